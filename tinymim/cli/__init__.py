@@ -1,0 +1,68 @@
+"""``tinymim <verb>``: one file a verb, each with ``HELP``, ``add_arguments(parser)`` and ``run(args) -> int``.
+
+Exit codes: 0 done, 1 a check failed, 2 user error, 130 interrupted.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+
+from tinymim.errors import TinyMIMError
+
+VERBS = {
+    "demo": "photos to a deployed, measured segmentor in minutes (start here)",
+    "pretrain": "pre-train a masked autoencoder (MAE) to be a teacher",
+    "distill": "distil a small student from a masked-image-modelling teacher",
+    "bench": "measure .onnx files: latency, memory, where the milliseconds go",
+    "doctor": "replay the golden numbers and print versions and providers",
+    "list": "list models, recipes and segmentation configs",
+}
+
+
+def run_command(
+    prog: str,
+    description: str,
+    add_arguments: Callable[[argparse.ArgumentParser], None],
+    run: Callable[[argparse.Namespace], int],
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Parse, run, and turn our own errors into a message and an exit code. Every command and tool goes through here."""
+    parser = argparse.ArgumentParser(
+        prog=prog, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add_arguments(parser)
+    try:
+        return run(parser.parse_args(argv))
+    except TinyMIMError as error:
+        print(f"{prog}: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"\n{prog}: interrupted; a run folder that was being written can be continued with --resume",
+              file=sys.stderr)  # fmt: skip
+        return 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the ``tinymim`` command."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help"):
+        width = max(map(len, VERBS))
+        print("usage: tinymim <command> [options]\n")
+        print("\n".join(f"  {verb.ljust(width)}  {text}" for verb, text in VERBS.items()))
+        print("\ntinymim <command> --help lists the options. First command to try: tinymim demo")
+        return 0
+    if args[0] in ("-V", "--version"):
+        from tinymim import __version__
+
+        print(__version__)
+        return 0
+    if args[0] not in VERBS:
+        import difflib
+
+        near = difflib.get_close_matches(args[0], VERBS, n=1)
+        hint = f"did you mean 'tinymim {near[0]}'?" if near else "tinymim --help lists the commands"
+        print(f"tinymim: error: unknown command {args[0]!r}; {hint}", file=sys.stderr)
+        return 2
+    verb = importlib.import_module(f"tinymim.cli.{args[0]}")
+    return run_command(f"tinymim {args[0]}", VERBS[args[0]], verb.add_arguments, verb.run, args[1:])

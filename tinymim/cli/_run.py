@@ -1,0 +1,65 @@
+"""Options and last words the verbs ``pretrain`` and ``distill`` share."""
+
+import argparse
+import inspect
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import DictAction
+
+
+def add_run_arguments(parser: argparse.ArgumentParser, recipe: str, model_option: str) -> None:
+    """The common options; their names are the keywords of :func:`tinymim.engine.run.run`."""
+    from tinymim.engine.recipe import recipe_names
+
+    names = [n for n in recipe_names() if n.startswith("mae_") == (model_option == "--model")]
+    parser.add_argument("--recipe", default=recipe, help=f"one of {', '.join(names)}, or a .py file of the same keys")
+    parser.add_argument("--data", metavar="FOLDER", help="photos, searched recursively")
+    parser.add_argument("--val-data", metavar="FOLDER", help="held-out photos for val_loss")
+    parser.add_argument("--out", metavar="FOLDER", help="run folder; default runs/<recipe>")
+    parser.add_argument(model_option, help="registry name, e.g. tinymim_vit_tiny")
+    parser.add_argument("--img-size", type=int, help="side of the crops in pixels")
+    parser.add_argument("--epochs", type=float, help="passes over the photos")
+    parser.add_argument("--batch-size", type=int, help="global batch; split over processes and micro-batches")
+    parser.add_argument("--lr", type=float, help="peak rate; default base_lr * batch / 256")
+    parser.add_argument("--max-steps", type=int, help="stop after so many steps")
+    parser.add_argument("--save-every", type=int, help="steps between checkpoints; default an epoch")
+    parser.add_argument("--workers", type=int, help="data-loading processes")
+    parser.add_argument("--seed", type=int, help="fixes order, crops, masks and start values")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N; default a GPU if there is one")
+    parser.add_argument("--init-from", metavar="FILE", help="checkpoint to start from (a new run)")
+    parser.add_argument("--resume", action="store_true", help="go on exactly where the run in --out stopped")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
+    parser.add_argument("--dry-run", action="store_true", help="one step: memory and time, no files")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved recipe and stop")
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="any recipe key")
+
+
+def run_verb(args: argparse.Namespace, job: Any, next_lines: list[str]) -> int:
+    """Call the job with the parsed options, write the report, print what to type next."""
+    from tinymim.engine.recipe import load_recipe
+    from tinymim.engine.run import run
+    from tinymim.errors import ConfigError
+
+    values = {k: v for k, v in vars(args).items() if k in inspect.signature(run).parameters}
+    if args.print_config:
+        keys = ("teacher", "teacher_weights", "teacher_heads", "img_size", "epochs", "batch_size", "workers", "seed",
+                "save_every")  # fmt: skip
+        overrides = {k: values.get(k) for k in keys} | {"student": values.get("student") or values.get("model")}
+        config = load_recipe(args.recipe, {**overrides, **(args.cfg_options or {})})
+        print("\n".join(f"{k} = {v!r}" for k, v in config.to_dict().items()))
+        return 0
+    if args.data is None:
+        raise ConfigError("no photos", "--data is missing", "add --data FOLDER (photos, searched recursively)")
+    result = job(**values)
+    if args.dry_run:
+        return 0
+    import os
+
+    if int(os.environ.get("RANK", 0)) == 0:
+        from tinymim_export.report import run_report
+
+        report = run_report(result.out)
+        print(f"student: {result.student}\nreport:  {report}")
+        print("\n".join(f"next:    {line.format(student=result.student, out=Path(result.out))}" for line in next_lines))
+    return 0

@@ -1,0 +1,38 @@
+"""``tinymim list``: models, recipes and segmentation configs."""
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the verb."""
+    parser.add_argument("what", nargs="?", choices=("models", "recipes", "configs"), help="default: all three")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print names, one line each with the first line of what they are."""
+    import ast
+    from pathlib import Path
+
+    import tinymim_mmseg_configs
+    from tinymim.engine.recipe import FOLDER, recipe_names
+    from tinymim.models import create_model, model_names
+
+    def summary(path: Path) -> str:
+        return (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n")[0]
+
+    if args.what in (None, "models"):
+        print("models (tinymim.create_model, --student):")
+        for name in model_names():
+            model = create_model(name)
+            millions = sum(p.numel() for p in model.parameters()) / 1e6
+            print(f"  {name:24} width {model.embed_dim}, {model.num_heads} heads, {model.depth} blocks, {millions:.1f} M")
+    if args.what in (None, "recipes"):
+        print("recipes (tinymim pretrain|distill --recipe):")
+        for name in recipe_names():
+            print(f"  {name:32} {summary(FOLDER / f'{name}.py')}")
+    if args.what in (None, "configs"):
+        print("segmentation configs (python tools/train_seg.py mmseg_configs/NAME.py):")
+        folder = Path(tinymim_mmseg_configs.__file__).parent
+        for path in sorted(folder.glob("[!_]*.py")):
+            print(f"  {path.stem:32} {summary(path)}")
+    return 0

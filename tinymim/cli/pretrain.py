@@ -1,0 +1,19 @@
+"""``tinymim pretrain``: a masked autoencoder on your own photos, to be a teacher."""
+
+import argparse
+
+from tinymim.cli._run import add_run_arguments, run_verb
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the verb."""
+    add_run_arguments(parser, "mae_tiny", "--model")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Pre-train."""
+    from tinymim.engine import pretrain
+
+    return run_verb(args, pretrain, [
+        "tinymim distill --recipe tinymim_tiny_from_mae_base --teacher {student} --data FOLDER",
+    ])  # fmt: skip

@@ -1,0 +1,90 @@
+"""The one place that bends MMEngine and MMCV to today's PyTorch and to machines without a GPU.
+
+- ``install_mmcv_stand_in``: MMSegmentation imports MMCV's compiled operators although a plain UperNet needs none;
+  with ``mmcv-lite`` they do not exist. A stand-in module lets the import pass and complains when an operator is used.
+- ``use_device``: MMEngine picks the first accelerator it sees, once, at import.
+- ``start_cpu_processes``: MMEngine's launcher calls ``torch.cuda.set_device`` whatever the machine has.
+"""
+
+import importlib.machinery
+import importlib.util
+import os
+import sys
+import types
+from typing import Any
+
+from tinymim.errors import ConfigError
+
+_EXT = "mmcv._ext"
+
+
+def install_mmcv_stand_in() -> bool:
+    """Stand in for ``mmcv._ext`` when the real one is missing; return whether a stand-in is in place.
+
+    The stand-in's ``__spec__.loader`` stays None: MMEngine reads that as "no operators here".
+    """
+    module = sys.modules.get(_EXT)
+    if module is None and importlib.util.find_spec("mmcv") is not None and importlib.util.find_spec(_EXT) is None:
+        module = types.ModuleType(_EXT, "Stand-in of tinymim for MMCV's compiled operators.")
+        module.__spec__ = importlib.machinery.ModuleSpec(_EXT, loader=None)
+        module.__getattr__ = _missing_operator  # type: ignore[method-assign]
+        sys.modules[_EXT] = module
+    return module is not None and module.__spec__ is not None and module.__spec__.loader is None
+
+
+def _missing_operator(name: str) -> Any:
+    if name.startswith("__"):
+        raise AttributeError(name)
+
+    def operator(*args: Any, **kwargs: Any) -> Any:
+        raise ConfigError(
+            f"the MMCV operator {name!r} was called, but this MMCV has no compiled operators",
+            "mmcv-lite is installed; tinymim's own models need none of its operators",
+            "use a model without it, or install a full mmcv >= 2.0.1, < 2.2 over mmcv-lite",
+        )
+
+    return operator
+
+
+def launched_processes() -> int:
+    """Processes that ``torchrun`` started for this job; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
+
+
+def use_device(device: str | None) -> str:
+    """Make MMEngine use ``device`` ("cpu", "cuda", "cuda:1", ...; None: a GPU where there is one) and return its kind.
+
+    Raises:
+        ConfigError: a GPU is asked for and there is none.
+    """
+    import mmengine.device.utils as mmengine_device
+    import torch
+
+    kind = (device or ("cuda" if torch.cuda.is_available() else "cpu")).split(":")[0]
+    if kind not in ("cpu", "cuda"):
+        raise ConfigError(f"device {device!r} is unknown", "tinymim runs on cpu and cuda", "use --device cpu or cuda")
+    if kind == "cuda":
+        if not torch.cuda.is_available():
+            raise ConfigError(
+                f"device {device!r} was asked for, but PyTorch sees no GPU",
+                "there is none, its driver is missing, or this is a CPU build of PyTorch",
+                "use --device cpu, or install a CUDA build of PyTorch",
+            )
+        if device and ":" in device:
+            torch.cuda.set_device(device)
+    mmengine_device.DEVICE = kind
+    return kind
+
+
+def start_cpu_processes(cfg: Any) -> None:
+    """Join the gloo process group under ``torchrun`` on a machine without a GPU, and set ``cfg`` to match.
+
+    MMEngine's own launcher cannot (it calls ``torch.cuda.set_device``), and its DDP wrapper asks for a GPU id. A
+    second call in one process joins nothing again.
+    """
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        dist.init_process_group("gloo")
+    cfg["launcher"] = "pytorch"
+    cfg["model_wrapper_cfg"] = dict(type="MMDistributedDataParallel", device_ids=None, broadcast_buffers=False)

@@ -1,0 +1,1 @@
+"""Photo folders, views for teacher and student, labelled folders, generated scenes. Import the module you need."""

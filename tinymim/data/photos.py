@@ -1,0 +1,184 @@
+"""Photo folders for pre-training: the same crop for teacher and student, every draw replayable from (seed, epoch, index).
+
+No state is kept between photos, so a run that is killed and resumed sees exactly the same pixels.
+"""
+
+import math
+import random
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageEnhance
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from tinymim.errors import DataError
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+
+
+def list_photos(folder: str | Path) -> list[Path]:
+    """Every photo below a folder, sorted.
+
+    Raises:
+        DataError: no such folder, or no photo in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"no folder at {folder}", "--data must name a folder of photos", "check the path")
+    photos = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    if not photos:
+        raise DataError(
+            f"no photos in {folder}",
+            f"nothing below it ends in {', '.join(sorted(SUFFIXES))}",
+            "give the folder that holds the photos (folders inside it are searched)",
+        )
+    return photos
+
+
+def crop_box(size: tuple[int, int], scale: tuple[float, float], rng: random.Random) -> tuple[int, int, int, int]:
+    """A random resized crop's box (left, top, right, bottom): area share in ``scale``, aspect ratio 3/4 to 4/3.
+
+    The rule of torchvision's RandomResizedCrop: ten tries, then the largest central box of an allowed ratio.
+    """
+    width, height = size
+    for _ in range(10):
+        area = width * height * rng.uniform(*scale)
+        ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = rng.randint(0, width - w), rng.randint(0, height - h)
+            return left, top, left + w, top + h
+    ratio = min(max(width / height, 3 / 4), 4 / 3)
+    w, h = min(width, round(height * ratio)), min(height, round(width / ratio))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def color_jitter(image: Image.Image, strength: float, rng: random.Random) -> Image.Image:
+    """Brightness, contrast and saturation, each by a factor in 1 +- strength, in random order (no hue), always applied.
+
+    Source: TinyMIM's code (strength 0.4); it is not in the paper's main text.
+    """
+    changes = [ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color]
+    rng.shuffle(changes)
+    for change in changes:
+        image = change(image).enhance(rng.uniform(max(0.0, 1 - strength), 1 + strength))
+    return image
+
+
+def center_box(size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The largest central square."""
+    side = min(size)
+    left, top = (size[0] - side) // 2, (size[1] - side) // 2
+    return left, top, left + side, top + side
+
+
+class Photos(Dataset[dict[str, Any]]):
+    """Crops of photos, as uint8.
+
+    Args:
+        photos: Files.
+        img_size: Side of the crop, pixels.
+        scale: Area share of the random crop.
+        jitter: Strength of the colour jitter on the student's copy; None for one view only (MAE).
+        seed: Together with epoch and index it fixes every draw.
+        train: False: central square, no flip, no jitter.
+
+    An item is asked for as ``(epoch, index)`` and is ``{"image": (3, S, S) uint8, "student_image": same or absent,
+    "skipped": list of files}``. A photo that cannot be read is replaced by the next one and named in ``skipped``.
+    """
+
+    def __init__(
+        self,
+        photos: Sequence[Path],
+        *,
+        img_size: int = 224,
+        scale: tuple[float, float] = (0.2, 1.0),
+        jitter: float | None = None,
+        seed: int = 0,
+        train: bool = True,
+    ) -> None:
+        self.photos, self.img_size, self.scale = list(photos), img_size, scale
+        self.jitter, self.seed, self.train = jitter, seed, train
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def __getitem__(self, key: Any) -> dict[str, Any]:
+        epoch, index = key
+        rng = random.Random(f"{self.seed}/{epoch}/{index}")
+        skipped: list[str] = []
+        for step in range(len(self.photos)):
+            path = self.photos[(index + step) % len(self.photos)]
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    image = Image.open(path).convert("RGB")
+                break
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+                skipped.append(str(path))
+        else:
+            raise DataError("no photo can be read", f"all {len(self.photos)} files are damaged", "check the folder")
+        box = crop_box(image.size, self.scale, rng) if self.train else center_box(image.size)
+        image = image.resize((self.img_size, self.img_size), Image.Resampling.BICUBIC, box=box)
+        if self.train and rng.random() < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        sample: dict[str, Any] = {"image": to_tensor(image), "skipped": skipped}
+        if self.jitter is not None:
+            student = color_jitter(image, self.jitter, rng) if self.train else image
+            sample["student_image"] = to_tensor(student)
+        return sample
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """RGB image -> uint8 (3, H, W)."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Stack the views, join the lists of skipped files."""
+    batch: dict[str, Any] = {
+        key: torch.stack([s[key] for s in samples]) for key in ("image", "student_image") if key in samples[0]
+    }
+    batch["skipped"] = [path for s in samples for path in s["skipped"]]
+    return batch
+
+
+class StepSampler(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, index) for one process, from any step on, without reading what came before.
+
+    Args:
+        num_photos: Photos in the data set.
+        batch_size: Global batch; the last incomplete batch of an epoch is dropped.
+        steps: Optimizer steps in all.
+        seed: Fixes the order.
+        start: First step (resume).
+        rank: This process.
+        world: Processes.
+    """
+
+    def __init__(
+        self, num_photos: int, batch_size: int, steps: int, *, seed: int = 0, start: int = 0, rank: int = 0,
+        world: int = 1,
+    ) -> None:  # fmt: skip
+        self.num_photos, self.batch_size, self.steps = num_photos, batch_size, steps
+        self.seed, self.start, self.rank, self.world = seed, start, rank, world
+
+    def __len__(self) -> int:
+        return self.steps - self.start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        per_epoch = self.num_photos // self.batch_size
+        own = self.batch_size // self.world
+        epoch, order = -1, np.empty(0, int)
+        for step in range(self.start, self.steps):
+            if step // per_epoch != epoch:
+                epoch = step // per_epoch
+                order = np.random.default_rng([self.seed, epoch]).permutation(self.num_photos)
+            first = step % per_epoch * self.batch_size + self.rank * own
+            yield [(epoch, int(i)) for i in order[first : first + own]]

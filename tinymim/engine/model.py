@@ -1,0 +1,125 @@
+"""What MMEngine's Runner trains: a method of ours behind the BaseModel interface, uint8 photos in, named losses out."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmengine.model import BaseModel
+from torch import Tensor, nn
+
+from tinymim.errors import TinyMIMError
+from tinymim.models.vit import IMAGENET_MEAN, IMAGENET_STD
+
+
+class NonFiniteLoss(TinyMIMError):
+    """A loss that is NaN or infinite; raised before the optimizer sees it."""
+
+    exit_code = 1
+
+
+class PretrainModel(BaseModel):
+    """Normalise each side its own way, run the method under autocast, check the loss.
+
+    Args:
+        method: ``TinyMIM`` or ``MAE``: ``losses(...)`` returns a dict with ``loss``.
+        autocast: torch.bfloat16 or None. (float16 comes from MMEngine's AmpOptimWrapper, which scales the loss.)
+        teacher_mean: Of the teacher's normalisation, channel values in 0..1.
+        teacher_std: The same.
+    """
+
+    def __init__(
+        self,
+        method: nn.Module,
+        *,
+        autocast: torch.dtype | None = None,
+        teacher_mean: Sequence[float] = IMAGENET_MEAN,
+        teacher_std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        super().__init__()
+        self.method, self.autocast = method, autocast
+        for name, value in {
+            "mean": IMAGENET_MEAN, "std": IMAGENET_STD, "teacher_mean": teacher_mean, "teacher_std": teacher_std,
+        }.items():  # fmt: skip
+            self.register_buffer(name, torch.tensor(value).view(1, 3, 1, 1), persistent=False)
+        self.last_batch: dict[str, Tensor] = {}
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The network that is kept: the student, or MAE's encoder."""
+        return self.method.student if hasattr(self.method, "student") else self.method.encoder  # type: ignore[return-value]
+
+    @property
+    def learned(self) -> nn.Module:
+        """Everything a checkpoint must hold to go on: the student, or the whole MAE (never a teacher)."""
+        return self.method.student if hasattr(self.method, "student") else self.method  # type: ignore[return-value]
+
+    def forward(  # type: ignore[override]
+        self, image: Tensor, student_image: Tensor | None = None, mode: str = "loss"
+    ) -> dict[str, Tensor]:
+        """uint8 (B, 3, S, S) views -> named losses."""
+        self.last_batch = {"image": image} | ({} if student_image is None else {"student_image": student_image})
+        own = (((image if student_image is None else student_image).float() / 255) - self.mean) / self.std
+        views = [own]
+        if student_image is not None:
+            views.append((image.float() / 255 - self.teacher_mean) / self.teacher_std)
+        if self.autocast is None:  # not a disabled autocast: that would undo AmpOptimWrapper's
+            return self.method(*views)
+        with torch.autocast(image.device.type, dtype=self.autocast):
+            return self.method(*views)
+
+    def parse_losses(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
+        """MMEngine's hook between loss and update: refuse what is not finite."""
+        if not torch.isfinite(losses["loss"]):
+            raise NonFiniteLoss(
+                f"the loss is {float(losses['loss'].detach())}",
+                "the learning rate is too high, the precision too low, or a photo is broken",
+                "see the dumped batch, then resume with a lower --lr or --cfg-options precision=fp32",
+            )
+        return losses["loss"], {k: v.detach() for k, v in losses.items()}
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups: matrices with weight decay, 1-D parameters without (the class token is decayed, as published)."""
+    named = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in named if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in named if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def pick_precision(name: str, device: str) -> tuple[torch.dtype | None, bool]:
+    """Recipe word -> (autocast type or None, whether MMEngine's AmpOptimWrapper scales float16 losses).
+
+    ``auto``: bfloat16 on a GPU that has it, else float16 there; on CPU bfloat16 where the processor multiplies it.
+    """
+    if device == "cuda":
+        if name == "auto":
+            name = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    elif name == "auto":
+        name = "bf16" if cpu_has_bf16() else "fp32"
+    elif name == "fp16":
+        raise TinyMIMError(
+            "precision=fp16 needs a GPU", "the CPU has no float16 products", "use precision=auto (bf16 or fp32)"
+        )
+    return (torch.bfloat16 if name == "bf16" else None), name == "fp16"
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the processor multiplies bfloat16 in hardware (AVX512-BF16 or AMX)."""
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(bool(getattr(torch.cpu, name, bool)()) for name in checks)
+
+
+def saved_bytes_per_image(model: PretrainModel, batch: dict[str, Tensor]) -> int:
+    """Bytes autograd keeps per image of one forward pass, counted through its saved tensors (any device)."""
+    seen: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        loss = model(**batch)["loss"]
+    del loss
+    return sum(size for pointer, size in seen.items() if pointer not in own) // len(batch["image"])

@@ -1,0 +1,95 @@
+"""Recipes: data-only files, found by name, overridden by options, checked before any work starts."""
+
+import difflib
+import math
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from tinymim.errors import ConfigError
+from tinymim.models.registry import model_names
+
+FOLDER = Path(__file__).resolve().parents[1] / "recipes"
+CHOICES = {"method": ("tinymim", "mae"), "precision": ("auto", "fp32", "bf16", "fp16")}
+
+
+def recipe_names() -> list[str]:
+    """Recipes that ship with the package."""
+    return sorted(p.stem for p in FOLDER.glob("[!_]*.py"))
+
+
+def load_recipe(name: str, overrides: dict[str, Any] | None = None) -> Config:
+    """Read a shipped recipe by name, or any file of the same keys, and apply overrides.
+
+    Args:
+        name: e.g. ``tinymim_base_from_mae_large``, or a path ending in ``.py``.
+        overrides: Dotted keys, e.g. ``{"student_args.depth": 4}``; None values are ignored.
+
+    Raises:
+        ConfigError: unknown recipe or key, or a value of the wrong kind.
+    """
+    path = Path(name) if name.endswith(".py") else FOLDER / f"{name}.py"
+    if not path.is_file() or path.name.startswith("_"):
+        near = difflib.get_close_matches(name, recipe_names(), n=1)
+        raise ConfigError(
+            f"unknown recipe {name!r}",
+            f"the recipes are {', '.join(recipe_names())}",
+            f"did you mean {near[0]!r}?" if near else "choose one of these, or a .py file of the same keys",
+        )
+    known = Config.fromfile(FOLDER / "_base.py")
+    try:
+        recipe = Config.fromfile(path)
+        changes = {k: v for k, v in (overrides or {}).items() if v is not None}
+        if changes:
+            recipe.merge_from_dict(changes)
+    except (KeyError, TypeError, IndexError) as error:
+        raise ConfigError(f"cannot apply {overrides}", str(error), "see --print-config for the keys") from error
+    for key in recipe:
+        if key not in known:
+            near = difflib.get_close_matches(key, list(known), n=1)
+            raise ConfigError(
+                f"unknown key {key!r} in the recipe",
+                f"a recipe has {', '.join(known)}",
+                f"did you mean {near[0]!r}?" if near else "remove it; --print-config shows what there is",
+            )
+    _check(recipe)
+    return recipe
+
+
+def _check(recipe: Config) -> None:
+    for key, allowed in CHOICES.items():
+        if recipe[key] not in allowed:
+            raise ConfigError(f"{key}={recipe[key]!r}", f"it must be one of {', '.join(allowed)}", f"set {key}")
+    if recipe.student not in model_names():
+        near = difflib.get_close_matches(str(recipe.student), model_names(), n=1)
+        raise ConfigError(
+            f"unknown student {recipe.student!r}",
+            f"the models are {', '.join(model_names())}",
+            f"did you mean {near[0]!r}?" if near else "choose one of these",
+        )
+    numbers: dict[str, tuple[type | tuple[type, ...], float]] = {
+        "batch_size": (int, 1), "epochs": ((int, float), 0), "img_size": (int, 16), "workers": (int, 0), "seed": (int, 0),
+        "base_lr": ((int, float), 0), "weight_decay": ((int, float), 0), "drop_path": ((int, float), 0),
+    }  # fmt: skip
+    for key, (kind, least) in numbers.items():
+        value = recipe[key]
+        if isinstance(value, bool) or not isinstance(value, kind) or not least <= value < math.inf:
+            raise ConfigError(f"{key}={value!r}", f"it must be a number of at least {least}", f"set --cfg-options {key}=N")
+
+
+def learning_rate(
+    step: int, *, steps: int, warmup: int, peak: float, final: float = 0.0
+) -> float:
+    """Linear warm-up from 0, then half a cosine down to ``final``, per step (MAE and TinyMIM).
+
+    Args:
+        step: 0-based step.
+        steps: Steps in all.
+        warmup: Warm-up steps.
+        peak: Rate at the end of the warm-up.
+        final: Rate at the end.
+    """
+    if step < warmup:
+        return peak * step / warmup
+    return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))

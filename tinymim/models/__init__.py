@@ -1,0 +1,24 @@
+"""Vision transformers, teachers, and one reader for every checkpoint format."""
+
+from tinymim.models.checkpoints import (
+    Checkpoint,
+    LoadReport,
+    load_weights,
+    model_from_checkpoint,
+    read_checkpoint,
+    save_student,
+)
+from tinymim.models.registry import create_model, model_names
+from tinymim.models.vit import ViT
+
+__all__ = [
+    "Checkpoint",
+    "LoadReport",
+    "ViT",
+    "create_model",
+    "load_weights",
+    "model_from_checkpoint",
+    "model_names",
+    "read_checkpoint",
+    "save_student",
+]

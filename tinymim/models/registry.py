@@ -1,0 +1,97 @@
+"""Named models: ``tinymim.create_model`` and the same names in timm's registry."""
+
+import difflib
+import os
+from typing import Any
+
+from timm.models import register_model
+
+from tinymim.errors import ConfigError
+from tinymim.models.checkpoints import load_weights
+from tinymim.models.vit import ViT
+
+__all__ = ["create_model", "model_names"]
+
+SIZES: dict[str, dict[str, Any]] = {
+    "tinymim_vit_tiny": dict(embed_dim=192, num_heads=3),
+    "tinymim_vit_small": dict(embed_dim=384, num_heads=6),
+    "tinymim_vit_base": dict(embed_dim=768, num_heads=12),
+    "tinymim_vit_star_tiny": dict(embed_dim=192, num_heads=12, dist_token=True, last_dim=1280),
+}
+
+
+def model_names() -> list[str]:
+    """Names :func:`create_model` takes."""
+    return list(SIZES)
+
+
+def create_model(
+    name: str,
+    img_size: int | tuple[int, int] = 224,
+    checkpoint: str | os.PathLike[str] | None = None,
+    **overrides: Any,
+) -> ViT:
+    """Build a ViT by name.
+
+    Args:
+        name: ``tinymim_vit_tiny`` (192 wide, 3 heads), ``_small`` (384, 6), ``_base`` (768, 12) or ``_star_tiny``
+            (TinyMIM*-T: 192, 12 heads, distillation token, 1280-wide last layer); 12 blocks, patch 16.
+        img_size: Pixels at which the position embedding is stored.
+        checkpoint: File to load through :func:`tinymim.load_weights`.
+        overrides: Any keyword of :class:`ViT`.
+
+    Raises:
+        ConfigError: unknown name or keyword.
+        CheckpointError: the file does not fit.
+    """
+    if name not in SIZES:
+        near = difflib.get_close_matches(name, SIZES, n=1)
+        raise ConfigError(
+            f"unknown model {name!r}",
+            f"the models are {', '.join(SIZES)}",
+            f"did you mean {near[0]!r}?" if near else "choose one of these",
+        )
+    try:
+        model = ViT(img_size=img_size, **(SIZES[name] | overrides))
+    except TypeError as error:
+        raise ConfigError(f"cannot build {name}", str(error), "see help(tinymim.models.ViT) for the keywords") from None
+    if checkpoint is not None:
+        load_weights(model, checkpoint)
+    return model
+
+
+def _timm_entry(name: str, pretrained: bool, kwargs: dict[str, Any]) -> ViT:
+    """timm's calling convention; there are no weights to download, so ``pretrained=True`` is an error."""
+    if pretrained:
+        raise ConfigError(
+            f"{name} has no weights to download",
+            "students come from 'tinymim distill'",
+            f"timm.create_model({name!r}, checkpoint='runs/x/student.pth')",
+        )
+    for key in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "num_classes", "in_chans"):
+        kwargs.pop(key, None)
+    return create_model(name, **kwargs)
+
+
+@register_model
+def tinymim_vit_tiny(pretrained: bool = False, **kwargs: Any) -> ViT:
+    """ViT-Tiny/16, 3 heads."""
+    return _timm_entry("tinymim_vit_tiny", pretrained, kwargs)
+
+
+@register_model
+def tinymim_vit_small(pretrained: bool = False, **kwargs: Any) -> ViT:
+    """ViT-Small/16, 6 heads."""
+    return _timm_entry("tinymim_vit_small", pretrained, kwargs)
+
+
+@register_model
+def tinymim_vit_base(pretrained: bool = False, **kwargs: Any) -> ViT:
+    """ViT-Base/16, 12 heads."""
+    return _timm_entry("tinymim_vit_base", pretrained, kwargs)
+
+
+@register_model
+def tinymim_vit_star_tiny(pretrained: bool = False, **kwargs: Any) -> ViT:
+    """TinyMIM*-T: 12 heads, distillation token, 1280-wide last layer."""
+    return _timm_entry("tinymim_vit_star_tiny", pretrained, kwargs)

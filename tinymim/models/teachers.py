@@ -1,0 +1,143 @@
+"""Frozen teachers: timm's VisionTransformer and BEiT models by name, or any checkpoint this project reads."""
+
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models.beit import Beit
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from tinymim.errors import CheckpointError, ConfigError
+from tinymim.files import sha256_file
+from tinymim.models.checkpoints import load_weights, model_from_checkpoint
+from tinymim.models.vit import IMAGENET_MEAN, IMAGENET_STD
+
+
+@dataclass
+class Teacher:
+    """A frozen model and what a run must know of it."""
+
+    model: nn.Module
+    name: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    sha256: str | None
+
+
+def load_teacher(
+    name: str,
+    *,
+    img_size: int = 224,
+    weights: str | os.PathLike[str] | None = None,
+    num_heads: int | None = None,
+    pretrained: bool = True,
+) -> Teacher:
+    """Build a teacher, frozen and in evaluation mode.
+
+    Args:
+        name: ``timm/NAME``, e.g. ``timm/vit_large_patch16_224.mae``, or a checkpoint file.
+        img_size: Side of the photos it will see, pixels; positions are resized to it.
+        weights: File to load into a timm model instead of downloading.
+        num_heads: Heads a block, for checkpoint files that do not store it (``--teacher-heads``).
+        pretrained: False keeps random weights (``--dry-run`` only).
+
+    Raises:
+        ConfigError: unknown timm model, or one that is neither VisionTransformer nor BEiT.
+        CheckpointError: the weights are absent, cannot be downloaded, or do not fit.
+    """
+    if name.startswith("timm/"):
+        return _timm_teacher(name, img_size, weights, pretrained)
+    if weights is not None:
+        raise ConfigError(
+            "--teacher-weights goes with a timm teacher",
+            f"{name} is a checkpoint file and brings its own weights",
+            "leave --teacher-weights out, or give --teacher timm/NAME",
+        )
+    if not Path(name).is_file():
+        raise CheckpointError(
+            f"no teacher at {name}",
+            "it is neither a file nor a timm/NAME",
+            "give the student.pth of a run, a checkpoint, or e.g. --teacher timm/vit_base_patch16_224.mae",
+        )
+    model, checkpoint = model_from_checkpoint(name, num_heads=num_heads, option="--teacher-heads")
+    mean = tuple(checkpoint.meta.get("mean") or IMAGENET_MEAN)
+    std = tuple(checkpoint.meta.get("std") or IMAGENET_STD)
+    return Teacher(model.eval().requires_grad_(False), Path(name).name, mean, std, sha256_file(name))
+
+
+def _timm_teacher(
+    name: str, img_size: int, weights: str | os.PathLike[str] | None, pretrained: bool
+) -> Teacher:
+    timm_name = name.removeprefix("timm/")
+    if not timm.is_model(timm_name.split(".")[0]):
+        near = timm.list_models(f"*{timm_name.split('.')[0][:12]}*")[:4]
+        raise ConfigError(
+            f"timm has no model {timm_name!r}",
+            f"near names: {', '.join(near)}" if near else "no name is near",
+            "python -c \"import timm; print(timm.list_models('vit_*mae*', pretrained=True))\" lists them",
+        )
+    kwargs: dict[str, Any] = dict(num_classes=0, img_size=img_size)
+    download = pretrained and weights is None
+    if download:
+        _go_offline_if_unreachable()
+    try:
+        model = timm.create_model(timm_name, pretrained=download, **kwargs)
+    except TypeError as error:
+        raise _unsupported(name, "model without img_size") from error
+    except Exception as error:  # the hub's client raises a dozen unrelated classes
+        if not download:
+            raise
+        cfg = timm.get_pretrained_cfg(timm_name)
+        where = getattr(cfg, "url", None) or f"https://huggingface.co/{getattr(cfg, 'hf_hub_id', 'timm/')}{timm_name}"
+        file = Path(where).name if where.endswith((".pth", ".pt", ".safetensors")) else "model.safetensors"
+        raise CheckpointError(
+            f"the weights of {name} cannot be downloaded",
+            f"{type(error).__name__}: {str(error).splitlines()[0][:140]}",
+            f"fetch {file} from {where} on a machine with internet, copy it here, and add --teacher-weights {file}",
+        ) from error
+    if not isinstance(model, VisionTransformer | Beit):
+        raise _unsupported(name, type(model).__name__)
+    sha = None
+    if weights is not None:
+        load_weights(model, weights)
+        sha = sha256_file(weights)
+    cfg = model.pretrained_cfg  # type: ignore[assignment]
+    mean, std = (tuple(cfg.get(key) or default) for key, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)))  # type: ignore[attr-defined]
+    return Teacher(model.eval().requires_grad_(False), name, mean, std, sha)
+
+
+def _unsupported(name: str, kind: str) -> ConfigError:
+    return ConfigError(
+        f"{name} is a {kind}",
+        "relations are read from timm's VisionTransformer and BEiT models",
+        "choose e.g. timm/vit_base_patch16_224.mae or timm/beit_base_patch16_224",
+    )
+
+
+def _go_offline_if_unreachable() -> None:
+    """Spare the user the hub client's minute of retries when there is plainly no network (cached files still load)."""
+    if any(os.environ.get(k) for k in ("HF_ENDPOINT", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return
+    try:
+        socket.create_connection(("huggingface.co", 443), timeout=5).close()
+    except OSError:
+        from huggingface_hub import constants
+
+        constants.HF_HUB_OFFLINE = True
+
+
+def state_sha256(model: nn.Module) -> str:
+    """sha256 over a model's tensors, for teachers that came without a file."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    with torch.no_grad():
+        for key, value in sorted(model.state_dict().items()):
+            digest.update(key.encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,31 @@
+"""Every key a recipe may have, with the published TinyMIM pre-training values (README and code of the paper)."""
+
+method = "tinymim"  # tinymim | mae
+student = "tinymim_vit_base"
+student_args = dict()  # keywords of tinymim.models.ViT
+teacher = None  # timm/NAME or a checkpoint file
+teacher_weights = None  # file for a timm teacher
+teacher_heads = None  # for files that do not store the head count
+target_block = None  # teacher block, from 1; None: 18 of 24, else the last
+relation_heads = None  # None: the teacher's heads
+drop_path = 0.1  # constant, in every block before the last
+img_size = 224  # pixels
+crop_scale = (0.2, 1.0)  # area share of the random crop
+color_jitter = 0.4  # on the student's copy
+batch_size = 4096  # global
+epochs = 300
+warmup_epochs = 15
+base_lr = 1.5e-4  # at batch 256; lr = base_lr * batch / 256
+min_lr = 0.0
+betas = (0.9, 0.95)
+weight_decay = 0.05  # not on 1-D parameters
+mask_ratio = 0.75  # mae
+norm_pix = True  # mae
+decoder = dict(dim=512, depth=8, heads=16)  # mae
+precision = "auto"  # auto | fp32 | bf16 | fp16; auto: bf16 where the processor has it
+grad_checkpointing = False
+micro_batch = None  # images a forward pass; None: by memory
+save_every = None  # steps; None: an epoch
+val_every = None  # steps; None: an epoch
+seed = 0
+workers = 2

@@ -1,0 +1,10 @@
+"""Masked autoencoder, ViT-Tiny: a teacher where none can be downloaded (decoder: 1 block(s), 96 wide)."""
+
+_base_ = "./_base.py"
+method = "mae"
+student = "tinymim_vit_tiny"
+epochs = 400
+warmup_epochs = 40
+drop_path = 0.0
+color_jitter = None
+decoder = dict(dim=96, depth=1, heads=3)
