@@ -18,7 +18,7 @@ PACKAGES = ("tinymim", "torch", "torchvision", "timm", "mmengine", "mmcv-lite", 
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path beside ``path``; rename it into place if the block succeeds, remove it if not.
 
     Raises:
@@ -47,7 +47,7 @@ def write_json(path: str | Path, value: Any) -> None:
         part.write_text(json.dumps(value, indent=1) + "\n")
 
 
-def sha256_file(path: str | Path) -> str:
+def sha256_file(path: str | os.PathLike[str]) -> str:
     """Hex sha256 of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

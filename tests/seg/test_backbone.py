@@ -16,13 +16,15 @@ TINY = dict(img_size=64, embed_dim=24, depth=4, num_heads=2, out_indices=(0, 1, 
 
 
 @pytest.mark.parametrize(
-    ("name", "options"),
+    ("name", "options", "tolerance"),
     [
-        ("seg_backbone_base", {}),
-        ("seg_backbone_star_t", dict(dist_token=True, last_dim=1280, pyramid_dim=768)),
+        ("seg_backbone_base", {}, 2e-6),
+        # The golden array itself lies 3.5e-6 from the float64 result (12 layers, 1280 x 9 products a sum), and the
+        # published operations in the published order give 2.07e-6 on an AVX2 processor: 2e-6 is below the rounding.
+        ("seg_backbone_star_t", dict(dist_token=True, last_dim=1280, pyramid_dim=768), 4e-6),
     ],
 )
-def test_golden(golden, name, options):
+def test_golden(golden, name, options, tolerance):
     numbers, arrays = golden(name)
     config = {k: v for k, v in numbers["config"].items() if k != "use_abs_pos_emb"}
     config["rel_pos_bias"] = config.pop("use_rel_pos_bias")
@@ -38,7 +40,7 @@ def test_golden(golden, name, options):
     for i, level in enumerate(levels):
         wanted = arrays[f"out{i}"]
         assert level.shape == wanted.shape
-        assert np.abs(level.numpy() - wanted).max() <= 2e-6 * np.abs(wanted).max()
+        assert np.abs(level.numpy() - wanted).max() <= tolerance * np.abs(wanted).max()
 
 
 @settings(max_examples=15, deadline=None)

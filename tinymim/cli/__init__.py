@@ -45,7 +45,7 @@ def run_command(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the ``tinymim`` command."""
-    args = list(sys.argv[1:] if argv is None else argv)
+    args = [*(sys.argv[1:] if argv is None else argv)]  # not list(): that name is a verb of this package
     if not args or args[0] in ("-h", "--help"):
         width = max(map(len, VERBS))
         print("usage: tinymim <command> [options]\n")

@@ -14,6 +14,7 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     import tinymim_mmseg_configs
+
     from tinymim.engine.recipe import FOLDER, recipe_names
     from tinymim.models import create_model, model_names
 
@@ -25,7 +26,9 @@ def run(args: argparse.Namespace) -> int:
         for name in model_names():
             model = create_model(name)
             millions = sum(p.numel() for p in model.parameters()) / 1e6
-            print(f"  {name:24} width {model.embed_dim}, {model.num_heads} heads, {model.depth} blocks, {millions:.1f} M")
+            print(
+                f"  {name:24} width {model.embed_dim}, {model.num_heads} heads, {model.depth} blocks, {millions:.1f} M"
+            )
     if args.what in (None, "recipes"):
         print("recipes (tinymim pretrain|distill --recipe):")
         for name in recipe_names():

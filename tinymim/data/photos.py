@@ -1,4 +1,4 @@
-"""Photo folders for pre-training: the same crop for teacher and student, every draw replayable from (seed, epoch, index).
+"""Photo folders for pre-training: one crop for teacher and student, every draw fixed by (seed, epoch, index).
 
 No state is kept between photos, so a run that is killed and resumed sees exactly the same pixels.
 """

@@ -3,6 +3,8 @@
 Legend: B = batch, T = tokens, D = width.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -30,7 +32,7 @@ class TinyMIM(nn.Module):
     """
 
     def __init__(
-        self, student: ViT, teacher: nn.Module, *, target_block: int | None = None, relation_heads: int | None = None
+        self, student: ViT, teacher: Any, *, target_block: int | None = None, relation_heads: int | None = None
     ) -> None:
         super().__init__()
         for side, model in (("student", student), ("teacher", teacher)):
@@ -40,7 +42,7 @@ class TinyMIM(nn.Module):
                     "relations are read from tinymim's ViT and timm's VisionTransformer and BEiT",
                     f"use one of these as {side}",
                 )
-        depth = len(teacher.blocks)  # type: ignore[arg-type]
+        depth = len(teacher.blocks)
         self.target_block = target_block or (18 if depth == 24 else depth)
         if not 1 <= self.target_block <= depth:
             raise ConfigError(
@@ -49,7 +51,7 @@ class TinyMIM(nn.Module):
                 f"choose 1 to {depth}",
             )
         self.relation_heads = relation_heads or num_heads(teacher)
-        widths = (student.embed_dim, int(teacher.embed_dim))  # type: ignore[arg-type]
+        widths = (student.embed_dim, int(teacher.embed_dim))
         if any(width % self.relation_heads for width in widths):
             raise ConfigError(
                 f"{self.relation_heads} relation heads do not divide the widths {widths[0]} and {widths[1]}",
@@ -72,7 +74,7 @@ class TinyMIM(nn.Module):
             )
         self.student = student
         self.teacher = teacher.eval().requires_grad_(False)
-        last = student.blocks[-1]
+        last: Any = student.blocks[-1]
         unused = (last.attn.proj, last.ls1, last.norm2, last.mlp, last.ls2, student.norm, student.conv1x1)
         for module in unused:
             module.requires_grad_(False)

@@ -3,6 +3,8 @@
 Legend: B = batch, T = tokens, D = width.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from timm.models.beit import Beit
@@ -15,7 +17,7 @@ from tinymim.models.vit import ViT
 TAPPABLE = (ViT, VisionTransformer, Beit)
 
 
-def qkv_at(model: nn.Module, images: Tensor, block: int) -> dict[str, Tensor]:
+def qkv_at(model: Any, images: Tensor, block: int) -> dict[str, Tensor]:
     """Run ``block - 1`` whole blocks, then norm1 and the q, k, v projection of block ``block`` (1-based), and stop.
 
     Args:
@@ -35,7 +37,7 @@ def qkv_at(model: nn.Module, images: Tensor, block: int) -> dict[str, Tensor]:
         index_TT = model.bias_index(grid)
         for i in range(block - 1):
             x_BTD = model.run_block(i, x_BTD, grid, index_TT)
-        last = model.blocks[block - 1]
+        last: Any = model.blocks[block - 1]
         return _split(last.attn.qkv(last.norm1(x_BTD)))
     if isinstance(model, Beit):
         x_BTD = model.patch_embed(images)
@@ -47,8 +49,8 @@ def qkv_at(model: nn.Module, images: Tensor, block: int) -> dict[str, Tensor]:
             x_BTD = each(x_BTD, shared_rel_pos_bias=bias)
         last = model.blocks[block - 1]
         attn = last.attn
-        qkv_bias = None if attn.q_bias is None else torch.cat([attn.q_bias, attn.k_bias, attn.v_bias])
-        return _split(F.linear(last.norm1(x_BTD), attn.qkv.weight, qkv_bias))
+        bias = None if attn.q_bias is None else torch.cat([attn.q_bias, attn.k_bias, attn.v_bias])
+        return _split(F.linear(last.norm1(x_BTD), attn.qkv.weight, bias))
     if isinstance(model, VisionTransformer):
         x_BTD = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
         for each in model.blocks[: block - 1]:
@@ -72,18 +74,18 @@ def _split(qkv_BT3D: Tensor) -> dict[str, Tensor]:
     return {"q": q, "k": k, "v": v}
 
 
-def num_heads(model: nn.Module) -> int:
+def num_heads(model: Any) -> int:
     """Heads of the model's blocks."""
-    return int(model.blocks[0].attn.num_heads)  # type: ignore[union-attr,index,arg-type]
+    return int(model.blocks[0].attn.num_heads)
 
 
-def patch_grid(model: nn.Module, size: tuple[int, int]) -> tuple[int, int]:
+def patch_grid(model: Any, size: tuple[int, int]) -> tuple[int, int]:
     """Patch rows and columns the model makes of an image of ``size`` pixels."""
-    patch = model.patch_embed.patch_size  # type: ignore[union-attr]
-    ph, pw = (patch, patch) if isinstance(patch, int) else patch  # type: ignore[misc]
-    return -(-size[0] // int(ph)), -(-size[1] // int(pw))  # type: ignore[arg-type]
+    patch = model.patch_embed.patch_size
+    ph, pw = (patch, patch) if isinstance(patch, int) else patch
+    return -(-size[0] // int(ph)), -(-size[1] // int(pw))
 
 
-def num_prefix(model: nn.Module) -> int:
+def num_prefix(model: Any) -> int:
     """Tokens before the patches."""
-    return int(getattr(model, "num_prefix_tokens", 1))  # type: ignore[arg-type]
+    return int(getattr(model, "num_prefix_tokens", 1))

@@ -187,7 +187,9 @@ class MonitorHook(Hook):
             losses = "  ".join(f"{k} {v:.4g}" for k, v in self.last.items())
             self.line.close(f"{runner.max_iters} steps  {losses}")
             if self.skipped:
-                print(f"warning: {len(self.skipped)} damaged photo(s) skipped, {sum(self.skipped.values())} times in all")
+                print(
+                    f"warning: {len(self.skipped)} damaged photo(s) skipped, {sum(self.skipped.values())} times in all"
+                )
 
     @torch.no_grad()
     def _validate(self, runner: Any) -> None:
@@ -247,7 +249,9 @@ class SaveHook(Hook):
         micro_batch: Kept for the resumed run.
     """
 
-    def __init__(self, out: Path, every: int, save_student: Any, state: dict[str, Any] | None, micro_batch: int) -> None:
+    def __init__(
+        self, out: Path, every: int, save_student: Any, state: dict[str, Any] | None, micro_batch: int
+    ) -> None:
         self.out, self.every, self.save_student = out, every, save_student
         self.state, self.micro_batch = state, micro_batch
 

@@ -1,5 +1,6 @@
 """Recipes: data-only files, found by name, overridden by options, checked before any work starts."""
 
+import copy
 import difflib
 import math
 from pathlib import Path
@@ -40,7 +41,7 @@ def load_recipe(name: str, overrides: dict[str, Any] | None = None) -> Config:
     known = Config.fromfile(FOLDER / "_base.py")
     try:
         recipe = Config.fromfile(path)
-        changes = {k: v for k, v in (overrides or {}).items() if v is not None}
+        changes = {k: copy.deepcopy(v) for k, v in (overrides or {}).items() if v is not None}
         if changes:
             recipe.merge_from_dict(changes)
     except (KeyError, TypeError, IndexError) as error:
@@ -68,19 +69,20 @@ def _check(recipe: Config) -> None:
             f"the models are {', '.join(model_names())}",
             f"did you mean {near[0]!r}?" if near else "choose one of these",
         )
-    numbers: dict[str, tuple[type | tuple[type, ...], float]] = {
-        "batch_size": (int, 1), "epochs": ((int, float), 0), "img_size": (int, 16), "workers": (int, 0), "seed": (int, 0),
-        "base_lr": ((int, float), 0), "weight_decay": ((int, float), 0), "drop_path": ((int, float), 0),
+    numbers: dict[str, tuple[Any, float]] = {
+        "batch_size": (int, 1), "img_size": (int, 16), "workers": (int, 0), "seed": (int, 0),
+        "epochs": (int | float, 0), "base_lr": (int | float, 0), "weight_decay": (int | float, 0),
+        "drop_path": (int | float, 0),
     }  # fmt: skip
     for key, (kind, least) in numbers.items():
         value = recipe[key]
         if isinstance(value, bool) or not isinstance(value, kind) or not least <= value < math.inf:
-            raise ConfigError(f"{key}={value!r}", f"it must be a number of at least {least}", f"set --cfg-options {key}=N")
+            raise ConfigError(
+                f"{key}={value!r}", f"it must be a number of at least {least}", f"set --cfg-options {key}=N"
+            )
 
 
-def learning_rate(
-    step: int, *, steps: int, warmup: int, peak: float, final: float = 0.0
-) -> float:
+def learning_rate(step: int, *, steps: int, warmup: int, peak: float, final: float = 0.0) -> float:
     """Linear warm-up from 0, then half a cosine down to ``final``, per step (MAE and TinyMIM).
 
     Args:

@@ -204,8 +204,10 @@ def run(
         assert isinstance(encoder, ViT)
         save_student(encoder, folder / "student.pth", meta)
 
-    monitor = MonitorHook(folder, title or f"{'pre-train' if method == 'mae' else 'distil'}", 1 if place == "cpu" else 10,
-                          val_loader, config.val_every or plan.steps_per_epoch)  # fmt: skip
+    title = title or ("pre-train" if method == "mae" else "distil")
+    monitor = MonitorHook(
+        folder, title, 1 if place == "cpu" else 10, val_loader, config.val_every or plan.steps_per_epoch
+    )
     saver = SaveHook(folder, config.save_every or plan.steps_per_epoch, write_student, state, plan.micro_batch)
     if rank == 0 and not resume:
         with atomic_path(folder / "config.py") as part:
@@ -403,7 +405,9 @@ def _runner(
         model,
         work_dir=str(folder / "log"),
         train_dataloader=loader,
-        train_cfg=dict(type="StepLoop", max_iters=plan.steps, start=start, micro_batch=plan.micro_batch, seed=config.seed),
+        train_cfg=dict(
+            type="StepLoop", max_iters=plan.steps, start=start, micro_batch=plan.micro_batch, seed=config.seed
+        ),
         optim_wrapper=optim,
         default_hooks=off,
         custom_hooks=[schedule, *hooks],

@@ -110,7 +110,7 @@ def _torch_load(path: Path) -> Any:
                     "save it again as a plain state_dict (torch.save(model.state_dict(), ...)) or .safetensors",
                 ) from error
             unsafe.add(found[1])
-        except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+        except (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"cannot read {path}",
                 f"the file is damaged or no PyTorch checkpoint ({type(error).__name__}: {str(error)[:160]})",
@@ -185,9 +185,12 @@ def _strip(state: State) -> tuple[State, list[str]]:
     return {k: v for k, v in state.items() if not DROPPED.search(k)}, dropped
 
 
-def describe(state: State) -> str:
+def describe(state: State, config: dict[str, Any] | None = None) -> str:
     """Words for the model a state dict belongs to, e.g. ``ViT-Base (width 768, 12 blocks, patch 16, grid 14x14)``."""
-    shape = infer_config(state)
+    try:
+        shape = infer_config(state, config)
+    except CheckpointError as error:
+        return f"a vision transformer; {error.what}"
     if shape is None:
         return "no vision transformer that this reader knows"
     names = {192: "Tiny", 384: "Small", 768: "Base", 1024: "Large", 1280: "Huge"}
@@ -203,7 +206,7 @@ def describe(state: State) -> str:
     return f"ViT-{names.get(width, '?')} ({', '.join(words)})"
 
 
-def infer_config(state: State) -> dict[str, Any] | None:
+def infer_config(state: State, config: dict[str, Any] | None = None) -> dict[str, Any] | None:
     """ViT constructor arguments readable from tensor shapes (``num_heads`` only from relative-position tables)."""
     state = _rename(state, set())
     patch = state.get("patch_embed.proj.weight")
@@ -213,7 +216,7 @@ def infer_config(state: State) -> dict[str, Any] | None:
     table = state.get(f"blocks.0.attn.{TABLE}")
     last = state.get("conv1x1.1.weight")
     fc1 = state.get("blocks.0.mlp.fc1.weight")
-    prefix, grid = _file_grid(state, {}, (14, 14), 1)
+    prefix, grid = _file_grid(state, config or {})
     gamma = state.get("blocks.0.ls1.gamma")
     return dict(
         img_size=(grid[0] * patch.shape[2], grid[1] * patch.shape[2]),
@@ -256,35 +259,53 @@ def _square(n: int) -> int | None:
 
 
 def _file_grid(
-    state: State, config: dict[str, Any], model_grid: tuple[int, int], model_prefix: int
+    state: State, config: dict[str, Any], model_grid: tuple[int, int] | None = None, model_prefix: int = 1
 ) -> tuple[int, tuple[int, int]]:
-    """Prefix tokens and patch grid of a file: from our meta, else from the shapes (square), else as the model's."""
-    pos = state.get("pos_embed")
-    table = next((v for k, v in state.items() if k.endswith(TABLE)), None)
-    prefix = 2 if "dist_token" in state else None
+    """Prefix tokens and patch grid of a file.
+
+    Our files say it. Others: a square grid, or with a relative-position table the sides it implies; the model's own
+    grid where the number of rows is the same.
+    """
     if config.get("img_size") is not None:
         size, patch = config["img_size"], config.get("patch_size", 16)
         size = (size, size) if isinstance(size, int) else size
         return (2 if config.get("dist_token") else 1), (-(-size[0] // patch), -(-size[1] // patch))
-    if pos is not None:
-        rows = pos.shape[1]
-        for p in (1, 2) if prefix is None else (prefix,):
-            if side := _square(rows - p):
-                return p, (side, side)
-        p = prefix or 1
-        if rows == model_prefix + model_grid[0] * model_grid[1]:
+    pos = state.get("pos_embed")
+    table = next((v for k, v in state.items() if k.endswith(TABLE)), None)
+    prefixes = (2,) if "dist_token" in state else (1, 2)
+    if pos is not None and model_grid and pos.shape[1] == model_prefix + model_grid[0] * model_grid[1]:
+        sides = _sides(pos.shape[1] - model_prefix, table, model_prefix)
+        if sides is None or sides in (model_grid, model_grid[::-1]):
             return model_prefix, model_grid
-        raise CheckpointError(
-            f"pos_embed has {rows} rows, which is no square grid",
-            "a file of ours stores its image size, others cannot say which grid is meant",
-            "build the model at the file's img_size and load there first",
-        )
-    if table is not None:
-        for p in (1, 2) if prefix is None else (prefix,):
-            side = _square(table.shape[0] - num_extra_rows(p))
-            if side and side % 2:
-                return p, ((side + 1) // 2, (side + 1) // 2)
-    return prefix or model_prefix, model_grid
+    for prefix in prefixes:
+        if pos is not None:
+            n = pos.shape[1] - prefix
+            if sides := _sides(n, table, prefix):
+                flip = model_grid is not None and model_grid[0] > model_grid[1]
+                return prefix, sides[::-1] if flip else sides
+            if side := _square(n):
+                return prefix, (side, side)
+        elif table is not None:
+            span = _square(table.shape[0] - num_extra_rows(prefix))
+            if span and span % 2:
+                return prefix, ((span + 1) // 2, (span + 1) // 2)
+    if pos is None and table is None:
+        return prefixes[0], model_grid or (14, 14)
+    raise CheckpointError(
+        f"the file's patch grid is unknown ({'no positions' if pos is None else f'{pos.shape[1]} positions'})",
+        "it is not square, and only files of ours store their image size",
+        "load it into a model of its own img_size, save that with tinymim.models.save_student, and load the result",
+    )
+
+
+def _sides(n: int, table: Tensor | None, prefix: int) -> tuple[int, int] | None:
+    """Sides h <= w of a grid with n patches and a table of (2h-1)(2w-1) + extra rows, or None."""
+    if table is None:
+        return None
+    half, odd = divmod(4 * n + 1 - (table.shape[0] - num_extra_rows(prefix)), 2)  # h + w
+    root = math.isqrt(max(half * half - 4 * n, 0))
+    h, w = (half - root) // 2, (half + root) // 2
+    return (h, w) if not odd and h > 0 and h * w == n and h + w == half else None
 
 
 def load_weights(
@@ -309,7 +330,7 @@ def load_weights(
     target = model.state_dict()
     state = _rename(checkpoint.state, set(target))
     report = LoadReport(source=checkpoint.path, dropped=list(checkpoint.dropped))
-    looks = f"the file looks like {describe(checkpoint.state)}"
+    looks = f"the file looks like {describe(checkpoint.state, checkpoint.config)}"
     _check_shape(model, target, state, checkpoint, looks)
 
     grid = tuple(getattr(model, "grid_size", None) or model.patch_embed.grid_size)  # type: ignore[union-attr,arg-type]
@@ -363,7 +384,7 @@ def _check_shape(model: nn.Module, target: State, state: State, checkpoint: Chec
     if not depths[1] or differs or depths[0] != depths[1]:
         raise CheckpointError(
             "this checkpoint does not fit the model",
-            f"{looks}; the model is {describe(target)}",
+            f"{looks}; the model is {describe(target, getattr(model, 'config', None))}",
             "choose the model of this size, or another file",
         )
     heads, own = checkpoint.config.get("num_heads"), getattr(model, "num_heads", None)

@@ -43,6 +43,7 @@ class MAE(nn.Module):
         )
         self.decoder_norm = nn.LayerNorm(decoder_dim, eps=1e-6)
         self.decoder_pred = nn.Linear(decoder_dim, encoder.patch_size**2 * 3)
+        self.decoder_pos_embed: Tensor
         self.register_buffer("decoder_pos_embed", sincos_position(encoder.grid_size, decoder_dim), persistent=False)
         for module in (self.decoder_embed, self.decoder_blocks, self.decoder_pred):
             module.apply(_init_weights)

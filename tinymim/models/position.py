@@ -1,6 +1,7 @@
 """Position embeddings and relative-position bias: made, resized and indexed by one set of functions.
 
-Legend: G = grid (rows gh, columns gw), N = gh * gw patches, P = prefix tokens (class, distillation), T = P + N, D = width.
+Legend: G = grid (gh rows, gw columns), N = gh * gw patches, P = prefix tokens (class, distillation), T = P + N,
+D = width.
 """
 
 import torch

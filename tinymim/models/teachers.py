@@ -70,9 +70,7 @@ def load_teacher(
     return Teacher(model.eval().requires_grad_(False), Path(name).name, mean, std, sha256_file(name))
 
 
-def _timm_teacher(
-    name: str, img_size: int, weights: str | os.PathLike[str] | None, pretrained: bool
-) -> Teacher:
+def _timm_teacher(name: str, img_size: int, weights: str | os.PathLike[str] | None, pretrained: bool) -> Teacher:
     timm_name = name.removeprefix("timm/")
     if not timm.is_model(timm_name.split(".")[0]):
         near = timm.list_models(f"*{timm_name.split('.')[0][:12]}*")[:4]
@@ -106,8 +104,8 @@ def _timm_teacher(
     if weights is not None:
         load_weights(model, weights)
         sha = sha256_file(weights)
-    cfg = model.pretrained_cfg  # type: ignore[assignment]
-    mean, std = (tuple(cfg.get(key) or default) for key, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)))  # type: ignore[attr-defined]
+    own: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    mean, std = tuple(own.get("mean") or IMAGENET_MEAN), tuple(own.get("std") or IMAGENET_STD)
     return Teacher(model.eval().requires_grad_(False), name, mean, std, sha)
 
 

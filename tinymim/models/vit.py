@@ -225,6 +225,7 @@ class ViT(nn.Module):
     def fold_relative_bias(self, grid: tuple[int, int]) -> None:
         """Replace every bias table by its constant (1, H, T, T) for one grid (fixed-size export)."""
         index_TT = relative_index(grid, self.num_prefix_tokens, self.pos_embed.device)
+        block: Any
         for block in self.blocks:
             block.attn.folded_bias = block.attn.bias(grid, index_TT)
 
@@ -238,7 +239,8 @@ class ViT(nn.Module):
 
     def bias_index(self, grid: tuple[int, int]) -> Tensor | None:
         """The (T, T) table index all blocks share, or None without relative-position bias."""
-        if not self.rel_pos_bias or self.blocks[0].attn.folded_bias is not None:
+        first: Any = self.blocks[0]
+        if not self.rel_pos_bias or first.attn.folded_bias is not None:
             return None
         return relative_index(grid, self.num_prefix_tokens, self.pos_embed.device)
 

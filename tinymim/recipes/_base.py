@@ -2,7 +2,7 @@
 
 method = "tinymim"  # tinymim | mae
 student = "tinymim_vit_base"
-student_args = dict()  # keywords of tinymim.models.ViT
+student_args: dict = {}  # keywords of tinymim.models.ViT
 teacher = None  # timm/NAME or a checkpoint file
 teacher_weights = None  # file for a timm teacher
 teacher_heads = None  # for files that do not store the head count

@@ -5,6 +5,26 @@ from tinymim.compat import install_mmcv_stand_in
 install_mmcv_stand_in()  # before anything below imports mmseg
 
 from tinymim.seg.backbone import TinyMIMBackbone  # noqa: E402
+from tinymim.seg.dataset import LoadLabel, LoadPhoto, ResumableSampler, TinyMIMSegDataset  # noqa: E402
+from tinymim.seg.hooks import RunFolderHook  # noqa: E402
+from tinymim.seg.loop import ResumableTrainLoop  # noqa: E402
+from tinymim.seg.metric import SegMetric, SegResult  # noqa: E402
 from tinymim.seg.optim import TinyMIMLayerDecayOptimizerConstructor  # noqa: E402
+from tinymim.seg.run import test_segmentor, train_segmentor  # noqa: E402
+from tinymim.seg.segmentor import load_segmentor  # noqa: E402
 
-__all__ = ["TinyMIMBackbone", "TinyMIMLayerDecayOptimizerConstructor"]
+__all__ = [
+    "LoadLabel",
+    "LoadPhoto",
+    "ResumableSampler",
+    "ResumableTrainLoop",
+    "RunFolderHook",
+    "SegMetric",
+    "SegResult",
+    "TinyMIMBackbone",
+    "TinyMIMLayerDecayOptimizerConstructor",
+    "TinyMIMSegDataset",
+    "load_segmentor",
+    "test_segmentor",
+    "train_segmentor",
+]

@@ -1,0 +1,220 @@
+"""The PyTorch side of an export: a checkpoint as the model it was trained as, untouched, with its contract."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tinymim.errors import CheckpointError, ConfigError
+from tinymim.files import sha256_file
+from tinymim.models import model_from_checkpoint, read_checkpoint
+from tinymim.models.checkpoints import describe
+from tinymim.models.vit import IMAGENET_MEAN, IMAGENET_STD
+
+PARTS = ("segmentor", "backbone")
+
+
+@dataclass
+class Original:
+    """A PyTorch model as trained, and everything a file made from it must say.
+
+    Args:
+        model: ViT, TinyMIMBackbone or EncoderDecoder in evaluation mode; never modified.
+        part: "segmentor" or "backbone".
+        outputs: Output names of the reference forward: ("logits",), ("features",) or ("level0", ..).
+        reference: Images (N, 3, H, W), normalised -> tuple of tensors, one per output, by the model's own code.
+        size: Height and width (pixels) the configuration trains or tests at.
+        contract: mean, std (0-255 scale, RGB), classes, palette, resize, ... for the metadata.
+    """
+
+    model: nn.Module
+    part: str
+    outputs: tuple[str, ...]
+    reference: Callable[[Tensor], tuple[Tensor, ...]]
+    size: tuple[int, int]
+    contract: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+
+
+def load_original(
+    checkpoint: str | Path, *, config: str | Path | None = None, part: str | None = None, num_heads: int | None = None
+) -> Original:
+    """Load what ``--checkpoint`` (and ``--config``) names.
+
+    Args:
+        checkpoint: ``student.pth``, ``segmentor.pth``, an MMEngine ``iter_N.pth`` or any ViT file the reader knows.
+        config: MMSegmentation configuration; None takes the one stored in ``segmentor.pth``.
+        part: "segmentor", "backbone", or None for what the file holds.
+        num_heads: Heads a block for foreign ViT files, which do not store them.
+
+    Raises:
+        CheckpointError: no such file, damaged, or not what ``part`` asks for.
+        ConfigError: a configuration that cannot be read or does not fit.
+    """
+    checkpoint = Path(checkpoint)
+    found = read_checkpoint(checkpoint)
+    is_segmentor = any(name.startswith("decode_head.") for name in found.dropped)
+    if part is None:
+        part = "segmentor" if is_segmentor else "backbone"
+    if part not in PARTS:
+        raise ConfigError(f"part={part!r} is unknown", f"the parts are {', '.join(PARTS)}", "choose one of them")
+    if part == "segmentor" and not is_segmentor:
+        raise CheckpointError(
+            f"{checkpoint} is no segmentor",
+            f"it has no decode head; the file looks like {describe(found.state)}",
+            "add --part backbone to export it as a backbone, or train a segmentor first: "
+            f"python tools/train_seg.py mmseg_configs/upernet_tinymim_t.py --student {checkpoint}",
+        )
+    if config is not None and not Path(config).is_file():
+        raise ConfigError(f"no configuration at {config}", "the file does not exist", "check --config")
+    sha = {
+        "checkpoint_sha256": sha256_file(checkpoint),
+        "config_sha256": None if config is None else sha256_file(config),
+    }
+    if part == "segmentor" or is_segmentor:
+        return _from_segmentor(checkpoint, config, part, found.meta, sha)
+    if config is not None:
+        return _backbone_of_config(checkpoint, Path(config), sha)
+    return _plain(checkpoint, num_heads, found.meta, sha)
+
+
+def _plain(checkpoint: Path, num_heads: int | None, meta: dict[str, Any], sha: dict[str, Any]) -> Original:
+    """A bare ViT: ``features`` = patch tokens after the final norm, as a map."""
+    vit, _ = model_from_checkpoint(checkpoint, num_heads=num_heads)
+    P, patch = vit.num_prefix_tokens, vit.patch_size
+
+    def reference(images: Tensor) -> tuple[Tensor, ...]:
+        grid = [(side + patch - 1) // patch for side in images.shape[-2:]]
+        return (vit(images)[:, P:].transpose(1, 2).unflatten(2, grid),)
+
+    contract = _contract(meta.get("mean", IMAGENET_MEAN), meta.get("std", IMAGENET_STD), patch) | sha
+    return Original(vit, "backbone", ("features",), reference, vit.img_size, contract)
+
+
+def _backbone_of_config(checkpoint: Path, config: Path, sha: dict[str, Any]) -> Original:
+    """A student in the backbone of a segmentation configuration: four levels, the pyramid still at its start values."""
+    from mmengine.config import Config
+    from mmengine.model import revert_sync_batchnorm
+    from mmseg.registry import MODELS
+
+    import tinymim.seg  # noqa: F401  (registers the backbone)
+
+    cfg = read_config(Config.fromfile, config)
+    cfg.model.backbone.init_cfg = dict(type="Pretrained", checkpoint=str(checkpoint))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # the pyramid's start values are the same at export and at verification
+        backbone = revert_sync_batchnorm(MODELS.build(cfg.model.backbone))
+        backbone.init_weights()
+    backbone.eval()
+    pre = cfg.model.get("data_preprocessor", {})
+    contract = _contract(pre.get("mean"), pre.get("std"), backbone.patch_size) | sha | {"resize": _resize_rule(cfg)}
+    original = _levels(backbone, lambda images: tuple(backbone(images)), _crop(cfg), contract)
+    original.notes.append(
+        "the pyramid (fpn1 to fpn4) is untrained: the checkpoint holds a student only; fine for latency, not for use"
+    )
+    return original
+
+
+def _from_segmentor(
+    checkpoint: Path, config: str | Path | None, part: str, meta: dict[str, Any], sha: dict[str, Any]
+) -> Original:
+    """A trained segmentor, or its backbone with the pyramid."""
+    from tinymim.seg import load_segmentor
+
+    model, cfg = load_segmentor(checkpoint, config)
+    model.eval()
+    if sha["config_sha256"] is None and isinstance(meta.get("config"), str):
+        import hashlib
+
+        sha["config_sha256"] = hashlib.sha256(meta["config"].encode()).hexdigest()
+    pre = cfg.model.get("data_preprocessor", {})
+    patch = int(getattr(model.backbone, "patch_size", 16))
+    contract = _contract(meta.get("mean", pre.get("mean")), meta.get("std", pre.get("std")), patch) | sha
+    contract["resize"] = _resize_rule(cfg)
+    if part == "backbone":
+        return _levels(model, lambda images: tuple(model.extract_feat(images)), _crop(cfg), contract)
+    contract |= {"classes": meta.get("classes"), "palette": meta.get("palette")}
+    if contract["classes"] is None:
+        contract |= {key: getattr(model, "dataset_meta", None) and model.dataset_meta.get(key)
+                     for key in ("classes", "palette")}  # fmt: skip
+
+    def reference(images: Tensor) -> tuple[Tensor, ...]:
+        about = dict(img_shape=images.shape[-2:], pad_shape=images.shape[-2:], ori_shape=images.shape[-2:])
+        return (model.encode_decode(images, [about] * images.shape[0]),)
+
+    return Original(model, "segmentor", ("logits",), reference, _crop(cfg), contract)
+
+
+def _levels(
+    model: nn.Module,
+    reference: Callable[[Tensor], tuple[Tensor, ...]],
+    size: tuple[int, int],
+    contract: dict[str, Any],
+) -> Original:
+    with torch.no_grad():
+        count = len(reference(torch.zeros(1, 3, 32, 32)))
+    return Original(model, "backbone", tuple(f"level{i}" for i in range(count)), reference, size, contract)
+
+
+def read_config(read: Callable[[str], Any], config: Path) -> Any:
+    """Read an MMSegmentation configuration, with our own error."""
+    try:
+        cfg = read(str(config))
+    except Exception as error:  # MMEngine raises many kinds for a bad file
+        raise ConfigError(
+            f"cannot read {config}", f"{type(error).__name__}: {str(error)[:300]}", "fix the file or choose another"
+        ) from error
+    if "model" not in cfg or "backbone" not in cfg.model:
+        raise ConfigError(
+            f"{config} describes no segmentation model", "it has no model.backbone", "choose a file of mmseg_configs/"
+        )
+    return cfg
+
+
+def _contract(mean: Any, std: Any, patch: int) -> dict[str, Any]:
+    """mean and std in 0-255 units of RGB, whatever the source used."""
+    if mean is None or std is None:
+        mean, std = IMAGENET_MEAN, IMAGENET_STD
+    scale = 255.0 if max(std) < 2 else 1.0
+    return {
+        "classes": None,
+        "palette": None,
+        "mean": [round(float(value) * scale, 6) for value in mean],
+        "std": [round(float(value) * scale, 6) for value in std],
+        "channel_order": "RGB",
+        "stride": patch,
+        "resize": None,
+    }
+
+
+def _crop(cfg: Any) -> tuple[int, int]:
+    """Height and width the configuration trains or slides at."""
+    model = cfg.model
+    candidates = [
+        (model.get("test_cfg") or {}).get("crop_size"),
+        (model.get("data_preprocessor") or {}).get("size"),
+        cfg.get("crop_size"),
+        model.backbone.get("img_size"),
+        512,
+    ]
+    size = next(value for value in candidates if value is not None)
+    return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def _resize_rule(cfg: Any) -> dict[str, Any]:
+    """How the configuration brings a photo to the network: resize rule of its test pipeline, whole or slide."""
+    steps = cfg.get("test_pipeline") or []
+    resize = next((step for step in steps if step.get("type") == "Resize"), {})
+    test = cfg.model.get("test_cfg") or {}
+    rule: dict[str, Any] = {
+        "scale": None if resize.get("scale") is None else [int(side) for side in resize["scale"]],
+        "keep_ratio": bool(resize.get("keep_ratio", False)),
+        "interpolation": "bilinear",
+        "mode": test.get("mode", "whole"),
+    }
+    if rule["mode"] == "slide":
+        rule |= {"crop": list(test["crop_size"]), "slide_stride": list(test["stride"])}
+    return rule

@@ -1,0 +1,306 @@
+"""Does the .onnx give what PyTorch gives? Run always, at several sizes and batches; failing it fails the export.
+
+Passes (float32) when, for every output, size and batch: largest error <= 1e-4 of the largest reference value,
+cosine >= 0.999999, and for segmentors >= 99.9 % of the pixels get the same class. Fixed-size files run at their size with
+batches of 1 and 3 and must refuse another size; dynamic ones at the traced size, at one that is not square and at one
+that is no multiple of the patch. The reference is the model's own forward: stock pooling, nothing replaced.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from tinymim.errors import CheckFailed, DataError
+from tinymim.files import write_json
+from tinymim_export.metadata import graph_sha256, load_proto, not_onnx, proto_metadata, save_proto, write_metadata
+
+MAX_ERROR = 1e-4  # of the largest absolute reference value
+MIN_COSINE = 0.999999
+MIN_EQUAL = 0.999  # share of pixels with the same class
+PHOTOS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+
+@dataclass
+class Row:
+    """One comparison: an output at one size and batch."""
+
+    name: str
+    shape: tuple[int, ...]  # of the input
+    source: str  # "random", "photos", or what was asked of the file
+    max_error: float | None = None  # largest absolute difference
+    relative_error: float | None = None  # of the largest absolute reference value
+    cosine: float | None = None
+    equal_pixels: float | None = None  # share, 0 to 1
+    passed: bool = False
+    remark: str = ""
+
+    def __str__(self) -> str:
+        words = [f"-[{'ok' if self.passed else 'x'}] {self.name} {'x'.join(map(str, self.shape))} {self.source}:"]
+        if self.max_error is not None:
+            words.append(f"max error {self.max_error:.1e} (relative {self.relative_error:.1e}), cosine {self.cosine:.7f}")
+        if self.equal_pixels is not None:
+            words.append(f"{'' if self.max_error is None else ', '}equal pixels {100 * self.equal_pixels:.3f} %")
+        return " ".join(words).replace(" ,", ",") + (f" {self.remark}" if self.remark else "")
+
+
+@dataclass
+class ParityResult:
+    """All comparisons of one file; prints, writes JSON and Markdown."""
+
+    file: str
+    rows: list[Row] = field(default_factory=list)
+    graph_sha256: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether there are comparisons and all of them passed."""
+        return bool(self.rows) and all(row.passed for row in self.rows)
+
+    def summary(self) -> dict[str, Any]:
+        """Worst figures, thresholds and shapes, for the file's metadata."""
+        errors = [row.relative_error for row in self.rows if row.relative_error is not None]
+        equal = [row.equal_pixels for row in self.rows if row.equal_pixels is not None]
+        return {
+            "relative_error": max(errors, default=None),
+            "cosine": min((row.cosine for row in self.rows if row.cosine is not None), default=None),
+            "equal_pixels": min(equal, default=None),
+            "shapes": sorted({row.shape for row in self.rows if row.source in ("random", "photos")}),
+            "photos": any(row.source == "photos" for row in self.rows),
+            "thresholds": {"relative_error": MAX_ERROR, "cosine": MIN_COSINE, "equal_pixels": MIN_EQUAL},
+            "graph_sha256": self.graph_sha256,
+        }
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """JSON text; also written to ``path``."""
+        value = {"file": self.file, "passed": self.passed, "summary": self.summary(), "rows": [asdict(r) for r in self.rows]}
+        if path is not None:
+            write_json(path, value)
+        return json.dumps(value, indent=1)
+
+    def to_markdown(self) -> str:
+        """A table of the comparisons."""
+        lines = ["| | output | input | source | max error | relative | cosine | equal pixels |", "|" + "---|" * 8]
+        for row in self.rows:
+            figures = [row.max_error, row.relative_error]
+            lines.append(
+                f"| {'ok' if row.passed else 'FAILED'} | {row.name} | {'x'.join(map(str, row.shape))} | {row.source} | "
+                + " | ".join("" if value is None else f"{value:.1e}" for value in figures)
+                + f" | {'' if row.cosine is None else f'{row.cosine:.7f}'}"
+                + f" | {'' if row.equal_pixels is None else f'{100 * row.equal_pixels:.3f} %'} |"
+            )
+        return "\n".join(lines) + "\n"
+
+    def print(self) -> None:
+        """One line a comparison."""
+        for row in self.rows:
+            print(f"  {row}", flush=True)
+
+    def require(self) -> None:
+        """Raise :class:`CheckFailed` unless everything passed."""
+        if self.passed:
+            return
+        failed = [row for row in self.rows if not row.passed]
+        raise CheckFailed(
+            f"{self.file} does not give what PyTorch gives ({len(failed)} of {len(self.rows)} checks failed)",
+            str(failed[0] if failed else "nothing was compared"),
+            "do not deploy it; export again, and report the model and this output if that fails too",
+        )
+
+
+def compare(
+    proto: Any, original: Any, *, file: str, photos: str | Path | None = None, seed: int = 0, extra: Sequence[Row] = ()
+) -> ParityResult:
+    """Compare an ONNX ModelProto with the PyTorch model it was made from.
+
+    Args:
+        proto: With ``image`` as its input; its metadata gives the traced size.
+        original: :class:`tinymim_export.originals.Original`.
+        file: Name for the report.
+        photos: Folder of real photos to compare on as well.
+        seed: Of the random inputs.
+        extra: Rows already decided, put first.
+    """
+    result = ParityResult(file, list(extra), graph_sha256(proto))
+    session, mask = _session(proto, file)
+    given = session.get_inputs()[0].shape
+    fixed = all(isinstance(side, int) for side in given[2:])
+    traced = tuple(given[2:]) if fixed else tuple(proto_metadata(proto)["cost"]["size"])
+    sizes = [traced] if fixed else other_sizes(traced, original.contract["stride"])
+    real = load_photos(photos) if photos is not None else []
+    random = np.random.default_rng(seed)
+    for size in sizes:
+        for batch in (1, 3):
+            images = random.standard_normal((batch, 3, *size)).astype(np.float32)
+            result.rows += _rows(session, original, images, "random", mask)
+        if real:
+            images = np.stack([normalise(photo, size, original.contract) for photo in real[:4]])
+            result.rows += _rows(session, original, images, "photos", mask)
+    if fixed:
+        result.rows.append(_refusal(session, traced))
+    return result
+
+
+def verify(
+    onnx_path: str | Path,
+    checkpoint: str | Path,
+    config: str | Path | None = None,
+    *,
+    num_heads: int | None = None,
+    photos: str | Path | None = None,
+    seed: int = 0,
+) -> ParityResult:
+    """Verify an existing file against its checkpoint. A failing file that calls itself verified loses that mark.
+
+    Raises:
+        CheckFailed: other values than PyTorch's, or a file changed since it was verified.
+        DataError: no .onnx file of ours.
+    """
+    from tinymim_export.originals import load_original
+
+    proto = load_proto(onnx_path)
+    meta = proto_metadata(proto)
+    if "part" not in meta or "cost" not in meta:
+        raise DataError(
+            f"{onnx_path} was not written by tinymim-export", "it has no tinymim.* metadata", "export it again"
+        )
+    original = load_original(checkpoint, config=config, part=meta["part"], num_heads=num_heads)
+    extra = []
+    if recorded := meta.get("parity", {}).get("graph_sha256"):
+        same = recorded == graph_sha256(proto)
+        remark = "" if same else "the file was changed after it was verified"
+        extra.append(Row("graph and weights", (), "unchanged since export", passed=same, remark=remark))
+    result = compare(proto, original, file=Path(onnx_path).name, photos=photos, seed=seed, extra=extra)
+    if not result.passed and meta.get("verified"):
+        write_metadata(proto, {"verified": False})
+        save_proto(proto, onnx_path)
+    result.require()
+    return result
+
+
+def other_sizes(traced: tuple[int, int], stride: int) -> list[tuple[int, int]]:
+    """The traced size, one that is not square, one that is no multiple of the patch (both smaller: they cost less)."""
+    height, width = (max(side // stride, 2) for side in traced)
+    oblong = ((height + 1) // 2 * stride, (width * 3 // 4 + 1) * stride)
+    if oblong[0] == oblong[1]:
+        oblong = (oblong[0] + stride, oblong[1])
+    ragged = (oblong[0] + stride // 2 - 1, oblong[1] - 3)
+    return [traced, oblong, ragged]
+
+
+def _session(proto: Any, file: str) -> tuple[Any, bool]:
+    """A CPU session; where the file gives a mask, the logits before the decision are made visible as well."""
+    mask = [value.name for value in proto.graph.output] == ["mask"]
+    if mask:
+        shown = type(proto)()
+        shown.CopyFrom(proto)
+        shown.graph.output.append(next(value for value in proto.graph.value_info if value.name == "logits"))
+        proto = shown
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"]), mask
+    except Exception as error:  # onnxruntime raises several kinds
+        raise not_onnx(file, error) from error
+
+
+def _rows(session: Any, original: Any, images: np.ndarray, source: str, mask: bool) -> list[Row]:
+    """Run both sides on the same images."""
+    import torch
+
+    with torch.inference_mode():
+        wanted = [value.numpy() for value in original.reference(torch.from_numpy(images))]
+        head = getattr(original.model, "decode_head", None)
+        if mask:
+            from tinymim_export.graph import decide
+
+            ids = decide(torch.from_numpy(wanted[0]), head).numpy()
+    try:
+        got = session.run(None, {"image": images})
+    except Exception as error:  # a graph that cannot run this size
+        text = str(error).strip().splitlines()[0][:200]
+        return [Row(original.outputs[0], images.shape, source, remark=f"onnxruntime failed: {text}")]
+    rows = []
+    if mask:
+        row = Row("mask", images.shape, source)
+        right = got[0].shape == ids.shape and got[0].dtype == np.uint8
+        row.equal_pixels = float((got[0] == ids).mean()) if right else 0.0
+        row.remark = "" if right else f"gives {got[0].dtype} {got[0].shape}, not uint8 {ids.shape}"
+        row.passed = row.equal_pixels >= MIN_EQUAL
+        rows.append(row)
+        got = got[1:]
+    for name, theirs, ours in zip(original.outputs, wanted, got, strict=True):
+        rows.append(figures(Row(name, images.shape, source), ours, theirs))
+    return rows
+
+
+def figures(row: Row, got: np.ndarray, wanted: np.ndarray) -> Row:
+    """Fill in the errors of ``got`` against ``wanted`` and decide."""
+    if got.shape != wanted.shape or got.dtype != wanted.dtype:
+        row.remark = f"gives {got.dtype} {got.shape}, not {wanted.dtype} {wanted.shape}"
+        return row
+    a, b = got.astype(np.float64).ravel(), wanted.astype(np.float64).ravel()
+    largest = float(np.abs(b).max())
+    row.max_error = float(np.abs(a - b).max())
+    row.relative_error = row.max_error / max(largest, 1e-12)
+    row.cosine = float(a @ b / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-30))
+    row.passed = bool(row.relative_error <= MAX_ERROR and row.cosine >= MIN_COSINE)  # False for NaN
+    if row.name == "logits":
+        ids = [x[:, 0] > 0 if x.shape[1] == 1 else x.argmax(axis=1) for x in (got, wanted)]
+        row.equal_pixels = float((ids[0] == ids[1]).mean())
+        row.passed = row.passed and row.equal_pixels >= MIN_EQUAL
+    return row
+
+
+def _refusal(session: Any, size: tuple[int, int]) -> Row:
+    """A fixed-size file must refuse another size rather than give something else."""
+    other = (1, 3, size[0] + 16, size[1])
+    row = Row("another size", other, "must be refused")
+    try:
+        session.run(None, {"image": np.zeros(other, np.float32)})
+        row.remark = "it was accepted"
+    except Exception:  # onnxruntime's InvalidArgument and its relatives
+        row.passed = True
+    return row
+
+
+def load_photos(folder: str | Path, limit: int = 4) -> list[Any]:
+    """The first readable photos of a folder (below it too), as Pillow RGB images.
+
+    Raises:
+        DataError: no folder, or no readable photo in it.
+    """
+    from PIL import Image
+
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"no folder at {folder}", "--photos wants a folder of images", "check the path")
+    found: list[Any] = []
+    bad: list[str] = []
+    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in PHOTOS):
+        try:
+            with Image.open(path) as image:
+                found.append(image.convert("RGB"))
+        except (OSError, ValueError, SyntaxError) as error:
+            bad.append(f"{path.name} ({error})")
+        if len(found) == limit:
+            break
+    if not found:
+        why = f"none of its images can be read: {', '.join(bad[:3])}" if bad else f"it holds no {', '.join(PHOTOS)} file"
+        raise DataError(f"no photos in {folder}", why, "choose a folder of photos")
+    for name in bad:
+        print(f"warning: skipped {name}")
+    return found
+
+
+def normalise(photo: Any, size: tuple[int, int], contract: dict[str, Any]) -> np.ndarray:
+    """A Pillow RGB photo, resized to ``size`` -> float32 (3, H, W) as the file's contract says."""
+    from PIL import Image
+
+    pixels = np.asarray(photo.resize((size[1], size[0]), Image.Resampling.BILINEAR), np.float32)
+    pixels = (pixels - np.float32(contract["mean"])) / np.float32(contract["std"])
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))

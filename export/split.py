@@ -1,0 +1,186 @@
+"""Where the milliseconds go: backbone, pyramid, head and up-sampling cut out of one file and timed beside the whole.
+
+The tensors between the parts are named at export (``tinymim.cost`` lists them), so cutting needs onnx and nothing else.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinymim.errors import ConfigError
+from tinymim_export.latency import HEAVY, interleave, markdown_table, open_session, runner, text_table
+from tinymim_export.metadata import load_proto, proto_metadata
+
+TOLERANCE = 0.15  # how far the sum of the parts may be from the whole
+LIGHT = {192: "upernet_tinymim_t_light", 384: "upernet_tinymim_s_light", 768: "upernet_tinymim_b_light"}
+
+
+@dataclass
+class SplitRow:
+    """One part."""
+
+    part: str
+    params: int
+    macs: int  # multiply-adds of one image at the size of export
+    ms: float  # median
+    share: float  # of the sum of the parts' times, 0 to 1
+
+
+@dataclass
+class SplitResult:
+    """The parts of one file."""
+
+    file: str
+    shape: tuple[int, ...]
+    cost_size: tuple[int, int]  # the multiply-adds hold for this size
+    rows: list[SplitRow]
+    whole_ms: float
+    ratio: float  # sum of the parts over the whole
+    remarks: list[str]
+
+    def table(self) -> list[list[str]]:
+        """Heading and one line a part."""
+        at = "x".join(map(str, self.cost_size))
+        lines = [["part", "parameters", f"multiply-adds at {at}", "p50 ms", "share of time"]]
+        for row in self.rows:
+            lines.append([row.part, millions(row.params), billions(row.macs), f"{row.ms:.2f}", f"{100 * row.share:.0f} %"])
+        total = sum(row.params for row in self.rows), sum(row.macs for row in self.rows)
+        summed = f"sum / whole = {self.ratio:.2f}"
+        return [*lines, ["whole", millions(total[0]), billions(total[1]), f"{self.whole_ms:.2f}", summed]]
+
+    def to_markdown(self) -> str:
+        """Table and remarks."""
+        title = f"`{Path(self.file).name}` by part, input {'x'.join(map(str, self.shape))}:\n\n"
+        return title + markdown_table(self.table()) + "".join(f"\n{remark}\n" for remark in self.remarks)
+
+    def print(self) -> None:
+        """Table and remarks for a terminal."""
+        print(f"\n{Path(self.file).name} by part:\n{text_table(self.table())}")
+        for remark in self.remarks:
+            print(remark)
+
+
+def split_file(
+    path: Path, *, provider: str, threads: int, shape: tuple[int, ...], runs: int | None, seconds: float
+) -> SplitResult:
+    """Cut a file at its named tensors and time every part beside the whole.
+
+    Raises:
+        ConfigError: onnx is not installed, or the file names no parts.
+    """
+    try:
+        import onnx  # noqa: F401
+    except ImportError as error:
+        raise ConfigError("--split needs the package onnx", "it cuts the graph", "pip install onnx") from error
+    proto = load_proto(path)
+    cost = proto_metadata(proto).get("cost") or {}
+    if not cost.get("parts"):
+        raise ConfigError(
+            f"{path.name} names no parts", "only files of tinymim-export do", "export it again, or leave --split out"
+        )
+    whole = open_session(path, provider, threads)
+    image = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    known = {"image": image}
+    runners, parts = [runner(whole, known, provider)], []
+    done: set[str] = set()
+    for part, about in cost["parts"].items():
+        piece = extract(proto, set(known), about["tensors"])
+        if piece is None:  # e.g. a pyramid that only hands tensors on
+            continue
+        repeated = {n.output[0] for n in piece.graph.node if n.op_type in HEAVY} & done
+        done |= {n.output[0] for n in piece.graph.node if n.op_type in HEAVY}
+        if repeated:
+            raise ConfigError(
+                f"{path.name} cannot be cut before its {part}",
+                f"{len(repeated)} nodes would run twice",
+                "leave --split out",
+            )
+        session = open_session(piece.SerializeToString(), provider, threads)
+        inputs = {value.name: known[value.name] for value in session.get_inputs()}
+        known |= dict(zip([o.name for o in session.get_outputs()], session.run(None, inputs), strict=True))
+        runners.append(runner(session, inputs, provider))
+        parts.append(part)
+    best: tuple[float, list[float]] = (np.inf, [])
+    for _ in range(3):  # a busy machine can spoil one round
+        medians = [float(np.median(ms)) for ms in interleave(runners, runs=runs, seconds=seconds / len(runners))]
+        off = abs(sum(medians[1:]) / medians[0] - 1)
+        best = min(best, (off, medians))
+        if off <= TOLERANCE:
+            break
+    medians = best[1]
+    ms = dict(zip(parts, medians[1:], strict=True))
+    rows = [
+        SplitRow(part, about["params"], about["macs"], ms.get(part, 0.0), ms.get(part, 0.0) / sum(medians[1:]))
+        for part, about in cost["parts"].items()
+    ]
+    ratio = sum(medians[1:]) / medians[0]
+    return SplitResult(str(path), shape, tuple(cost["size"]), rows, medians[0], ratio, remarks(cost, rows, ratio))
+
+
+def remarks(cost: dict[str, Any], rows: Sequence[SplitRow], ratio: float) -> list[str]:
+    """Plain sentences: what dominates, and whether the figures may be trusted."""
+    out = []
+    if abs(ratio - 1) > TOLERANCE:
+        out.append(
+            f"warning: the parts add up to {100 * ratio:.0f} % of the whole (more than {100 * TOLERANCE:.0f} % off): "
+            "the machine was busy, or the parts are too short to time apart; try again with --seconds 20"
+        )
+    head = next((row for row in rows if row.part == "head"), None)
+    if head is not None and head.share > 0.5:
+        macs = head.macs / max(sum(row.macs for row in rows), 1)
+        text = f"the head is {100 * head.share:.0f} % of the time and {100 * macs:.0f} % of the multiply-adds"
+        width, channels = cost.get("width"), cost.get("head_width")
+        if width and channels and channels > width:
+            light = LIGHT.get(width, "a configuration with a light head")
+            text += f": {light} has a head of {width} channels in place of {channels}"
+        else:
+            text += ": fewer decode_head.channels make the whole faster than any smaller backbone"
+        out.append(text)
+    return out
+
+
+def extract(proto: Any, inputs: set[str], outputs: Sequence[str]) -> Any | None:
+    """The nodes between ``inputs`` and ``outputs`` as a model of their own; None where nothing lies between.
+
+    ``inputs`` not needed are left out; the image stays one where shapes are computed from it.
+    """
+    import onnx
+
+    graph = proto.graph
+    makers = {name: index for index, node in enumerate(graph.node) for name in node.output}
+    wanted = [name for name in outputs if name not in inputs]
+    if not wanted:
+        return None
+    seen: set[str] = set()
+    nodes: set[int] = set()
+    stack = list(wanted)
+    while stack:
+        name = stack.pop()
+        if name in seen or not name:
+            continue
+        seen.add(name)
+        if name in inputs or name not in makers:
+            continue
+        nodes.add(makers[name])
+        stack += graph.node[makers[name]].input
+    types = {value.name: value for value in (*graph.input, *graph.value_info, *graph.output)}
+    piece = onnx.ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import, functions=proto.functions)
+    piece.graph.name = graph.name
+    piece.graph.node.extend(graph.node[index] for index in sorted(nodes))
+    piece.graph.initializer.extend(tensor for tensor in graph.initializer if tensor.name in seen)
+    piece.graph.input.extend(types[name] for name in sorted(seen & inputs))
+    piece.graph.output.extend(types[name] for name in wanted)
+    return piece
+
+
+def millions(count: int) -> str:
+    """``5.53 M``."""
+    return f"{count / 1e6:.2f} M"
+
+
+def billions(count: int) -> str:
+    """``10.4 G``, or ``1.20 M`` where that reads better."""
+    return f"{count / 1e9:.2f} G" if count >= 1e7 else f"{count / 1e6:.2f} M"

@@ -1,0 +1,115 @@
+"""The style sheet of every report: light and dark, wide and narrow, no outside fonts or files."""
+
+STYLE = """
+:root {
+  color-scheme: light dark;
+  --page: #f7f7f5; --card: #fff; --ink: #1c1d20; --soft: #5d6068; --line: #e3e3df; --grid: #ecece8; --code: #efefec;
+  --good: #167a47; --bad: #b3261e; --on: #fff;
+  --c0: #2f6fdb; --c1: #d8602a; --c2: #1a8f63; --c3: #9155c8; --c4: #b0850f;
+  --c5: #d0467f; --c6: #218ca0; --c7: #7a7f88;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --page: #131416; --card: #1c1e21; --ink: #ecedef; --soft: #a0a4ac; --line: #2e3136; --grid: #2a2d31;
+    --code: #25282c;
+    --good: #5fce95; --bad: #ff8a80; --on: #101113;
+    --c0: #6ba0f5; --c1: #f08c58; --c2: #4cc495; --c3: #b98ae6; --c4: #e0bd55;
+    --c5: #ee7fab; --c6: #5fc6d8; --c7: #9aa0a9;
+  }
+}
+* { box-sizing: border-box; }
+body {
+  margin: 0; background: var(--page); color: var(--ink); -webkit-text-size-adjust: 100%;
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif;
+}
+main { max-width: 1080px; margin: 0 auto; padding: 40px 20px 72px; }
+h1 { font-size: clamp(1.6rem, 4.5vw, 2.3rem); line-height: 1.15; margin: 0 0 8px; letter-spacing: -.02em; }
+h2 { font-size: 1.25rem; margin: 0 0 4px; letter-spacing: -.01em; }
+section { margin-top: 44px; }
+.lead { color: var(--soft); max-width: 70ch; margin: 0 0 24px; }
+.note { color: var(--soft); max-width: 78ch; margin: 0 0 16px; font-size: .94rem; }
+.verdict { border-left: 4px solid var(--good); padding: 2px 0 2px 14px; margin: 14px 0; }
+.verdict.bad { border-color: var(--bad); }
+
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(158px, 1fr)); gap: 12px; }
+.card, figure, .flow > div, .scroll {
+  background: var(--card); border: 1px solid var(--line); border-radius: 12px;
+}
+.card { padding: 14px 16px; }
+.card small { color: var(--soft); display: block; font-size: .8rem; line-height: 1.35; }
+.card b {
+  display: block; font-size: 1.7rem; line-height: 1.25; letter-spacing: -.02em; font-weight: 650;
+  font-variant-numeric: tabular-nums;
+}
+.card b span { font-size: .95rem; font-weight: 500; letter-spacing: 0; color: var(--soft); }
+.card.good b { color: var(--good); }
+.card.bad b { color: var(--bad); }
+
+.flow { display: flex; flex-wrap: wrap; gap: 10px 26px; }
+.flow > div { position: relative; flex: 1 1 130px; padding: 12px 14px; font-size: .84rem; color: var(--soft); }
+.flow strong { display: block; color: var(--ink); font-size: .95rem; }
+.flow > div:not(:last-child)::after {
+  content: "\\2192"; position: absolute; right: -21px; top: 50%; transform: translateY(-50%); font-size: 1.05rem;
+}
+
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 14px; }
+figure { margin: 0; padding: 14px 16px 8px; }
+figcaption { font-weight: 600; }
+svg { display: block; width: 100%; height: auto; }
+svg text { font-size: 12px; fill: var(--soft); font-variant-numeric: tabular-nums; }
+svg .grid { stroke: var(--grid); fill: none; }
+svg .line { fill: none; stroke-width: 2.2; stroke-linejoin: round; }
+svg .raw { fill: none; stroke-width: 1; opacity: .28; }
+.keys { display: flex; flex-wrap: wrap; gap: 2px 16px; font-size: .84rem; color: var(--soft); margin: 2px 0 6px; }
+.keys i { display: inline-block; width: 10px; height: 10px; border-radius: 3px; margin-right: 6px; }
+.keys b { color: var(--ink); font-weight: 600; font-variant-numeric: tabular-nums; }
+.bar { display: flex; gap: 2px; height: 34px; border-radius: 8px; overflow: hidden; margin: 4px 0 10px; }
+.bar div {
+  color: var(--on); font-size: .8rem; font-weight: 600; min-width: 2px;
+  display: flex; align-items: center; justify-content: center;
+}
+
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
+th, td { padding: 8px 14px; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
+th { color: var(--soft); font-weight: 500; font-size: .8rem; }
+th:first-child, td:first-child { text-align: left; }
+tr:last-child td { border-bottom: 0; }
+td code { font-size: .78rem; white-space: normal; overflow-wrap: anywhere; }
+.ok { color: var(--good); }
+.fail { color: var(--bad); }
+.swatch { display: inline-block; width: 12px; height: 12px; border-radius: 3px; margin-right: 8px; }
+.meter {
+  display: inline-block; width: 110px; height: 8px; margin-right: 10px; border-radius: 4px; background: var(--grid);
+  vertical-align: middle; overflow: hidden;
+}
+.meter div { height: 100%; background: var(--c0); border-radius: 4px; }
+.two { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); gap: 14px; }
+.two > div { min-width: 0; }
+
+.shots { display: grid; grid-template-columns: repeat(3, 1fr); gap: 6px 8px; }
+.shots span { font-size: .82rem; color: var(--soft); }
+.shots img { display: block; width: 100%; border-radius: 8px; }
+.shots img.mask { image-rendering: pixelated; }
+.legend { display: flex; flex-wrap: wrap; gap: 4px 16px; font-size: .84rem; margin-top: 12px; }
+
+pre {
+  background: var(--code); border-radius: 10px; padding: 12px 14px; margin: 6px 0 14px;
+  white-space: pre-wrap; overflow-wrap: anywhere; font: .84rem/1.5 ui-monospace, SFMono-Regular, Menlo, monospace;
+}
+summary { cursor: pointer; color: var(--soft); }
+footer { margin-top: 56px; padding-top: 14px; border-top: 1px solid var(--line);
+  color: var(--soft); font-size: .8rem; }
+@media (max-width: 520px) {
+  main { padding: 24px 14px 48px; }
+  .flow { gap: 18px; }
+  .flow > div { flex-basis: 100%; }
+  .flow > div:not(:last-child)::after {
+    content: "\\2193"; right: 50%; top: auto; bottom: -21px; transform: translateX(50%);
+  }
+  th, td { padding: 7px 9px; }
+  .meter { width: 56px; }
+  .shots { gap: 4px; }
+  .shots img { border-radius: 5px; }
+}
+"""

@@ -1,0 +1,169 @@
+"""From a config file and options to one complete MMEngine config."""
+
+import importlib.util
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from tinymim import compat
+from tinymim.data.folders import Layout, read_layout
+from tinymim.errors import ConfigError
+
+_runs = itertools.count(1)
+
+
+def find_config(config: str | Path | Config) -> Config:
+    """Load a config: a path, or the name of one of mmseg_configs ("upernet_tinymim_b").
+
+    Raises:
+        ConfigError: no such file, or it does not load.
+    """
+    if isinstance(config, Config):
+        return config.copy()
+    path = Path(config)
+    spec = importlib.util.find_spec("tinymim_mmseg_configs")
+    folders = [Path(p) for p in (spec.submodule_search_locations or ())] if spec is not None else []
+    candidates = [path, *(folder / f"{path.name.removesuffix('.py')}.py" for folder in folders)]
+    found = next((p for p in candidates if p.is_file()), None)
+    if found is None:
+        names = sorted({p.stem for folder in folders for p in folder.glob("upernet_*.py")})
+        raise ConfigError(f"no config {config}", "the file does not exist", f"use a path or one of: {', '.join(names)}")
+    try:
+        return Config.fromfile(str(found))
+    except (OSError, ImportError, SyntaxError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"cannot load the config {found}", f"{type(error).__name__}: {error}", "correct the file"
+        ) from error
+
+
+def merge_options(cfg: Config, options: dict[str, Any] | None) -> None:
+    """Apply ``--cfg-options``; a changed ``train_cfg.max_iters`` takes the schedule with it, and says so.
+
+    Raises:
+        ConfigError: an option that does not fit the config.
+    """
+    options = options or {}
+    try:
+        cfg.merge_from_dict(dict(options))
+    except (KeyError, TypeError, AssertionError, IndexError) as error:
+        raise ConfigError(
+            f"--cfg-options {' '.join(options)} does not fit the config", str(error), "check the names, dot by dot"
+        ) from error
+    if "train_cfg.max_iters" in options and not any(key.startswith("param_scheduler") for key in options):
+        fit_schedule(cfg)
+
+
+def fit_schedule(cfg: Config) -> None:
+    """End the polynomial schedule at ``max_iters`` and keep the warm-up to at most a tenth of the run."""
+    steps = int(cfg.train_cfg.max_iters)
+    for scheduler in cfg.param_scheduler:
+        if scheduler.type == "PolyLR":
+            scheduler.end = steps + 1
+        elif scheduler.type == "LinearLR":
+            scheduler.end = min(int(scheduler.end) - 1, max(steps // 10, 1)) + 1
+    ends = ", ".join(f"{s.type} ends after {s.end - 1} steps" for s in cfg.param_scheduler)
+    compat_say(f"schedule: {steps} steps, {ends}")
+
+
+def set_data(
+    cfg: Config,
+    data_root: str | Path | None,
+    ignore_label: int | Sequence[int] | None,
+    reduce_zero_label: bool | None,
+    *,
+    splits: Sequence[str] = ("train", "val"),
+) -> Layout:
+    """Point the data loaders at a folder and give both heads its number of classes; return the layout.
+
+    Raises:
+        ConfigError: the config does not use ``TinyMIMSegDataset``.
+        DataError: the folder is wrong.
+    """
+    loaders = {name: cfg[name] for name in ("train_dataloader", "val_dataloader", "test_dataloader")}
+    for name, loader in loaders.items():
+        if loader.dataset.type != "TinyMIMSegDataset":
+            raise ConfigError(
+                f"{name} uses {loader.dataset.type}",
+                "the tools read folders in ADE20K layout through TinyMIMSegDataset",
+                "use that data set, or MMSegmentation's own tools",
+            )
+        if loader.num_workers == 0:
+            loader.persistent_workers = False
+        for key, value in dict(
+            data_root=None if data_root is None else str(data_root),
+            ignore_label=ignore_label,
+            reduce_zero_label=reduce_zero_label,
+        ).items():
+            if value is not None:
+                loader.dataset[key] = value
+    told = cfg.val_dataloader.dataset
+    layout = read_layout(
+        told.data_root,
+        ignore_label=told.get("ignore_label"),
+        reduce_zero_label=told.get("reduce_zero_label"),
+    )
+    for split in splits:
+        layout.need(split)
+    for head in ("decode_head", "auxiliary_head"):
+        if cfg.model.get(head) is not None:
+            cfg.model[head].num_classes = len(layout.classes)
+    return layout
+
+
+def set_device(cfg: Config, device: str | None, amp: bool) -> str:
+    """Choose the device, the precision and the processes; SyncBN only on several GPUs. Return "cpu" or "cuda".
+
+    Raises:
+        ConfigError: no such device, or ``amp`` without a GPU.
+    """
+    kind = compat.use_device(device)
+    distributed = compat.launched_processes() > 1
+    if amp and kind == "cpu":
+        raise ConfigError(
+            "--amp needs a GPU",
+            "MMEngine's mixed precision runs on GPUs only, and this run uses the CPU",
+            "leave --amp out",
+        )
+    if amp:
+        import torch
+
+        cfg.optim_wrapper.type = "AmpOptimWrapper"
+        bf16 = torch.cuda.is_bf16_supported()
+        cfg.optim_wrapper.dtype = "bfloat16" if bf16 else "float16"
+        cfg.optim_wrapper.loss_scale = dict(enabled=False) if bf16 else "dynamic"
+    if distributed and kind == "cuda":
+        cfg.launcher = "pytorch"
+    elif distributed:
+        compat.start_cpu_processes(cfg)
+    if not (distributed and kind == "cuda"):
+        plain_batch_norm(cfg)
+    return kind
+
+
+def plain_batch_norm(node: Any) -> None:
+    """Turn every SyncBN of a config into BN, in place."""
+    for child in node.values() if isinstance(node, dict | Config) else node:
+        if isinstance(child, dict):
+            if child.get("type") == "SyncBN":
+                child["type"] = "BN"
+            plain_batch_norm(child)
+        elif isinstance(child, list | tuple):
+            plain_batch_norm(child)
+
+
+def name_run(cfg: Config) -> Config:
+    """The config as ``config.py``, under an experiment name of its own (MMEngine shares state between equal names)."""
+    named = Config(cfg.to_dict(), filename="config.py")
+    named.experiment_name = f"tinymim_seg_{next(_runs)}"
+    return named
+
+
+def compat_say(text: str) -> None:
+    """Print on the first process."""
+    import os
+
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(text, flush=True)

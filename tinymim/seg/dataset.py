@@ -1,0 +1,180 @@
+"""Labelled folders for MMSegmentation, and the order in which training sees them.
+
+Every training sample is a function of (seed, position in the run) alone: random numbers are re-seeded for each one. So
+a resumed run starts at the right position without reading what was already seen, with any number of workers.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmcv.transforms import BaseTransform
+from mmengine.dist import get_dist_info
+from mmseg.datasets.basesegdataset import BaseSegDataset
+from mmseg.registry import DATA_SAMPLERS, DATASETS, TRANSFORMS
+from PIL import Image, ImageOps
+from torch.utils.data import Sampler
+
+from tinymim.data.folders import Layout, read_layout
+from tinymim.errors import DataError
+
+
+class UnreadablePhoto(DataError):
+    """A damaged photo: skipped in training, an error elsewhere."""
+
+
+@TRANSFORMS.register_module()
+class LoadPhoto(BaseTransform):
+    """Read ``img_path`` as uint8 (H, W, 3), BGR as MMSegmentation expects, upright.
+
+    Pillow, not OpenCV: OpenCV fills the missing part of a truncated JPEG with grey and says nothing.
+    """
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        path = results["img_path"]
+        try:
+            with Image.open(path) as image:
+                rgb = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise UnreadablePhoto(
+                f"cannot read the photo {path}", str(error), "copy the file again or remove it"
+            ) from error
+        results["img"] = np.ascontiguousarray(rgb[..., ::-1])
+        results["img_shape"] = results["ori_shape"] = rgb.shape[:2]
+        return results
+
+
+@TRANSFORMS.register_module()
+class LoadLabel(BaseTransform):
+    """Read ``seg_map_path`` as uint8 (H, W) of training ids with 255 for ignored pixels, by the dataset's layout."""
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        path = results["seg_map_path"]
+        label = results.pop("layout").read_label(path)
+        if label.shape != tuple(results["ori_shape"]):
+            raise DataError(
+                f"{path} is {label.shape[1]} x {label.shape[0]} pixels, its photo {results['ori_shape'][1]} x "
+                f"{results['ori_shape'][0]}",
+                "a label gives a class to every pixel of its photo",
+                "make both the same size",
+            )
+        results["gt_seg_map"] = label
+        results["seg_fields"].append("gt_seg_map")
+        return results
+
+
+@DATASETS.register_module()
+class TinyMIMSegDataset(BaseSegDataset):
+    """Photos and labels of a folder in ADE20K layout (``tinymim.data.folders``).
+
+    Args:
+        data_root: The folder.
+        split: "train" or "val".
+        pipeline: MMSegmentation transforms, starting with ``LoadPhoto``.
+        ignore_label: Id or ids to ignore besides 255, for folders without ``dataset.json``.
+        reduce_zero_label: Whether id 0 is "no class", for folders without ``dataset.json``.
+        test_mode: MMEngine's switch for validation.
+    """
+
+    layout: Layout
+
+    def __init__(
+        self,
+        data_root: str,
+        split: str,
+        pipeline: Sequence[Any] = (),
+        ignore_label: int | Sequence[int] | None = None,
+        reduce_zero_label: bool | None = None,
+        test_mode: bool = False,
+        **rest: Any,
+    ) -> None:
+        self.layout = read_layout(data_root, ignore_label=ignore_label, reduce_zero_label=reduce_zero_label)
+        self.pairs = self.layout.need(split)
+        super().__init__(
+            data_root=None,
+            pipeline=list(pipeline),
+            test_mode=test_mode,
+            metainfo=dict(classes=list(self.layout.classes), palette=[list(c) for c in self.layout.palette]),
+            **rest,
+        )
+
+    def load_data_list(self) -> list[dict[str, Any]]:
+        """One dict of paths a pair."""
+        return [dict(img_path=str(photo), seg_map_path=str(label)) for photo, label in self.pairs]
+
+    def get_data_info(self, idx: int) -> dict[str, Any]:
+        """What the pipeline starts from."""
+        info = super().get_data_info(idx)
+        return {**info, "seg_fields": [], "reduce_zero_label": False, "label_map": None, "layout": self.layout}
+
+    def __getitem__(self, idx: int | tuple[int, int]) -> Any:
+        """A sample; ``(index, seed)`` fixes its random numbers and, in training, steps over damaged photos.
+
+        The names of photos stepped over are in the sample's ``skipped``.
+        """
+        if isinstance(idx, tuple):
+            idx, seed = idx
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.manual_seed(seed)
+        if self.test_mode:
+            return self.prepare_data(idx)
+        skipped: list[str] = []
+        for i in range(len(self)):
+            try:
+                sample = self.prepare_data((idx + i) % len(self))
+            except UnreadablePhoto as error:
+                skipped.append(error.what)
+                continue
+            if skipped:
+                sample["data_samples"].set_metainfo(dict(skipped=skipped))
+            return sample
+        raise DataError(
+            f"none of the {len(self)} training photos can be read", skipped[0], "copy the data set again"
+        )
+
+
+@DATA_SAMPLERS.register_module()
+class ResumableSampler(Sampler[tuple[int, int]]):
+    """Endless shuffled passes over a data set, as (index, seed of the sample); can start anywhere.
+
+    Position p of the run is photo ``shuffle(seed, p // n)[p % n]``. Process r of w takes positions r, r + w, ...
+
+    Args:
+        dataset: The data set of n photos.
+        seed: Of the run.
+        shuffle: New order in each pass; False keeps the order of the folder.
+    """
+
+    def __init__(self, dataset: Any, seed: int | None = None, shuffle: bool = True) -> None:
+        self.size, self.seed, self.shuffle, self.first = len(dataset), int(seed or 0), shuffle, 0
+        self.rank, self.world = get_dist_info()
+
+    def skip(self, samples: int) -> None:
+        """Start after ``samples`` samples of this process."""
+        self.first = samples
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        position, turn, order = self.first * self.world + self.rank, -1, np.arange(self.size)
+        while True:
+            if self.shuffle and position // self.size != turn:
+                turn = position // self.size
+                order = np.random.default_rng([self.seed, turn]).permutation(self.size)
+            yield int(order[position % self.size]), mix_seed(self.seed, 1, position)
+            position += self.world
+
+    def __len__(self) -> int:
+        return self.size
+
+
+def mix_seed(*numbers: int) -> int:
+    """One 32-bit seed out of several numbers."""
+    return int(np.random.SeedSequence(list(numbers)).generate_state(1)[0])
+
+
+def data_root_of(cfg: Any) -> Path:
+    """Folder named by a config's training data."""
+    return Path(cfg.train_dataloader.dataset.data_root)

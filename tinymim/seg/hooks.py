@@ -1,0 +1,174 @@
+"""The run folder: config.py, env.json, metrics.jsonl, checkpoints/, segmentor.pth; and the progress line."""
+
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.dist import barrier, is_main_process
+from mmengine.hooks import Hook
+from mmseg.registry import HOOKS
+
+from tinymim.errors import ConfigError, TinyMIMError
+from tinymim.files import atomic_path, environment, sha256_file, versions, write_json
+from tinymim.progress import Progress
+from tinymim.seg.loop import bare_model
+
+
+@HOOKS.register_module()
+class RunFolderHook(Hook):
+    """Writes everything a run leaves behind; takes the place of MMEngine's checkpoint and logger hooks.
+
+    ``checkpoints/iter_N.pth`` is MMEngine's format and resumable; ``segmentor.pth`` holds the weights and what is
+    needed to use them, no optimizer, and loads with ``weights_only=True``. Every file is whole or absent.
+
+    Args:
+        interval: Steps between checkpoints; the last step always gets one.
+        keep: Checkpoints kept.
+        log_interval: Steps between lines in metrics.jsonl.
+    """
+
+    priority = "VERY_LOW"
+
+    def __init__(self, interval: int = 1000, keep: int = 2, log_interval: int = 10) -> None:
+        self.interval, self.keep, self.log_interval = interval, keep, log_interval
+        self.scores: dict[str, float] = {}
+        self.saved = -1
+        self.progress: Progress | None = None
+
+    def before_run(self, runner: Any) -> None:
+        """Write env.json; check that the heads have the classes of the data."""
+        if is_main_process():
+            Path(runner.work_dir).mkdir(parents=True, exist_ok=True)
+            write_json(Path(runner.work_dir) / "env.json", environment())
+        if runner._train_loop is not None:
+            _check_classes(bare_model(runner.model), runner.train_dataloader.dataset.metainfo["classes"])
+
+    def before_train(self, runner: Any) -> None:
+        """Forget what a killed run wrote after the checkpoint that training goes on from."""
+        if not is_main_process():
+            return
+        path = Path(runner.work_dir) / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.is_file() else []
+        kept = [line for line in lines if _step_of(line) <= runner.iter]
+        with atomic_path(path) as part:
+            part.write_text("".join(line + "\n" for line in kept))
+        self.progress = Progress("train", runner.max_iters, start=runner.iter)
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Progress line, metrics line, checkpoint."""
+        step = batch_idx + 1
+        last = step == runner.max_iters
+        values = {name: float(value) for name, value in (outputs or {}).items()}
+        if self.progress is not None:
+            self.progress.update(
+                step, images=len(data_batch["inputs"]), waited=runner.train_loop.waited, loss=values["loss"]
+            )
+        if is_main_process() and (step % self.log_interval == 0 or last):
+            rates = [group["lr"] for group in runner.optim_wrapper.optimizer.param_groups]
+            skipped = {"skipped_photos": len(runner.train_loop.skipped)} if runner.train_loop.skipped else {}
+            self._write(runner, {"step": step, **values, "lr": max(rates), **skipped})
+        if step % self.interval == 0 or last:
+            self.save_now(runner, step)
+
+    def before_val_epoch(self, runner: Any) -> None:
+        """Leave the progress line."""
+        if self.progress is not None and self.progress.live:
+            print(flush=True)
+
+    def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
+        """Line in metrics.jsonl; the scores also go into a segmentor.pth of this step."""
+        self.scores = {"step": runner.iter, **(metrics or {})}
+        if is_main_process() and runner._train_loop is not None:
+            self._write(runner, self.scores)
+            if self.saved == runner.iter:
+                write_segmentor(runner, self.scores, runner.iter)
+
+    def after_train(self, runner: Any) -> None:
+        """End of the progress line."""
+        if self.progress is not None:
+            self.progress.close(f"{runner.iter} steps, {Path(runner.work_dir) / 'segmentor.pth'}")
+
+    def save_now(self, runner: Any, step: int) -> None:
+        """Checkpoint and segmentor after ``step`` steps, atomically; old checkpoints go."""
+        if is_main_process():
+            folder = Path(runner.work_dir) / "checkpoints"
+            path = folder / f"iter_{step}.pth"
+            try:
+                with atomic_path(path) as part:
+                    meta = {"iter": step, "epoch": 0}
+                    runner.save_checkpoint(str(part.parent), part.name, meta=meta, by_epoch=False)
+            except RuntimeError as error:  # torch's writer on a full disk
+                raise TinyMIMError(
+                    f"cannot write {path}",
+                    f"{error} (nothing was left behind, older checkpoints are kept)",
+                    "free some space, then continue with --resume",
+                ) from error
+            with atomic_path(Path(runner.work_dir) / "last_checkpoint") as part:
+                part.write_text(str(path))
+            write_segmentor(runner, self.scores, step)
+            old = sorted(folder.glob("iter_*.pth"), key=lambda p: int(p.stem.removeprefix("iter_")))
+            for stale in [p for p in old if p != path][: max(len(old) - self.keep, 0)]:
+                stale.unlink()
+        self.saved = step
+        barrier()
+
+    def _write(self, runner: Any, line: dict[str, Any]) -> None:
+        path = Path(runner.work_dir) / "metrics.jsonl"
+        try:
+            with open(path, "a") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise TinyMIMError(
+                f"cannot write {path}", f"{error.strerror}", "free some space, then continue with --resume"
+            ) from error
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):  # cut off by a kill
+        return float("inf")
+
+
+def _check_classes(model: Any, classes: list[str]) -> None:
+    """Heads must have as many classes as the data."""
+    heads = {name: getattr(model, name, None) for name in ("decode_head", "auxiliary_head")}
+    wrong = {name: head.num_classes for name, head in heads.items()
+             if hasattr(head, "num_classes") and head.num_classes != len(classes)}  # fmt: skip
+    if wrong:
+        raise ConfigError(
+            f"the data have {len(classes)} classes, the config's heads {next(iter(wrong.values()))}",
+            "tools/train_seg.py sets the heads by the data; MMSegmentation's own tools do not",
+            "add --cfg-options " + " ".join(f"model.{name}.num_classes={len(classes)}" for name in wrong),
+        )
+
+
+def write_segmentor(runner: Any, scores: dict[str, float], step: int) -> None:
+    """Write segmentor.pth: ``{"state_dict", "meta"}``, tensors and plain values only."""
+    model, cfg = bare_model(runner.model), runner.cfg
+    student = cfg.model.backbone.get("init_cfg") or {}
+    source = student.get("checkpoint")
+    plain = cfg.copy()
+    plain.model.backbone.init_cfg = None
+    plain.load_from, plain.resume = None, False
+    pre, data = cfg.model.data_preprocessor, runner.train_dataloader.dataset.metainfo
+    meta = {
+        "config": plain.pretty_text,
+        "backbone": dict(model.backbone.config),
+        "classes": list(data["classes"]),
+        "palette": [list(map(int, colour)) for colour in data["palette"]],
+        "mean": list(map(float, pre["mean"])),
+        "std": list(map(float, pre["std"])),
+        "student_sha256": sha256_file(source) if source and os.path.isfile(source) else None,
+        "versions": versions(),
+        "metrics": {name: float(value) for name, value in scores.items()},
+        "step": step,
+    }
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    buffer = io.BytesIO()
+    torch.save({"state_dict": state, "meta": meta}, buffer)
+    with atomic_path(Path(runner.work_dir) / "segmentor.pth") as part:
+        part.write_bytes(buffer.getvalue())

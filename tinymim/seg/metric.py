@@ -1,0 +1,195 @@
+"""Mean intersection over union, exactly: one int64 confusion matrix over all validation pixels at original size."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dist import all_reduce, is_main_process
+from mmengine.evaluator import BaseMetric
+from mmseg.registry import METRICS
+
+from tinymim.data.folders import IGNORED
+from tinymim.errors import CheckFailed
+from tinymim.files import write_json
+
+
+@dataclass
+class SegResult:
+    """Segmentation quality on a validation set. All scores are fractions from 0 to 1.
+
+    Attributes:
+        miou: Mean IoU over classes that occur in the labels or the predictions.
+        macc: Mean pixel accuracy over classes that occur in the labels.
+        aacc: Share of right pixels.
+        class_iou: IoU per class, NaN where a class never occurs.
+        constant_miou: mIoU of the best constant prediction on the same labels.
+        confusion: int64 (classes, classes), rows = label, columns = prediction.
+        images: Photos seen.
+        files: Paths a run wrote: work_dir, segmentor, metrics (training only).
+    """
+
+    miou: float
+    macc: float
+    aacc: float
+    class_iou: list[float]
+    classes: list[str]
+    constant_miou: float
+    images: int
+    confusion: np.ndarray = field(repr=False)
+    files: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_confusion(cls, confusion: np.ndarray, classes: Sequence[str], images: int) -> "SegResult":
+        """Scores of a confusion matrix (rows = label, columns = prediction)."""
+        right, labels, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            iou = right / (labels + predicted - right)
+            acc = right / labels
+        total, present = int(labels.sum()), int((labels > 0).sum())
+        return cls(
+            miou=float(np.nanmean(iou)) if total else float("nan"),
+            macc=float(np.nanmean(acc)) if total else float("nan"),
+            aacc=float(right.sum() / total) if total else float("nan"),
+            class_iou=[float(v) for v in iou],
+            classes=list(classes),
+            constant_miou=float(labels.max() / total / present) if total else float("nan"),
+            images=images,
+            confusion=confusion,
+        )
+
+    @property
+    def work_dir(self) -> Path:
+        """Run folder of the training."""
+        return Path(self.files["work_dir"])
+
+    @property
+    def segmentor(self) -> Path:
+        """The ``segmentor.pth`` the training wrote."""
+        return Path(self.files["segmentor"])
+
+    @property
+    def metrics(self) -> Path:
+        """``metrics.jsonl`` of the training."""
+        return Path(self.files["metrics"])
+
+    def summary(self) -> str:
+        """One line."""
+        return (
+            f"mIoU {100 * self.miou:.2f} %  (best constant {100 * self.constant_miou:.2f} %)  "
+            f"mAcc {100 * self.macc:.2f} %  aAcc {100 * self.aacc:.2f} %  {self.images} photos"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; NaN becomes None."""
+        return {
+            "mIoU": self.miou,
+            "mAcc": self.macc,
+            "aAcc": self.aacc,
+            "constant_mIoU": self.constant_miou,
+            "images": self.images,
+            "class_IoU": {
+                name: None if np.isnan(v) else v for name, v in zip(self.classes, self.class_iou, strict=True)
+            },
+            "confusion": self.confusion.tolist(),
+            "files": self.files,
+        }
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """JSON text; written to ``path`` if given."""
+        if path is not None:
+            write_json(path, self.to_dict())
+        return json.dumps(self.to_dict(), indent=1)
+
+    def to_markdown(self, path: str | Path | None = None) -> str:
+        """Markdown table of classes under the summary; written to ``path`` if given."""
+        rows = [
+            f"| {name} | {'absent' if np.isnan(iou) else f'{100 * iou:.2f}'} |"
+            for name, iou in zip(self.classes, self.class_iou, strict=True)
+        ]
+        text = "\n".join([self.summary(), "", "| class | IoU % |", "|---|---|", *rows]) + "\n"
+        if path is not None:
+            Path(path).write_text(text)
+        return text
+
+    def print(self) -> None:
+        """Print classes and summary."""
+        width = max(map(len, self.classes))
+        for name, iou in zip(self.classes, self.class_iou, strict=True):
+            print(f"  {name.ljust(width)}  {'absent' if np.isnan(iou) else f'{100 * iou:6.2f} %'}")
+        print(self.summary())
+
+
+@METRICS.register_module()
+class SegMetric(BaseMetric):
+    """``mIoU``, ``mAcc``, ``aAcc`` and ``constant_mIoU`` (fractions) for MMEngine's loops; ``last`` holds the result.
+
+    Several processes must see every photo once: use ``DefaultSampler`` with ``round_up=False``.
+    """
+
+    default_prefix = None
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(prefix="", **kwargs)
+        self.last: SegResult | None = None
+        self.results: list[Any] = []
+        self._clear()
+
+    def _clear(self) -> None:
+        self.confusion: torch.Tensor | None = None
+        self.images = 0
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
+        """Count the pixels of a batch: ``pred_sem_seg`` and ``gt_sem_seg`` of (1, H, W) at original size."""
+        assert self.dataset_meta is not None
+        count = len(self.dataset_meta["classes"])
+        for sample in data_samples:
+            label = sample["gt_sem_seg"]["data"].flatten()
+            seen = label != IGNORED
+            guess = sample["pred_sem_seg"]["data"].flatten().to(label)
+            cell = label[seen].long() * count + guess[seen].long()
+            matrix = torch.bincount(cell, minlength=count * count).reshape(count, count).cpu()
+            self.confusion = matrix if self.confusion is None else self.confusion + matrix
+            self.images += 1
+
+    def evaluate(self, size: int) -> dict[str, float]:
+        """Sum over processes and compute the scores.
+
+        Raises:
+            CheckFailed: a photo was counted twice or not at all.
+        """
+        assert self.dataset_meta is not None
+        count = len(self.dataset_meta["classes"])
+        total = torch.zeros(count * count + 1, dtype=torch.int64)
+        if self.confusion is not None:
+            total[:-1] = self.confusion.flatten()
+        total[-1] = self.images
+        self._clear()
+        from mmengine.device import get_device
+
+        total = total.to(get_device())
+        all_reduce(total)
+        total = total.cpu()
+        if int(total[-1]) != size:
+            raise CheckFailed(
+                f"validation counted {int(total[-1])} photos of {size}",
+                "the sampler gave some to two processes",
+                "set val_dataloader.sampler.round_up=False",
+            )
+        matrix = total[:-1].reshape(count, count).numpy()
+        self.last = SegResult.from_confusion(matrix, self.dataset_meta["classes"], size)
+        if is_main_process():
+            print(self.last.summary(), flush=True)
+        return {
+            "mIoU": self.last.miou,
+            "mAcc": self.last.macc,
+            "aAcc": self.last.aacc,
+            "constant_mIoU": self.last.constant_miou,
+        }
+
+    def compute_metrics(self, results: list[Any]) -> dict[str, float]:
+        """Unused: :meth:`evaluate` sums confusion matrices instead of collecting results."""
+        raise NotImplementedError

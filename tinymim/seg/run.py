@@ -1,0 +1,234 @@
+"""Train and test a segmentor: the functions behind tools/train_seg.py and tools/test_seg.py."""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.dist import broadcast_object_list, get_world_size, is_main_process
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+
+from tinymim import compat
+from tinymim.errors import CheckpointError, ConfigError, DataError, TinyMIMError
+from tinymim.files import prepare_out
+from tinymim.progress import Progress
+from tinymim.seg.config import compat_say, find_config, merge_options, name_run, set_data, set_device
+from tinymim.seg.metric import SegMetric, SegResult
+from tinymim.seg.segmentor import load_segmentor
+
+
+def train_segmentor(
+    config: str | Path | Config,
+    *,
+    work_dir: str | Path,
+    data_root: str | Path | None = None,
+    student: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    amp: bool = False,
+    device: str | None = None,
+    cfg_options: dict[str, Any] | None = None,
+    ignore_label: int | Sequence[int] | None = None,
+    reduce_zero_label: bool | None = None,
+) -> SegResult:
+    """Train UperNet on a backbone with MMEngine's Runner and score it on the validation photos.
+
+    Args:
+        config: File or name of a config, or a ``Config``.
+        work_dir: Run folder: config.py, env.json, metrics.jsonl, checkpoints/, segmentor.pth.
+        data_root: Labelled folder; default: the config's.
+        student: File with the backbone's weights, anything ``tinymim.load_weights`` reads.
+        resume: Go on from the last checkpoint in ``work_dir``, exactly.
+        overwrite: Empty ``work_dir`` first.
+        amp: Mixed precision (bf16, else fp16); GPUs only.
+        device: "cpu", "cuda", "cuda:N"; default: a GPU where there is one.
+        cfg_options: Overrides of the config, ``{"optim_wrapper.optimizer.lr": 1e-3}``.
+        ignore_label: Id or ids to ignore, for folders without ``dataset.json``.
+        reduce_zero_label: Whether id 0 is "no class", for folders without ``dataset.json``.
+
+    Returns:
+        Scores of the trained model, with the paths written (``.segmentor``, ``.metrics``, ``.work_dir``).
+
+    Raises:
+        TinyMIMError: anything the user can fix (data, options, weights, a full disk).
+        CheckFailed: the loss is not finite.
+        KeyboardInterrupt: Ctrl-C; the run can be resumed.
+    """
+    cfg = find_config(config)
+    merge_options(cfg, cfg_options)
+    layout = set_data(cfg, data_root, ignore_label, reduce_zero_label)
+    if student is not None:
+        if not Path(student).is_file():
+            raise CheckpointError(f"no checkpoint at {student}", "the file does not exist", "check --student")
+        cfg.model.backbone.init_cfg = dict(type="Pretrained", checkpoint=str(student))
+    kind = set_device(cfg, device, amp)
+    folder = _run_folder(cfg, Path(work_dir), resume=resume, overwrite=overwrite)
+    compat_say(f"data: {layout}")
+    batch, world = cfg.train_dataloader.batch_size, compat.launched_processes()
+    compat_say(f"{kind}: {world} process(es) x batch {batch} = {world * batch} photos a step -> {folder}")
+    with _our_errors():
+        runner = Runner.from_cfg(name_run(cfg))
+        runner.train()
+        metric = next(m for m in runner.val_evaluator.metrics if isinstance(m, SegMetric))
+        if metric.last is None:  # resumed after the last step
+            runner.val_loop.run()
+    assert metric.last is not None
+    result = metric.last
+    result.files = {name: str(folder / file) for name, file in
+                    (("work_dir", ""), ("segmentor", "segmentor.pth"), ("metrics", "metrics.jsonl"))}  # fmt: skip
+    if is_main_process():
+        result.to_json(folder / "result.json")
+    return result
+
+
+def test_segmentor(
+    config: str | Path | Config | None,
+    checkpoint: str | Path,
+    *,
+    data_root: str | Path | None = None,
+    tta: bool = False,
+    device: str | None = None,
+    cfg_options: dict[str, Any] | None = None,
+    ignore_label: int | Sequence[int] | None = None,
+    reduce_zero_label: bool | None = None,
+) -> SegResult:
+    """Score a segmentor on validation photos: logits resized to the photo's size, then argmax, every pixel counted.
+
+    Args:
+        config: File or name; None takes the one stored in ``checkpoint``.
+        checkpoint: ``segmentor.pth`` or ``iter_N.pth``.
+        data_root: Labelled folder; default: the config's.
+        tta: Average over sizes and mirror images (the config's ``tta_pipeline``).
+        device: As in :func:`train_segmentor`.
+        cfg_options: Overrides of the config.
+        ignore_label: As in :func:`train_segmentor`.
+        reduce_zero_label: As in :func:`train_segmentor`.
+
+    Raises:
+        TinyMIMError: anything the user can fix.
+    """
+    model, cfg = load_segmentor(checkpoint, config)
+    trained = model.decode_head.num_classes  # type: ignore[union-attr]
+    merge_options(cfg, cfg_options)
+    layout = set_data(cfg, data_root, ignore_label, reduce_zero_label, splits=("val",))
+    if len(layout.classes) != trained:
+        raise DataError(
+            f"{checkpoint} knows {trained} classes, {layout.root} has {len(layout.classes)}",
+            "the segmentor was trained on other data",
+            "give the folder it was trained for, or one whose dataset.json lists the same classes",
+        )
+    kind = set_device(cfg, device, amp=False)
+    if compat.launched_processes() > 1 and kind == "cuda":
+        from mmengine.dist import init_dist, is_distributed
+
+        if not is_distributed():
+            init_dist("pytorch")
+    compat_say(f"data: {layout}")
+    init_default_scope("mmseg")
+    loader_cfg = cfg.val_dataloader
+    if tta:
+        from mmseg.models import SegTTAModel
+
+        loader_cfg.dataset.pipeline = cfg.tta_pipeline
+        model = SegTTAModel(module=model)
+    model = model.to(kind).eval()
+    metric = SegMetric()
+    with _our_errors():
+        loader = Runner.build_dataloader(loader_cfg, seed=0)
+        metric.dataset_meta = loader.dataset.metainfo
+        progress = Progress("test", len(loader)) if is_main_process() else None
+        for i, batch in enumerate(loader):
+            with torch.no_grad():
+                samples = model.test_step(batch)
+            metric.process(batch, [sample.to_dict() for sample in samples])
+            if progress is not None:
+                progress.update(i + 1, images=len(samples) * get_world_size())
+        if progress is not None:
+            progress.close()
+        metric.evaluate(len(loader.dataset))
+    assert metric.last is not None
+    return metric.last
+
+
+test_segmentor.__test__ = False  # type: ignore[attr-defined]  (pytest: no test)
+
+
+def _run_folder(cfg: Config, work_dir: Path, *, resume: bool, overwrite: bool) -> Path:
+    """Make or reopen the run folder on the first process; tell the others; set what ``cfg`` resumes from."""
+    told: list[Any] = [None]
+    if compat.launched_processes() == 1 or _rank() == 0:
+        try:
+            prepare_out(work_dir, resume=resume, overwrite=overwrite)
+            told = [_last_checkpoint(cfg, work_dir) if resume else None]
+        except TinyMIMError as error:
+            told = [error]
+    if compat.launched_processes() > 1:
+        if not torch.distributed.is_initialized():
+            from mmengine.dist import init_dist
+
+            init_dist("pytorch")
+        broadcast_object_list(told)
+    if isinstance(told[0], TinyMIMError):
+        raise told[0]
+    cfg.work_dir, cfg.resume, cfg.load_from = str(work_dir), told[0] is not None, told[0]
+    if resume:
+        cfg.model.backbone.init_cfg = None  # every weight comes from the checkpoint
+    return work_dir
+
+
+def _rank() -> int:
+    import os
+
+    return int(os.environ.get("RANK", "0"))
+
+
+def _last_checkpoint(cfg: Config, work_dir: Path) -> str | None:
+    """Path of the newest checkpoint of a run; None if it was stopped before the first.
+
+    Raises:
+        ConfigError: the run was made with another model.
+    """
+    files = sorted(
+        (work_dir / "checkpoints").glob("iter_*.pth"), key=lambda p: int(re.sub(r"\D", "", p.stem) or -1)
+    )
+    if (work_dir / "config.py").is_file():
+        before = Config.fromfile(str(work_dir / "config.py"))
+        differ = [
+            key
+            for key in sorted({*before.model, *cfg.model})
+            if _plain(before.model.get(key)) != _plain(cfg.model.get(key))
+        ]
+        if differ:
+            raise ConfigError(
+                f"{work_dir} was trained with another model ({', '.join(f'model.{key}' for key in differ)} differ)",
+                "a run goes on with the options it began with",
+                "repeat the first command with --resume, or start anew with another --work-dir",
+            )
+    if not files:
+        compat_say(f"{work_dir} has no checkpoint yet: starting from the first step")
+        return None
+    compat_say(f"resuming from {files[-1]}")
+    return str(files[-1])
+
+
+def _plain(value: Any) -> Any:
+    """A config node without what may change between a run and its resume (weights, SyncBN or BN), as plain values."""
+    if isinstance(value, dict):
+        return {k: "BN" if v == "SyncBN" else _plain(v) for k, v in value.items() if k != "init_cfg"}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+@contextmanager
+def _our_errors() -> Iterator[None]:
+    """Bring back our own errors that PyTorch's data workers turned into text."""
+    try:
+        yield
+    except RuntimeError as error:
+        found = re.search(r"(?:DataError|UnreadablePhoto): (.*?)\n  why: (.*?)\n  fix: (.*)", str(error), re.DOTALL)
+        if found is None:
+            raise
+        raise DataError(*(part.strip() for part in found.groups())) from error

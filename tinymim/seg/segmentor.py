@@ -1,0 +1,92 @@
+"""A trained segmentor from its file."""
+
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmseg.registry import MODELS
+from torch import nn
+
+from tinymim.errors import CheckpointError, ConfigError
+from tinymim.models.checkpoints import _torch_load
+from tinymim.seg.config import find_config, plain_batch_norm
+
+
+def read_segmentor(checkpoint: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """State dict and meta of a ``segmentor.pth`` or of MMEngine's ``iter_N.pth``; nothing in the file is run.
+
+    Raises:
+        CheckpointError: no such file, or no segmentor.
+    """
+    if not Path(checkpoint).is_file():
+        raise CheckpointError(f"no checkpoint at {checkpoint}", "the file does not exist", "check the path")
+    content = _torch_load(Path(checkpoint))
+    state = content.get("state_dict") if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not any(key.startswith("decode_head.") for key in state):
+        raise CheckpointError(
+            f"{checkpoint} holds no segmentor",
+            "it has no state_dict with a decode_head (a student.pth is a backbone only)",
+            "give the segmentor.pth or checkpoints/iter_N.pth of a tools/train_seg.py run",
+        )
+    meta = content.get("meta")
+    return dict(state), dict(meta) if isinstance(meta, dict) else {}
+
+
+def load_segmentor(
+    checkpoint: str | Path, config: str | Path | Config | None = None
+) -> tuple[nn.Module, Config]:
+    """Build and load a segmentor for inference, on the CPU, in evaluation mode, SyncBN turned into BN.
+
+    Args:
+        checkpoint: ``segmentor.pth``, or MMEngine's ``iter_N.pth``.
+        config: Path, name or Config; by default the text stored in the file.
+
+    Returns:
+        The ``EncoderDecoder`` (with ``cfg`` and ``dataset_meta`` as MMSegmentation's inference expects) and its config.
+
+    Raises:
+        CheckpointError: not a segmentor, or it does not fit the config.
+        ConfigError: there is no config.
+    """
+    state, meta = read_segmentor(checkpoint)
+    text = meta.get("config") or meta.get("cfg")
+    if config is not None:
+        cfg = find_config(config)
+        classes = state["decode_head.conv_seg.weight"].shape[0]
+        for head in ("decode_head", "auxiliary_head"):
+            if cfg.model.get(head) is not None:
+                cfg.model[head].num_classes = classes
+    elif isinstance(text, str):
+        cfg = Config.fromstring(text, file_format=".py")
+    else:
+        raise ConfigError(
+            f"{checkpoint} does not store its config", "only segmentor.pth files of tinymim do", "add --config FILE"
+        )
+    plain_batch_norm(cfg)
+    cfg.model.backbone.init_cfg = None
+    init_default_scope("mmseg")
+    model = MODELS.build(cfg.model)
+    _load(model, state, checkpoint)
+    told = meta.get("dataset_meta") if isinstance(meta.get("dataset_meta"), dict) else {}
+    model.cfg = cfg
+    model.dataset_meta = {key: meta.get(key) or (told or {}).get(key) for key in ("classes", "palette")}
+    return model.eval(), cfg
+
+
+def _load(model: nn.Module, state: dict[str, Any], checkpoint: str | Path) -> None:
+    """Load strictly."""
+    target = model.state_dict()
+    state = {key.removeprefix("module."): value for key, value in state.items()}
+    missing = [key for key in target if key not in state and not key.endswith("num_batches_tracked")]
+    extra = [key for key in state if key not in target]
+    wrong = [key for key in state if key in target and state[key].shape != target[key].shape]
+    if missing or extra or wrong:
+        what = [f"{len(names)} {word} ({names[0]}, ...)" for word, names in
+                (("missing", missing), ("unknown", extra), ("of another shape", wrong)) if names]  # fmt: skip
+        raise CheckpointError(
+            f"{checkpoint} does not fit the config: {', '.join(what)}",
+            "it was trained with another config",
+            "leave --config out (segmentor.pth stores its own), or give the config of that run",
+        )
+    model.load_state_dict(state, strict=False)
