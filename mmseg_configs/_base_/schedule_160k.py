@@ -27,6 +27,6 @@ env_cfg = dict(
     dist_cfg=dict(backend="nccl"),
 )
 randomness = dict(seed=0)
-log_level = "WARNING"
+log_level = "ERROR"  # RunFolderHook prints what matters; "INFO" brings MMEngine's log back
 load_from = None
 resume = False

@@ -19,7 +19,8 @@ def run(args: argparse.Namespace) -> int:
     from tinymim.models import create_model, model_names
 
     def summary(path: Path) -> str:
-        return (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n")[0]
+        text = path.read_text()
+        return (ast.get_docstring(ast.parse(text)) or text.lstrip("# ")).split("\n")[0]
 
     if args.what in (None, "models"):
         print("models (tinymim.create_model, --student):")

@@ -5,6 +5,7 @@ No state is kept between photos, so a run that is killed and resumed sees exactl
 
 import math
 import random
+import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -147,6 +148,12 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     }
     batch["skipped"] = [path for s in samples for path in s["skipped"]]
     return batch
+
+
+def leave_signals_to_the_main_process(worker: int) -> None:
+    """Data-loading processes ignore Ctrl-C and SIGTERM: the main process ends its step, saves, and then ends them."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class StepSampler(Sampler[list[tuple[int, int]]]):

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from tinymim.compat import launched_processes, start_cpu_processes, use_device
-from tinymim.data.photos import Photos, StepSampler, collate, list_photos
+from tinymim.data.photos import Photos, StepSampler, collate, leave_signals_to_the_main_process, list_photos
 from tinymim.distill import TinyMIM
 from tinymim.engine.loop import MonitorHook, NonFiniteLoss, SaveHook, dump_bad_batch
 from tinymim.engine.model import PretrainModel, parameter_groups, pick_precision, saved_bytes_per_image
@@ -187,7 +187,8 @@ def run(
         Photos(photos, **data_args),  # type: ignore[arg-type]
         batch_sampler=StepSampler(len(photos), plan.batch, plan.steps, seed=config.seed, start=start, rank=rank,
                                   world=world),
-        num_workers=config.workers, collate_fn=collate, pin_memory=place != "cpu",
+        num_workers=config.workers, collate_fn=collate,
+        worker_init_fn=leave_signals_to_the_main_process, pin_memory=place != "cpu",
     )  # fmt: skip
     val_loader = None
     if held_out:

@@ -156,7 +156,7 @@ def plain_batch_norm(node: Any) -> None:
 
 def name_run(cfg: Config) -> Config:
     """The config as ``config.py``, under an experiment name of its own (MMEngine shares state between equal names)."""
-    named = Config(cfg.to_dict(), filename="config.py")
+    named = Config(cfg.to_dict(), cfg_text="# tinymim", filename="config.py")
     named.experiment_name = f"tinymim_seg_{next(_runs)}"
     return named
 

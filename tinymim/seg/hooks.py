@@ -35,7 +35,7 @@ class RunFolderHook(Hook):
     def __init__(self, interval: int = 1000, keep: int = 2, log_interval: int = 10) -> None:
         self.interval, self.keep, self.log_interval = interval, keep, log_interval
         self.scores: dict[str, float] = {}
-        self.saved = -1
+        self.saved, self.rate = -1, 0.0
         self.progress: Progress | None = None
 
     def before_run(self, runner: Any) -> None:
@@ -57,19 +57,22 @@ class RunFolderHook(Hook):
             part.write_text("".join(line + "\n" for line in kept))
         self.progress = Progress("train", runner.max_iters, start=runner.iter)
 
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        """Note the largest rate of the step."""
+        self.rate = max(group["lr"] for group in runner.optim_wrapper.optimizer.param_groups)
+
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Progress line, metrics line, checkpoint."""
         step = batch_idx + 1
         last = step == runner.max_iters
-        values = {name: float(value) for name, value in (outputs or {}).items()}
+        values = {name: float(value.detach()) for name, value in (outputs or {}).items()}
         if self.progress is not None:
             self.progress.update(
                 step, images=len(data_batch["inputs"]), waited=runner.train_loop.waited, loss=values["loss"]
             )
         if is_main_process() and (step % self.log_interval == 0 or last):
-            rates = [group["lr"] for group in runner.optim_wrapper.optimizer.param_groups]
             skipped = {"skipped_photos": len(runner.train_loop.skipped)} if runner.train_loop.skipped else {}
-            self._write(runner, {"step": step, **values, "lr": max(rates), **skipped})
+            self._write(runner, {"step": step, **values, "lr": self.rate, **skipped})
         if step % self.interval == 0 or last:
             self.save_now(runner, step)
 

@@ -86,7 +86,7 @@ class ResumableTrainLoop(IterBasedTrainLoop):
         self._note_skipped(data_batch)
         self.runner.call_hook("before_train_iter", batch_idx=self._iter, data_batch=data_batch)
         outputs = self.runner.model.train_step(data_batch, optim_wrapper=self.runner.optim_wrapper)
-        if not math.isfinite(float(outputs["loss"])):
+        if not math.isfinite(float(outputs["loss"].detach())):
             raise self._not_finite(data_batch, outputs)
         self.runner.call_hook("after_train_iter", batch_idx=self._iter, data_batch=data_batch, outputs=outputs)
         self._iter += 1
@@ -108,7 +108,7 @@ class ResumableTrainLoop(IterBasedTrainLoop):
 
     def _not_finite(self, batch: Any, outputs: dict[str, Any]) -> CheckFailed:
         """Dump the batch; the weights in memory are already spoilt and are dropped with the process."""
-        losses = {name: float(value) for name, value in outputs.items()}
+        losses = {name: float(value.detach()) for name, value in outputs.items()}
         path = Path(self.runner.work_dir) / f"bad_batch_{self._iter + 1}_rank{get_rank()}.pth"
         content = {
             "step": self._iter + 1,

@@ -130,10 +130,9 @@ class SegMetric(BaseMetric):
     Several processes must see every photo once: use ``DefaultSampler`` with ``round_up=False``.
     """
 
-    default_prefix = None
-
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(prefix="", **kwargs)
+        super().__init__(prefix="seg", **kwargs)
+        self.prefix = None  # MMEngine warns when none is given; the names stand alone
         self.last: SegResult | None = None
         self.results: list[Any] = []
         self._clear()

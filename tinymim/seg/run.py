@@ -1,6 +1,7 @@
 """Train and test a segmentor: the functions behind tools/train_seg.py and tools/test_seg.py."""
 
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -224,9 +225,11 @@ def _plain(value: Any) -> Any:
 
 @contextmanager
 def _our_errors() -> Iterator[None]:
-    """Bring back our own errors that PyTorch's data workers turned into text."""
+    """Bring back our own errors that PyTorch's data workers turned into text; keep MMSegmentation's chatter out."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"mm(seg|engine|cv)\.")
+            yield
     except RuntimeError as error:
         found = re.search(r"(?:DataError|UnreadablePhoto): (.*?)\n  why: (.*?)\n  fix: (.*)", str(error), re.DOTALL)
         if found is None:
