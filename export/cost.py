@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tinymim.models import ViT
@@ -29,7 +29,8 @@ def measure_cost(original: Original, size: tuple[int, int], boundaries: dict[str
         boundaries: Part -> names of the tensors it ends in, as named in the graph.
 
     Returns:
-        ``{"size": [H, W], "width": D, "parts": {part: {"params": int, "macs": int, "tensors": [..]}}, "params", "macs"}``.
+        ``{"size": [H, W], "width": D, "head_width": channels, "parts": {part: {"params": int, "macs": int, "tensors": [..]}},
+        "params", "macs"}``; tensors are the names a part ends in.
     """
     model = copy.deepcopy(original.model).to("meta")
     image = torch.zeros(1, 3, *size, device="meta")
@@ -61,6 +62,7 @@ def measure_cost(original: Original, size: tuple[int, int], boundaries: dict[str
     return {
         "size": list(size),
         "width": backbone.embed_dim if isinstance(backbone, ViT) else None,
+        "head_width": model.decode_head.channels if original.part == "segmentor" else None,
         "parts": parts,
         "params": sum(row["params"] for row in parts.values()),
         "macs": sum(row["macs"] for row in parts.values()),
@@ -69,7 +71,8 @@ def measure_cost(original: Original, size: tuple[int, int], boundaries: dict[str
 
 def _macs(run: Any, *inputs: Any) -> tuple[int, Any]:
     """Multiply-adds of ``run(*inputs)`` and its result."""
-    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping={torch.ops.aten.upsample_bilinear2d: _bilinear}) as counter:
+    extra = {torch.ops.aten.upsample_bilinear2d: _bilinear}
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=extra) as counter:
         out = run(*inputs)
     return counter.get_total_flops() // 2, out
 
@@ -79,13 +82,15 @@ def _bilinear(*shapes: Any, out_shape: Any = None, **options: Any) -> int:
     return 8 * math.prod(out_shape)
 
 
+def billions(count: int) -> str:
+    """``10.43 G``, or ``1.20 M`` where that reads better."""
+    return f"{count / 1e9:.2f} G" if count >= 1e7 else f"{count / 1e6:.2f} M"
+
+
 def describe(cost: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     """Rows (part, parameters, multiply-adds, share) for a table."""
     total = max(cost["macs"], 1)
     return [
-        (part, f"{row['params'] / 1e6:.2f} M", f"{row['macs'] / 1e9:.2f} G", f"{100 * row['macs'] / total:.0f} %")
+        (part, f"{row['params'] / 1e6:.2f} M", billions(row["macs"]), f"{100 * row['macs'] / total:.0f} %")
         for part, row in cost["parts"].items()
     ]
-
-
-__all__ = ["PARTS", "Tensor", "describe", "measure_cost"]

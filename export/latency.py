@@ -134,7 +134,8 @@ def bench(
     for name, value in (("batch", batch), ("threads", threads), ("runs", runs)):
         if value is not None and value < 1:
             raise ConfigError(f"{name} {value} is not possible", "it counts something", f"give --{name} 1 or more")
-    threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads or os.cpu_count() or 1
+    if threads is None:
+        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     opened = [open_session(path, provider, threads) for path in paths]
     shapes = [input_shape(session, path, batch, size) for session, path in zip(opened, paths, strict=True)]
     nodes = [nodes_per_provider(s, p, provider, threads, x) for s, p, x in zip(opened, paths, shapes, strict=True)]

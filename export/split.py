@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tinymim.errors import ConfigError
-from tinymim_export.latency import HEAVY, interleave, markdown_table, open_session, runner, text_table
+from tinymim_export.latency import interleave, markdown_table, open_session, runner, text_table
 from tinymim_export.metadata import load_proto, proto_metadata
 
 TOLERANCE = 0.15  # how far the sum of the parts may be from the whole
@@ -85,22 +85,12 @@ def split_file(
     image = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     known = {"image": image}
     runners, parts = [runner(whole, known, provider)], []
-    done: set[str] = set()
-    for part, about in cost["parts"].items():
-        piece = extract(proto, set(known), about["tensors"])
-        if piece is None:  # e.g. a pyramid that only hands tensors on
-            continue
-        repeated = {n.output[0] for n in piece.graph.node if n.op_type in HEAVY} & done
-        done |= {n.output[0] for n in piece.graph.node if n.op_type in HEAVY}
-        if repeated:
-            raise ConfigError(
-                f"{path.name} cannot be cut before its {part}",
-                f"{len(repeated)} nodes would run twice",
-                "leave --split out",
-            )
+    tensors = {part: about["tensors"] for part, about in cost["parts"].items()}
+    for part, piece in cut(proto, tensors).items():
         session = open_session(piece.SerializeToString(), provider, threads)
         inputs = {value.name: known[value.name] for value in session.get_inputs()}
-        known |= dict(zip([o.name for o in session.get_outputs()], session.run(None, inputs), strict=True))
+        names = [output.name for output in session.get_outputs()]
+        known |= dict(zip(names, session.run(names, inputs), strict=True))
         runners.append(runner(session, inputs, provider))
         parts.append(part)
     best: tuple[float, list[float]] = (np.inf, [])
@@ -142,38 +132,52 @@ def remarks(cost: dict[str, Any], rows: Sequence[SplitRow], ratio: float) -> lis
     return out
 
 
-def extract(proto: Any, inputs: set[str], outputs: Sequence[str]) -> Any | None:
-    """The nodes between ``inputs`` and ``outputs`` as a model of their own; None where nothing lies between.
+def cut(proto: Any, parts: dict[str, Sequence[str]]) -> dict[str, Any]:
+    """Every node of a graph into exactly one model a part.
 
-    ``inputs`` not needed are left out; the image stays one where shapes are computed from it.
+    Args:
+        proto: The whole.
+        parts: Part -> names of the tensors it ends in, in the order of the graph.
+
+    Returns:
+        Part -> ModelProto. Its inputs are the image and whatever earlier parts made that it reads (the named tensors and
+        a few sizes); parts without a node of their own (a pyramid that hands tensors on) are left out.
     """
     import onnx
 
-    graph = proto.graph
-    makers = {name: index for index, node in enumerate(graph.node) for name in node.output}
-    wanted = [name for name in outputs if name not in inputs]
-    if not wanted:
-        return None
-    seen: set[str] = set()
-    nodes: set[int] = set()
-    stack = list(wanted)
-    while stack:
-        name = stack.pop()
-        if name in seen or not name:
-            continue
-        seen.add(name)
-        if name in inputs or name not in makers:
-            continue
-        nodes.add(makers[name])
-        stack += graph.node[makers[name]].input
+    graph = onnx.shape_inference.infer_shapes(proto).graph  # types of the tensors that cross
     types = {value.name: value for value in (*graph.input, *graph.value_info, *graph.output)}
-    piece = onnx.ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import, functions=proto.functions)
-    piece.graph.name = graph.name
-    piece.graph.node.extend(graph.node[index] for index in sorted(nodes))
-    piece.graph.initializer.extend(tensor for tensor in graph.initializer if tensor.name in seen)
-    piece.graph.input.extend(types[name] for name in sorted(seen & inputs))
-    piece.graph.output.extend(types[name] for name in wanted)
-    return piece
+    makers = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
+    owner: dict[int, str] = {}
+    for part, tensors in parts.items():
+        stack = list(tensors)
+        while stack:
+            index = makers.get(stack.pop())
+            if index is not None and index not in owner:
+                owner[index] = part
+                stack += graph.node[index].input
+    crossing = {
+        name
+        for index, part in owner.items()
+        for name in graph.node[index].input
+        if name in makers and owner[makers[name]] != part
+    }
+    crossing |= {name for tensors in parts.values() for name in tensors}
+    pieces = {}
+    for part in parts:
+        nodes = [graph.node[index] for index in sorted(owner) if owner[index] == part]
+        made = {name for node in nodes for name in node.output}
+        read = {name for node in nodes for name in node.input} - made
+        if not nodes:
+            continue
+        piece = onnx.ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import, functions=proto.functions)
+        piece.graph.name = part
+        piece.graph.node.extend(nodes)
+        piece.graph.initializer.extend(tensor for tensor in graph.initializer if tensor.name in read)
+        piece.graph.input.extend(types[name] for name in sorted(read) if name in makers or name == "image")
+        piece.graph.output.extend(types[name] for name in sorted(made & crossing))
+        pieces[part] = piece
+    return pieces
 
 
 def millions(count: int) -> str:

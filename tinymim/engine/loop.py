@@ -89,7 +89,7 @@ class StepLoop(BaseLoop):
                 self.waited = time.monotonic() - began
                 self.run_iter(batch)
                 if self.stop and self._iter < self._max_iters:
-                    runner.call_hook("after_val")  # the save hook's cue to write a checkpoint now
+                    next(hook for hook in runner.hooks if isinstance(hook, SaveHook)).save(runner)
                     raise KeyboardInterrupt
             runner.call_hook("after_train")
         finally:
@@ -262,9 +262,6 @@ class SaveHook(Hook):
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         if runner.iter % self.every == 0 or runner.iter == runner.max_iters:
             self.save(runner)
-
-    def after_val(self, runner: Any) -> None:
-        self.save(runner)
 
     def save(self, runner: Any) -> None:
         """Write step_N.pth and student.pth; processes other than the first do nothing."""

@@ -17,11 +17,12 @@ from tinymim.compat import launched_processes, start_cpu_processes, use_device
 from tinymim.data.photos import Photos, StepSampler, collate, leave_signals_to_the_main_process, list_photos
 from tinymim.distill import TinyMIM
 from tinymim.engine.loop import MonitorHook, NonFiniteLoss, SaveHook, dump_bad_batch
-from tinymim.engine.model import PretrainModel, parameter_groups, pick_precision, saved_bytes_per_image
+from tinymim.engine.model import PretrainModel, parameter_groups, pick_precision
+from tinymim.engine.plan import Plan, make_plan, measure, micro_batch
 from tinymim.engine.recipe import load_recipe
-from tinymim.errors import CheckpointError, ConfigError, TinyMIMError
+from tinymim.errors import CheckpointError, ConfigError
 from tinymim.files import atomic_path, environment, prepare_out, write_json
-from tinymim.models import ViT, create_model, load_weights, read_checkpoint, save_student
+from tinymim.models import ViT, create_model, load_weights, save_student
 from tinymim.models.mae import MAE
 from tinymim.models.teachers import Teacher, load_teacher, state_sha256
 
@@ -40,27 +41,6 @@ class RunResult:
     losses: dict[str, float] = field(default_factory=dict)
     val: list[tuple[int, float]] = field(default_factory=list)
     skipped: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass
-class Plan:
-    """The arithmetic of a run, printed before it starts."""
-
-    photos: int
-    batch: int
-    steps_per_epoch: int
-    steps: int
-    warmup: int
-    peak_lr: float
-    micro_batch: int = 1
-    notes: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        lines = [
-            f"{self.photos} photos, {self.steps_per_epoch} steps an epoch, {self.steps} steps of {self.batch} images "
-            f"({self.micro_batch} a pass and process), warm-up {self.warmup}, peak rate {self.peak_lr:.3g}"
-        ]
-        return "\n".join(lines + [f"note: {note}" for note in self.notes])
 
 
 def pretrain(recipe: str = "mae_tiny", **options: Any) -> RunResult:
@@ -174,11 +154,12 @@ def run(
     ).to(place)
     if state is not None:
         wrapped.learned.load_state_dict(state["model"])
-    plan.micro_batch = state["micro_batch"] if state else _micro_batch(config, wrapped, plan.batch // world, place)
+    plan.micro_batch = state["micro_batch"] if state else micro_batch(config, wrapped, plan.batch // world, place)
     if rank == 0:
         print(plan)
     if dry_run:
-        return _dry_run(wrapped, config, plan, place)
+        measure(wrapped, config, plan, place)
+        return RunResult(folder, Path(), Path(), plan.steps, 0.0)
 
     data_args = dict(img_size=config.img_size, scale=tuple(config.crop_scale), jitter=config.color_jitter,
                      seed=config.seed)  # fmt: skip
@@ -248,33 +229,6 @@ def barrier() -> None:
         torch.distributed.barrier()
 
 
-def make_plan(config: Config, photos: int, world: int, lr: float | None, max_steps: int | None) -> Plan:
-    """Batch, steps and rate; a data set smaller than the batch lowers both, and says so.
-
-    Raises:
-        ConfigError: a batch that the processes cannot share.
-    """
-    batch, notes = config.batch_size, []
-    if photos < batch:
-        batch = max(photos // world, 1) * world
-        notes.append(f"{photos} photos are fewer than the batch of {config.batch_size}: batch {batch}"
-                     + ("" if lr else ", and the rate follows it"))  # fmt: skip
-    if batch % world or photos < world:
-        raise ConfigError(
-            f"a global batch of {batch} cannot be shared by {world} processes", "each takes an equal part",
-            f"use --batch-size {max(batch // world, 1) * world}",
-        )  # fmt: skip
-    per_epoch = photos // batch
-    steps = max(round(config.epochs * per_epoch), 1)
-    warmup = round(config.warmup_epochs * per_epoch)
-    if max_steps is not None and max_steps < steps:
-        steps = max_steps
-    if warmup >= steps:
-        warmup = max(round(0.05 * steps), 0)
-        notes.append(f"the warm-up was shortened to {warmup} of {steps} steps")
-    return Plan(photos, batch, per_epoch, steps, warmup, lr or config.base_lr * batch / 256, notes=notes)
-
-
 def build_method(config: Config, *, pretrained: bool = True) -> tuple[TinyMIM | MAE, Teacher | None]:
     """The method of a recipe, with its teacher.
 
@@ -312,54 +266,6 @@ def build_method(config: Config, *, pretrained: bool = True) -> tuple[TinyMIM | 
     teacher.sha256 = teacher.sha256 or state_sha256(teacher.model)
     method = TinyMIM(encoder, teacher.model, target_block=config.target_block, relation_heads=config.relation_heads)
     return method, teacher
-
-
-def _micro_batch(config: Config, model: PretrainModel, share: int, place: str) -> int:
-    """Images a pass: the largest divisor of this process's share whose activations fit in 60 % of the free memory."""
-    if config.micro_batch:
-        limit = int(config.micro_batch)
-    else:
-        if place == "cuda":
-            free = torch.cuda.mem_get_info()[0]
-        else:
-            free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4 << 30
-        limit = max(int(0.6 * free / (1.5 * saved_bytes_per_image(model, _example(config, place)))), 1)
-        if place == "cpu":
-            limit = min(limit, 128)
-    if torch.distributed.is_initialized():
-        common = torch.tensor(limit, device=place)
-        torch.distributed.all_reduce(common, torch.distributed.ReduceOp.MIN)
-        limit = int(common)
-    return next(n for n in range(min(limit, share), 0, -1) if share % n == 0)
-
-
-def _example(config: Config, place: str, count: int = 2) -> dict[str, torch.Tensor]:
-    """Random uint8 views of the recipe's size."""
-    views = ["image"] if config.color_jitter is None else ["image", "student_image"]
-    shape = (count, 3, config.img_size, config.img_size)
-    return {k: torch.randint(0, 256, shape, dtype=torch.uint8, device=place) for k in views}
-
-
-def _dry_run(model: PretrainModel, config: Config, plan: Plan, place: str) -> RunResult:
-    """One forward and backward pass on random pixels; prints memory and time, writes nothing."""
-    model.train()
-    per_image = saved_bytes_per_image(model, _example(config, place))
-    count = min(plan.micro_batch, 8)
-    batch = _example(config, place, count)
-    for _ in range(2):
-        began = time.monotonic()
-        model(**batch)["loss"].backward()
-        if place == "cuda":
-            torch.cuda.synchronize()
-        seconds = time.monotonic() - began
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    fixed = sum(p.numel() for p in model.parameters()) * 4 + trainable * 12
-    need = fixed + int(1.5 * per_image * plan.micro_batch)
-    hours = seconds / count * plan.batch * plan.steps / 3600
-    print(f"dry run: {trainable / 1e6:.2f} M trained parameters; about {need / 2**30:.1f} GiB a process "
-          f"({per_image / 2**20:.1f} MiB an image); about {hours:.1f} hours on one such {place} "
-          f"({count / seconds:.1f} images/s without data loading)")  # fmt: skip
-    return RunResult(Path(), Path(), Path(), plan.steps, 0.0)
 
 
 def _resume_state(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
@@ -419,11 +325,3 @@ def _runner(
         cfg=options,
         experiment_name=folder.name,
     )
-
-
-def student_meta(path: str | Path) -> dict[str, Any]:
-    """The plain ``meta`` of a student file."""
-    return read_checkpoint(path).meta
-
-
-__all__ = ["Plan", "RunResult", "TinyMIMError", "distill", "make_plan", "pretrain", "run"]

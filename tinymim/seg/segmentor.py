@@ -9,7 +9,7 @@ from mmseg.registry import MODELS
 from torch import nn
 
 from tinymim.errors import CheckpointError, ConfigError
-from tinymim.models.checkpoints import _torch_load
+from tinymim.models.formats import _torch_load
 from tinymim.seg.config import find_config, plain_batch_norm
 
 

@@ -1,0 +1,329 @@
+"""Training a segmentor: files, exact resume, Ctrl-C, NaN, damaged data, a full disk, testing, loading."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+
+from tinymim.errors import CheckFailed, CheckpointError, ConfigError, DataError, TinyMIMError
+from tinymim.models import save_student
+from tinymim.models.vit import ViT
+from tinymim.seg import TinyMIMBackbone, load_segmentor, test_segmentor, train_segmentor
+from tinymim.seg.hooks import RunFolderHook
+from tinymim.seg.loop import ResumableTrainLoop
+
+DEMO = "upernet_tinymim_demo"
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def trained(scenes, small, tmp_path_factory):
+    """An uninterrupted run of 6 steps."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    return train_segmentor(DEMO, work_dir=folder, data_root=scenes, cfg_options=small())
+
+
+def test_run_folder(trained, scenes):
+    folder = trained.work_dir
+    assert [line["step"] for line in lines(folder)] == [1, 2, 3, 4, 5, 6, 6]
+    assert {"loss", "decode.loss_ce", "aux.loss_ce", "lr"} <= set(lines(folder)[0])
+    assert lines(folder)[-1]["mIoU"] == trained.miou
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["iter_4.pth", "iter_6.pth"]
+    assert json.loads((folder / "env.json").read_text())["versions"]["torch"]
+    assert json.loads((folder / "result.json").read_text())["mIoU"] == trained.miou
+    cfg = Config.fromfile(str(folder / "config.py"))
+    assert cfg.train_dataloader.dataset.data_root == str(scenes)
+    assert not list(folder.rglob("*.part"))
+    assert trained.images == 5
+    assert 0 < trained.constant_miou < 0.2
+
+
+def test_segmentor_file_is_clean_and_gives_the_same_scores(trained):
+    content = torch.load(trained.segmentor, weights_only=True)
+    assert set(content) == {"state_dict", "meta"}
+    meta = content["meta"]
+    assert len(meta["classes"]) == len(meta["palette"]) == 12
+    assert meta["metrics"]["mIoU"] == trained.miou
+    assert (meta["step"], meta["backbone"]["num_heads"], meta["student_sha256"]) == (6, 2, None)
+    assert meta["mean"] == [123.675, 116.28, 103.53]
+    again = test_segmentor(None, trained.segmentor)
+    assert np.array_equal(again.confusion, trained.confusion)
+    from_iter = test_segmentor(trained.work_dir / "config.py", trained.work_dir / "checkpoints" / "iter_6.pth")
+    assert np.array_equal(from_iter.confusion, trained.confusion)
+
+
+def test_a_segmentor_feeds_a_backbone(trained, tmp_path):
+    """load_weights and init_cfg take segmentor.pth too."""
+    model, cfg = load_segmentor(trained.segmentor)
+    options = {k: v for k, v in cfg.model.backbone.items() if k not in ("type", "init_cfg")}
+    backbone = TinyMIMBackbone(**options, init_cfg=dict(type="Pretrained", checkpoint=str(trained.segmentor)))
+    backbone.init_weights()
+    assert torch.equal(backbone.fpn1[0].weight, model.backbone.fpn1[0].weight)
+
+
+def test_mmseg_inference_takes_the_loaded_segmentor(trained, scenes):
+    from mmseg.apis import inference_model
+
+    model, _ = load_segmentor(trained.segmentor)
+    photo = sorted((scenes / "images" / "validation").iterdir())[0]
+    assert inference_model(model, str(photo)).pred_sem_seg.shape == (80, 96)
+
+
+def test_test_time_augmentation(trained):
+    result = test_segmentor(None, trained.segmentor, tta=True)
+    assert result.images == 5
+    assert not np.array_equal(result.confusion, trained.confusion)
+    assert result.confusion.sum() == trained.confusion.sum()
+
+
+def test_resume_after_kill_9_is_bit_identical(trained, scenes, small, tmp_path):
+    """Killed after step 3 (checkpoint at 2); resumed with two workers; same losses, same weights."""
+    folder = tmp_path / "run"
+    code = (
+        "import json, os, signal, sys\n"
+        "from tinymim.seg import train_segmentor\n"
+        "from tinymim.seg.hooks import RunFolderHook\n"
+        "after = RunFolderHook.after_train_iter\n"
+        "def kill(self, runner, batch_idx, **rest):\n"
+        "    after(self, runner, batch_idx, **rest)\n"
+        "    if batch_idx + 1 == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "RunFolderHook.after_train_iter = kill\n"
+        "config, folder, data, options = json.loads(sys.argv[1])\n"
+        "train_segmentor(config, work_dir=folder, data_root=data, cfg_options=options)\n"
+    )
+    argument = json.dumps([DEMO, str(folder), str(scenes), small()])
+    done = subprocess.run([sys.executable, "-c", code, argument], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert [line["step"] for line in lines(folder)] == [1, 2, 3]
+    (folder / "metrics.jsonl").open("a").write('{"step": 4, "lo')  # a line cut off by the kill
+    result = train_segmentor(
+        DEMO,
+        work_dir=folder,
+        data_root=scenes,
+        resume=True,
+        cfg_options=small(**{"train_dataloader.num_workers": 2, "train_dataloader.persistent_workers": True}),
+    )
+    assert lines(folder) == lines(trained.work_dir)
+    assert np.array_equal(result.confusion, trained.confusion)
+    ours, theirs = (torch.load(r.segmentor, weights_only=True)["state_dict"] for r in (result, trained))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_resume_reads_no_batch_again(trained, scenes, small, tmp_path, monkeypatch):
+    folder = shutil.copytree(trained.work_dir, tmp_path / "run")
+    (folder / "checkpoints" / "iter_6.pth").unlink()
+    read = []
+    from tinymim.seg.dataset import LoadPhoto
+
+    load = LoadPhoto.transform
+    monkeypatch.setattr(LoadPhoto, "transform", lambda self, r: (read.append(r["img_path"]), load(self, r))[1])
+    train_segmentor(DEMO, work_dir=folder, data_root=scenes, resume=True, cfg_options=small())
+    assert len([path for path in read if "training" in path]) == 2 * 2  # steps 5 and 6
+    assert lines(folder) == lines(trained.work_dir)
+
+
+def test_ctrl_c_saves_and_resumes(trained, scenes, small, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    after = RunFolderHook.after_train_iter
+
+    def press(self, runner, batch_idx, **rest):
+        after(self, runner, batch_idx, **rest)
+        if batch_idx + 1 == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolderHook, "after_train_iter", press)
+        with pytest.raises(KeyboardInterrupt):
+            train_segmentor(DEMO, work_dir=folder, data_root=scenes, cfg_options=small())
+    assert (folder / "checkpoints" / "iter_3.pth").is_file()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    train_segmentor(DEMO, work_dir=folder, data_root=scenes, resume=True, cfg_options=small())
+    assert lines(folder) == lines(trained.work_dir)
+
+
+def test_nan_loss_stops_dumps_and_keeps_the_last_good_checkpoint(scenes, small, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    forward = TinyMIMBackbone.forward
+    calls = []
+
+    def spoil(self, images):
+        calls.append(1)
+        return tuple(level * (float("nan") if len(calls) == 4 else 1.0) for level in forward(self, images))
+
+    monkeypatch.setattr(TinyMIMBackbone, "forward", spoil)
+    with pytest.raises(CheckFailed, match="step 4 is not finite"):
+        train_segmentor(DEMO, work_dir=folder, data_root=scenes, cfg_options=small())
+    batch = torch.load(folder / "bad_batch_4_rank0.pth", weights_only=True)
+    assert len(batch["inputs"]) == len(batch["labels"]) == len(batch["files"]) == 2
+    assert [p.name for p in (folder / "checkpoints").iterdir()] == ["iter_2.pth"]
+    model, _ = load_segmentor(folder / "segmentor.pth")
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_damaged_photos_are_skipped_counted_and_named(scenes, small, tmp_path, capsys):
+    root = shutil.copytree(scenes, tmp_path / "scenes")
+    photo = sorted((root / "images" / "training").iterdir())[4]
+    photo.write_bytes(photo.read_bytes()[:-500])
+    for workers in (0, 2):
+        options = small(**{"train_dataloader.num_workers": workers, "train_dataloader.persistent_workers": workers > 0})
+        result = train_segmentor(DEMO, work_dir=tmp_path / f"run{workers}", data_root=root, cfg_options=options)
+        out = capsys.readouterr().out
+        assert out.count(f"{photo.name}; skipped (1 so far)") == 1
+        assert lines(result.work_dir)[-2]["skipped_photos"] == 1
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_wrong_label_id_during_training_is_an_error_that_names_the_file(scenes, small, tmp_path, monkeypatch, workers):
+    """The check at the start looks at a sample of the labels only; here at none."""
+    from PIL import Image
+
+    root = shutil.copytree(scenes, tmp_path / "scenes")
+    for label in (root / "annotations" / "training").iterdir():
+        Image.fromarray(np.full((80, 96), 77, np.uint8)).save(label)
+    monkeypatch.setattr("tinymim.data.folders._check_labels", lambda layout: None)
+    options = small(**{"train_dataloader.num_workers": workers, "train_dataloader.persistent_workers": workers > 0})
+    with pytest.raises(DataError, match=r"\.png holds the label id 77") as caught:
+        train_segmentor(DEMO, work_dir=tmp_path / "run", data_root=root, cfg_options=options)
+    assert caught.value.fix.startswith("correct the file")
+
+
+def test_a_full_disk_is_our_error_and_keeps_the_older_checkpoint(scenes, small, tmp_path, monkeypatch):
+    """RLIMIT_FSIZE as a full disk, from the second checkpoint on."""
+    folder = tmp_path / "run"
+    save = RunFolderHook.save_now
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(self, runner, step):
+        if step == 4:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+        save(self, runner, step)
+
+    monkeypatch.setattr(RunFolderHook, "save_now", fill)
+    try:
+        with pytest.raises(TinyMIMError, match=r"cannot write .*iter_4\.pth"):
+            train_segmentor(DEMO, work_dir=folder, data_root=scenes, cfg_options=small())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [p.name for p in (folder / "checkpoints").iterdir()] == ["iter_2.pth"]
+    load_segmentor(folder / "segmentor.pth")
+
+
+def test_student_and_its_hash_and_another_model(scenes, small, tmp_path, capsys):
+    from tinymim.files import sha256_file
+
+    student = ViT(img_size=32, embed_dim=24, depth=4, num_heads=2)
+    save_student(student, tmp_path / "student.pth", {})
+    options = small(**{"train_cfg.max_iters": 1})
+    result = train_segmentor(
+        DEMO, work_dir=tmp_path / "run", data_root=scenes, student=tmp_path / "student.pth", cfg_options=options
+    )
+    assert "loaded" in capsys.readouterr().out
+    content = torch.load(result.segmentor, weights_only=True)
+    assert content["meta"]["student_sha256"] == sha256_file(tmp_path / "student.pth")
+    assert "student.pth" not in content["meta"]["config"]
+    change = (content["state_dict"]["backbone.blocks.1.mlp.fc1.weight"] - student.blocks[1].mlp.fc1.weight).abs().max()
+    assert change < 0.01  # one small step away from the student's weights
+    with pytest.raises(ConfigError, match=r"model\.backbone\.embed_dim=24"):
+        train_segmentor(DEMO, work_dir=tmp_path / "b", data_root=scenes, student=tmp_path / "student.pth",
+                        cfg_options={"train_cfg.max_iters": 1})  # fmt: skip
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        train_segmentor(DEMO, work_dir=tmp_path / "c", data_root=scenes, student=tmp_path / "absent.pth")
+
+
+def test_used_folders_and_other_models(trained, scenes, small, tmp_path):
+    with pytest.raises(ConfigError, match="--overwrite"):
+        train_segmentor(DEMO, work_dir=trained.work_dir, data_root=scenes, cfg_options=small())
+    with pytest.raises(ConfigError, match="no run to resume"):
+        train_segmentor(DEMO, work_dir=tmp_path / "new", data_root=scenes, resume=True, cfg_options=small())
+    with pytest.raises(ConfigError, match=r"another model .*model\.decode_head"):
+        train_segmentor(DEMO, work_dir=trained.work_dir, data_root=scenes, resume=True,
+                        cfg_options=small(**{"model.decode_head.channels": 8}))  # fmt: skip
+
+
+def test_amp_needs_a_gpu(scenes, small, tmp_path):
+    with pytest.raises(ConfigError, match="--amp needs a GPU"):
+        train_segmentor(DEMO, work_dir=tmp_path / "run", data_root=scenes, amp=True, device="cpu", cfg_options=small())
+
+
+def test_other_samplers_are_refused(scenes, small, tmp_path):
+    with pytest.raises(ConfigError, match="cannot skip"):
+        train_segmentor(DEMO, work_dir=tmp_path / "run", data_root=scenes,
+                        cfg_options=small(**{"train_dataloader.sampler.type": "InfiniteSampler"}))  # fmt: skip
+
+
+def test_files_that_are_no_segmentor(trained, tmp_path):
+    save_student(ViT(img_size=32, embed_dim=24, depth=2, num_heads=2), tmp_path / "student.pth", {})
+    with pytest.raises(CheckpointError, match="holds no segmentor"):
+        load_segmentor(tmp_path / "student.pth")
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        load_segmentor(tmp_path / "absent.pth")
+    with pytest.raises(CheckpointError, match="does not fit the config"):
+        load_segmentor(trained.segmentor, DEMO)
+    content = torch.load(trained.segmentor, weights_only=True)
+    torch.save({"state_dict": content["state_dict"]}, tmp_path / "bare.pth")
+    with pytest.raises(ConfigError, match="--config"):
+        load_segmentor(tmp_path / "bare.pth")
+
+
+def test_other_classes_at_test_time(trained, tmp_path):
+    from tests.seg.test_folders import BOTH, make
+
+    with pytest.raises(DataError, match="knows 12 classes"):
+        test_segmentor(None, trained.segmentor, data_root=make(tmp_path, BOTH))
+
+
+def test_a_second_ctrl_c_stops_at_once():
+    loop = ResumableTrainLoop.__new__(ResumableTrainLoop)
+    loop.interrupted = False
+    with pytest.raises(KeyboardInterrupt), loop._catch_signals():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+        assert loop.interrupted
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+
+
+def test_camvid_learns_within_a_few_steps(shared, tmp_path):
+    """Real photos, void ignored: 16 steps of a tiny model beat the untrained one."""
+    options = {
+        "train_cfg.max_iters": 16,
+        "train_cfg.val_interval": 100,
+        "optim_wrapper.optimizer.lr": 3e-3,
+        "train_dataloader.batch_size": 4,
+        "train_dataloader.num_workers": 0,
+        "val_dataloader.num_workers": 0,
+        "val_dataloader.dataset.indices": 8,
+        "train_dataloader.dataset.pipeline.3.crop_size": (96, 96),
+        "model.data_preprocessor.size": (96, 96),
+        "model.backbone.img_size": (96, 96),
+        "model.backbone.depth": 4,
+        "model.backbone.out_indices": (0, 1, 2, 3),
+        "model.backbone.embed_dim": 24,
+        "model.backbone.num_heads": 2,
+        "model.decode_head.in_channels": [24] * 4,
+        "model.decode_head.channels": 16,
+        "model.auxiliary_head.in_channels": 24,
+        "model.auxiliary_head.channels": 16,
+        "default_hooks.checkpoint.log_interval": 1,
+    }
+    result = train_segmentor(
+        "upernet_tinymim_t_light_camvid", work_dir=tmp_path / "run", data_root=shared / "data" / "camvid",
+        cfg_options=options,
+    )  # fmt: skip
+    losses = [line["loss"] for line in lines(result.work_dir) if "loss" in line]
+    assert np.mean(losses[-3:]) < 0.8 * np.mean(losses[:3])
+    assert result.images == 8
+    assert result.confusion.sum() < 8 * 480 * 360  # void pixels are not counted
+    assert result.aacc > 0.2

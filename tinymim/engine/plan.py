@@ -1,0 +1,106 @@
+"""The arithmetic of a run before it starts: batch, steps, rate, micro-batch by memory, and the dry run."""
+
+import os
+import time
+from dataclasses import dataclass, field
+
+import torch
+from mmengine.config import Config
+
+from tinymim.engine.model import PretrainModel, saved_bytes_per_image
+from tinymim.errors import ConfigError
+
+
+@dataclass
+class Plan:
+    """The arithmetic of a run, printed before it starts."""
+
+    photos: int
+    batch: int
+    steps_per_epoch: int
+    steps: int
+    warmup: int
+    peak_lr: float
+    micro_batch: int = 1
+    notes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.photos} photos, {self.steps_per_epoch} steps an epoch, {self.steps} steps of {self.batch} images "
+            f"({self.micro_batch} a pass and process), warm-up {self.warmup}, peak rate {self.peak_lr:.3g}"
+        ]
+        return "\n".join(lines + [f"note: {note}" for note in self.notes])
+
+
+def make_plan(config: Config, photos: int, world: int, lr: float | None, max_steps: int | None) -> Plan:
+    """Batch, steps and rate; a data set smaller than the batch lowers both, and says so.
+
+    Raises:
+        ConfigError: a batch that the processes cannot share.
+    """
+    batch, notes = config.batch_size, []
+    if photos < batch:
+        batch = max(photos // world, 1) * world
+        notes.append(f"{photos} photos are fewer than the batch of {config.batch_size}: batch {batch}"
+                     + ("" if lr else ", and the rate follows it"))  # fmt: skip
+    if batch % world or photos < world:
+        raise ConfigError(
+            f"a global batch of {batch} cannot be shared by {world} processes", "each takes an equal part",
+            f"use --batch-size {max(batch // world, 1) * world}",
+        )  # fmt: skip
+    per_epoch = photos // batch
+    steps = max(round(config.epochs * per_epoch), 1)
+    warmup = round(config.warmup_epochs * per_epoch)
+    if max_steps is not None and max_steps < steps:
+        steps = max_steps
+    if warmup >= steps:
+        warmup = max(round(0.05 * steps), 0)
+        notes.append(f"the warm-up was shortened to {warmup} of {steps} steps")
+    return Plan(photos, batch, per_epoch, steps, warmup, lr or config.base_lr * batch / 256, notes=notes)
+
+
+def micro_batch(config: Config, model: PretrainModel, share: int, place: str) -> int:
+    """Images a pass: the largest divisor of this process's share whose activations fit in 60 % of the free memory."""
+    if config.micro_batch:
+        limit = int(config.micro_batch)
+    else:
+        if place == "cuda":
+            free = torch.cuda.mem_get_info()[0]
+        else:
+            free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4 << 30
+        limit = max(int(0.6 * free / (1.5 * saved_bytes_per_image(model, _example(config, place)))), 1)
+        if place == "cpu":
+            limit = min(limit, 128)
+    if torch.distributed.is_initialized():
+        common = torch.tensor(limit, device=place)
+        torch.distributed.all_reduce(common, torch.distributed.ReduceOp.MIN)
+        limit = int(common)
+    return next(n for n in range(min(limit, share), 0, -1) if share % n == 0)
+
+
+def _example(config: Config, place: str, count: int = 2) -> dict[str, torch.Tensor]:
+    """Random uint8 views of the recipe's size."""
+    views = ["image"] if config.color_jitter is None else ["image", "student_image"]
+    shape = (count, 3, config.img_size, config.img_size)
+    return {k: torch.randint(0, 256, shape, dtype=torch.uint8, device=place) for k in views}
+
+
+def measure(model: PretrainModel, config: Config, plan: Plan, place: str) -> None:
+    """One forward and backward pass on random pixels; prints memory and time, writes nothing."""
+    model.train()
+    per_image = saved_bytes_per_image(model, _example(config, place))
+    count = min(plan.micro_batch, 8)
+    batch = _example(config, place, count)
+    for _ in range(2):
+        began = time.monotonic()
+        model(**batch)["loss"].backward()
+        if place == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.monotonic() - began
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    fixed = sum(p.numel() for p in model.parameters()) * 4 + trainable * 12
+    need = fixed + int(1.5 * per_image * plan.micro_batch)
+    hours = seconds / count * plan.batch * plan.steps / 3600
+    print(f"dry run: {trainable / 1e6:.2f} M trained parameters; about {need / 2**30:.1f} GiB a process "
+          f"({per_image / 2**20:.1f} MiB an image); about {hours:.1f} hours on one such {place} "
+          f"({count / seconds:.1f} images/s without data loading)")  # fmt: skip
