@@ -84,7 +84,7 @@ def _bilinear(*shapes: Any, out_shape: Any = None, **options: Any) -> int:
 
 def billions(count: int) -> str:
     """``10.43 G``, or ``1.20 M`` where that reads better."""
-    return f"{count / 1e9:.2f} G" if count >= 1e7 else f"{count / 1e6:.2f} M"
+    return f"{count / 1e9:.2f} G" if count >= 1e8 else f"{count / 1e6:.2f} M"
 
 
 def describe(cost: dict[str, Any]) -> list[tuple[str, str, str, str]]:

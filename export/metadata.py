@@ -30,7 +30,7 @@ def read_metadata(session: Any) -> dict[str, Any]:
 def write_metadata(proto: Any, values: dict[str, Any]) -> None:
     """Set ``tinymim.*`` properties of an ONNX ModelProto; others stay."""
     old = {prop.key: prop.value for prop in proto.metadata_props}
-    new = {PREFIX + key: json.dumps(value, sort_keys=True) for key, value in values.items()}
+    new = {PREFIX + key: json.dumps(value) for key, value in values.items()}
     del proto.metadata_props[:]
     for key, value in (old | new).items():
         proto.metadata_props.add(key=key, value=value)

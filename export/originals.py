@@ -1,5 +1,6 @@
 """The PyTorch side of an export: a checkpoint as the model it was trained as, untouched, with its contract."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,16 +69,14 @@ def load_original(
             "add --part backbone to export it as a backbone, or train a segmentor first: "
             f"python tools/train_seg.py mmseg_configs/upernet_tinymim_t.py --student {checkpoint}",
         )
-    if config is not None and not Path(config).is_file():
-        raise ConfigError(f"no configuration at {config}", "the file does not exist", "check --config")
-    sha = {
-        "checkpoint_sha256": sha256_file(checkpoint),
-        "config_sha256": None if config is None else sha256_file(config),
-    }
-    if part == "segmentor" or is_segmentor:
-        return _from_segmentor(checkpoint, config, part, found.meta, sha)
-    if config is not None:
-        return _backbone_of_config(checkpoint, Path(config), sha)
+    sha: dict[str, Any] = {"checkpoint_sha256": sha256_file(checkpoint), "config_sha256": None}
+    cfg = None if config is None else _read_config(config)
+    if cfg is not None:
+        sha["config_sha256"] = sha256_file(cfg.filename)
+    if is_segmentor:
+        return _from_segmentor(checkpoint, cfg, part, found.meta, sha)
+    if cfg is not None:
+        return _backbone_of_config(checkpoint, cfg, sha)
     return _plain(checkpoint, num_heads, found.meta, sha)
 
 
@@ -94,15 +93,15 @@ def _plain(checkpoint: Path, num_heads: int | None, meta: dict[str, Any], sha: d
     return Original(vit, "backbone", ("features",), reference, vit.img_size, contract)
 
 
-def _backbone_of_config(checkpoint: Path, config: Path, sha: dict[str, Any]) -> Original:
+def _backbone_of_config(checkpoint: Path, cfg: Any, sha: dict[str, Any]) -> Original:
     """A student in the backbone of a segmentation configuration: four levels, the pyramid still at its start values."""
-    from mmengine.config import Config
-    from mmengine.model import revert_sync_batchnorm
-    from mmseg.registry import MODELS
+    import tinymim.seg  # noqa: F401  (registers the backbone; must come before mmseg.models)
 
-    import tinymim.seg  # noqa: F401  (registers the backbone)
+    from mmengine.model import revert_sync_batchnorm  # isort: skip
+    from mmengine.registry import init_default_scope  # isort: skip
+    from mmseg.registry import MODELS  # isort: skip
 
-    cfg = read_config(Config.fromfile, config)
+    init_default_scope("mmseg")
     cfg.model.backbone.init_cfg = dict(type="Pretrained", checkpoint=str(checkpoint))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # the pyramid's start values are the same at export and at verification
@@ -119,16 +118,14 @@ def _backbone_of_config(checkpoint: Path, config: Path, sha: dict[str, Any]) -> 
 
 
 def _from_segmentor(
-    checkpoint: Path, config: str | Path | None, part: str, meta: dict[str, Any], sha: dict[str, Any]
+    checkpoint: Path, config: Any, part: str, meta: dict[str, Any], sha: dict[str, Any]
 ) -> Original:
     """A trained segmentor, or its backbone with the pyramid."""
     from tinymim.seg import load_segmentor
 
     model, cfg = load_segmentor(checkpoint, config)
     model.eval()
-    if sha["config_sha256"] is None and isinstance(meta.get("config"), str):
-        import hashlib
-
+    if config is None and isinstance(meta.get("config"), str):
         sha["config_sha256"] = hashlib.sha256(meta["config"].encode()).hexdigest()
     pre = cfg.model.get("data_preprocessor", {})
     patch = int(getattr(model.backbone, "patch_size", 16))
@@ -136,10 +133,7 @@ def _from_segmentor(
     contract["resize"] = _resize_rule(cfg)
     if part == "backbone":
         return _levels(model, lambda images: tuple(model.extract_feat(images)), _crop(cfg), contract)
-    contract |= {"classes": meta.get("classes"), "palette": meta.get("palette")}
-    if contract["classes"] is None:
-        contract |= {key: getattr(model, "dataset_meta", None) and model.dataset_meta.get(key)
-                     for key in ("classes", "palette")}  # fmt: skip
+    contract |= {key: model.dataset_meta.get(key) for key in ("classes", "palette")}
 
     def reference(images: Tensor) -> tuple[Tensor, ...]:
         about = dict(img_shape=images.shape[-2:], pad_shape=images.shape[-2:], ori_shape=images.shape[-2:])
@@ -159,14 +153,11 @@ def _levels(
     return Original(model, "backbone", tuple(f"level{i}" for i in range(count)), reference, size, contract)
 
 
-def read_config(read: Callable[[str], Any], config: Path) -> Any:
-    """Read an MMSegmentation configuration, with our own error."""
-    try:
-        cfg = read(str(config))
-    except Exception as error:  # MMEngine raises many kinds for a bad file
-        raise ConfigError(
-            f"cannot read {config}", f"{type(error).__name__}: {str(error)[:300]}", "fix the file or choose another"
-        ) from error
+def _read_config(config: str | Path) -> Any:
+    """An MMSegmentation configuration by path or name."""
+    from tinymim.seg.config import find_config
+
+    cfg = find_config(config)
     if "model" not in cfg or "backbone" not in cfg.model:
         raise ConfigError(
             f"{config} describes no segmentation model", "it has no model.backbone", "choose a file of mmseg_configs/"

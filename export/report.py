@@ -186,7 +186,7 @@ def read_metrics(path: str | Path) -> dict[str, list[tuple[float, float]]]:
             record = json.loads(text)
             step = record.get("step")
             for name, value in record.items():
-                if name not in NOT_CURVES and isinstance(value, int | float) and step is not None:
+                if name not in NOT_CURVES and type(value) in (int, float) and step is not None:
                     curves.setdefault(name, []).append((float(step), float(value)))
     return curves
 

@@ -187,4 +187,4 @@ def millions(count: int) -> str:
 
 def billions(count: int) -> str:
     """``10.4 G``, or ``1.20 M`` where that reads better."""
-    return f"{count / 1e9:.2f} G" if count >= 1e7 else f"{count / 1e6:.2f} M"
+    return f"{count / 1e9:.2f} G" if count >= 1e8 else f"{count / 1e6:.2f} M"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.dist import get_rank, get_world_size, is_main_process
+from mmengine.dist import all_reduce, get_rank, get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS, LOOPS
@@ -167,18 +167,19 @@ class MonitorHook(Hook):
             self._validate(runner)
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        if not is_main_process():
-            return
         step = runner.iter
+        if step % self.log_every == 0 or step == runner.max_iters:
+            values = torch.stack([value.float() for value in outputs.values()])
+            all_reduce(values, "mean")  # over processes: the loss of the global batch
+            self.last = dict(zip(outputs, values.tolist(), strict=True))
+            self._write({"step": step, **self.last, "lr": runner.optim_wrapper.param_groups[0]["lr"]})
         for path in data_batch["skipped"]:
             self.skipped[path] = self.skipped.get(path, 0) + 1
             if self.skipped[path] == 1:
                 print(f"\nwarning: skipped damaged photo {path} (another took its place)")
-        if step % self.log_every == 0 or step == runner.max_iters:
-            self.last = {key: float(value) for key, value in outputs.items()}
-            self._write({"step": step, **self.last, "lr": runner.optim_wrapper.param_groups[0]["lr"]})
-        self.line.update(step, images=data_batch["count"] * get_world_size(), waited=runner.train_loop.waited,
-                         **self.last)  # fmt: skip
+        if is_main_process():
+            count = data_batch["count"] * get_world_size()
+            self.line.update(step, images=count, waited=runner.train_loop.waited, **self.last)
         if self.val_every and (step % self.val_every == 0 or step == runner.max_iters):
             self._validate(runner)
 
@@ -211,10 +212,11 @@ class MonitorHook(Hook):
         runner.model.train()
         means = {f"val_{key}": value / count for key, value in sums.items()}
         self.val.append((runner.iter, means["val_loss"]))
-        if is_main_process():
-            self._write({"step": runner.iter, **means})
+        self._write({"step": runner.iter, **means})
 
     def _write(self, record: dict[str, float]) -> None:
+        if not is_main_process():
+            return
         with open(self.out / "metrics.jsonl", "a") as file:
             file.write(json.dumps(record) + "\n")
 
