@@ -13,6 +13,7 @@ from tinymim_export.graph import FOLD_LIMIT, OPSET, trace
 from tinymim_export.metadata import load_proto, write_metadata
 from tinymim_export.originals import load_original
 from tinymim_export.parity import ParityResult, compare
+from tinymim_export.photos import load_photos
 
 LARGEST_SIDE = 8192  # pixels
 
@@ -99,8 +100,6 @@ def export(
     onnx = Path(onnx)
     _check_options(onnx, size, dynamic)
     if photos is not None:
-        from tinymim_export.parity import load_photos
-
         load_photos(photos, limit=1)  # before the work, not after it
     original = load_original(checkpoint, config=config, part=part, num_heads=num_heads)
     if original.part == "backbone" and output == "mask":

@@ -13,8 +13,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tinymim.models import ViT
-from tinymim_export.graph import PyramidGraph
 from tinymim_export.originals import Original
+from tinymim_export.tables import billions, millions
+from tinymim_export.wrappers import PyramidGraph
 
 PARTS = ("backbone", "pyramid", "head", "upsampling")
 PYRAMID = ("fpn1.", "fpn2.", "fpn3.", "fpn4.")
@@ -29,10 +30,10 @@ def measure_cost(original: Original, size: tuple[int, int], boundaries: dict[str
         boundaries: Part -> names of the tensors it ends in, as named in the graph.
 
     Returns:
-        ``{"size": [H, W], "width": D, "head_width": channels, "parts": {part: {"params": int, "macs": int, "tensors": [..]}},
-        "params", "macs"}``; tensors are the names a part ends in.
+        ``{"size": [H, W], "width": D, "head_width": channels, "params", "macs", "parts": {part: {"params", "macs",
+        "tensors"}}}``; tensors are the names of what a part ends in.
     """
-    model = copy.deepcopy(original.model).to("meta")
+    model: Any = copy.deepcopy(original.model).to("meta")
     image = torch.zeros(1, 3, *size, device="meta")
     backbone: Any = getattr(model, "backbone", model)
     named = [(name, p.numel()) for name, p in backbone.named_parameters()]
@@ -45,12 +46,12 @@ def measure_cost(original: Original, size: tuple[int, int], boundaries: dict[str
         macs["backbone"], _ = _macs(backbone, image)
     else:
         neck = model.neck if getattr(model, "with_neck", False) else None
-        graph = PyramidGraph(backbone, neck)  # type: ignore[arg-type]
+        graph = PyramidGraph(backbone, neck)
         params["pyramid"] += sum(p.numel() for p in neck.parameters()) if isinstance(neck, nn.Module) else 0
         macs["backbone"], taps = _macs(graph.trunk, image)
         macs["pyramid"], levels = _macs(graph.pyramid, taps, image)
         if original.part == "segmentor":
-            head: Any = model.decode_head
+            head = model.decode_head
             params |= {"head": sum(p.numel() for p in head.parameters()), "upsampling": 0}
             macs["head"], scores = _macs(head, levels)
             macs["upsampling"] = 4 * scores.shape[1] * math.prod(size)
@@ -82,15 +83,10 @@ def _bilinear(*shapes: Any, out_shape: Any = None, **options: Any) -> int:
     return 8 * math.prod(out_shape)
 
 
-def billions(count: int) -> str:
-    """``10.43 G``, or ``1.20 M`` where that reads better."""
-    return f"{count / 1e9:.2f} G" if count >= 1e8 else f"{count / 1e6:.2f} M"
-
-
 def describe(cost: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     """Rows (part, parameters, multiply-adds, share) for a table."""
     total = max(cost["macs"], 1)
     return [
-        (part, f"{row['params'] / 1e6:.2f} M", billions(row["macs"]), f"{100 * row['macs'] / total:.0f} %")
+        (part, millions(row["params"]), billions(row["macs"]), f"{100 * row['macs'] / total:.0f} %")
         for part, row in cost["parts"].items()
     ]

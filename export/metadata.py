@@ -2,8 +2,8 @@
 
 Reading needs onnxruntime only; writing needs onnx.
 
-Keys: part, classes, palette, mean, std (0-255 units of RGB), channel_order, stride (pixels a side is padded to a multiple
-of), resize, checkpoint_sha256, config_sha256, versions, cost, verified (true or false), parity (the figures).
+Keys: part, classes, palette, mean, std (0-255 units of RGB), channel_order, stride (sides are padded to a multiple of
+it, in pixels), resize, checkpoint_sha256, config_sha256, versions, cost, verified (true or false), parity (figures).
 """
 
 import hashlib
@@ -73,6 +73,28 @@ def graph_sha256(proto: Any) -> str:
     bare.CopyFrom(proto)
     del bare.metadata_props[:]
     return hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest()
+
+
+def strip(proto: Any) -> None:
+    """Remove stack traces, source paths and documentation from every node and tensor."""
+    graphs = [proto.graph]
+    while graphs:
+        graph = graphs.pop()
+        graph.doc_string = ""
+        del graph.metadata_props[:]
+        for item in (*graph.node, *graph.initializer, *graph.value_info, *graph.input, *graph.output):
+            item.doc_string = ""
+            del item.metadata_props[:]
+        for node in graph.node:
+            graphs += [a.g for a in node.attribute if a.HasField("g")]
+    for function in proto.functions:
+        function.doc_string = ""
+        del function.metadata_props[:]
+        for node in function.node:
+            node.doc_string = ""
+            del node.metadata_props[:]
+    proto.doc_string = ""
+    del proto.metadata_props[:]
 
 
 def not_onnx(path: str | Path, error: object) -> DataError:

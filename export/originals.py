@@ -117,14 +117,12 @@ def _backbone_of_config(checkpoint: Path, cfg: Any, sha: dict[str, Any]) -> Orig
     return original
 
 
-def _from_segmentor(
-    checkpoint: Path, config: Any, part: str, meta: dict[str, Any], sha: dict[str, Any]
-) -> Original:
+def _from_segmentor(checkpoint: Path, config: Any, part: str, meta: dict[str, Any], sha: dict[str, Any]) -> Original:
     """A trained segmentor, or its backbone with the pyramid."""
     from tinymim.seg import load_segmentor
 
+    model: Any
     model, cfg = load_segmentor(checkpoint, config)
-    model.eval()
     if config is None and isinstance(meta.get("config"), str):
         sha["config_sha256"] = hashlib.sha256(meta["config"].encode()).hexdigest()
     pre = cfg.model.get("data_preprocessor", {})
@@ -198,7 +196,7 @@ def _crop(cfg: Any) -> tuple[int, int]:
 def _resize_rule(cfg: Any) -> dict[str, Any]:
     """How the configuration brings a photo to the network: resize rule of its test pipeline, whole or slide."""
     steps = cfg.get("test_pipeline") or []
-    resize = next((step for step in steps if step.get("type") == "Resize"), {})
+    resize: dict[str, Any] = next((step for step in steps if step.get("type") == "Resize"), {})
     test = cfg.model.get("test_cfg") or {}
     rule: dict[str, Any] = {
         "scale": None if resize.get("scale") is None else [int(side) for side in resize["scale"]],

@@ -1,9 +1,9 @@
 """Does the .onnx give what PyTorch gives? Run always, at several sizes and batches; failing it fails the export.
 
 Passes (float32) when, for every output, size and batch: largest error <= 1e-4 of the largest reference value,
-cosine >= 0.999999, and for segmentors >= 99.9 % of the pixels get the same class. Fixed-size files run at their size with
-batches of 1 and 3 and must refuse another size; dynamic ones at the traced size, at one that is not square and at one
-that is no multiple of the patch. The reference is the model's own forward: stock pooling, nothing replaced.
+cosine >= 0.999999, and for segmentors >= 99.9 % of the pixels get the same class. Fixed-size files run at their size
+with batches of 1 and 3 and must refuse another size; dynamic ones at the traced size, at one that is not square and at
+one that is no multiple of the patch. The reference is the model's own forward: stock pooling, nothing replaced.
 """
 
 import json
@@ -18,11 +18,11 @@ import onnxruntime as ort
 from tinymim.errors import CheckFailed, DataError
 from tinymim.files import write_json
 from tinymim_export.metadata import graph_sha256, load_proto, not_onnx, proto_metadata, save_proto, write_metadata
+from tinymim_export.photos import load_photos, normalise
 
 MAX_ERROR = 1e-4  # of the largest absolute reference value
 MIN_COSINE = 0.999999
 MIN_EQUAL = 0.999  # share of pixels with the same class
-PHOTOS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 @dataclass
@@ -42,7 +42,9 @@ class Row:
     def __str__(self) -> str:
         words = [f"-[{'ok' if self.passed else 'x'}] {self.name} {'x'.join(map(str, self.shape))} {self.source}:"]
         if self.max_error is not None:
-            words.append(f"max error {self.max_error:.1e} (relative {self.relative_error:.1e}), cosine {self.cosine:.7f}")
+            words.append(
+                f"max error {self.max_error:.1e} (relative {self.relative_error:.1e}), cosine {self.cosine:.7f}"
+            )
         if self.equal_pixels is not None:
             words.append(f"{'' if self.max_error is None else ', '}equal pixels {100 * self.equal_pixels:.3f} %")
         return " ".join(words).replace(" ,", ",") + (f" {self.remark}" if self.remark else "")
@@ -77,7 +79,8 @@ class ParityResult:
 
     def to_json(self, path: str | Path | None = None) -> str:
         """JSON text; also written to ``path``."""
-        value = {"file": self.file, "passed": self.passed, "summary": self.summary(), "rows": [asdict(r) for r in self.rows]}
+        value: dict[str, Any] = {"file": self.file, "passed": self.passed, "summary": self.summary()}
+        value["rows"] = [asdict(row) for row in self.rows]
         if path is not None:
             write_json(path, value)
         return json.dumps(value, indent=1)
@@ -216,7 +219,7 @@ def _rows(session: Any, original: Any, images: np.ndarray, source: str, mask: bo
         wanted = [value.numpy() for value in original.reference(torch.from_numpy(images))]
         head = getattr(original.model, "decode_head", None)
         if mask:
-            from tinymim_export.graph import decide
+            from tinymim_export.wrappers import decide
 
             ids = decide(torch.from_numpy(wanted[0]), head).numpy()
     try:
@@ -247,7 +250,7 @@ def figures(row: Row, got: np.ndarray, wanted: np.ndarray) -> Row:
     largest = float(np.abs(b).max())
     row.max_error = float(np.abs(a - b).max())
     row.relative_error = row.max_error / max(largest, 1e-12)
-    row.cosine = float(a @ b / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-30))
+    row.cosine = float(a @ b) / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-30)
     row.passed = bool(row.relative_error <= MAX_ERROR and row.cosine >= MIN_COSINE)  # False for NaN
     if row.name == "logits":
         ids = [x[:, 0] > 0 if x.shape[1] == 1 else x.argmax(axis=1) for x in (got, wanted)]
@@ -266,41 +269,3 @@ def _refusal(session: Any, size: tuple[int, int]) -> Row:
     except Exception:  # onnxruntime's InvalidArgument and its relatives
         row.passed = True
     return row
-
-
-def load_photos(folder: str | Path, limit: int = 4) -> list[Any]:
-    """The first readable photos of a folder (below it too), as Pillow RGB images.
-
-    Raises:
-        DataError: no folder, or no readable photo in it.
-    """
-    from PIL import Image
-
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise DataError(f"no folder at {folder}", "--photos wants a folder of images", "check the path")
-    found: list[Any] = []
-    bad: list[str] = []
-    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in PHOTOS):
-        try:
-            with Image.open(path) as image:
-                found.append(image.convert("RGB"))
-        except (OSError, ValueError, SyntaxError) as error:
-            bad.append(f"{path.name} ({error})")
-        if len(found) == limit:
-            break
-    if not found:
-        why = f"none of its images can be read: {', '.join(bad[:3])}" if bad else f"it holds no {', '.join(PHOTOS)} file"
-        raise DataError(f"no photos in {folder}", why, "choose a folder of photos")
-    for name in bad:
-        print(f"warning: skipped {name}")
-    return found
-
-
-def normalise(photo: Any, size: tuple[int, int], contract: dict[str, Any]) -> np.ndarray:
-    """A Pillow RGB photo, resized to ``size`` -> float32 (3, H, W) as the file's contract says."""
-    from PIL import Image
-
-    pixels = np.asarray(photo.resize((size[1], size[0]), Image.Resampling.BILINEAR), np.float32)
-    pixels = (pixels - np.float32(contract["mean"])) / np.float32(contract["std"])
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))

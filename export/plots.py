@@ -165,8 +165,9 @@ def stacked_bar(parts: Sequence[tuple[str, float, str]]) -> str:
 
 
 def meter(share: float) -> str:
-    """A small horizontal bar for table cells, 0 to 1."""
-    return f'<div class="meter"><div style="width:{100 * min(max(share, 0), 1):.1f}%"></div></div>'
+    """A share from 0 to 1 as a small horizontal bar and in percent, for table cells."""
+    width = 100 * min(max(share, 0), 1)
+    return f'<div class="meter"><div style="width:{width:.1f}%"></div></div><span>{100 * share:.1f} %</span>'
 
 
 def data_uri(image: Image.Image | np.ndarray | str | Path, *, width: int | None = None) -> str:

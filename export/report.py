@@ -75,9 +75,10 @@ def cards(items: Iterable[tuple[str, str, str, str]]) -> str:
     return f'<div class="cards">{"".join(cells)}</div>' if cells else ""
 
 
-def flow(steps: Iterable[tuple[str, str]]) -> str:
-    """The pipeline as boxes and arrows: (name, what it says)."""
-    return f'<div class="flow">{"".join(f"<div><strong>{escape(n)}</strong>{escape(t)}</div>" for n, t in steps)}</div>'
+def flow(steps: Iterable[tuple[str, Sequence[str]]]) -> str:
+    """The pipeline as boxes and arrows: (name, lines of text)."""
+    boxes = [f"<div><strong>{escape(n)}</strong>{'<br>'.join(map(escape, lines))}</div>" for n, lines in steps]
+    return f'<div class="flow">{"".join(boxes)}</div>'
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, raw: bool = False) -> str:
@@ -111,7 +112,7 @@ def commands(items: Iterable[tuple[str, str]]) -> str:
 
 
 def gallery(
-    rows: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    rows: Iterable[tuple[str, np.ndarray, np.ndarray, np.ndarray]],
     classes: Sequence[str],
     palette: Sequence[Sequence[int]],
     *,
@@ -120,25 +121,26 @@ def gallery(
     """Photo, truth and prediction side by side, with the legend of the classes that occur.
 
     Args:
-        rows: (photo (H, W, 3) uint8, truth (H, W), prediction (H, W)), class ids; ids without a colour are grey.
+        rows: (caption, photo (H, W, 3) uint8, truth (H, W), prediction (H, W)), class ids; those without a colour are
+            grey.
         classes: Names.
         palette: RGB 0..255 per class.
         most_classes: Longest legend.
     """
-    cells, seen = ["<span>photo</span><span>truth</span><span>prediction</span>"], np.zeros(256, bool)
-    for photo_HW3, truth_HW, guess_HW in rows:
+    trios, seen = [], np.zeros(256, bool)
+    for caption, photo_HW3, truth_HW, guess_HW in rows:
         seen[np.unique(truth_HW)] = seen[np.unique(guess_HW)] = True
-        cells.append(f'<img src="{data_uri(photo_HW3, width=480)}" alt="photo">')
+        cells = [f'<span>{escape(caption)}</span><img src="{data_uri(photo_HW3, width=480)}" alt="photo">']
         for name, mask in (("truth", truth_HW), ("prediction", guess_HW)):
             uri = data_uri(mask_image(mask, palette), width=480)
-            cells.append(f'<img class="mask" src="{uri}" alt="{name}">')
-    if len(cells) == 1:
+            cells.append(f'<span>{name}</span><img class="mask" src="{uri}" alt="{name}">')
+        trios.append("".join(f"<div>{cell}</div>" for cell in cells))
+    if not trios:
         return ""
     names = [f"<span>{swatch(palette[i])}{escape(name)}</span>" for i, name in enumerate(classes[:256]) if seen[i]]
     left_out = f"<span>and {len(names) - most_classes} more</span>" if len(names) > most_classes else ""
-    return (
-        f'<div class="shots">{"".join(cells)}</div><div class="legend">{"".join(names[:most_classes])}{left_out}</div>'
-    )
+    shots = "".join(f'<div class="trio">{trio}</div>' for trio in trios)
+    return f'<div class="shots">{shots}</div><div class="legend">{"".join(names[:most_classes])}{left_out}</div>'
 
 
 def swatch(colour: Sequence[int]) -> str:

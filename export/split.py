@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from tinymim.errors import ConfigError
-from tinymim_export.latency import interleave, markdown_table, open_session, runner, text_table
+from tinymim_export.latency import interleave
 from tinymim_export.metadata import load_proto, proto_metadata
+from tinymim_export.sessions import open_session, runner
+from tinymim_export.tables import billions, markdown_table, millions, text_table
 
 TOLERANCE = 0.15  # how far the sum of the parts may be from the whole
 LIGHT = {192: "upernet_tinymim_t_light", 384: "upernet_tinymim_s_light", 768: "upernet_tinymim_b_light"}
@@ -46,7 +48,8 @@ class SplitResult:
         at = "x".join(map(str, self.cost_size))
         lines = [["part", "parameters", f"multiply-adds at {at}", "p50 ms", "share of time"]]
         for row in self.rows:
-            lines.append([row.part, millions(row.params), billions(row.macs), f"{row.ms:.2f}", f"{100 * row.share:.0f} %"])
+            share = f"{100 * row.share:.0f} %"
+            lines.append([row.part, millions(row.params), billions(row.macs), f"{row.ms:.2f}", share])
         total = sum(row.params for row in self.rows), sum(row.macs for row in self.rows)
         summed = f"sum / whole = {self.ratio:.2f}"
         return [*lines, ["whole", millions(total[0]), billions(total[1]), f"{self.whole_ms:.2f}", summed]]
@@ -140,8 +143,8 @@ def cut(proto: Any, parts: dict[str, Sequence[str]]) -> dict[str, Any]:
         parts: Part -> names of the tensors it ends in, in the order of the graph.
 
     Returns:
-        Part -> ModelProto. Its inputs are the image and whatever earlier parts made that it reads (the named tensors and
-        a few sizes); parts without a node of their own (a pyramid that hands tensors on) are left out.
+        Part -> ModelProto. Its inputs are the image and what it reads of earlier parts' (the named tensors and a few
+        sizes); parts without a node of their own (a pyramid that hands tensors on) are left out.
     """
     import onnx
 
@@ -178,13 +181,3 @@ def cut(proto: Any, parts: dict[str, Sequence[str]]) -> dict[str, Any]:
         piece.graph.output.extend(types[name] for name in sorted(made & crossing))
         pieces[part] = piece
     return pieces
-
-
-def millions(count: int) -> str:
-    """``5.53 M``."""
-    return f"{count / 1e6:.2f} M"
-
-
-def billions(count: int) -> str:
-    """``10.4 G``, or ``1.20 M`` where that reads better."""
-    return f"{count / 1e9:.2f} G" if count >= 1e8 else f"{count / 1e6:.2f} M"

@@ -28,7 +28,8 @@ h2 { font-size: 1.25rem; margin: 0 0 4px; letter-spacing: -.01em; }
 section { margin-top: 44px; }
 .lead { color: var(--soft); max-width: 70ch; margin: 0 0 24px; }
 .note { color: var(--soft); max-width: 78ch; margin: 0 0 16px; font-size: .94rem; }
-.verdict { border-left: 4px solid var(--good); padding: 2px 0 2px 14px; margin: 14px 0; }
+.verdict { border-left: 4px solid var(--good); padding: 1px 0 1px 12px; margin: 10px 0 0; }
+.cards + .verdict { margin-top: 18px; }
 .verdict.bad { border-color: var(--bad); }
 
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(158px, 1fr)); gap: 12px; }
@@ -83,14 +84,16 @@ td code { font-size: .78rem; white-space: normal; overflow-wrap: anywhere; }
   display: inline-block; width: 110px; height: 8px; margin-right: 10px; border-radius: 4px; background: var(--grid);
   vertical-align: middle; overflow: hidden;
 }
+.meter + span { display: inline-block; min-width: 4.4em; }
 .meter div { height: 100%; background: var(--c0); border-radius: 4px; }
 .two { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); gap: 14px; }
 .two > div { min-width: 0; }
 
-.shots { display: grid; grid-template-columns: repeat(3, 1fr); gap: 6px 8px; }
-.shots span { font-size: .82rem; color: var(--soft); }
-.shots img { display: block; width: 100%; border-radius: 8px; }
-.shots img.mask { image-rendering: pixelated; }
+.shots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 18px 28px; }
+.trio { display: grid; grid-template-columns: repeat(3, 1fr); gap: 6px; }
+.trio span { font-size: .8rem; color: var(--soft); white-space: nowrap; }
+.trio img { display: block; width: 100%; border-radius: 7px; }
+.trio img.mask { image-rendering: pixelated; }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 16px; font-size: .84rem; margin-top: 12px; }
 
 pre {
@@ -109,7 +112,6 @@ footer { margin-top: 56px; padding-top: 14px; border-top: 1px solid var(--line);
   }
   th, td { padding: 7px 9px; }
   .meter { width: 56px; }
-  .shots { gap: 4px; }
-  .shots img { border-radius: 5px; }
+  .trio { gap: 4px; }
 }
 """

@@ -41,9 +41,7 @@ model = dict(
     auxiliary_head=dict(channels=64, num_classes=12),
     test_cfg=dict(_delete_=True, mode="whole"),
 )
-train_dataloader = dict(
-    batch_size=16, num_workers=2, dataset=dict(data_root=data_root, pipeline=train_pipeline)
-)
+train_dataloader = dict(batch_size=16, num_workers=2, dataset=dict(data_root=data_root, pipeline=train_pipeline))
 val_dataloader = dict(num_workers=2, dataset=dict(data_root=data_root, pipeline=val_pipeline))
 test_dataloader = val_dataloader
 optim_wrapper = dict(optimizer=dict(lr=1e-3))

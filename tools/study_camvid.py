@@ -4,7 +4,8 @@
 
 One small MAE teacher is pre-trained on the photos. For each seed a tiny student is distilled from it (TinyMIM) and a
 light UperNet trained on that; then the same segmentor is trained from scratch with the same steps and rates. Every
-stage's result is written when it ends (results.json) and not run again; the table is written by this script alone.
+stage's result is written when it ends and not run again, a stage that was cut short is resumed, and the table is
+written by this script alone. Seeds may run side by side: OMP_NUM_THREADS=1 ... --seeds 0 & ... --seeds 1.
 """
 
 import argparse
@@ -29,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labels", default="../shared/data/camvid", help="labelled photos, ADE20K layout")
     parser.add_argument("--out", type=Path, default=Path("runs/study_camvid"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--teacher-epochs", type=float, default=12)
-    parser.add_argument("--distill-epochs", type=float, default=7)
+    parser.add_argument("--teacher-epochs", type=float, default=10)
+    parser.add_argument("--distill-epochs", type=float, default=6)
     parser.add_argument("--seg-steps", type=int, default=250)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--stages", nargs="+", default=["teacher", "student", "distilled", "scratch"], help="in order")
@@ -46,7 +47,8 @@ def run_stage(stage: str, seed: int, args: argparse.Namespace) -> dict[str, Any]
     """One stage of one seed; returns its numbers."""
     folder = args.out / "teacher" if stage == "teacher" else args.out / f"seed{seed}" / stage
     teacher, student = args.out / "teacher/student.pth", args.out / f"seed{seed}/student/student.pth"
-    common: dict[str, Any] = dict(data=args.photos, out=folder, overwrite=folder.exists(), img_size=96, batch_size=64,
+    resume = (folder / "config.py").is_file()
+    common: dict[str, Any] = dict(data=args.photos, out=folder, resume=resume, img_size=96, batch_size=64,
                                   lr=1e-3, seed=seed, workers=args.workers, device="cpu")  # fmt: skip
     recipe = {"warmup_epochs": 0.5, "crop_scale": (0.25, 1.0)}
     if stage == "teacher":
@@ -69,7 +71,7 @@ def run_stage(stage: str, seed: int, args: argparse.Namespace) -> dict[str, Any]
     result = train_segmentor(
         "mmseg_configs/upernet_tinymim_t_light_camvid.py",
         work_dir=folder, data_root=args.labels, student=student if stage == "distilled" else None,
-        overwrite=folder.exists(), device="cpu",
+        resume=resume, device="cpu",
         cfg_options={
             "model.backbone.embed_dim": WIDTH, "model.backbone.depth": DEPTH, "model.backbone.num_heads": HEADS,
             "model.backbone.out_indices": (1, 3, 5, 7), "model.backbone.drop_path_rate": 0.0,
@@ -124,21 +126,30 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def collect(out: Path) -> dict[str, Any]:
+    """Everything measured so far: one small file a stage."""
+    results: dict[str, Any] = {"seeds": {}}
+    for path in sorted(out.glob("**/result.json")):
+        if path.parent.name == "teacher":
+            results["teacher"] = json.loads(path.read_text())
+        else:
+            seed = results["seeds"].setdefault(path.parent.parent.name.removeprefix("seed"), {})
+            seed[path.parent.name] = json.loads(path.read_text())
+    return results
+
+
 def run(args: argparse.Namespace) -> int:
-    """Run what is missing, write results.json and results.md after every stage."""
-    path = args.out / "results.json"
+    """Run what is missing; rewrite results.json and results.md after every stage."""
     settings = {k: getattr(args, k) for k in ("teacher_epochs", "distill_epochs", "seg_steps")}
-    results = json.loads(path.read_text()) if path.is_file() else {"settings": settings, "seeds": {}}
-    results["environment"] = environment()
     for seed in args.seeds:
         for stage in args.stages:
-            done = results if stage == "teacher" else results["seeds"].setdefault(str(seed), {})
-            if stage in done:
-                continue
-            before = cpu_minutes()
-            numbers = run_stage(stage, seed, args)
-            done[stage] = numbers | {"cpu_minutes": cpu_minutes() - before}
-            write_json(path, results)
+            folder = args.out / "teacher" if stage == "teacher" else args.out / f"seed{seed}" / stage
+            if not (folder / "result.json").is_file():
+                before = cpu_minutes()
+                numbers = run_stage(stage, seed, args)
+                write_json(folder / "result.json", numbers | {"cpu_minutes": cpu_minutes() - before})
+            results = collect(args.out) | {"settings": settings, "environment": environment()}
+            write_json(args.out / "results.json", results)
             (args.out / "results.md").write_text(table(results))
     print(table(results))
     print(f"next: open {args.out}/results.md; more seeds: python tools/study_camvid.py --seeds 3 4 5 --out {args.out}")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Score a segmentor on validation photos. Also under torchrun: torchrun --nproc_per_node=N tools/test_seg.py ..."""
+"""Score a segmentor on validation photos. On n GPUs: torchrun --nproc_per_node=N tools/test_seg.py ..."""
 
 import argparse
 import os
@@ -42,7 +42,8 @@ def run(args: argparse.Namespace) -> int:
         if args.markdown:
             result.to_markdown(args.markdown)
         out = Path(checkpoint).with_suffix(".onnx")
-        print(f"next:    tinymim-export --onnx {out} --checkpoint {checkpoint}" + (f" --config {config}" if config else ""))
+        told = f" --config {config}" if config else ""
+        print(f"next:    tinymim-export --onnx {out} --checkpoint {checkpoint}{told}")
     return 0
 
 

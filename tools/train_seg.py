@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train UperNet on a student backbone. Also under torchrun: torchrun --nproc_per_node=N tools/train_seg.py CONFIG ..."""
+"""Train UperNet on a student backbone. On n GPUs: torchrun --nproc_per_node=N tools/train_seg.py CONFIG ..."""
 
 import argparse
 import os

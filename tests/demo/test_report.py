@@ -163,7 +163,9 @@ def test_mask_picture_has_the_colours_of_the_palette() -> None:
 
 def test_gallery_names_only_classes_that_occur() -> None:
     photo, truth = np.zeros((4, 6, 3), np.uint8), np.zeros((4, 6), np.uint8)
-    text = report.gallery([(photo, truth, truth + 2)], ["sky", "sea", "sand"], [(0, 0, 0), (1, 1, 1), (2, 2, 2)])
+    text = report.gallery(
+        [("best", photo, truth, truth + 2)], ["sky", "sea", "sand"], [(0, 0, 0), (1, 1, 1), (2, 2, 2)]
+    )
     assert text.count("<img") == 3
     assert "sky" in text
     assert "sand" in text

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from tinymim.data.folders import IGNORED, read_layout
+from tinymim.progress import clock
 from tinymim_export.plots import Series, chart, escape, mask_image, meter, stacked_bar
 from tinymim_export.report import (
     Section,
@@ -37,7 +38,7 @@ def score_onnx(out: Path) -> dict[str, Any]:
     """Run ``segmentor.onnx`` over the validation photos; keep some predictions as ``predictions/*.png``.
 
     Returns:
-        ``mIoU`` (0 to 1), ``images``, ``shown``: photos evenly spread from the best to the worst score.
+        ``mIoU`` (0 to 1), ``images``, ``shown``: (score, photo) evenly spread from the best to the worst.
     """
     import onnxruntime as ort
 
@@ -59,7 +60,7 @@ def score_onnx(out: Path) -> dict[str, Any]:
         confusion += own
         scored.append((_miou(own), photo_path.stem))
         mask_image(guess_HW, layout.palette).save(out / "predictions" / f"{photo_path.stem}.png")
-    ranked = [stem for _, stem in sorted(scored, key=lambda pair: -pair[0])]
+    ranked = sorted(scored, reverse=True)
     places = np.unique(np.linspace(0, len(ranked) - 1, SHOWN).round().astype(int))
     return {"mIoU": _miou(confusion), "images": len(ranked), "shown": [ranked[i] for i in places]}
 
@@ -94,7 +95,7 @@ def write_demo_report(out: Path, record: dict[str, Any]) -> Path:
         out / "report.html",
         "tinymim demo",
         lead,
-        Section("In numbers", [_headline(record), *(verdict(text, good) for text, good in record["checks"].items())]),
+        Section("In numbers", [_headline(record), *(verdict(text[0].upper() + text[1:], good) for text, good in record["checks"].items())]),
         Section("What happened", [_pipeline(stages)]),
         Section(
             "What it sees",
@@ -122,8 +123,8 @@ def _headline(record: dict[str, Any]) -> str:
     times = seg["mIoU"] / seg["constant_mIoU"]
     equal, good = made["parity"]["summary"]["equal_pixels"], record["checks"]
     return cards([
-        ("mIoU", f"{100 * seg['mIoU']:.1f} %", f"best constant prediction: {100 * seg['constant_mIoU']:.1f} %, "
-         f"{times:.0f} times less", "good" if next(iter(good.values())) else "bad"),
+        ("mIoU", f"{100 * seg['mIoU']:.1f} %", f"{times:.0f} times the best constant prediction "
+         f"({100 * seg['constant_mIoU']:.1f} %)", "good" if next(iter(good.values())) else "bad"),
         ("right pixels", f"{100 * seg['aAcc']:.1f} %", "all validation pixels", ""),
         ("one photo, ONNX Runtime", f"{row['p50_ms']:.1f} ms", f"median; p95 {row['p95_ms']:.1f} ms, {row['threads']} "
          "threads", ""),
@@ -143,30 +144,32 @@ def _pipeline(stages: dict[str, Any]) -> str:
     data, teacher, student, seg = (stages[key] for key in ("data", "teacher", "student", "segmentor"))
     made, row = stages["export"], stages["measure"]["rows"][0]
 
-    def vit(stage: dict[str, Any]) -> str:
+    def vit(stage: dict[str, Any]) -> list[str]:
         shape = stage["shape"]
-        return f"{shape['depth']} blocks, {shape['embed_dim']} wide, {stage['parameters'] / 1e6:.1f} M parameters"
+        return [f"{shape['depth']} blocks, {shape['embed_dim']} wide", f"{stage['parameters'] / 1e6:.1f} M parameters",
+                f"{stage['steps']} steps"]  # fmt: skip
 
     def took(name: str) -> str:
-        return f"{stages[name]['seconds']:.0f} s"
+        return clock(stages[name]["seconds"])
 
     return flow([
-        ("photos", f"{data['train']} + {data['val']}, {len(data['classes'])} classes, {took('data')}"),
-        ("teacher", f"masked autoencoder, {vit(teacher)}, {teacher['steps']} steps, {took('teacher')}"),
-        ("student", f"TinyMIM, {vit(student)}, {student['steps']} steps, {took('student')}"),
-        ("segmentor", f"UperNet, {seg['steps']} steps, mIoU {100 * seg['mIoU']:.1f} %, {took('segmentor')}"),
-        ("ONNX", f"verified, {len(made['parity']['rows'])} comparisons, {took('export')}"),
-        ("measured", f"{row['p50_ms']:.1f} ms a photo, {row['peak_mib']:.0f} MiB, {took('measure')}"),
+        ("Photos", [f"{data['train']} to learn, {data['val']} to check", f"{len(data['classes'])} classes", took("data")]),
+        ("Teacher", ["masked autoencoder", *vit(teacher), took("teacher")]),
+        ("Student", ["TinyMIM relations", *vit(student), took("student")]),
+        ("Segmentor", ["UperNet", f"{seg['steps']} steps", f"mIoU {100 * seg['mIoU']:.1f} %", took("segmentor")]),
+        ("ONNX", [f"{row['file_mib']:.1f} MiB", f"{len(made['parity']['rows'])} checks passed", took("export")]),
+        ("Measured", [f"{row['p50_ms']:.1f} ms a photo", f"{row['peak_mib']:.0f} MiB memory", took("measure")]),
     ])  # fmt: skip
 
 
-def _pictures(out: Path, data: dict[str, Any], stems: list[str]) -> str:
+def _pictures(out: Path, data: dict[str, Any], shown: list[tuple[float, str]]) -> str:
     rows = []
-    for stem in stems:
+    for score, stem in shown:
         photo = next((out / "data" / "images" / "validation").glob(f"{stem}.*"))
         truth = np.asarray(Image.open(out / "data" / "annotations" / "validation" / f"{stem}.png"))
         guess = np.asarray(Image.open(out / "predictions" / f"{stem}.png"))
-        rows.append((np.asarray(Image.open(photo).convert("RGB")), truth, guess))
+        caption = f"mIoU {100 * score:.0f} %"
+        rows.append((caption, np.asarray(Image.open(photo).convert("RGB")), truth, guess))
     return gallery(rows, data["classes"], data["palette"])
 
 
@@ -188,7 +191,7 @@ def _curves(out: Path) -> str:
 def _classes(seg: dict[str, Any], data: dict[str, Any]) -> str:
     colours = dict(zip(data["classes"], data["palette"], strict=True))
     found = [(name, iou) for name, iou in seg["class_IoU"].items() if iou is not None]
-    rows = [(f"{swatch(colours[name])}{escape(name)}", meter(iou) + f"{100 * iou:.1f} %")
+    rows = [(f"{swatch(colours[name])}{escape(name)}", meter(iou))
             for name, iou in sorted(found, key=lambda pair: -pair[1])]  # fmt: skip
     half = -(-len(rows) // 2)
     head = ("class", "IoU")
@@ -204,12 +207,12 @@ def _latency(measured: dict[str, Any]) -> list[str]:
           f"{100 * part['share']:.0f} %") for part in split["rows"]],
     )  # fmt: skip
     times = table(
-        ("whole file", "p50", "p90", "p95", "p99", "photos/s", "peak MiB", "threads"),
-        [("ms", *(f"{row[key]:.1f}" for key in ("p50_ms", "p90_ms", "p95_ms", "p99_ms")), f"{row['images_per_s']:.0f}",
+        ("file", "p50 ms", "p90", "p95", "p99", "photos/s", "peak MiB", "threads"),
+        [(Path(row["file"]).name, *(f"{row[key]:.1f}" for key in ("p50_ms", "p90_ms", "p95_ms", "p99_ms")), f"{row['images_per_s']:.0f}",
           f"{row['peak_mib']:.0f}", row["threads"])],
     )  # fmt: skip
-    remarks = [f'<p class="note">{escape(text)}</p>' for text in split["remarks"]]
-    return [bar, parts, "<br>", times, *remarks]
+    remarks = [verdict(text[0].upper() + text[1:] + ".", not text.startswith("warning")) for text in split["remarks"]]
+    return [bar, parts, *remarks, "<br>", times]
 
 
 def _latency_note(measured: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", nargs=2, type=int, metavar=("H", "W"), default=None,
                         help="for files with free sizes; default: the size they were exported at")  # fmt: skip
     parser.add_argument("--split", action="store_true", help="time backbone, pyramid, head, up-sampling (needs onnx)")
-    parser.add_argument("--runs", type=int, default=None, help="timed runs a file; default: as many as --seconds allows")
+    parser.add_argument("--runs", type=int, default=None, help="timed runs a file; default: what --seconds allows")
     parser.add_argument("--seconds", type=float, default=5.0, help="time for each file, at least 10 runs")
     parser.add_argument("--json", default=None, metavar="FILE", help="write the result as JSON")
     parser.add_argument("--markdown", default=None, metavar="FILE", help="write the result as Markdown")

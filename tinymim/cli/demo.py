@@ -10,6 +10,7 @@ import json
 import os
 import resource
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -267,8 +268,10 @@ def _export(out: Path) -> dict[str, Any]:
     from tinymim_export import export
 
     width, height = SIZE
-    made = export(out / "segmentor" / "segmentor.pth", out / "segmentor.onnx", size=(height, width),
-                  photos=out / "data" / "images" / "validation")  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"mm(seg|engine|cv)\.")
+        made = export(out / "segmentor" / "segmentor.pth", out / "segmentor.onnx", size=(height, width),
+                      photos=out / "data" / "images" / "validation")  # fmt: skip
     made.print()
     return json.loads(made.to_json()) | {"onnx": "segmentor.onnx"}
 

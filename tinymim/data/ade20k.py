@@ -18,7 +18,7 @@ stage; van; ship; fountain; conveyer belt; canopy; washer; plaything; swimming p
 waterfall; tent; bag; minibike; cradle; oven; ball; food; step; tank; trade name; microwave; pot; animal;
 bicycle; lake; dishwasher; screen; blanket; sculpture; hood; sconce; vase; traffic light; tray; ashcan; fan;
 pier; crt screen; plate; monitor; bulletin board; shower; radiator; glass; clock; flag
-""".split(";")
+""".split(";")  # noqa: SIM905
 )
 PALETTE: tuple[tuple[int, int, int], ...] = tuple(
     (int(c[:2], 16), int(c[2:4], 16), int(c[4:], 16))
@@ -33,5 +33,5 @@ eb0cff a09614 00a3ff 8c8c8c fa0a0f 14ff00 1fff00 ff1f00 ffe000 99ff00 0000ff ff4
 8500ff 00ff5c b800ff ff001f 00b8ff 00d6ff ff0070 5cff00 00e0ff 70e0ff 46b8a0 a300ff 9900ff 47ff00 ff00a3
 ffcc00 ff008f 00ffeb 85ff00 ff00eb f500ff ff007a fff500 0abed4 d6ff00 00ccff 1400ff ffff00 0099ff 0029ff
 00ffcc 2900ff 29ff00 ad00ff 00f5ff 4700ff 7a00ff 00ffb8 005cff b8ff00 0085ff ffd600 19c2c2 66ff00 5c00ff
-""".split()
+""".split()  # noqa: SIM905
 )

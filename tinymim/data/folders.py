@@ -47,8 +47,8 @@ class Layout:
         words = "0 ignored, the rest shifted down by one, " if self.zero_is_ignored else ""
         ignored = ", ".join(map(str, sorted({*self.ignore, IGNORED})))
         return (
-            f"{self.root}: {len(self.train)} training and {len(self.val)} validation pairs, {len(self.classes)} classes "
-            f"({words}ignored ids: {ignored}; read from {_SOURCES[self.source]})"
+            f"{self.root}: {len(self.train)} training and {len(self.val)} validation pairs, "
+            f"{len(self.classes)} classes ({words}ignored ids: {ignored}; read from {_SOURCES[self.source]})"
         )
 
     def need(self, split: str) -> list[Pair]:

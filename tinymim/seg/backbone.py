@@ -106,9 +106,7 @@ class TinyMIMBackbone(ViT):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         """Images (B, 3, H, W), normalised -> levels (B, D or pyramid_dim, ceil(H/s), ceil(W/s)), s = 4, 8, 16, 32."""
         height, width = images.shape[-2:]
-        taps = self.forward_intermediates(
-            images, indices=self.out_indices, stop_early=True, intermediates_only=True
-        )
+        taps = self.forward_intermediates(images, indices=self.out_indices, stop_early=True, intermediates_only=True)
         levels = [fpn(tap) for fpn, tap in zip((self.fpn1, self.fpn2, self.fpn3, self.fpn4), taps, strict=True)]
         return tuple(
             level[..., : -(-height // stride), : -(-width // stride)]

@@ -1,5 +1,6 @@
 """From a config file and options to one complete MMEngine config."""
 
+import copy
 import importlib.util
 import itertools
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ def find_config(config: str | Path | Config) -> Config:
         ConfigError: no such file, or it does not load.
     """
     if isinstance(config, Config):
-        return config.copy()
+        return copy.deepcopy(config)
     path = Path(config)
     spec = importlib.util.find_spec("tinymim_mmseg_configs")
     folders = [Path(p) for p in (spec.submodule_search_locations or ())] if spec is not None else []

@@ -132,9 +132,7 @@ class TinyMIMSegDataset(BaseSegDataset):
             if skipped:
                 sample["data_samples"].set_metainfo(dict(skipped=skipped))
             return sample
-        raise DataError(
-            f"none of the {len(self)} training photos can be read", skipped[0], "copy the data set again"
-        )
+        raise DataError(f"none of the {len(self)} training photos can be read", skipped[0], "copy the data set again")
 
 
 @DATA_SAMPLERS.register_module()

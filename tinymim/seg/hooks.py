@@ -1,18 +1,18 @@
 """The run folder: config.py, env.json, metrics.jsonl, checkpoints/, segmentor.pth; and the progress line."""
 
-import io
+import copy
 import json
 import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.dist import barrier, is_main_process
 from mmengine.hooks import Hook
 from mmseg.registry import HOOKS
 
 from tinymim.errors import ConfigError, TinyMIMError
 from tinymim.files import atomic_path, environment, sha256_file, versions, write_json
+from tinymim.models.checkpoints import save_torch
 from tinymim.progress import Progress
 from tinymim.seg.loop import bare_model
 
@@ -138,7 +138,7 @@ def _step_of(line: str) -> float:
 
 def _check_classes(model: Any, classes: list[str]) -> None:
     """Heads must have as many classes as the data."""
-    heads = {name: getattr(model, name, None) for name in ("decode_head", "auxiliary_head")}
+    heads: dict[str, Any] = {name: getattr(model, name, None) for name in ("decode_head", "auxiliary_head")}
     wrong = {name: head.num_classes for name, head in heads.items()
              if hasattr(head, "num_classes") and head.num_classes != len(classes)}  # fmt: skip
     if wrong:
@@ -154,7 +154,7 @@ def write_segmentor(runner: Any, scores: dict[str, float], step: int) -> None:
     model, cfg = bare_model(runner.model), runner.cfg
     student = cfg.model.backbone.get("init_cfg") or {}
     source = student.get("checkpoint")
-    plain = cfg.copy()
+    plain = copy.deepcopy(cfg)
     plain.model.backbone.init_cfg = None
     plain.load_from, plain.resume = None, False
     pre, data = cfg.model.data_preprocessor, runner.train_dataloader.dataset.metainfo
@@ -171,7 +171,4 @@ def write_segmentor(runner: Any, scores: dict[str, float], step: int) -> None:
         "step": step,
     }
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    buffer = io.BytesIO()
-    torch.save({"state_dict": state, "meta": meta}, buffer)
-    with atomic_path(Path(runner.work_dir) / "segmentor.pth") as part:
-        part.write_bytes(buffer.getvalue())
+    save_torch({"state_dict": state, "meta": meta}, Path(runner.work_dir) / "segmentor.pth")

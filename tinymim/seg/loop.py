@@ -1,6 +1,5 @@
 """The training loop: resumes without reading seen batches, stops cleanly on Ctrl-C and on a loss that is not finite."""
 
-import io
 import math
 import signal
 import threading
@@ -18,7 +17,7 @@ from mmengine.runner.base_loop import BaseLoop
 from mmseg.registry import LOOPS
 
 from tinymim.errors import CheckFailed, ConfigError
-from tinymim.files import atomic_path
+from tinymim.models.checkpoints import save_torch
 from tinymim.seg.dataset import mix_seed
 
 
@@ -117,10 +116,7 @@ class ResumableTrainLoop(IterBasedTrainLoop):
             "labels": [sample.gt_sem_seg.data.cpu() for sample in batch["data_samples"]],
             "files": [sample.metainfo.get("img_path") for sample in batch["data_samples"]],
         }
-        buffer = io.BytesIO()
-        torch.save(content, buffer)
-        with atomic_path(path) as part:
-            part.write_bytes(buffer.getvalue())
+        save_torch(content, path)
         return CheckFailed(
             f"the loss of step {self._iter + 1} is not finite ({losses})",
             f"a too high rate, fp16 or broken weights; the batch is in {path}, the last good checkpoint is kept",
@@ -159,6 +155,6 @@ class ResumableTrainLoop(IterBasedTrainLoop):
         raise KeyboardInterrupt
 
 
-def bare_model(model: torch.nn.Module) -> torch.nn.Module:
+def bare_model(model: Any) -> Any:
     """The model inside MMEngine's DDP wrapper."""
     return model.module if is_model_wrapper(model) else model

@@ -45,7 +45,7 @@ class TinyMIMLayerDecayOptimizerConstructor:
     def __call__(self, model: nn.Module) -> OptimWrapper:
         """Build the optimizer wrapper for a segmentor (wrapped by DDP or not)."""
         model = getattr(model, "module", model)
-        backbone = getattr(model, "backbone", None)
+        backbone: Any = getattr(model, "backbone", None)
         if not hasattr(backbone, "get_layer_id"):
             raise ConfigError(
                 f"{type(backbone).__name__} has no get_layer_id",

@@ -1,5 +1,7 @@
 """Train and test a segmentor: the functions behind tools/train_seg.py and tools/test_seg.py."""
 
+# ruff: noqa: PT028  (test_segmentor is no pytest function)
+
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -144,7 +146,7 @@ def test_segmentor(
         progress = Progress("test", len(loader)) if is_main_process() else None
         for i, batch in enumerate(loader):
             with torch.no_grad():
-                samples = model.test_step(batch)
+                samples = model.test_step(batch)  # type: ignore[operator]
             metric.process(batch, [sample.to_dict() for sample in samples])
             if progress is not None:
                 progress.update(i + 1, images=len(samples) * get_world_size())
@@ -155,7 +157,7 @@ def test_segmentor(
     return metric.last
 
 
-test_segmentor.__test__ = False  # type: ignore[attr-defined]  (pytest: no test)
+setattr(test_segmentor, "__test__", False)  # noqa: B010  (pytest would collect it where it is imported)
 
 
 def _run_folder(cfg: Config, work_dir: Path, *, resume: bool, overwrite: bool) -> Path:
@@ -193,9 +195,7 @@ def _last_checkpoint(cfg: Config, work_dir: Path) -> str | None:
     Raises:
         ConfigError: the run was made with another model.
     """
-    files = sorted(
-        (work_dir / "checkpoints").glob("iter_*.pth"), key=lambda p: int(re.sub(r"\D", "", p.stem) or -1)
-    )
+    files = sorted((work_dir / "checkpoints").glob("iter_*.pth"), key=lambda p: int(re.sub(r"\D", "", p.stem) or -1))
     if (work_dir / "config.py").is_file():
         before = Config.fromfile(str(work_dir / "config.py"))
         differ = [

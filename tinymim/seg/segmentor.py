@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 from torch import nn
 
 from tinymim.errors import CheckpointError, ConfigError
-from tinymim.models.formats import _torch_load
+from tinymim.models.formats import _Inert, _torch_load
 from tinymim.seg.config import find_config, plain_batch_norm
 
 
@@ -21,7 +22,9 @@ def read_segmentor(checkpoint: str | Path) -> tuple[dict[str, Any], dict[str, An
     """
     if not Path(checkpoint).is_file():
         raise CheckpointError(f"no checkpoint at {checkpoint}", "the file does not exist", "check the path")
-    content = _torch_load(Path(checkpoint))
+    # MMEngine's log history pickles the built-in getattr, which PyTorch's message names without its module
+    with torch.serialization.safe_globals([(_Inert, "builtins.getattr")]):  # type: ignore[list-item]
+        content = _torch_load(Path(checkpoint))
     state = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not any(key.startswith("decode_head.") for key in state):
         raise CheckpointError(
@@ -33,9 +36,7 @@ def read_segmentor(checkpoint: str | Path) -> tuple[dict[str, Any], dict[str, An
     return dict(state), dict(meta) if isinstance(meta, dict) else {}
 
 
-def load_segmentor(
-    checkpoint: str | Path, config: str | Path | Config | None = None
-) -> tuple[nn.Module, Config]:
+def load_segmentor(checkpoint: str | Path, config: str | Path | Config | None = None) -> tuple[nn.Module, Config]:
     """Build and load a segmentor for inference, on the CPU, in evaluation mode, SyncBN turned into BN.
 
     Args:

@@ -1,0 +1,48 @@
+"""Real photos for a file: found, read, resized and normalised by the file's own contract. numpy and Pillow only."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinymim.errors import DataError
+
+PHOTOS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+
+def load_photos(folder: str | Path, limit: int = 4) -> list[Any]:
+    """The first readable photos of a folder (below it too), as Pillow RGB images.
+
+    Raises:
+        DataError: no folder, or no readable photo in it.
+    """
+    from PIL import Image
+
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"no folder at {folder}", "--photos wants a folder of images", "check the path")
+    found: list[Any] = []
+    bad: list[str] = []
+    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in PHOTOS):
+        try:
+            with Image.open(path) as image:
+                found.append(image.convert("RGB"))
+        except (OSError, ValueError, SyntaxError) as error:
+            bad.append(f"{path.name} ({error})")
+        if len(found) == limit:
+            break
+    if not found:
+        why = f"none of its images can be read: {', '.join(bad[:3])}" if bad else "it holds no jpg, png, ... file"
+        raise DataError(f"no photos in {folder}", why, "choose a folder of photos")
+    for name in bad:
+        print(f"warning: skipped {name}")
+    return found
+
+
+def normalise(photo: Any, size: tuple[int, int], contract: dict[str, Any]) -> np.ndarray:
+    """A Pillow RGB photo, resized to ``size`` -> float32 (3, H, W) as the file's contract says."""
+    from PIL import Image
+
+    pixels = np.asarray(photo.resize((size[1], size[0]), Image.Resampling.BILINEAR), np.float32)
+    pixels = (pixels - np.float32(contract["mean"])) / np.float32(contract["std"])
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))

@@ -1,0 +1,86 @@
+"""Tiny models as files, and what their exports give, made once a session (an export takes seconds)."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tinymim.models import ViT, save_student
+
+CLASSES = ["sky", "road", "tree", "car", "person", "wall", "lamp"]
+CONFIG = """
+default_scope = "mmseg"
+custom_imports = dict(imports=["tinymim.seg"])
+norm_cfg = dict(type="SyncBN", requires_grad=True)
+model = dict(
+    type="EncoderDecoder",
+    data_preprocessor=dict(type="SegDataPreProcessor", mean=[120.0, 110.0, 100.0], std=[60.0, 58.0, 57.0],
+                           bgr_to_rgb=True, size=(64, 96)),
+    backbone=dict(type="TinyMIMBackbone", img_size=(64, 96), embed_dim=24, depth=4, num_heads=2, rel_pos_bias=True,
+                  init_values=1.0, out_indices=(0, 1, 2, 3), norm_cfg=norm_cfg),
+    decode_head=dict(type="UPerHead", in_channels=[24] * 4, in_index=[0, 1, 2, 3], pool_scales=(1, 2, 3, 6),
+                     channels=16, num_classes=NUM, norm_cfg=norm_cfg, align_corners=False,
+                     loss_decode=dict(type="CrossEntropyLoss")),
+    auxiliary_head=dict(type="FCNHead", in_channels=24, in_index=2, channels=8, num_convs=1, num_classes=NUM,
+                        norm_cfg=norm_cfg, loss_decode=dict(type="CrossEntropyLoss")),
+    test_cfg=dict(mode="slide", crop_size=(64, 96), stride=(42, 64)),
+)
+test_pipeline = [dict(type="LoadImageFromFile"), dict(type="Resize", scale=(2048, 512), keep_ratio=True)]
+"""
+
+
+def write_segmentor(path, num_classes=7):
+    """A segmentor.pth with random weights and running statistics, as tools/train_seg.py writes it."""
+    import tinymim.seg  # noqa: F401
+
+    from mmengine.config import Config  # isort: skip
+    from mmengine.registry import init_default_scope  # isort: skip
+    from mmseg.registry import MODELS  # isort: skip
+
+    text = CONFIG.replace("NUM", str(num_classes))
+    init_default_scope("mmseg")
+    torch.manual_seed(0)
+    model = MODELS.build(Config.fromstring(text, ".py").model)
+    for name, value in model.state_dict().items():
+        if name.endswith("running_mean") or "position_bias_table" in name or name == "decode_head.conv_seg.weight":
+            value.normal_(0, 0.3)
+        elif name.endswith("running_var"):
+            value.uniform_(0.5, 2)
+    meta = {"config": text, "classes": (CLASSES * num_classes)[:num_classes], "palette": [[i, 2, 3] for i in range(7)],
+            "mean": [120.0, 110.0, 100.0], "std": [60.0, 58.0, 57.0], "versions": {}}  # fmt: skip
+    torch.save({"state_dict": model.state_dict(), "meta": meta}, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory):
+    """Checkpoints: student (plain), star (relative bias, distillation token, wide last layer), segmentor, config."""
+    folder = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    save_student(ViT(img_size=64, embed_dim=24, depth=4, num_heads=2), folder / "student.pth")
+    star = ViT(img_size=48, embed_dim=24, depth=4, num_heads=4, rel_pos_bias=True, init_values=1.0, dist_token=True,
+               last_dim=40)  # fmt: skip
+    for block in star.blocks:
+        torch.nn.init.normal_(block.attn.relative_position_bias_table)
+    save_student(star, folder / "star.pth")
+    (folder / "config.py").write_text(CONFIG.replace("NUM", "7").replace("rel_pos_bias=True", "rel_pos_bias=False"))
+    return SimpleNamespace(
+        folder=folder,
+        student=folder / "student.pth",
+        star=folder / "star.pth",
+        config=folder / "config.py",
+        segmentor=write_segmentor(folder / "segmentor.pth"),
+    )
+
+
+@pytest.fixture(scope="session")
+def exported(files):
+    """One export of each kind: fixed segmentor with logits, dynamic segmentor with a mask, dynamic backbone."""
+    from tinymim_export import export
+
+    made = {
+        "fixed": export(files.segmentor, files.folder / "fixed.onnx"),
+        "mask": export(files.segmentor, files.folder / "mask.onnx", part="segmentor", dynamic=True, output="mask"),
+        "features": export(files.star, files.folder / "features.onnx", part="backbone", dynamic=True),
+    }
+    return SimpleNamespace(**made)

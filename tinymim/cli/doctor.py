@@ -1,0 +1,217 @@
+"""``tinymim doctor``: does this installation compute what the references say, and what can this machine do?"""
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tinymim.errors import CheckFailed
+from tinymim.files import environment, write_json
+
+HELP = "replay the golden numbers and print versions and providers"
+FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+SCALARS = 1e-5  # relative, for losses, gradient norms and norms of arrays
+ARRAYS = 5e-6  # of the largest value: rounding of one processor against another's
+
+
+@dataclass
+class Check:
+    """One golden number against this machine's."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+@dataclass
+class DoctorResult:
+    """What was replayed and what the machine offers; prints and writes JSON."""
+
+    checks: list[Check] = field(default_factory=list)
+    machine: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every number was reproduced."""
+        return bool(self.checks) and all(check.passed for check in self.checks)
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """JSON text; also written to ``path``."""
+        value = asdict(self) | {"passed": self.passed}
+        if path is not None:
+            write_json(path, value)
+        return json.dumps(value, indent=1)
+
+    def print(self) -> None:
+        """Machine first, then a line a check."""
+        for name, value in self.machine.items():
+            text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+            print(f"{name + ':':<24}{', '.join(text) if isinstance(text, list) else text}")
+        print("golden numbers:")
+        for check in self.checks:
+            print(f"  -[{'ok' if check.passed else 'x'}] {check.name}: {check.detail}", flush=True)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the verb."""
+    parser.add_argument("--json", default=None, metavar="FILE", help="write the result as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Replay, print, exit 1 where a number differs."""
+    result = doctor()
+    result.print()
+    if args.json:
+        result.to_json(args.json)
+    if not result.passed:
+        bad = next(check for check in result.checks if not check.passed)
+        raise CheckFailed(
+            "this installation does not reproduce the golden numbers",
+            f"{bad.name}: {bad.detail}",
+            "install the versions of constraints.txt (pip install -e . -c constraints.txt); "
+            "if that changes nothing, report this output",
+        )
+    print("next: tinymim demo")
+    return 0
+
+
+def doctor() -> DoctorResult:
+    """Describe the machine and replay every golden number. An error in one check is that check's result."""
+    result = DoctorResult(machine=machine())
+    for name, replay in (
+        ("token-relation losses", relations),
+        ("segmentation backbone", lambda: backbone("seg_backbone_base")),
+        ("segmentation backbone of TinyMIM*-T", lambda: backbone("seg_backbone_star_t")),
+        ("ONNX export", onnx_export),
+    ):
+        result.checks += _guarded(name, replay)
+    return result
+
+
+def _guarded(name: str, replay: Callable[[], Iterator[Check]]) -> list[Check]:
+    try:
+        return list(replay())
+    except Exception as error:  # a broken package is what the doctor is for
+        return [Check(name, False, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")]
+
+
+def machine() -> dict[str, Any]:
+    """Versions, processor features, torch's threads and devices, ONNX Runtime's providers."""
+    import onnxruntime
+
+    about = environment()
+    flags: set[str] = set()
+    if os.path.isfile("/proc/cpuinfo"):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        flags = set(next((line.split(":", 1)[1] for line in lines if line.startswith("flags")), "").split())
+    features = {name: "yes" if name in flags else "no" for name in FEATURES} if flags else "unknown on this system"
+    try:
+        import torch
+
+        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+        about_torch = f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}, GPU: {gpu}"
+    except ImportError:
+        about_torch = "not installed"
+    return {
+        "platform": about["platform"],
+        "processor": f"{about['cpu']}, {about['cores']} cores",
+        "features": features,
+        "torch": about_torch,
+        "onnxruntime providers": onnxruntime.get_available_providers(),
+        "versions": about["versions"],
+    }
+
+
+def _fill(model: Any, prefix: str) -> None:
+    """Give every tensor the value its published name stands for; positions made by the model stay."""
+    import torch
+
+    from tinymim.cli.golden_numbers import tensor
+
+    learned = prefix == "backbone/"  # the segmentation backbones learn their positions
+    state = {}
+    for name, value in model.state_dict().items():
+        if name.endswith("num_batches_tracked") or (name == "pos_embed" and not learned):
+            continue
+        published = name.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2")
+        state[name] = torch.from_numpy(tensor(prefix + published, tuple(value.shape)))
+    model.load_state_dict(state, strict=False)
+    model.eval()
+
+
+def _near(name: str, got: float, wanted: float) -> Check:
+    error = abs(got - wanted) / abs(wanted)
+    return Check(name, error <= SCALARS, f"{got:.8g}, reference {wanted:.8g} (relative error {error:.1e})")
+
+
+def relations() -> Iterator[Check]:
+    """The relation losses and the gradients they give a student."""
+    import numpy as np
+    import torch
+
+    from tinymim.cli.golden_numbers import GOLDEN
+    from tinymim.distill import TinyMIM
+    from tinymim.models import ViT
+
+    told = GOLDEN["relations"]
+    teacher, student = ViT(**told["teacher"]), ViT(**told["student"])
+    _fill(teacher, "teacher/")
+    _fill(student, "student/")
+    draw = np.random.RandomState(told["input_seed"])
+    view = draw.standard_normal((2, 3, 64, 64))
+    other = view + 0.1 * draw.standard_normal(view.shape)
+    method = TinyMIM(student, teacher, target_block=told["target_block"])
+    method.eval()
+    losses = method.losses(*(torch.from_numpy(x.astype("float32")) for x in (other, view)))
+    for name, wanted in told["losses"].items():
+        yield _near(f"relation loss {name}", float(losses[name].detach()), wanted)
+    losses["loss"].backward()
+    parameters = dict(student.named_parameters())
+    for name, wanted in told["gradient_norms"].items():
+        grad = parameters[name].grad
+        yield _near(f"gradient of {name}", float("nan") if grad is None else float(grad.norm()), wanted)
+
+
+def backbone(name: str) -> Iterator[Check]:
+    """The four levels of a segmentation backbone."""
+    import numpy as np
+    import torch
+
+    from tinymim.cli.golden_numbers import GOLDEN
+    from tinymim.seg import TinyMIMBackbone
+
+    told = GOLDEN[name]
+    model = TinyMIMBackbone(**told["config"], norm_cfg=dict(type="BN"))
+    _fill(model, "backbone/")
+    size = told["config"]["img_size"]
+    images = np.random.RandomState(told["input_seed"]).standard_normal((1, 3, size, size)).astype("float32")
+    with torch.inference_mode():
+        levels = model(torch.from_numpy(images))
+    for i, (level, wanted) in enumerate(zip(levels, told["levels"], strict=True)):
+        yield _near(f"{name} level {i}, norm", float(level.double().norm()), wanted["norm"])
+        off = np.abs(level.numpy().ravel()[wanted["at"]] - np.array(wanted["values"])).max() / wanted["largest"]
+        same = list(level.shape) == wanted["shape"]
+        yield Check(f"{name} level {i}, values", bool(same and off <= ARRAYS), f"error {off:.1e} of the largest value")
+
+
+def onnx_export() -> Iterator[Check]:
+    """A tiny ViT through torch.onnx and ONNX Runtime at several sizes."""
+    import contextlib
+    import io
+    import tempfile
+
+    import torch
+
+    from tinymim.models import ViT, save_student
+    from tinymim_export import export
+
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        save_student(ViT(img_size=32, embed_dim=24, depth=2, num_heads=2), f"{folder}/student.pth")
+        with contextlib.redirect_stdout(io.StringIO()):
+            made = export(f"{folder}/student.pth", f"{folder}/student.onnx", part="backbone", dynamic=True)
+    figures = made.parity.summary()
+    yield Check("ONNX export", made.parity.passed, f"relative error {figures['relative_error']:.1e} at three sizes")
