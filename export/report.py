@@ -77,7 +77,10 @@ def cards(items: Iterable[tuple[str, str, str, str]]) -> str:
 
 def flow(steps: Iterable[tuple[str, Sequence[str]]]) -> str:
     """The pipeline as boxes and arrows: (name, lines of text)."""
-    boxes = [f"<div><strong>{escape(n)}</strong>{'<br>'.join(map(escape, lines))}</div>" for n, lines in steps]
+    boxes = [
+        f"<div><strong>{escape(name)}</strong>{''.join(f'<span>{escape(line)}</span>' for line in lines)}</div>"
+        for name, lines in steps
+    ]
     return f'<div class="flow">{"".join(boxes)}</div>'
 
 
@@ -149,8 +152,8 @@ def swatch(colour: Sequence[int]) -> str:
 
 
 def verdict(text: str, good: bool) -> str:
-    """One plain sentence with a green or red edge."""
-    return f'<p class="verdict{"" if good else " bad"}">{escape(text)}</p>'
+    """One plain sentence (a capital letter and a full stop are added) with a green or red edge."""
+    return f'<p class="verdict{"" if good else " bad"}">{escape(text[:1].upper() + text[1:])}.</p>'
 
 
 def files_table(folder: Path, paths: Iterable[Path]) -> str:

@@ -48,6 +48,7 @@ section { margin-top: 44px; }
 
 .flow { display: flex; flex-wrap: wrap; gap: 10px 26px; }
 .flow > div { position: relative; flex: 1 1 130px; padding: 12px 14px; font-size: .84rem; color: var(--soft); }
+.flow span { display: block; }
 .flow strong { display: block; color: var(--ink); font-size: .95rem; }
 .flow > div:not(:last-child)::after {
   content: "\\2192"; position: absolute; right: -21px; top: 50%; transform: translateY(-50%); font-size: 1.05rem;
@@ -107,6 +108,8 @@ footer { margin-top: 56px; padding-top: 14px; border-top: 1px solid var(--line);
   main { padding: 24px 14px 48px; }
   .flow { gap: 18px; }
   .flow > div { flex-basis: 100%; }
+  .flow span { display: inline; }
+  .flow span:not(:last-child)::after { content: ", "; }
   .flow > div:not(:last-child)::after {
     content: "\\2193"; right: 50%; top: auto; bottom: -21px; transform: translateX(50%);
   }

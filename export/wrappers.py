@@ -96,10 +96,8 @@ class PyramidGraph(nn.Module):
         if isinstance(self.backbone, TinyMIMBackbone):
             sides, bb = image.shape[-2:], self.backbone
             levels = [fpn(tap) for fpn, tap in zip((bb.fpn1, bb.fpn2, bb.fpn3, bb.fpn4), taps, strict=True)]
-            levels = [
-                level[..., : (sides[0] + s - 1) // s, : (sides[1] + s - 1) // s]
-                for level, s in zip(levels, (4, 8, 16, 32), strict=True)
-            ]
+            for i, stride in enumerate((4, 8)):  # the padding of a ragged image; 16 and 32 have the right size already
+                levels[i] = levels[i].narrow(2, 0, (sides[0] + stride - 1) // stride).narrow(3, 0, (sides[1] + stride - 1) // stride)
         return levels if self.neck is None else list(self.neck(tuple(levels)))
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:

@@ -95,7 +95,7 @@ def write_demo_report(out: Path, record: dict[str, Any]) -> Path:
         out / "report.html",
         "tinymim demo",
         lead,
-        Section("In numbers", [_headline(record), *(verdict(text[0].upper() + text[1:], good) for text, good in record["checks"].items())]),
+        Section("In numbers", [_headline(record), *(verdict(text, good) for text, good in record["checks"].items())]),
         Section("What happened", [_pipeline(stages)]),
         Section(
             "What it sees",
@@ -153,7 +153,8 @@ def _pipeline(stages: dict[str, Any]) -> str:
         return clock(stages[name]["seconds"])
 
     return flow([
-        ("Photos", [f"{data['train']} to learn, {data['val']} to check", f"{len(data['classes'])} classes", took("data")]),
+        ("Photos", [f"{data['train']} to learn from", f"{data['val']} to check", f"{len(data['classes'])} classes",
+                    took("data")]),
         ("Teacher", ["masked autoencoder", *vit(teacher), took("teacher")]),
         ("Student", ["TinyMIM relations", *vit(student), took("student")]),
         ("Segmentor", ["UperNet", f"{seg['steps']} steps", f"mIoU {100 * seg['mIoU']:.1f} %", took("segmentor")]),
@@ -208,10 +209,10 @@ def _latency(measured: dict[str, Any]) -> list[str]:
     )  # fmt: skip
     times = table(
         ("file", "p50 ms", "p90", "p95", "p99", "photos/s", "peak MiB", "threads"),
-        [(Path(row["file"]).name, *(f"{row[key]:.1f}" for key in ("p50_ms", "p90_ms", "p95_ms", "p99_ms")), f"{row['images_per_s']:.0f}",
+        [(Path(row["file"]).name, *(f"{row[f'p{p}_ms']:.1f}" for p in (50, 90, 95, 99)), f"{row['images_per_s']:.0f}",
           f"{row['peak_mib']:.0f}", row["threads"])],
     )  # fmt: skip
-    remarks = [verdict(text[0].upper() + text[1:] + ".", not text.startswith("warning")) for text in split["remarks"]]
+    remarks = [verdict(text, not text.startswith("warning")) for text in split["remarks"]]
     return [bar, parts, *remarks, "<br>", times]
 
 

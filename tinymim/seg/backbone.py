@@ -108,8 +108,8 @@ class TinyMIMBackbone(ViT):
         height, width = images.shape[-2:]
         taps = self.forward_intermediates(images, indices=self.out_indices, stop_early=True, intermediates_only=True)
         levels = [fpn(tap) for fpn, tap in zip((self.fpn1, self.fpn2, self.fpn3, self.fpn4), taps, strict=True)]
-        return tuple(
-            level[..., : -(-height // stride), : -(-width // stride)]
+        return tuple(  # not -(-height // stride): ONNX rounds negative quotients towards zero
+            level[..., : (height + stride - 1) // stride, : (width + stride - 1) // stride]
             for level, stride in zip(levels, STRIDES, strict=True)
         )
 

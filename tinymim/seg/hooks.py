@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mmengine.dist import barrier, is_main_process
+from mmengine.dist import all_reduce_params, barrier, is_distributed, is_main_process
 from mmengine.hooks import Hook
+from mmengine.runner.base_loop import BaseLoop
 from mmseg.registry import HOOKS
 
 from tinymim.errors import ConfigError, TinyMIMError
@@ -39,12 +40,13 @@ class RunFolderHook(Hook):
         self.progress: Progress | None = None
 
     def before_run(self, runner: Any) -> None:
-        """Write env.json; check that the heads have the classes of the data."""
+        """Before training: write env.json, check that the heads have the classes of the data."""
+        if not _is_training(runner):
+            return
         if is_main_process():
             Path(runner.work_dir).mkdir(parents=True, exist_ok=True)
             write_json(Path(runner.work_dir) / "env.json", environment())
-        if runner._train_loop is not None:
-            _check_classes(bare_model(runner.model), runner.train_dataloader.dataset.metainfo["classes"])
+        _check_classes(bare_model(runner.model), runner.train_dataloader.dataset.metainfo["classes"])
 
     def before_train(self, runner: Any) -> None:
         """Forget what a killed run wrote after the checkpoint that training goes on from."""
@@ -77,14 +79,15 @@ class RunFolderHook(Hook):
             self.save_now(runner, step)
 
     def before_val_epoch(self, runner: Any) -> None:
-        """Leave the progress line."""
+        """Leave the progress line; all processes validate the same model."""
+        average_buffers(runner.model)
         if self.progress is not None and self.progress.live:
             print(flush=True)
 
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
         """Line in metrics.jsonl; the scores also go into a segmentor.pth of this step."""
         self.scores = {"step": runner.iter, **(metrics or {})}
-        if is_main_process() and runner._train_loop is not None:
+        if is_main_process() and _is_training(runner):
             self._write(runner, self.scores)
             if self.saved == runner.iter:
                 write_segmentor(runner, self.scores, runner.iter)
@@ -96,6 +99,7 @@ class RunFolderHook(Hook):
 
     def save_now(self, runner: Any, step: int) -> None:
         """Checkpoint and segmentor after ``step`` steps, atomically; old checkpoints go."""
+        average_buffers(runner.model)
         if is_main_process():
             folder = Path(runner.work_dir) / "checkpoints"
             path = folder / f"iter_{step}.pth"
@@ -127,6 +131,16 @@ class RunFolderHook(Hook):
             raise TinyMIMError(
                 f"cannot write {path}", f"{error.strerror}", "free some space, then continue with --resume"
             ) from error
+
+
+def average_buffers(model: Any) -> None:
+    """Give all processes the mean of their batch-norm statistics (plain BN keeps its own in each)."""
+    if is_distributed():
+        all_reduce_params([b for b in model.buffers() if b.is_floating_point()], op="mean")
+
+
+def _is_training(runner: Any) -> bool:
+    return isinstance(runner._train_loop, BaseLoop)  # a dict where only validation or a test runs
 
 
 def _step_of(line: str) -> float:
