@@ -16,7 +16,7 @@ from torch import nn
 
 from tinymim.errors import ConfigError, TinyMIMError
 from tinymim.models import ViT
-from tinymim_export.metadata import strip
+from tinymim_export.metadata import first_line, strip
 from tinymim_export.originals import Original
 from tinymim_export.wrappers import FeatureGraph, PyramidGraph, SegmentorGraph, replace_pooling
 
@@ -87,7 +87,7 @@ def trace(
     except Exception as error:  # the exporter wraps every kind of failure
         raise TinyMIMError(
             "PyTorch could not export this model",
-            f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}",
+            f"{type(error).__name__}: {first_line(error, 300)}",
             "try another --size, or without --dynamic; custom layers may need an ONNX translation",
         ) from error
     assert program is not None

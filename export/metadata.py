@@ -101,6 +101,12 @@ def not_onnx(path: str | Path, error: object) -> DataError:
     """The error for a file that is damaged or something else."""
     return DataError(
         f"{path} is no usable .onnx file",
-        f"damaged, incomplete or another format ({str(error).strip().splitlines()[0][:200]})",
+        f"damaged, incomplete or another format ({first_line(error)})",
         "export it again with tinymim-export, or copy it again and compare its sha256",
     )
+
+
+def first_line(error: object, limit: int = 200) -> str:
+    """The first line of an error's text, or the name of its class where there is none."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:limit] if lines else type(error).__name__

@@ -17,7 +17,15 @@ import onnxruntime as ort
 
 from tinymim.errors import CheckFailed, DataError
 from tinymim.files import write_json
-from tinymim_export.metadata import graph_sha256, load_proto, not_onnx, proto_metadata, save_proto, write_metadata
+from tinymim_export.metadata import (
+    first_line,
+    graph_sha256,
+    load_proto,
+    not_onnx,
+    proto_metadata,
+    save_proto,
+    write_metadata,
+)
 from tinymim_export.photos import load_photos, normalise
 
 MAX_ERROR = 1e-4  # of the largest absolute reference value
@@ -225,8 +233,7 @@ def _rows(session: Any, original: Any, images: np.ndarray, source: str, mask: bo
     try:
         got = session.run(None, {"image": images})
     except Exception as error:  # a graph that cannot run this size
-        text = str(error).strip().splitlines()[0][:200]
-        return [Row(original.outputs[0], images.shape, source, remark=f"onnxruntime failed: {text}")]
+        return [Row(original.outputs[0], images.shape, source, remark=f"onnxruntime failed: {first_line(error)}")]
     rows = []
     if mask:
         row = Row("mask", images.shape, source)

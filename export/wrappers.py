@@ -97,7 +97,7 @@ class PyramidGraph(nn.Module):
             sides, bb = image.shape[-2:], self.backbone
             levels = [fpn(tap) for fpn, tap in zip((bb.fpn1, bb.fpn2, bb.fpn3, bb.fpn4), taps, strict=True)]
             for i, stride in enumerate((4, 8)):  # the padding of a ragged image; 16 and 32 have the right size already
-                levels[i] = levels[i].narrow(2, 0, (sides[0] + stride - 1) // stride).narrow(3, 0, (sides[1] + stride - 1) // stride)
+                levels[i] = levels[i][..., : (sides[0] + stride - 1) // stride, : (sides[1] + stride - 1) // stride]
         return levels if self.neck is None else list(self.neck(tuple(levels)))
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:

@@ -31,8 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/study_camvid"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--teacher-epochs", type=float, default=10)
-    parser.add_argument("--distill-epochs", type=float, default=6)
-    parser.add_argument("--seg-steps", type=int, default=250)
+    parser.add_argument("--distill-epochs", type=float, default=5)
+    parser.add_argument("--seg-steps", type=int, default=200)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--stages", nargs="+", default=["teacher", "student", "distilled", "scratch"], help="in order")
 

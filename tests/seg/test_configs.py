@@ -12,7 +12,7 @@ from mmseg.registry import MODELS
 
 import tinymim.seg  # noqa: F401
 from tinymim.errors import ConfigError
-from tinymim.seg.config import find_config, merge_options, plain_batch_norm
+from tinymim.seg.config import config_text, find_config, merge_options, plain_batch_norm
 
 FOLDER = Path(__file__).parents[2] / "mmseg_configs"
 NAMES = sorted(p.stem for p in FOLDER.glob("upernet_*.py"))
@@ -86,6 +86,11 @@ def test_max_iters_takes_the_schedule_with_it(capsys):
     assert "PolyLR ends after 400 steps" in capsys.readouterr().out
     merge_options(cfg, {"train_cfg.max_iters": 500, "param_scheduler.1.end": 1000})
     assert [s.end for s in cfg.param_scheduler] == [41, 1000]
+
+
+def test_config_text_reads_back():
+    cfg = find_config("upernet_tinymim_star_t")
+    assert Config.fromstring(config_text(cfg), file_format=".py").to_dict() == cfg.to_dict()
 
 
 def test_unknown_names(tmp_path):

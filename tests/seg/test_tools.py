@@ -57,6 +57,7 @@ def test_bad_input_exits_2_with_three_parts(scenes, small, tmp_path, capsys):
     assert "no checkpoint" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_two_processes_on_the_cpu_count_and_score_as_one(scenes, small, tmp_path):
     """torchrun with gloo: 2 x batch 2, five validation photos, each counted once; a resume changes nothing."""
     options = told(small(**{"train_cfg.max_iters": 4}))
@@ -78,6 +79,7 @@ def test_two_processes_on_the_cpu_count_and_score_as_one(scenes, small, tmp_path
     assert one["confusion"] == before["confusion"]
 
 
+@pytest.mark.slow
 def test_mmsegs_own_trainer_takes_our_configs(scenes, small, tmp_path):
     """What `mim train mmsegmentation CONFIG` runs."""
     import mmseg

@@ -154,6 +154,17 @@ def test_ctrl_c_saves_and_resumes(trained, scenes, small, tmp_path, monkeypatch)
     assert lines(folder) == lines(trained.work_dir)
 
 
+def test_resume_makes_up_for_a_missing_validation_and_repeats_none(trained, scenes, small, tmp_path):
+    folder = shutil.copytree(trained.work_dir, tmp_path / "run")
+    whole = (folder / "metrics.jsonl").read_text()
+    again = train_segmentor(DEMO, work_dir=folder, data_root=scenes, resume=True, cfg_options=small())
+    assert (folder / "metrics.jsonl").read_text() == whole
+    assert again.miou == trained.miou
+    (folder / "metrics.jsonl").write_text("".join(whole.splitlines(keepends=True)[:-1]))
+    train_segmentor(DEMO, work_dir=folder, data_root=scenes, resume=True, cfg_options=small())
+    assert (folder / "metrics.jsonl").read_text() == whole
+
+
 def test_nan_loss_stops_dumps_and_keeps_the_last_good_checkpoint(scenes, small, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     forward = TinyMIMBackbone.forward

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmcv.cnn import build_norm_layer
-from mmengine.dist import is_main_process
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
 from tinymim.errors import ConfigError
 from tinymim.models import Checkpoint, load_weights, read_checkpoint
 from tinymim.models.vit import ViT
+from tinymim.seg.config import say
 
 STRIDES = (4, 8, 16, 32)
 
@@ -121,7 +121,7 @@ class TinyMIMBackbone(ViT):
             ConfigError: the file names another head count.
         """
         if self.init_cfg is None:
-            _say("backbone: no weights given (--student FILE or init_cfg), training from scratch")
+            say("backbone: no weights given (--student FILE or init_cfg), training from scratch")
             return
         checkpoint = read_checkpoint(self.init_cfg["checkpoint"])
         check_student(self, checkpoint)
@@ -208,8 +208,3 @@ def _check_init_cfg(init_cfg: dict[str, Any] | None) -> dict[str, Any] | None:
         "the backbone only loads files",
         'use init_cfg=dict(type="Pretrained", checkpoint="student.pth"), or None to train from scratch',
     )
-
-
-def _say(text: str) -> None:
-    if is_main_process():
-        print(text, flush=True)

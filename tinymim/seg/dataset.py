@@ -6,7 +6,6 @@ a resumed run starts at the right position without reading what was already seen
 
 import random
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -171,8 +170,3 @@ class ResumableSampler(Sampler[tuple[int, int]]):
 def mix_seed(*numbers: int) -> int:
     """One 32-bit seed out of several numbers."""
     return int(np.random.SeedSequence(list(numbers)).generate_state(1)[0])
-
-
-def data_root_of(cfg: Any) -> Path:
-    """Folder named by a config's training data."""
-    return Path(cfg.train_dataloader.dataset.data_root)

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mmengine.dist import all_reduce_params, barrier, is_distributed, is_main_process
+from mmengine.dist import all_reduce_params, barrier, broadcast_object_list, is_distributed, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner.base_loop import BaseLoop
 from mmseg.registry import HOOKS
@@ -15,6 +15,7 @@ from tinymim.errors import ConfigError, TinyMIMError
 from tinymim.files import atomic_path, environment, sha256_file, versions, write_json
 from tinymim.models.checkpoints import save_torch
 from tinymim.progress import Progress
+from tinymim.seg.config import config_text
 from tinymim.seg.loop import bare_model
 
 
@@ -50,14 +51,20 @@ class RunFolderHook(Hook):
 
     def before_train(self, runner: Any) -> None:
         """Forget what a killed run wrote after the checkpoint that training goes on from."""
-        if not is_main_process():
-            return
+        told: list[Any] = [self._read_back(runner) if is_main_process() else None]
+        broadcast_object_list(told)
+        runner.train_loop.validated = {line["step"] for line in told[0]}
+        self.scores = told[0][-1] if told[0] else {}
+
+    def _read_back(self, runner: Any) -> list[dict[str, Any]]:
+        """Cut metrics.jsonl at the current step, start the progress line, return the validation lines."""
         path = Path(runner.work_dir) / "metrics.jsonl"
         lines = path.read_text().splitlines() if path.is_file() else []
         kept = [line for line in lines if _step_of(line) <= runner.iter]
         with atomic_path(path) as part:
             part.write_text("".join(line + "\n" for line in kept))
         self.progress = Progress("train", runner.max_iters, start=runner.iter)
+        return [line for line in map(json.loads, kept) if "mIoU" in line]
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         """Note the largest rate of the step."""
@@ -86,8 +93,12 @@ class RunFolderHook(Hook):
 
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
         """Line in metrics.jsonl; the scores also go into a segmentor.pth of this step."""
+        if not _is_training(runner):
+            return
         self.scores = {"step": runner.iter, **(metrics or {})}
-        if is_main_process() and _is_training(runner):
+        repeated = runner.iter in runner.train_loop.validated
+        runner.train_loop.validated.add(runner.iter)
+        if is_main_process() and not repeated:
             self._write(runner, self.scores)
             if self.saved == runner.iter:
                 write_segmentor(runner, self.scores, runner.iter)
@@ -173,7 +184,7 @@ def write_segmentor(runner: Any, scores: dict[str, float], step: int) -> None:
     plain.load_from, plain.resume = None, False
     pre, data = cfg.model.data_preprocessor, runner.train_dataloader.dataset.metainfo
     meta = {
-        "config": plain.pretty_text,
+        "config": config_text(plain),
         "backbone": dict(model.backbone.config),
         "classes": list(data["classes"]),
         "palette": [list(map(int, colour)) for colour in data["palette"]],

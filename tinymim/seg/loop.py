@@ -29,6 +29,7 @@ class ResumableTrainLoop(IterBasedTrainLoop):
     position; the sampler starts where the run stopped. Validation also follows the last iteration.
 
     Attributes:
+        validated: Steps whose validation is in metrics.jsonl (filled by RunFolderHook).
         waited: Seconds the current iteration waited for data.
         skipped: Damaged photos passed over so far.
     """
@@ -41,6 +42,7 @@ class ResumableTrainLoop(IterBasedTrainLoop):
         self.val_begin, self.val_interval = val_begin, val_interval
         self.stop_training = False
         self.waited, self.skipped, self.interrupted = 0.0, set[str](), False
+        self.validated: set[int] = set()
         runner.visualizer.dataset_meta = getattr(self.dataloader.dataset, "metainfo", None)
         if not hasattr(self.dataloader.sampler, "skip"):
             raise ConfigError(
@@ -56,6 +58,8 @@ class ResumableTrainLoop(IterBasedTrainLoop):
         runner.call_hook("before_train_epoch")
         self.dataloader.sampler.skip(self._iter * self.dataloader.batch_size)
         with self._catch_signals():
+            if self._iter > 0:
+                self._validate()  # the run may have been stopped between a checkpoint and its validation
             batches = iter(self.dataloader) if self._iter < self._max_iters else iter(())
             while self._iter < self._max_iters and not self.stop_training:
                 runner.model.train()
@@ -66,12 +70,9 @@ class ResumableTrainLoop(IterBasedTrainLoop):
                 self.run_iter(batch)
                 if self.interrupted:
                     self._save_and_stop()
-                last = self._iter == self._max_iters
-                due = self._iter >= self.val_begin and self._iter % self.val_interval == 0
-                if runner.val_loop is not None and (last or due):
-                    runner.val_loop.run()
-                    if self.interrupted and not last:
-                        self._save_and_stop()
+                self._validate()
+                if self.interrupted and self._iter < self._max_iters:
+                    self._save_and_stop()
         runner.call_hook("after_train_epoch")
         runner.call_hook("after_train")
         return runner.model
@@ -89,6 +90,13 @@ class ResumableTrainLoop(IterBasedTrainLoop):
             raise self._not_finite(data_batch, outputs)
         self.runner.call_hook("after_train_iter", batch_idx=self._iter, data_batch=data_batch, outputs=outputs)
         self._iter += 1
+
+    def _validate(self) -> None:
+        due = self._iter >= self.val_begin and self._iter % self.val_interval == 0
+        if self.runner.val_loop is None or not (due or self._iter == self._max_iters):
+            return
+        if self._iter not in self.validated:
+            self.runner.val_loop.run()
 
     def _next(self, batches: Iterator[Any]) -> Any:
         try:
@@ -139,6 +147,7 @@ class ResumableTrainLoop(IterBasedTrainLoop):
             if self.interrupted:
                 raise KeyboardInterrupt
             self.interrupted = True
+            print("\nstopping after this step; press Ctrl-C again to stop at once", flush=True)
 
         for kind in old:
             signal.signal(kind, note)

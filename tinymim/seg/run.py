@@ -19,7 +19,7 @@ from tinymim import compat
 from tinymim.errors import CheckpointError, ConfigError, DataError, TinyMIMError
 from tinymim.files import prepare_out
 from tinymim.progress import Progress
-from tinymim.seg.config import compat_say, find_config, merge_options, name_run, set_data, set_device
+from tinymim.seg.config import find_config, merge_options, name_run, say, set_data, set_device
 from tinymim.seg.metric import SegMetric, SegResult
 from tinymim.seg.segmentor import load_segmentor
 
@@ -70,9 +70,9 @@ def train_segmentor(
         cfg.model.backbone.init_cfg = dict(type="Pretrained", checkpoint=str(student))
     kind = set_device(cfg, device, amp)
     folder = _run_folder(cfg, Path(work_dir), resume=resume, overwrite=overwrite)
-    compat_say(f"data: {layout}")
+    say(f"data: {layout}")
     batch, world = cfg.train_dataloader.batch_size, compat.launched_processes()
-    compat_say(f"{kind}: {world} process(es) x batch {batch} = {world * batch} photos a step -> {folder}")
+    say(f"{kind}: {world} process(es) x batch {batch} = {world * batch} photos a step -> {folder}")
     with _our_errors():
         runner = Runner.from_cfg(name_run(cfg))
         runner.train()
@@ -130,7 +130,7 @@ def test_segmentor(
 
         if not is_distributed():
             init_dist("pytorch")
-    compat_say(f"data: {layout}")
+    say(f"data: {layout}")
     init_default_scope("mmseg")
     loader_cfg = cfg.val_dataloader
     if tta:
@@ -163,30 +163,25 @@ setattr(test_segmentor, "__test__", False)  # noqa: B010  (pytest would collect 
 def _run_folder(cfg: Config, work_dir: Path, *, resume: bool, overwrite: bool) -> Path:
     """Make or reopen the run folder on the first process; tell the others; set what ``cfg`` resumes from."""
     told: list[Any] = [None]
-    if compat.launched_processes() == 1 or _rank() == 0:
+    if is_main_process():
         try:
             prepare_out(work_dir, resume=resume, overwrite=overwrite)
             told = [_last_checkpoint(cfg, work_dir) if resume else None]
         except TinyMIMError as error:
-            told = [error]
+            told = [(type(error), error.what, error.why, error.fix)]  # the error itself does not pickle
     if compat.launched_processes() > 1:
         if not torch.distributed.is_initialized():
             from mmengine.dist import init_dist
 
             init_dist("pytorch")
         broadcast_object_list(told)
-    if isinstance(told[0], TinyMIMError):
-        raise told[0]
+    if isinstance(told[0], tuple):
+        kind, *words = told[0]
+        raise kind(*words)
     cfg.work_dir, cfg.resume, cfg.load_from = str(work_dir), told[0] is not None, told[0]
     if resume:
         cfg.model.backbone.init_cfg = None  # every weight comes from the checkpoint
     return work_dir
-
-
-def _rank() -> int:
-    import os
-
-    return int(os.environ.get("RANK", "0"))
 
 
 def _last_checkpoint(cfg: Config, work_dir: Path) -> str | None:
@@ -210,9 +205,9 @@ def _last_checkpoint(cfg: Config, work_dir: Path) -> str | None:
                 "repeat the first command with --resume, or start anew with another --work-dir",
             )
     if not files:
-        compat_say(f"{work_dir} has no checkpoint yet: starting from the first step")
+        say(f"{work_dir} has no checkpoint yet: starting from the first step")
         return None
-    compat_say(f"resuming from {files[-1]}")
+    say(f"resuming from {files[-1]}")
     return str(files[-1])
 
 
