@@ -165,7 +165,7 @@ def verify(
     photos: str | Path | None = None,
     seed: int = 0,
 ) -> ParityResult:
-    """Verify an existing file against its checkpoint. A failing file that calls itself verified loses that mark.
+    """Verify an existing file against its checkpoint and set or take away its mark ``verified`` accordingly.
 
     Raises:
         CheckFailed: other values than PyTorch's, or a file changed since it was verified.
@@ -186,8 +186,8 @@ def verify(
         remark = "" if same else "the file was changed after it was verified"
         extra.append(Row("graph and weights", (), "unchanged since export", passed=same, remark=remark))
     result = compare(proto, original, file=Path(onnx_path).name, photos=photos, seed=seed, extra=extra)
-    if not result.passed and meta.get("verified"):
-        write_metadata(proto, {"verified": False})
+    if result.passed != bool(meta.get("verified")):
+        write_metadata(proto, {"verified": True, "parity": result.summary()} if result.passed else {"verified": False})
         save_proto(proto, onnx_path)
     result.require()
     return result

@@ -112,16 +112,16 @@ def table(results: dict[str, Any]) -> str:
     for seed, stages in sorted(results["seeds"].items()):
         if {"distilled", "scratch"} <= set(stages):
             a, b = stages["distilled"], stages["scratch"]
-            pairs.append((a["miou"], b["miou"]))
+            pairs.append((100 * a["miou"], 100 * b["miou"]))
             minutes = sum(stage["cpu_minutes"] for stage in stages.values())
-            lines.append(f"| {seed} | {a['miou']:.2f} | {b['miou']:.2f} | {a['miou'] - b['miou']:+.2f} | {minutes:.1f} | "
+            lines.append(f"| {seed} | {100 * a['miou']:.2f} | {100 * b['miou']:.2f} | {100 * (a['miou'] - b['miou']):+.2f} | {minutes:.1f} | "
                          f"{a['sha256'][:12]}, {b['sha256'][:12]} |")  # fmt: skip
     if len(pairs) > 1:
         cells = [f"{statistics.mean(x):.2f} +- {statistics.stdev(x):.2f}"
                  for x in ([a for a, _ in pairs], [b for _, b in pairs], [a - b for a, b in pairs])]  # fmt: skip
         lines.append(f"| mean +- sd | {cells[0]} | {cells[1]} | {cells[2]} | | |")
     if pairs:
-        constant = next(iter(results["seeds"].values()))["scratch"]["constant_miou"]
+        constant = 100 * next(s["scratch"]["constant_miou"] for s in results["seeds"].values() if "scratch" in s)
         lines += ["", f"Best constant prediction: {constant:.2f} mIoU. Validation: 101 photos at 480x360, whole image."]
     return "\n".join(lines) + "\n"
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 import shutil
 from pathlib import Path
 
@@ -16,9 +17,9 @@ from onnx import numpy_helper
 from PIL import Image
 
 from tests.export.conftest import CLASSES, write_segmentor
-from tinymim.errors import CheckFailed, CheckpointError, ConfigError, DataError
+from tinymim.errors import CheckFailed, CheckpointError, ConfigError, DataError, TinyMIMError
 from tinymim.files import sha256_file
-from tinymim.models import model_from_checkpoint
+from tinymim.models import model_from_checkpoint, save_student
 from tinymim_export import export, main, verify
 from tinymim_export.graph import trace
 from tinymim_export.metadata import load_proto, proto_metadata, save_proto
@@ -181,7 +182,9 @@ def test_one_changed_weight_is_seen(files, exported, kind):
 def test_verify_takes_the_mark_from_a_changed_file(files, exported, tmp_path):
     path = tmp_path / "changed.onnx"
     shutil.copy(exported.fixed.onnx, path)
+    untouched = path.read_bytes()
     assert verify(path, files.segmentor).passed
+    assert path.read_bytes() == untouched
     proto = load_proto(path)
     tensor = proto.graph.initializer[float_weights(proto)[0]]
     array = numpy_helper.to_array(tensor).copy()
@@ -202,6 +205,33 @@ class RoundedPool(torch.nn.Module):
 
     def forward(self, x):
         return torch.nn.functional.avg_pool2d(x, [max(side // self.bins, 1) for side in x.shape[-2:]])
+
+
+def test_verify_against_another_checkpoint_fails_and_the_right_one_restores_the_mark(files, exported, tmp_path):
+    path = shutil.copy(exported.features.onnx, tmp_path / "features.onnx")
+    vit, _ = model_from_checkpoint(files.star)
+    vit.cls_token.data[0, 0, 0] += 1  # one number (a shift of all would vanish in the LayerNorms)
+    save_student(vit, tmp_path / "other.pth")
+    with pytest.raises(CheckFailed, match="does not give"):
+        verify(path, tmp_path / "other.pth")
+    assert proto_metadata(load_proto(path))["verified"] is False
+    assert verify(path, files.star).passed
+    assert proto_metadata(load_proto(path))["verified"] is True
+
+
+def test_full_disk_leaves_the_old_file(exported, tmp_path):
+    path = tmp_path / "old.onnx"
+    path.write_bytes(b"old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    proto = load_proto(exported.fixed.onnx)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(TinyMIMError, match="cannot write"):
+            save_proto(proto, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [p.name for p in tmp_path.iterdir()] == ["old.onnx"]
+    assert path.read_bytes() == b"old"
 
 
 def test_failed_verification_leaves_no_file(files, tmp_path, monkeypatch, capsys):

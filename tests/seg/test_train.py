@@ -1,6 +1,7 @@
 """Training a segmentor: files, exact resume, Ctrl-C, NaN, damaged data, a full disk, testing, loading."""
 
 import json
+import multiprocessing
 import os
 import resource
 import shutil
@@ -194,6 +195,7 @@ def test_damaged_photos_are_skipped_counted_and_named(scenes, small, tmp_path, c
         out = capsys.readouterr().out
         assert out.count(f"{photo.name}; skipped (1 so far)") == 1
         assert lines(result.work_dir)[-2]["skipped_photos"] == 1
+        assert not multiprocessing.active_children()  # data workers ended with the run
 
 
 @pytest.mark.parametrize("workers", [0, 2])
