@@ -84,7 +84,7 @@ def curve_svg(series: Sequence[Series], *, xlabel: str = "step", label: str = ""
     shown = [y for s, points in lines for y in ([y for _, y in points] if s.dots or s.exact else _steady(points))]
     x0, x1 = min(p[0] for _, ps in lines for p in ps), max(p[0] for _, ps in lines for p in ps)
     y0, y1 = min(shown), max(shown)
-    log = y0 > 0 and y1 / y0 > 30 and not any(s.exact for s, _ in lines)
+    log = not percent and y0 > 0 and y1 / y0 > 30 and not any(s.exact for s, _ in lines)
     if log:
         y0, y1 = math.log10(y0), math.log10(y1)
     pad = 0.06 * (y1 - y0) or 0.05 * (abs(y1) or 1.0)

@@ -54,16 +54,15 @@ def run_stage(stage: str, seed: int, args: argparse.Namespace) -> dict[str, Any]
     if stage == "teacher":
         from tinymim.engine import pretrain
 
-        run = pretrain("mae_tiny", epochs=args.teacher_epochs, title="teacher", **common,
-                       cfg_options={**recipe, "student_args": TEACHER, "decoder": dict(dim=128, depth=2, heads=4)})  # fmt: skip
+        extra = {"student_args": TEACHER, "decoder": dict(dim=128, depth=2, heads=4)}
+        run = pretrain("mae_tiny", epochs=args.teacher_epochs, title="teacher", **common, cfg_options=recipe | extra)
         return {"loss": run.losses["loss"], "steps": run.steps, "sha256": sha256_file(run.student)}
     if stage == "student":
         from tinymim.engine import distill
 
+        extra = {"drop_path": 0.0, "student_args": dict(embed_dim=WIDTH, depth=DEPTH, num_heads=HEADS)}
         run = distill("tinymim_tiny_from_mae_base", teacher=str(teacher), epochs=args.distill_epochs,
-                      title=f"seed {seed}: student", **common, cfg_options={
-                          **recipe, "drop_path": 0.0,
-                          "student_args": dict(embed_dim=WIDTH, depth=DEPTH, num_heads=HEADS)})  # fmt: skip
+                      title=f"seed {seed}: student", **common, cfg_options=recipe | extra)  # fmt: skip
         return {"loss": run.losses["loss"], "steps": run.steps, "sha256": sha256_file(run.student)}
     from tinymim.seg import train_segmentor
 
@@ -103,9 +102,11 @@ def table(results: dict[str, Any]) -> str:
         + ", ".join(f"{k} {v}" for k, v in env["versions"].items()),
         "",
         f"Teacher: held by all seeds, {results['teacher']['cpu_minutes']:.1f} CPU minutes, sha256 "
-        f"{results['teacher']['sha256'][:12]}." if "teacher" in results else "",
+        f"{results['teacher']['sha256'][:12]}."
+        if "teacher" in results
+        else "",
         "",
-        "| seed | distilled mIoU | scratch mIoU | difference | CPU minutes | segmentor.pth sha256 (distilled, scratch) |",
+        "| seed | distilled mIoU | scratch mIoU | difference | CPU minutes | segmentor.pth sha256: distilled, scratch |",
         "|---|---|---|---|---|---|",
     ]
     pairs = []
@@ -114,8 +115,9 @@ def table(results: dict[str, Any]) -> str:
             a, b = stages["distilled"], stages["scratch"]
             pairs.append((100 * a["miou"], 100 * b["miou"]))
             minutes = sum(stage["cpu_minutes"] for stage in stages.values())
-            lines.append(f"| {seed} | {100 * a['miou']:.2f} | {100 * b['miou']:.2f} | {100 * (a['miou'] - b['miou']):+.2f} | {minutes:.1f} | "
-                         f"{a['sha256'][:12]}, {b['sha256'][:12]} |")  # fmt: skip
+            x, y = pairs[-1]
+            files = f"{a['sha256'][:12]}, {b['sha256'][:12]}"
+            lines.append(f"| {seed} | {x:.2f} | {y:.2f} | {x - y:+.2f} | {minutes:.1f} | {files} |")
     if len(pairs) > 1:
         cells = [f"{statistics.mean(x):.2f} +- {statistics.stdev(x):.2f}"
                  for x in ([a for a, _ in pairs], [b for _, b in pairs], [a - b for a, b in pairs])]  # fmt: skip

@@ -233,6 +233,20 @@ class Bomb:
         return (open, (str(self.path), "w"))
 
 
+def test_mmengine_checkpoint(tmp_path):
+    """An iter_N.pth as MMEngine writes it: history buffers, numpy scalars, bound functions; still only tensors."""
+    import numpy as np
+    from mmengine.logging import HistoryBuffer
+
+    source = make()
+    hub = {"loss": HistoryBuffer([1.0, 2.0], [1, 1]), "lr": np.float64(0.1), "array": np.ones(3)}
+    state = {f"backbone.{k}": v for k, v in source.state_dict().items()}
+    torch.save({"state_dict": state, "message_hub": hub, "meta": {"iter": 3}}, tmp_path / "iter_3.pth")
+    model = make(1)
+    tinymim.load_weights(model, tmp_path / "iter_3.pth")
+    assert_same(model, source)
+
+
 def test_nothing_in_a_file_runs(tmp_path):
     source = make()
     torch.save({"model": source.state_dict(), "args": Bomb(tmp_path / "boom")}, tmp_path / "evil.pth")

@@ -73,7 +73,9 @@ def _torch_load(path: Path) -> Any:
     """``torch.load`` with ``weights_only=True``; every global it would refuse becomes an inert placeholder."""
     unsafe: set[str] = set()
     while True:
-        stand_ins = [(type("_Inert", (_Inert,), {}), name) for name in sorted(unsafe)]
+        # torch's message leaves "builtins." out, its table of allowed names does not
+        names = unsafe | {f"builtins.{name}" for name in unsafe if "." not in name}
+        stand_ins = [(type("_Inert", (_Inert,), {}), name) for name in sorted(names)]
         try:
             with torch.serialization.safe_globals(stand_ins):  # type: ignore[arg-type]
                 return torch.load(path, map_location="cpu", weights_only=True)

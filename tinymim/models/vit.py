@@ -37,7 +37,8 @@ class PatchEmbed(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Return the tokens (B, N, D) and the grid (rows, columns)."""
         height, width = images.shape[-2:]
-        grid = (-(-height // self.patch_size), -(-width // self.patch_size))
+        p = self.patch_size
+        grid = ((height + p - 1) // p, (width + p - 1) // p)  # not -(-h // p): ONNX would round towards zero
         pad_h, pad_w = grid[0] * self.patch_size - height, grid[1] * self.patch_size - width
         if not (isinstance(pad_h, int) and isinstance(pad_w, int) and pad_h == pad_w == 0):  # symbolic under export
             images = F.pad(images, (0, pad_w, 0, pad_h))
