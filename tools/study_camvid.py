@@ -106,7 +106,7 @@ def table(results: dict[str, Any]) -> str:
         if "teacher" in results
         else "",
         "",
-        "| seed | distilled mIoU | scratch mIoU | difference | CPU minutes | segmentor.pth sha256: distilled, scratch |",
+        "| seed | distilled mIoU | scratch mIoU | difference | CPU minutes | sha256: distilled, scratch |",
         "|---|---|---|---|---|---|",
     ]
     pairs = []

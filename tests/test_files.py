@@ -1,0 +1,77 @@
+"""Files that are whole or absent, run folders, the live line."""
+
+import io
+import json
+
+import pytest
+
+from tinymim.errors import ConfigError, TinyMIMError
+from tinymim.files import atomic_path, environment, prepare_out, sha256_file, write_json
+from tinymim.progress import Progress, clock
+
+
+def test_atomic_path_leaves_all_or_nothing(tmp_path):
+    target = tmp_path / "deep/file.json"
+    write_json(target, {"a": 1})
+    assert json.loads(target.read_text()) == {"a": 1}
+
+    def fill_the_disk():
+        with atomic_path(target) as part:
+            part.write_text("half")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(TinyMIMError, match="cannot write"):
+        fill_the_disk()
+    assert json.loads(target.read_text()) == {"a": 1}
+    assert [p.name for p in target.parent.iterdir()] == ["file.json"]
+    assert len(sha256_file(target)) == 64
+
+
+def test_prepare_out(tmp_path):
+    """A used folder needs --resume or --overwrite; the error offers the next free name."""
+    out = prepare_out(tmp_path / "run")
+    (out / "x").touch()
+    with pytest.raises(ConfigError, match="run-2"):
+        prepare_out(out)
+    assert (prepare_out(out, resume=True) / "x").exists()
+    assert not (prepare_out(out, overwrite=True) / "x").exists()
+    with pytest.raises(ConfigError, match="no run to resume"):
+        prepare_out(tmp_path / "absent", resume=True)
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="is a file"):
+        prepare_out(tmp_path / "file")
+
+
+def test_environment_names_versions():
+    stamp = environment()
+    assert stamp["cores"] >= 1
+    assert {"python", "torch", "numpy"} <= set(stamp["versions"])
+
+
+def test_progress_is_plain_lines_off_a_terminal_and_one_line_on_it():
+    plain = io.StringIO()
+    line = Progress("work", 3, plain_every=0.0, stream=plain)
+    for step in (1, 2, 3):
+        line.update(step, images=8, waited=0.0, loss=0.5)
+    line.close("3 steps")
+    assert "\r" not in plain.getvalue()
+    assert "work 3/3" in plain.getvalue()
+    assert "images/s" in plain.getvalue()
+    assert "loss 0.5" in plain.getvalue()
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    live = Terminal()
+    line = Progress("work", 2, stream=live)
+    line.update(1, loss=1.0)
+    line.update(2, loss=0.5)
+    line.close()
+    assert live.getvalue().count("\n") == 1
+    assert live.getvalue().count("\r") >= 2
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0s"), (59.6, "1m00s"), (187, "3m07s"), (7500, "2h05m")])
+def test_clock(seconds, text):
+    assert clock(seconds) == text
