@@ -94,7 +94,7 @@ class Canvas:
 
     def size_at(self, y: float) -> float:
         """Perspective: height in pixels of a thing one metre tall that stands at row ``y``."""
-        return (y - self.horizon) / 2.1 + 0.016 * self.height
+        return (y - self.horizon) / 1.9 + 0.02 * self.height
 
     def below(self, line_W: np.ndarray) -> Area:
         """Everything under a line given as a row per column."""

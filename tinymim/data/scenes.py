@@ -46,7 +46,7 @@ def draw_scene(width: int, height: int, rng: np.random.Generator) -> tuple[np.nd
     _ground(canvas)
     ground_HW, span = canvas.label_HW.copy(), height - canvas.horizon
     things = rng.permutation(np.repeat(np.arange(len(THINGS)), 3))
-    for depth, i in zip(sorted(rng.uniform(0.06, 0.9, rng.integers(4, 8))), things, strict=False):
+    for depth, i in zip(sorted(rng.uniform(0.1, 0.92, rng.integers(4, 8))), things, strict=False):
         thing, likes = THINGS[i]
         y, places = canvas.horizon + span * depth, rng.uniform(0.04, 0.96, 6) * width
         liked = [likes.get(int(ground_HW[int(y), int(x)]), 1) for x in places]
@@ -61,12 +61,12 @@ def _sky(c: Canvas) -> None:
     c.photo_HW3[:] = c.top + (c.haze - c.top) * fall
     clouds = np.clip(c.noise(4, 3, 4) - c.rng.uniform(0.0, 1.6), 0, 1) * 0.8
     c.paint(c.spread(clouds), np.array((246, 244, 242), np.float32), SKY, 0.96 + 0.06 * c.noise(6, 5, 2))
-    for _ in range(c.rng.choice(3, p=(0.45, 0.4, 0.15))):
+    for _ in range(c.rng.choice(3, p=(0.4, 0.42, 0.18))):
         _balloon(c)
 
 
 def _balloon(c: Canvas) -> None:
-    r = c.height * c.rng.uniform(0.07, 0.16)
+    r = c.height * c.rng.uniform(0.08, 0.17)
     x, y = c.rng.uniform(0.05, 0.95) * c.width, c.rng.uniform(0.1, 0.75) * c.horizon
     first, second = c.pick(VIVID), c.pick(VIVID)
     across, down = np.clip((c.x_HW - x) / r, -1, 1), (c.y_HW - y) / r
@@ -240,6 +240,8 @@ def _sign(c: Canvas, x: float, y: float) -> None:
     c.paint(c.shape(box(x - 0.05 * m, y - m, x + 0.05 * m, y)), np.full(3, 120, np.float32), SIGN)
     side, mid = m * c.rng.uniform(0.42, 0.62), y - m * 1.35
     first, second = c.pick(VIVID), c.pick(((240, 238, 230), (34, 34, 38)), 6)
+    if first.min() > 190:  # white on white would be no sign
+        second = 60 - 0.1 * second
     u, v = (c.x_HW - x) / side, (c.y_HW - mid) / side
     pattern = c.rng.integers(3)
     if pattern == 0:  # checkerboard
