@@ -213,8 +213,8 @@ def test_the_whole_demo(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_demo_on_photos(shared: Path, tmp_path: Path) -> None:
     """Any ADE20K layout; few steps, so only that everything runs and the exit code tells the truth."""
-    command = [sys.executable, "-m", "tinymim", "demo", "--out", "demo", "--minutes", "1",
-               "--data", str(shared / "data" / "camvid")]  # fmt: skip
+    (tmp_path / "camvid").symlink_to(shared / "data" / "camvid")  # the page repeats the --data it was given
+    command = [sys.executable, "-m", "tinymim", "demo", "--out", "demo", "--minutes", "1", "--data", "camvid"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     record = json.loads((tmp_path / "demo" / "demo.json").read_text())
     assert (done.returncode == 0) == all(record["checks"].values()), done.stderr[-3000:]

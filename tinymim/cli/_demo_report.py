@@ -100,8 +100,8 @@ def write_demo_report(out: Path, record: dict[str, Any]) -> Path:
         Section(
             "What it sees",
             [_pictures(out, data, measured["onnx"]["shown"])],
-            "Validation photos, evenly spread from good to bad, with the share of right pixels. The predictions are those "
-            f"of the exported file, run by ONNX Runtime at {width}x{height} pixels.",
+            "Validation photos, evenly spread from good to bad, with their share of right pixels. The predictions are "
+            f"those of the exported file, run by ONNX Runtime at {width}x{height} pixels.",
         ),
         Section("How it learned", [_curves(out)], "Faint: every step. Strong: moving average. Dots: held-out photos."),
         Section("Classes", [_classes(seg, data)], f"Intersection over union on {seg['images']} validation photos."),

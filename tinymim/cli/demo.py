@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tinymim.data.folders import read_layout
 from tinymim.errors import CheckFailed, ConfigError
 from tinymim.files import environment, prepare_out, write_json
 from tinymim.progress import clock
@@ -25,7 +26,7 @@ SIZE = (160, 128)  # width and height of the demo's photos, pixels
 PHOTOS = {"train": 480, "val": 80}
 CROP = 128  # pixels, pre-training
 BATCH = 32  # pre-training
-STEPS = {"teacher": 200, "student": 130, "segmentor": 450}  # for MINUTES, twelve classes
+STEPS = {"teacher": 180, "student": 120, "segmentor": 380}  # for MINUTES, twelve classes
 MINUTES = 6.0
 TEACHER = {"depth": 6, "embed_dim": 256, "num_heads": 4}  # ViT keywords
 TIMES_CONSTANT = 3.0  # how many times the mIoU of the best constant prediction must be reached
@@ -152,6 +153,8 @@ def demo(
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if not 1 <= minutes <= 600:
         raise ConfigError(f"{minutes:g} minutes are not possible", "the demo takes at least one", "try --minutes 6")
+    if data is not None:
+        read_layout(data)  # an error here leaves no folder behind
     out = prepare_out(out, resume=resume, overwrite=overwrite)
     settings = {"data": None if data is None else str(data), "seed": seed, "minutes": minutes}
     diary = Diary(out, settings, resume=resume)
@@ -171,8 +174,6 @@ def demo(
 
 def _data(data: str | Path | None, root: Path, seed: int) -> dict[str, Any]:
     """Draw scenes, or shrink the user's photos to the same size."""
-    from tinymim.data.folders import read_layout
-
     width, height = SIZE
     if data is None:
         from tinymim.data.scenes import write_scenes
@@ -239,7 +240,7 @@ def _pretraining(
         save_every=max(steps // 3, 1),
         cfg_options={
             "student_args": shape, "warmup_epochs": 0.1 * steps / per_epoch, "drop_path": 0.0,
-            "crop_scale": (0.35, 1.0), "val_every": max(steps // 4, 1),
+            "crop_scale": (0.35, 1.0), "val_every": -(-steps // 4),
         },
         **options,
     )  # fmt: skip
