@@ -149,8 +149,9 @@ def demo(
         CheckFailed: a check did not pass (the report is written all the same).
         TinyMIMError: anything the user can fix.
     """
-    # threads that wait asleep: spinning ones starve the data loaders, six times slower on two busy cores (measured)
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # OpenMP's threads spin while they wait; on two busy cores that made training ten times slower (measured), and
+    # spinning briefly costs little on idle ones. Read when torch is first imported.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     if not 1 <= minutes <= 600:
         raise ConfigError(f"{minutes:g} minutes are not possible", "the demo takes at least one", "try --minutes 6")
     if data is not None:
