@@ -196,7 +196,8 @@ def test_the_whole_demo(tmp_path: Path) -> None:
     assert stages["student"]["val"][-1][1] < 0.5 * stages["student"]["val"][0][1]
     assert all(record["checks"].values())
     assert stages["export"]["parity"]["summary"]["photos"]
-    check_self_contained(out / "report.html")
+    for folder in (".", "teacher", "student", "segmentor"):
+        check_self_contained(out / folder / "report.html")
     for file in ("teacher/student.pth", "student/student.pth", "segmentor/segmentor.pth", "segmentor.onnx"):
         assert (out / file).is_file(), file
     assert "next: " in done.stdout

@@ -297,6 +297,7 @@ def _measure(out: Path) -> dict[str, Any]:
 def _finish(out: Path, diary: Diary) -> DemoResult:
     """Checks, report, last words."""
     from tinymim.cli._demo_report import write_demo_report
+    from tinymim_export.report import run_report
 
     stages = diary.value["stages"]
     seg, held_out = stages["segmentor"], [(step, loss) for step, loss in stages["student"]["val"]]
@@ -315,6 +316,8 @@ def _finish(out: Path, diary: Diary) -> DemoResult:
     diary.value["peak_mib"] = max(stage["peak_mib"] for stage in stages.values())
     diary.value["checks"] = checks
     diary.save()
+    for name in ("teacher", "student", "segmentor"):
+        run_report(out / name)
     report = write_demo_report(out, diary.value)
     result = DemoResult(
         out=str(out), report=str(report), miou=miou, constant_miou=constant, onnx_miou=onnx_miou, distill_val=held_out,
