@@ -1,4 +1,4 @@
-"""``tinymim <verb>``: one file a verb, each with ``HELP``, ``add_arguments(parser)`` and ``run(args) -> int``.
+"""``tinymim <verb>``: one file a verb, each with ``add_arguments(parser)`` and ``run(args) -> int``.
 
 Exit codes: 0 done, 1 a check failed, 2 user error, 130 interrupted.
 """

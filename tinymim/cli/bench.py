@@ -3,8 +3,6 @@
 import argparse
 from pathlib import Path
 
-HELP = "measure .onnx files: latency, memory, where the milliseconds go"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""

@@ -11,7 +11,6 @@ from typing import Any
 from tinymim.errors import CheckFailed
 from tinymim.files import environment, write_json
 
-HELP = "replay the golden numbers and print versions and providers"
 FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 SCALARS = 1e-5  # relative, for losses, gradient norms and norms of arrays
 ARRAYS = 5e-6  # of the largest value: rounding of one processor against another's

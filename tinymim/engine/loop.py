@@ -5,6 +5,7 @@ Nothing random is carried from step to step, so a killed run continues bit-ident
 
 import json
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ class StepLoop(BaseLoop):
         parts = share // self.micro_batch
         runner.optim_wrapper.initialize_count_status(runner.model, self._iter * parts, self._max_iters * parts)
         previous = {s: signal.signal(s, self._ask_to_stop) for s in (signal.SIGINT, signal.SIGTERM)} if (
-            _main_thread()
+            threading.current_thread() is threading.main_thread()
         ) else {}  # fmt: skip
         try:
             runner.call_hook("before_train")
@@ -118,12 +119,6 @@ class StepLoop(BaseLoop):
         if self.stop:
             raise KeyboardInterrupt
         self.stop = True
-
-
-def _main_thread() -> bool:
-    import threading
-
-    return threading.current_thread() is threading.main_thread()
 
 
 @HOOKS.register_module()
