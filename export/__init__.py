@@ -6,16 +6,24 @@ Lazy on purpose: what runs on the target box (bench, report) imports neither tor
 import importlib
 from typing import Any
 
-_FROM = {
+_FROM = {  # functions named like their module (quantize, sensitivity, tune) are imported from it
     "export": "convert",
     "ExportResult": "convert",
     "verify": "parity",
     "ParityResult": "parity",
+    "QuantizeResult": "quantize",
+    "SensitivityResult": "sensitivity",
     "bench": "latency",
     "BenchResult": "latency",
+    "evaluate": "miou",
+    "EvalResult": "miou",
+    "Predictor": "predict",
+    "TuneResult": "tune",
+    "build_report": "lineage",
+    "build_web": "web",
     "main": "cli",
 }
-__all__ = ["BenchResult", "ExportResult", "ParityResult", "bench", "export", "main", "verify"]
+__all__ = sorted(_FROM)
 
 
 def __getattr__(name: str) -> Any:

@@ -43,6 +43,17 @@ def normalise(photo: Any, size: tuple[int, int], contract: dict[str, Any]) -> np
     """A Pillow RGB photo, resized to ``size`` -> float32 (3, H, W) as the file's contract says."""
     from PIL import Image
 
-    pixels = np.asarray(photo.resize((size[1], size[0]), Image.Resampling.BILINEAR), np.float32)
-    pixels = (pixels - np.float32(contract["mean"])) / np.float32(contract["std"])
+    return to_input(np.asarray(photo.resize((size[1], size[0]), Image.Resampling.BILINEAR)), contract)
+
+
+def to_input(pixels_HW3: np.ndarray, contract: dict[str, Any]) -> np.ndarray:
+    """RGB pixels of the right size -> what the file takes for one photo (3, H, W): normalised float32, or uint8.
+
+    Args:
+        pixels_HW3: uint8 RGB.
+        contract: Metadata of the file: ``mean``, ``std`` (0-255 units) and ``input``.
+    """
+    if (contract.get("input") or {}).get("range") == "pixels":
+        return np.ascontiguousarray(pixels_HW3.transpose(2, 0, 1))
+    pixels = (pixels_HW3.astype(np.float32) - np.float32(contract["mean"])) / np.float32(contract["std"])
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
