@@ -107,6 +107,7 @@ def export(
             "a backbone gives no mask", "it has features, not classes", "leave --output out, or use --part segmentor"
         )
     at = size or original.size
+    original.require_size(at, dynamic=dynamic)
     mode = "dynamic height and width" if dynamic else "fixed size"
     print(f"exporting the {original.part} at {at[0]}x{at[1]}, {mode}, opset {opset}", flush=True)
     traced = trace(original, at, dynamic=dynamic, output=output, opset=opset, fold_limit=fold_limit)

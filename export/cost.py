@@ -2,23 +2,44 @@
 
 Counted: convolutions, linear layers, both products of attention, and bilinear resizing (4 a value). Not counted:
 normalisation, activations, softmax, pooling. The model runs on PyTorch's "meta" device: shapes only, no arithmetic.
+What the outputs do not depend on (levels no head reads, heads used in training only) is not in the file and not counted.
 """
 
 import copy
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
 from tinymim.models import ViT
 from tinymim_export.originals import Original
 from tinymim_export.tables import billions, millions
-from tinymim_export.wrappers import PyramidGraph
+from tinymim_export.wrappers import PyramidGraph, SegmentorGraph, as_list
 
 PARTS = ("backbone", "pyramid", "head", "upsampling")
-PYRAMID = ("fpn1.", "fpn2.", "fpn3.", "fpn4.")
+
+
+@dataclass
+class Piece:
+    """One part of a model, traced alone."""
+
+    macs: int
+    params: int
+    read: list[bool]  # a flag an input: does the output depend on it?
+    out: Any
+
+
+@dataclass
+class Pieces:
+    """All parts of a model at one size."""
+
+    parts: dict[str, Piece]
+    unread: list[str]  # names of taps and levels the output does not depend on
 
 
 def measure_cost(original: Original, size: tuple[int, int], boundaries: dict[str, list[str]]) -> dict[str, Any]:
@@ -30,52 +51,74 @@ def measure_cost(original: Original, size: tuple[int, int], boundaries: dict[str
         boundaries: Part -> names of the tensors it ends in, as named in the graph.
 
     Returns:
-        ``{"size": [H, W], "width": D, "head_width": channels, "params", "macs", "parts": {part: {"params", "macs",
-        "tensors"}}}``; tensors are the names of what a part ends in.
+        ``{"size": [H, W], "width": D, "head": class, "head_width": channels, "unread": [level names], "params", "macs",
+        "parts": {part: {"params", "macs", "tensors"}}}``; tensors are the names of what a part ends in.
     """
-    model: Any = copy.deepcopy(original.model).to("meta")
-    image = torch.zeros(1, 3, *size, device="meta")
-    backbone: Any = getattr(model, "backbone", model)
-    named = [(name, p.numel()) for name, p in backbone.named_parameters()]
-    params = {
-        "backbone": sum(n for name, n in named if not name.startswith(PYRAMID)),
-        "pyramid": sum(n for name, n in named if name.startswith(PYRAMID)),
-    }
-    macs: dict[str, int] = {}
-    if original.outputs == ("features",):
-        macs["backbone"], _ = _macs(backbone, image)
-    else:
-        neck = model.neck if getattr(model, "with_neck", False) else None
-        graph = PyramidGraph(backbone, neck)
-        params["pyramid"] += sum(p.numel() for p in neck.parameters()) if isinstance(neck, nn.Module) else 0
-        macs["backbone"], taps = _macs(graph.trunk, image)
-        macs["pyramid"], levels = _macs(graph.pyramid, taps, image)
-        if original.part == "segmentor":
-            head = model.decode_head
-            params |= {"head": sum(p.numel() for p in head.parameters()), "upsampling": 0}
-            macs["head"], scores = _macs(head, levels)
-            macs["upsampling"] = 4 * scores.shape[1] * math.prod(size)
+    found = pieces(original, size)
+    backbone: Any = getattr(original.model, "backbone", original.model)
+    head: Any = original.model.decode_head if original.part == "segmentor" else None
     parts = {
-        part: {"params": params[part], "macs": macs[part], "tensors": boundaries[part]}
-        for part in PARTS
-        if part in macs and part in boundaries
+        part: {"params": piece.params, "macs": piece.macs, "tensors": boundaries[part]}
+        for part, piece in found.parts.items()
     }
     return {
         "size": list(size),
         "width": backbone.embed_dim if isinstance(backbone, ViT) else None,
-        "head_width": model.decode_head.channels if original.part == "segmentor" else None,
+        "head": None if head is None else type(head).__name__,
+        "head_width": None if head is None else head.channels,
+        "unread": [name for name in found.unread if name.startswith("level")],
         "parts": parts,
         "params": sum(row["params"] for row in parts.values()),
         "macs": sum(row["macs"] for row in parts.values()),
     }
 
 
-def _macs(run: Any, *inputs: Any) -> tuple[int, Any]:
-    """Multiply-adds of ``run(*inputs)`` and its result."""
+def pieces(original: Original, size: tuple[int, int]) -> Pieces:
+    """Cut a model into its parts, from the last to the first, each as far as the next one reads it."""
+    model: Any = copy.deepcopy(original.model).to("meta")
+    image = torch.zeros(1, 3, *size, device="meta")
+    if original.outputs == ("features",):
+        return Pieces({"backbone": _piece(model, image)}, [])
+    parts: dict[str, Piece] = {}
+    graph = PyramidGraph(model)
+    with torch.no_grad():
+        taps = graph.trunk(image)
+        levels = graph.pyramid(taps, image)
+    read = [True] * len(as_list(levels))
+    if original.part == "segmentor":
+        parts["head"] = _piece(SegmentorGraph(model, "logits").scores, levels)
+        parts["upsampling"] = Piece(4 * parts["head"].out.shape[1] * math.prod(size), 0, [True], None)
+        read = parts["head"].read
+    flags = {f"level{i}": flag for i, flag in enumerate(read)}
+    if graph.has_pyramid:
+        parts["pyramid"] = _piece(lambda taps: _some(graph.pyramid(taps, image), read), taps)
+        read = parts["pyramid"].read
+        flags |= {f"tap{i}": flag for i, flag in enumerate(read)}
+    parts["backbone"] = _piece(lambda image: _some(graph.trunk(image), read), image)
+    return Pieces({part: parts[part] for part in PARTS if part in parts}, [name for name in flags if not flags[name]])
+
+
+def _some(features: Any, read: Sequence[bool]) -> list[Tensor]:
+    return [value for value, flag in zip(as_list(features), read, strict=True) if flag]
+
+
+def _piece(run: Any, inputs: Any) -> Piece:
+    """Trace ``run(inputs)`` on shapes, drop what its result does not depend on, and count what is left."""
     extra = {torch.ops.aten.upsample_bilinear2d: _bilinear}
-    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=extra) as counter:
-        out = run(*inputs)
-    return counter.get_total_flops() // 2, out
+    with torch.no_grad():
+        graph = make_fx(torch.func.functionalize(lambda x: run(x)))(inputs)  # without in-place operations, which count as needed
+        graph.graph.eliminate_dead_code()
+        graph.recompile()
+        with FlopCounterMode(display=False, custom_mapping=extra) as counter:
+            out = graph(inputs)
+    nodes = list(graph.graph.nodes)
+    used = {node.target: getattr(graph, node.target) for node in nodes if node.op == "get_attr"}
+    return Piece(
+        macs=counter.get_total_flops() // 2,
+        params=sum(value.numel() for value in used.values() if isinstance(value, nn.Parameter)),
+        read=[bool(node.users) for node in nodes if node.op == "placeholder"],
+        out=out,
+    )
 
 
 def _bilinear(*shapes: Any, out_shape: Any = None, **options: Any) -> int:

@@ -1,7 +1,8 @@
 """A PyTorch model as one ONNX graph that is right at every size it accepts.
 
-Three things torch's exporter gets silently wrong for free sizes are replaced here: adaptive pooling (its stock export
-bakes the traced size in), floor division of negative sizes (ONNX rounds towards zero) and traces of a single image.
+What torch's exporter gets silently wrong for free sizes is replaced here: adaptive pooling and MMSegmentation's Upsample
+(their stock exports bake the traced size in), floor division of negative sizes (ONNX rounds towards zero), traces of a
+single image.
 """
 
 import copy
@@ -16,9 +17,10 @@ from torch import nn
 
 from tinymim.errors import ConfigError, TinyMIMError
 from tinymim.models import ViT
+from tinymim_export.cost import pieces
 from tinymim_export.metadata import first_line, strip
 from tinymim_export.originals import Original
-from tinymim_export.wrappers import FeatureGraph, PyramidGraph, SegmentorGraph, replace_pooling
+from tinymim_export.wrappers import FeatureGraph, PyramidGraph, SegmentorGraph, make_exportable
 
 OPSET = 20  # the newest that ONNX Runtime's static INT8 quantisation handles (21 and later break it)
 FOLD_LIMIT = 32_000_000  # bytes of relative-position bias that may become constants, all blocks together
@@ -58,18 +60,18 @@ def trace(
         TinyMIMError: PyTorch cannot export the model, or the file would exceed 2 GB.
     """
     model = copy.deepcopy(original.model)
-    replace_pooling(model)
+    make_exportable(model)
     vit = getattr(model, "backbone", model)
     if not dynamic and isinstance(vit, ViT) and vit.rel_pos_bias:
         grid = (-(-size[0] // vit.patch_size), -(-size[1] // vit.patch_size))
         tokens = grid[0] * grid[1] + vit.num_prefix_tokens
         if 4 * tokens * tokens * vit.num_heads * vit.depth < fold_limit:
             vit.fold_relative_bias(grid)
-    wrapped = _wrap(model, original, output)
+    wrapped = _wrap(model, original, output, size)
     sizes = {0: "batch", 2: "height", 3: "width"} if dynamic else {0: "batch"}
     example = torch.zeros(2, 3, *size)  # two images: torch would bake in a batch of one
     with torch.no_grad():
-        names = list(wrapped(example[:1]))
+        seen = wrapped(example[:1])
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
@@ -78,7 +80,7 @@ def trace(
                 dynamo=True,
                 opset_version=opset,
                 input_names=["image"],
-                output_names=names,
+                output_names=list(seen),
                 dynamic_shapes={"image": sizes},
                 custom_translation_table={operator.floordiv: _floor_divide},
                 external_data=False,
@@ -94,10 +96,11 @@ def trace(
     proto = program.model_proto
     if proto.ByteSize() > MAX_BYTES:
         raise TinyMIMError("the model is larger than 2 GB", "one ONNX file cannot hold more", "export a smaller model")
-    return _finish(proto, original, names, output)
+    strides = {name: round(size[0] / value.shape[2]) for name, value in seen.items() if value.ndim == 4}
+    return _finish(proto, original, output, list(seen), strides)
 
 
-def _wrap(model: Any, original: Original, output: str) -> nn.Module:
+def _wrap(model: Any, original: Original, output: str, size: tuple[int, int]) -> nn.Module:
     if original.part == "segmentor":
         if output not in ("logits", "mask"):
             raise ConfigError(f"output={output!r} is unknown", "a segmentor gives logits or a mask", "choose one")
@@ -107,19 +110,18 @@ def _wrap(model: Any, original: Original, output: str) -> nn.Module:
                 "mask files are uint8: at most 256 classes",
                 "use --output logits and take the argmax yourself",
             )
-        return SegmentorGraph(model, output)
+        return SegmentorGraph(model, output, pieces(original, size).unread)
     if original.outputs == ("features",):
         return FeatureGraph(model)
-    if hasattr(model, "decode_head"):
-        return PyramidGraph(model.backbone, model.neck if model.with_neck else None)
-    return PyramidGraph(model, None)
+    return PyramidGraph(model)
 
 
-def _finish(proto: Any, original: Original, names: list[str], output: str) -> Traced:
+def _finish(proto: Any, original: Original, output: str, names: list[str], strides: dict[str, int]) -> Traced:
     """Keep the real outputs, turn the others into named inner tensors, drop what a shipped file must not hold."""
+    taps, levels = ([n for n in names if n.startswith(word)] for word in ("tap", "level"))
     stages = {
-        "backbone": [n for n in names if n.startswith("tap")] or ["features"],
-        "pyramid": [n for n in names if n.startswith("level")],
+        "backbone": taps or levels or ["features"],
+        "pyramid": levels if taps else [],
         "head": [n for n in names if n == "scores"],
         "upsampling": [n for n in names if n in ("logits", "mask")][-1:],
     }
@@ -132,24 +134,21 @@ def _finish(proto: Any, original: Original, names: list[str], output: str) -> Tr
     del graph.output[:]
     for name in names:
         value = by_name[rename[name]]
-        _name_axes(value, name)
+        _name_axes(value, name, strides.get(name, 1))
         (graph.output if name in outputs else graph.value_info).append(value)
     strip(proto)
     boundaries = {part: [rename[name] for name in tensors] for part, tensors in stages.items() if tensors}
     return Traced(proto, outputs, boundaries)
 
 
-def _name_axes(value: Any, name: str) -> None:
+def _name_axes(value: Any, name: str, stride: int) -> None:
     """Readable names for the free axes instead of the exporter's expressions."""
-    stride = {"features": "16", "scores": "4", "level0": "4", "level1": "8", "level2": "16", "level3": "32"}.get(name)
-    if name.startswith("tap"):
-        stride = "16"
     dims = value.type.tensor_type.shape.dim
     for axis, dim in enumerate(dims):
         if dim.HasField("dim_value") or dim.dim_param in ("batch", "height", "width"):
             continue
         side = {len(dims) - 2: "height", len(dims) - 1: "width"}.get(axis)
-        dim.dim_param = f"{side}_{stride}" if side and stride else f"{name}_{axis}"
+        dim.dim_param = f"{side}_{stride}" if side and stride > 1 else f"{name}_{axis}"
 
 
 def _floor_divide(a: Any, b: Any) -> Any:

@@ -1,5 +1,6 @@
 """The PyTorch side of an export: a checkpoint as the model it was trained as, untouched, with its contract."""
 
+import copy
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,7 +14,8 @@ from tinymim.errors import CheckpointError, ConfigError
 from tinymim.files import sha256_file
 from tinymim.models import model_from_checkpoint, read_checkpoint
 from tinymim.models.checkpoints import describe
-from tinymim.models.vit import IMAGENET_MEAN, IMAGENET_STD
+from tinymim.models.vit import IMAGENET_MEAN, IMAGENET_STD, ViT
+from tinymim_export.wrappers import as_list
 
 PARTS = ("segmentor", "backbone")
 
@@ -29,6 +31,7 @@ class Original:
         reference: Images (N, 3, H, W), normalised -> tuple of tensors, one per output, by the model's own code.
         size: Height and width (pixels) the configuration trains or tests at.
         contract: mean, std (0-255 scale, RGB), classes, palette, resize, ... for the metadata.
+        multiple: Sides must be multiples of this many pixels; None: the model takes ``size`` only.
     """
 
     model: nn.Module
@@ -37,7 +40,25 @@ class Original:
     reference: Callable[[Tensor], tuple[Tensor, ...]]
     size: tuple[int, int]
     contract: dict[str, Any]
+    multiple: int | None = 1
     notes: list[str] = field(default_factory=list)
+
+    def require_size(self, size: tuple[int, int], *, dynamic: bool) -> None:
+        """Raise :class:`ConfigError` for a size the model itself cannot take."""
+        name = type(getattr(self.model, "backbone", self.model)).__name__
+        if self.multiple is None and (dynamic or size != self.size):
+            raise ConfigError(
+                f"{name} takes {self.size[0]}x{self.size[1]} only",
+                "it fails at other sizes in PyTorch, too",
+                f"--size {self.size[0]} {self.size[1]} without --dynamic",
+            )
+        if self.multiple is not None and any(side % self.multiple for side in size):
+            near = [max(round(side / self.multiple), 1) * self.multiple for side in size]
+            raise ConfigError(
+                f"{name} cannot take {size[0]}x{size[1]}",
+                f"its branches fit together only where both sides are multiples of {self.multiple}",
+                f"--size {near[0]} {near[1]}",
+            )
 
 
 def load_original(
@@ -101,6 +122,12 @@ def _backbone_of_config(checkpoint: Path, cfg: Any, sha: dict[str, Any]) -> Orig
     from mmengine.registry import init_default_scope  # isort: skip
     from mmseg.registry import MODELS  # isort: skip
 
+    if cfg.model.backbone.type != "TinyMIMBackbone":
+        raise CheckpointError(
+            f"{checkpoint} has no decode head",
+            f"a {cfg.model.backbone.type} comes with its whole segmentor: only our students are files of their own",
+            "give the segmentor.pth or iter_N.pth of a training",
+        )
     init_default_scope("mmseg")
     cfg.model.backbone.init_cfg = dict(type="Pretrained", checkpoint=str(checkpoint))
     with torch.random.fork_rng(devices=[]):
@@ -123,21 +150,70 @@ def _from_segmentor(checkpoint: Path, config: Any, part: str, meta: dict[str, An
 
     model: Any
     model, cfg = load_segmentor(checkpoint, config)
+    _require_plain(model)
     if config is None and isinstance(meta.get("config"), str):
         sha["config_sha256"] = hashlib.sha256(meta["config"].encode()).hexdigest()
-    pre = cfg.model.get("data_preprocessor", {})
-    patch = int(getattr(model.backbone, "patch_size", 16))
-    contract = _contract(meta.get("mean", pre.get("mean")), meta.get("std", pre.get("std")), patch) | sha
+    pre, size = cfg.model.get("data_preprocessor", {}), _crop(cfg)
+    stride, multiple = (model.backbone.patch_size, 1) if isinstance(model.backbone, ViT) else _probe(model, size)
+    contract = _contract(meta.get("mean", pre.get("mean")), meta.get("std", pre.get("std")), stride) | sha
     contract["resize"] = _resize_rule(cfg)
     if part == "backbone":
-        return _levels(model, lambda images: tuple(model.extract_feat(images)), _crop(cfg), contract)
+        return _levels(model, lambda images: tuple(as_list(model.extract_feat(images))), size, contract, multiple)
     contract |= {key: model.dataset_meta.get(key) for key in ("classes", "palette")}
 
     def reference(images: Tensor) -> tuple[Tensor, ...]:
         about = dict(img_shape=images.shape[-2:], pad_shape=images.shape[-2:], ori_shape=images.shape[-2:])
         return (model.encode_decode(images, [about] * images.shape[0]),)
 
-    return Original(model, "segmentor", ("logits",), reference, _crop(cfg), contract)
+    return Original(model, "segmentor", ("logits",), reference, size, contract, multiple)
+
+
+def _require_plain(model: Any) -> None:
+    """Refuse what is not backbone, neck and one head whose scores are up-sampled to the image.
+
+    Raises:
+        ConfigError: a cascade, or a head with an inference of its own (queries, points).
+    """
+    from mmseg.models import EncoderDecoder
+    from mmseg.models.decode_heads import DAHead, EncHead
+    from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+
+    head = model.decode_head
+    cascade = isinstance(head, nn.ModuleList) or type(model).encode_decode is not EncoderDecoder.encode_decode
+    plain = {BaseDecodeHead.predict, DAHead.predict, EncHead.predict}
+    if cascade or type(head).predict not in plain or type(head).predict_by_feat is not BaseDecodeHead.predict_by_feat:
+        what = f"{type(model).__name__} of {len(head)} heads" if isinstance(head, nn.ModuleList) else type(head).__name__
+        raise ConfigError(
+            f"{what} cannot be exported",
+            "a cascade or a head with an inference of its own (masks from queries, refined points) is no single graph "
+            "of backbone, neck, head and up-sampling",
+            "choose an EncoderDecoder with one head that gives scores for every pixel",
+        )
+
+
+def _probe(model: Any, size: tuple[int, int]) -> tuple[int, int | None]:
+    """Coarsest stride of a backbone and the number of pixels its sides must be multiples of, found by trying.
+
+    Returns:
+        (stride, multiple); multiple is None where no size but the given one runs.
+    """
+    shadow = copy.deepcopy(model).to("meta")
+
+    def levels(height: int, width: int) -> list[Tensor]:
+        with torch.no_grad():
+            features = shadow.extract_feat(torch.zeros(1, 3, height, width, device="meta"))
+            shadow.decode_head(features)
+        return as_list(features)
+
+    stride = max(round(size[0] / level.shape[-2]) for level in levels(*size))
+    for multiple in (1, 2, 4, 8, 16, 32, 64):
+        odd = [(side // multiple // 2 * 2 + 1) * multiple for side in size]
+        try:
+            levels(*odd)
+        except (RuntimeError, AssertionError, ValueError):
+            continue
+        return stride, multiple
+    return stride, None
 
 
 def _levels(
@@ -145,10 +221,11 @@ def _levels(
     reference: Callable[[Tensor], tuple[Tensor, ...]],
     size: tuple[int, int],
     contract: dict[str, Any],
+    multiple: int | None = 1,
 ) -> Original:
     with torch.no_grad():
-        count = len(reference(torch.zeros(1, 3, 32, 32)))
-    return Original(model, "backbone", tuple(f"level{i}" for i in range(count)), reference, size, contract)
+        count = len(reference(torch.zeros(1, 3, *size)))
+    return Original(model, "backbone", tuple(f"level{i}" for i in range(count)), reference, size, contract, multiple)
 
 
 def _read_config(config: str | Path) -> Any:
@@ -206,4 +283,10 @@ def _resize_rule(cfg: Any) -> dict[str, Any]:
     }
     if rule["mode"] == "slide":
         rule |= {"crop": list(test["crop_size"]), "slide_stride": list(test["stride"])}
+    head = cfg.model.get("decode_head") or {}
+    head = head[-1] if isinstance(head, list | tuple) else head
+    rule |= {"align_corners": bool(head.get("align_corners", False)), "threshold": head.get("threshold")}
+    pre = cfg.model.get("data_preprocessor") or {}
+    if pre.get("test_cfg"):  # normalised photos are padded at the bottom and right before the network
+        rule["pad"] = {"value": pre.get("pad_val", 0)} | dict(pre["test_cfg"])
     return rule

@@ -141,7 +141,7 @@ def compare(
     given = session.get_inputs()[0].shape
     fixed = all(isinstance(side, int) for side in given[2:])
     traced = tuple(given[2:]) if fixed else tuple(proto_metadata(proto)["cost"]["size"])
-    sizes = [traced] if fixed else other_sizes(traced, original.contract["stride"])
+    sizes = [traced] if fixed else other_sizes(traced, original.contract["stride"], original.multiple or 1)
     real = load_photos(photos) if photos is not None else []
     random = np.random.default_rng(seed)
     for size in sizes:
@@ -193,13 +193,16 @@ def verify(
     return result
 
 
-def other_sizes(traced: tuple[int, int], stride: int) -> list[tuple[int, int]]:
-    """The traced size, one that is not square, one that is no multiple of the patch (both smaller: they cost less)."""
+def other_sizes(traced: tuple[int, int], stride: int, multiple: int = 1) -> list[tuple[int, int]]:
+    """The traced size, one that is not square, one that is no multiple of the stride (both smaller: they cost less).
+
+    Models that take multiples of some pixels only get the nearest such size in place of the last.
+    """
     height, width = (max(side // stride, 2) for side in traced)
     oblong = ((height + 1) // 2 * stride, (width * 3 // 4 + 1) * stride)
     if oblong[0] == oblong[1]:
         oblong = (oblong[0] + stride, oblong[1])
-    ragged = (oblong[0] + stride // 2 - 1, oblong[1] - 3)
+    ragged = ((oblong[0] + stride // 2 - 1) // multiple * multiple, (oblong[1] - 3) // multiple * multiple)
     return [traced, oblong, ragged]
 
 

@@ -1,4 +1,4 @@
-"""Drawings for reports as plain SVG and HTML text: curves, stacked bars, masks. NumPy, Pillow and the standard library.
+"""Drawings for reports as plain SVG and HTML text: curves, scatter plots, bars, masks. NumPy, Pillow, standard library.
 
 Colours are CSS variables (``--c0`` .. ``--c7``, ``--ink``, ``--grid``), so one drawing serves light and dark pages.
 """
@@ -7,14 +7,18 @@ import base64
 import html
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 560, 240, 52, 14, 12, 34  # of a chart, in SVG units
+WIDE, TALL = 820, 400  # of a scatter plot
+LETTER, LINE = 6.9, 15.0  # width of a letter and height of a line of text, in SVG units
+Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 @dataclass
@@ -147,6 +151,164 @@ def chart(title: str, series: Sequence[Series], **options: object) -> str:
     return f'<figure><figcaption>{escape(title)}</figcaption><div class="keys">{"".join(keys)}</div>{svg}</figure>'
 
 
+@dataclass
+class ScatterPoint:
+    """One point of a scatter plot.
+
+    Args:
+        name: Its label.
+        x: Less is better (milliseconds).
+        y: More is better (mIoU), in the same unit as the axis shows.
+        x_interval: (low, high), drawn as a whisker.
+        y_interval: (low, high).
+        group: Points of one group share a colour and a legend entry.
+        mark: Ring it (the winner, today's file).
+    """
+
+    name: str
+    x: float
+    y: float
+    x_interval: tuple[float, float] | None = None
+    y_interval: tuple[float, float] | None = None
+    group: str = ""
+    mark: bool = False
+
+
+def pareto_front(points: Sequence[ScatterPoint]) -> list[ScatterPoint]:
+    """The points that no other beats (x not larger and y not smaller, one of them strictly), by rising x."""
+    front: list[ScatterPoint] = []
+    for point in sorted(points, key=lambda p: (p.x, -p.y)):
+        if not front or point.y > front[-1].y:
+            front.append(point)
+    return front
+
+
+def scatter(title: str, points: Sequence[ScatterPoint], xlabel: str, ylabel: str) -> str:
+    """A figure: points with whiskers and labels, and the Pareto front (small x, large y) as a dashed staircase.
+
+    The x axis is logarithmic where values span more than a factor of 8. Labels that fit nowhere without covering
+    another are left to the point's tooltip. Points that are not finite are left out; without any: empty text.
+    """
+    points = [p for p in points if math.isfinite(p.x) and math.isfinite(p.y)]
+    if not points:
+        return ""
+    xs = [v for p in points for v in (p.x, *(p.x_interval or ()))]
+    ys = [v for p in points for v in (p.y, *(p.y_interval or ()))]
+    log = min(xs) > 0 and max(xs) / min(xs) > 8
+    (x0, x1), (y0, y1) = _range([math.log10(x) for x in xs] if log else xs, 0.08), _range(ys, 0.10)
+
+    def px(x: float) -> float:
+        return round(LEFT + ((math.log10(x) if log else x) - x0) / (x1 - x0) * (WIDE - LEFT - RIGHT), 1)
+
+    def py(y: float) -> float:
+        return round(TOP + (y1 - y) / (y1 - y0) * (TALL - TOP - 44), 1)
+
+    bottom = TALL - 44
+    out = [f'<svg class="scatter" viewBox="0 0 {WIDE} {TALL}" role="img" aria-label="{escape(title)}">']
+    for y in ticks(y0, y1):
+        out.append(f'<path class="grid" d="M{LEFT},{py(y)}H{WIDE - RIGHT}"/>')
+        out.append(f'<text x="{LEFT - 8}" y="{py(y) + 4}" text-anchor="end">{number(y)}</text>')
+    for x in _log_ticks(x0, x1) if log else ticks(x0, x1, 8):
+        out.append(f'<path class="grid" d="M{px(x)},{TOP}V{bottom}"/>')
+        out.append(f'<text x="{px(x)}" y="{bottom + 17}" text-anchor="middle">{number(x)}</text>')
+    out.append(f'<text x="{WIDE - RIGHT}" y="{TALL - 6}" text-anchor="end">{escape(xlabel)} &#8594;'
+               f"{' (logarithmic)' if log else ''}</text>")  # fmt: skip
+    out.append(f'<text x="{LEFT + 6}" y="{TOP + 10}">&#8593; {escape(ylabel)}</text>')
+    front = pareto_front(points)
+    corners = [(px(front[0].x), float(bottom)), (px(front[0].x), py(front[0].y))]
+    for p in front[1:]:
+        corners += [(px(p.x), corners[-1][1]), (px(p.x), py(p.y))]
+    corners.append((float(WIDE - RIGHT), corners[-1][1]))
+    out.append(f'<path class="front" d="M{"L".join(f"{x},{y}" for x, y in corners)}"/>')
+    groups = list(dict.fromkeys(p.group for p in points))
+    for p in points:
+        out.append(_dot(p, px, py, f"var(--c{groups.index(p.group) % 8})", xlabel, ylabel))
+    lines = [(min(a, c), min(b, d), max(a, c), max(b, d)) for (a, b), (c, d) in pairwise(corners)]
+    for p in points:
+        low, high = p.y_interval or (p.y, p.y)
+        left, right = p.x_interval or (p.x, p.x)
+        lines += [(px(p.x), py(high), px(p.x), py(low)), (px(left), py(p.y), px(right), py(p.y))]
+    first = sorted(points, key=lambda p: (not p.mark, p not in front, p.x))
+    out += _labels(first, px, py, (LEFT, TOP, WIDE - RIGHT, bottom), lines)
+    keys = [f'<span><i style="background:var(--c{i % 8})"></i>{escape(g)}</span>' for i, g in enumerate(groups) if g]
+    keys.append("<span>dashed: no measured point is both faster and better</span>")
+    return (f'<figure><figcaption>{escape(title)}</figcaption><div class="keys">{"".join(keys)}</div>'
+            f'<div class="wide">{"".join(out)}</svg></div></figure>')  # fmt: skip
+
+
+def _range(values: Sequence[float], margin: float) -> tuple[float, float]:
+    """Smallest and largest value with some air, never empty."""
+    low, high = min(values), max(values)
+    pad = margin * (high - low) or 0.05 * (abs(high) or 1.0)
+    return low - pad, high + pad
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """1, 2, 5 times powers of ten between two exponents."""
+    values = [m * 10.0**e for e in range(math.floor(low), math.ceil(high) + 1) for m in (1, 2, 5)]
+    return [v for v in values if low <= math.log10(v) <= high]
+
+
+def _dot(
+    p: ScatterPoint, px: Callable[[float], float], py: Callable[[float], float], colour: str, xlabel: str, ylabel: str
+) -> str:
+    """Whiskers, ring and dot with a tooltip."""
+    x, y, parts = px(p.x), py(p.y), []
+    told = f"{p.name}: {xlabel} {number(p.x)}, {ylabel} {number(p.y)}"
+    if p.x_interval:
+        low, high = map(px, p.x_interval)
+        parts.append(f"M{low},{y - 4}v8M{low},{y}H{high}M{high},{y - 4}v8")
+        told += f"; {xlabel} from {number(p.x_interval[0])} to {number(p.x_interval[1])}"
+    if p.y_interval:
+        low, high = map(py, p.y_interval)
+        parts.append(f"M{x - 4},{low}h8M{x},{low}V{high}M{x - 4},{high}h8")
+        told += f"; {ylabel} from {number(p.y_interval[0])} to {number(p.y_interval[1])}"
+    whiskers = f'<path class="whisker" style="stroke:{colour}" d="{"".join(parts)}"/>' if parts else ""
+    ring = f'<circle class="ring" cx="{x}" cy="{y}" r="9"/>' if p.mark else ""
+    return (
+        f'{whiskers}{ring}<circle cx="{x}" cy="{y}" r="5" style="fill:{colour}"><title>{escape(told)}</title></circle>'
+    )
+
+
+def _labels(
+    points: Sequence[ScatterPoint], px: Callable[[float], float], py: Callable[[float], float], frame: Box,
+    lines: Sequence[Box],
+) -> list[str]:  # fmt: skip
+    """Names beside their points, the important ones first: never over a dot or a name, over a line only if need be."""
+    taken = [(px(p.x) - 7, py(p.y) - 7, px(p.x) + 7, py(p.y) + 7) for p in points]
+    taken.append((frame[0], frame[1], frame[0] + 120, frame[1] + LINE))  # the name of the y axis
+    out = []
+    for p in points:
+        x, y, wide = px(p.x), py(p.y), LETTER * len(p.name)
+        best: tuple[float, Box] | None = None
+        for far in (0, 12, 24, 38):
+            side, up = 11 + far, 9 + far
+            places = [(x + side, y - LINE / 2), (x - wide / 2, y - up - LINE), (x - wide / 2, y + up),
+                      (x - side - wide, y - LINE / 2), (x + side, y - up - LINE / 2), (x + side, y + up - LINE / 2),
+                      (x - side - wide, y - up - LINE / 2), (x - side - wide, y + up - LINE / 2)]  # fmt: skip
+            for a, b in places:
+                box = (a, b, a + wide, b + LINE)
+                inside = a >= frame[0] and box[2] <= frame[2] and b >= frame[1] and box[3] <= frame[3]
+                cost = far + 14 * sum(_meet(box, line) for line in lines)
+                if inside and (best is None or cost < best[0]) and not any(_meet(box, other) for other in taken):
+                    best = (cost, box)
+        if best is None:
+            continue
+        a, b, c, d = best[1]
+        taken.append(best[1])
+        end = (min(max(x, a), c), min(max(y, b), d))
+        if math.dist(end, (x, y)) > 13:
+            out.append(f'<path class="leader" d="M{x},{y}L{end[0]:.1f},{end[1]:.1f}"/>')
+        out.append(f'<text class="name{" marked" if p.mark else ""}" x="{a:.1f}" y="{d - 4:.1f}" '
+                   f'textLength="{wide:.1f}" lengthAdjust="spacingAndGlyphs">{escape(p.name)}</text>')  # fmt: skip
+    return out
+
+
+def _meet(a: Box, b: Box) -> bool:
+    """Whether two boxes (left, top, right, bottom) touch."""
+    return a[0] <= b[2] and b[0] <= a[2] and a[1] <= b[3] and b[1] <= a[3]
+
+
 def stacked_bar(parts: Sequence[tuple[str, float, str]]) -> str:
     """One bar cut into shares.
 
@@ -162,6 +324,11 @@ def stacked_bar(parts: Sequence[tuple[str, float, str]]) -> str:
         cells.append(f'<div style="width:{share:.2f}%;background:var(--c{i % 8})" title="{escape(tip)}">{inside}</div>')
         keys.append(f'<span><i style="background:var(--c{i % 8})"></i>{escape(name)} <b>{escape(note)}</b></span>')
     return f'<div class="bar" role="img">{"".join(cells)}</div><div class="keys">{"".join(keys)}</div>'
+
+
+def swatch(colour: Sequence[int]) -> str:
+    """A small square in a class's colour."""
+    return f'<i class="swatch" style="background:rgb({",".join(str(int(v)) for v in colour)})"></i>'
 
 
 def meter(share: float) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 
 from tinymim.errors import DataError
 from tinymim.files import atomic_path, sha256_file
-from tinymim_export.plots import Series, chart, data_uri, escape, mask_image, number
+from tinymim_export.plots import Series, chart, data_uri, escape, mask_image, number, swatch
 from tinymim_export.style import STYLE
 
 NOT_CURVES = {"step", "iter", "epoch", "time", "data_time", "memory", "eta", "seconds", "images_per_second"}
@@ -144,11 +144,6 @@ def gallery(
     left_out = f"<span>and {len(names) - most_classes} more</span>" if len(names) > most_classes else ""
     shots = "".join(f'<div class="trio">{trio}</div>' for trio in trios)
     return f'<div class="shots">{shots}</div><div class="legend">{"".join(names[:most_classes])}{left_out}</div>'
-
-
-def swatch(colour: Sequence[int]) -> str:
-    """A small square in a class's colour."""
-    return f'<i class="swatch" style="background:rgb({",".join(str(int(v)) for v in colour)})"></i>'
 
 
 def verdict(text: str, good: bool) -> str:

@@ -15,8 +15,8 @@ import numpy as np
 
 from tinymim.errors import ConfigError, DataError
 from tinymim.files import sha256_file
-from tinymim_export.metadata import not_onnx, read_metadata
-from tinymim_export.sessions import nodes_per_provider, open_session, refuse_fallback, runner
+from tinymim_export.metadata import first_line, read_metadata
+from tinymim_export.sessions import IMAGES, nodes_per_provider, open_session, refuse_fallback, runner
 
 RUNTIMES = ("onnxruntime", "openvino")
 OPENVINO_PRECISIONS = ("f32", "bf16")
@@ -46,15 +46,16 @@ class Engine:
         self.sha256 = sha256_file(path)
         self.meta = read_metadata(self.session)
         given = self.session.get_inputs()
-        if len(given) != 1 or len(given[0].shape) != 4 or given[0].type not in ("tensor(float)", "tensor(uint8)"):
+        if len(given) != 1 or len(given[0].shape) != 4 or given[0].type not in IMAGES:
             raise ConfigError(
                 f"{path.name} does not take one image batch",
                 "its inputs are " + ", ".join(f"{i.name}: {i.type}{i.shape}" for i in given),
                 "use a file written by tinymim-export",
             )
         self.input = given[0].name
-        self.dtype = np.dtype(np.float32 if given[0].type == "tensor(float)" else np.uint8)
-        self.size = tuple(side if isinstance(side, int) else None for side in given[0].shape[2:])
+        self.dtype = np.dtype(IMAGES[given[0].type])
+        self.given = tuple(side if isinstance(side, int) else None for side in given[0].shape)
+        self.size = self.given[2:]
         self.output = self.session.get_outputs()[0].name
 
     @property
@@ -76,17 +77,58 @@ class Engine:
         except Exception as error:  # the runtimes raise several kinds
             raise cannot_run(self.path, images_N3HW.shape, self.size, error) from error
 
+    def shape(self, batch: int = 1, size: tuple[int, int] | None = None) -> tuple[int, int, int, int]:
+        """The shape to run at: the file's fixed sides, else ``batch`` and ``size``, else the size of its export.
+
+        Raises:
+            ConfigError: another size than the file's, or a free one that nothing names.
+        """
+        traced = (self.meta.get("cost") or {}).get("size") or (None, None)
+        wanted = (batch, 3, *(size or (fixed or side for fixed, side in zip(self.size, traced, strict=True))))
+        out = []
+        for name, have, want in zip(("batch", "channels", "height", "width"), self.given, wanted, strict=True):
+            if have is not None and want not in (None, have):
+                raise ConfigError(
+                    f"{self.path.name} has a fixed {name} of {have}, not {want}",
+                    "it was exported that way",
+                    f"leave --{'batch' if name == 'batch' else 'size'} out, or export again with --dynamic",
+                )
+            side = want if have is None else have
+            if side is None:
+                raise ConfigError(f"the {name} of {self.path.name} is free", "any size runs", "add --size H W")
+            if side < 1:
+                raise ConfigError(f"{name} {side} is not possible", "sizes are whole pixels", "e.g. --size 512 512")
+            out.append(int(side))
+        return (out[0], out[1], out[2], out[3])
+
+    def _some_shape(self) -> tuple[int, int, int, int]:
+        """A shape the file takes, for looking at its graph only."""
+        free = any(side is None for side in self.size) and not self.meta.get("cost")
+        return self.shape(self.given[0] or 1, (64, 64) if free else None)
+
     def _run(self, images_N3HW: np.ndarray) -> np.ndarray:
         return self.session.run([self.output], {self.input: images_N3HW})[0]
 
     def timer(self, shape: tuple[int, ...], seed: int = 0) -> Callable[[], float]:
-        """A function that runs once on a random input held on the device and returns milliseconds."""
-        return runner(self.session, {self.input: random_input(shape, self.dtype, seed)}, self.provider)
+        """A function that runs once on a random input held on the device and returns milliseconds.
+
+        Raises:
+            ConfigError: the graph cannot take this shape.
+        """
+        once = runner(self.session, {self.input: random_input(shape, self.dtype, seed)}, self.provider)
+        try:
+            once()
+        except Exception as error:  # onnxruntime raises several kinds
+            raise cannot_run(self.path, shape, self.size, error) from error
+        return once
 
     def placement(self) -> dict[str, Counter[str]]:
-        """Provider -> operators it runs, after the runtime's own optimisation."""
-        shape = (1, 3, *(side or 64 for side in self.size))
-        placed = nodes_per_provider(self.session, self.path, self.provider, self.threads, shape)
+        """Provider -> operators it runs; see :func:`tinymim_export.sessions.nodes_per_provider`.
+
+        Raises:
+            CheckFailed: work that matters runs on another provider than the one asked for.
+        """
+        placed = nodes_per_provider(self.session, self.path, self.provider, self.threads, self._some_shape())
         refuse_fallback(self.path, self.provider, placed)
         return placed
 
@@ -97,22 +139,34 @@ class OpenVINOEngine(Engine):
     runtime = "openvino"
 
     def __init__(self, path: Path, provider: str, threads: int, precision: str) -> None:
-        super().__init__(path, "cpu", threads)  # reads inputs and metadata
-        del self.session
         self.precision = precision
         self.core = openvino_core(precision)
+        super().__init__(path, "cpu", threads)  # reads inputs and metadata
+        del self.session
         self.compiled: dict[tuple[int, ...], Any] = {}
 
-    def compile(self, shape: tuple[int, ...]) -> Any:
-        """The compiled model for one input shape."""
-        if shape not in self.compiled:
-            try:
-                model = self.core.read_model(str(self.path))
-                model.reshape({self.input: list(shape)})
-                self.compiled[shape] = self.core.compile_model(model, "CPU", self.settings())
-            except RuntimeError as error:
-                raise not_onnx(self.path, error) from error
-        return self.compiled[shape]
+    def compile(self, shape: tuple[int, ...], **more: Any) -> Any:
+        """The compiled model for one input shape; models with more than the usual settings are not kept.
+
+        Raises:
+            ConfigError: OpenVINO has no such operator, or the graph does not take this shape.
+        """
+        if shape in self.compiled and not more:
+            return self.compiled[shape]
+        try:
+            model = self.core.read_model(str(self.path))
+            model.reshape({self.input: list(shape)})
+            compiled = self.core.compile_model(model, "CPU", self.settings() | more)
+        except RuntimeError as error:  # ONNX Runtime has opened the file: it is not damaged
+            lines = [line for line in str(error).splitlines() if "No conversion rule" in line or "heck" in line]
+            raise ConfigError(
+                f"OpenVINO cannot run {self.path.name} at {'x'.join(map(str, shape))}",
+                first_line(lines[-1] if lines else error),
+                "use --runtime onnxruntime, or pip install -U openvino",
+            ) from error
+        if not more:
+            self.compiled[shape] = compiled
+        return compiled
 
     def settings(self) -> dict[str, Any]:
         """Properties given to OpenVINO, recorded with every result."""
@@ -143,10 +197,11 @@ class OpenVINOEngine(Engine):
         return once
 
     def placement(self) -> dict[str, Counter[str]]:
-        shape = (1, 3, *(side or 64 for side in self.size))
-        ops = Counter(
-            op.get_rt_info()["layerType"].astype(str) for op in self.compile(shape).get_runtime_model().get_ops()
-        )
+        shape = next(iter(self.compiled), self._some_shape())
+        nodes = self.compile(shape).get_runtime_model().get_ops()
+        ops = Counter(node.get_rt_info()["layerType"].astype(str) for node in nodes)
+        for no_work in ("Const", "Input", "Output"):
+            del ops[no_work]
         return {"OpenVINO CPU": ops}
 
 

@@ -1,6 +1,7 @@
 """ONNX Runtime sessions that never fall back: one provider, checked node by node. numpy and onnxruntime only."""
 
 import json
+import re
 import tempfile
 import time
 from collections import Counter
@@ -12,9 +13,14 @@ import numpy as np
 import onnxruntime as ort
 
 from tinymim.errors import CheckFailed, ConfigError, DataError
-from tinymim_export.metadata import not_onnx, read_metadata
+from tinymim_export.metadata import not_onnx
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+IMAGES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}  # normalised, or pixels
 HEAVY = {  # operators whose place decides the speed; shape arithmetic may stay on the CPU
     "Conv", "FusedConv", "ConvTranspose", "MatMul", "FusedMatMul", "Gemm", "FusedGemm", "Attention",
     "MultiHeadAttention", "QLinearConv", "QLinearMatMul", "MatMulInteger", "ConvInteger", "QGemm",
@@ -22,8 +28,18 @@ HEAVY = {  # operators whose place decides the speed; shape arithmetic may stay 
 }  # fmt: skip
 
 
-def open_session(model: Path | bytes, provider: str, threads: int, *, profile: str | None = None) -> Any:
-    """An onnxruntime session on exactly this provider (CUDA sessions may keep shape arithmetic on the CPU)."""
+def open_session(
+    model: Path | bytes, provider: str, threads: int, *, profile: str | None = None, optimised: Path | None = None
+) -> Any:
+    """An onnxruntime session on exactly this provider (GPU sessions may keep shape arithmetic on the CPU).
+
+    Raises:
+        CheckFailed: the provider is here but could not start.
+        ConfigError: no such provider here.
+        DataError: a file that is missing, damaged, or too new for this onnxruntime.
+    """
+    if provider not in PROVIDERS:
+        raise ConfigError(f"provider {provider!r} is unknown", f"known: {', '.join(PROVIDERS)}", "choose one of them")
     wanted = PROVIDERS[provider]
     if wanted not in ort.get_available_providers():
         raise ConfigError(
@@ -41,65 +57,53 @@ def open_session(model: Path | bytes, provider: str, threads: int, *, profile: s
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = profile
+    if optimised is not None:  # onnxruntime writes the graph it runs there
+        options.optimized_model_filepath = str(optimised)
     try:
         source = model if isinstance(model, bytes) else str(model)
         session = ort.InferenceSession(source, options, providers=[wanted])
     except Exception as error:  # onnxruntime raises several kinds
-        raise not_onnx(model if isinstance(model, Path) else "an extracted part", error) from error
+        raise cannot_open(model if isinstance(model, Path) else "an extracted part", error) from error
     session.disable_fallback()
     if wanted not in session.get_providers():
         raise CheckFailed(
             f"onnxruntime fell back to {', '.join(session.get_providers())}",
-            f"{wanted} is installed but could not start (usually a missing CUDA or cuDNN library)",
+            f"{wanted} is installed but could not start (usually a missing CUDA, cuDNN or TensorRT library)",
             "run with ORT's log on (export ORT_LOGGING_LEVEL=0) or python -c 'import onnxruntime; "
             "onnxruntime.preload_dlls()'; or measure with --provider cpu",
         )
     return session
 
 
-def input_shape(session: Any, path: Path, batch: int, size: tuple[int, int] | None) -> tuple[int, int, int, int]:
-    """The shape to run a file at, from its own fixed sides, ``batch``, ``size`` and its metadata."""
-    inputs = session.get_inputs()
-    if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type != "tensor(float)":
-        raise ConfigError(
-            f"{path.name} does not take one float image batch",
-            "its inputs are " + ", ".join(f"{i.name}: {i.type}{i.shape}" for i in inputs),
-            "measure a file written by tinymim-export",
-        )
-    given = inputs[0].shape
-    wanted = [batch, 3, *(size or (None, None))]
-    if size is None and not all(isinstance(side, int) for side in given[2:]):
-        wanted[2:] = read_metadata(session).get("cost", {}).get("size", [None, None])
-    out = []
-    for axis, (have, want) in enumerate(zip(given, wanted, strict=True)):
-        name = ("batch", "channels", "height", "width")[axis]
-        if isinstance(have, int) and want is not None and have != want:
-            option = "--batch" if axis == 0 else "--size"
-            raise ConfigError(
-                f"{path.name} has a fixed {name} of {have}, not {want}",
-                "it was exported that way",
-                f"leave {option} out, or export again with --dynamic",
+def cannot_open(path: str | Path, error: object) -> DataError:
+    """The error for a file onnxruntime refuses: damaged, or written for a newer onnxruntime (its words are matched)."""
+    text = str(error)
+    newer = (
+        r"(Opset \d+) is under development.*?(till opset \d+)",
+        r"Unsupported model (IR version: \d+), (max supported IR version: \d+)",
+        r"(No Op registered for \S+)(?: with domain_version of (\d+))?",
+        r"(\S+) is not a registered function/op()",
+    )
+    for pattern in newer:
+        if found := re.search(pattern, text, re.DOTALL):
+            needs, has = found.group(1), found.group(2)
+            return DataError(
+                f"{path} needs more than onnxruntime {ort.__version__} has",
+                f"{needs}{f' ({has})' if has else ''}",
+                "pip install -U onnxruntime, or export again with an older operator set: tinymim-export --opset 20",
             )
-        side = have if isinstance(have, int) else want
-        if side is None:
-            raise ConfigError(f"the {name} of {path.name} is free", "any size runs", "add --size H W")
-        if side < 1:
-            raise ConfigError(f"{name} {side} is not possible", "sizes are whole pixels", "e.g. --size 512 512")
-        out.append(int(side))
-    return (out[0], out[1], out[2], out[3])
+    return not_onnx(path, error)
 
 
-def runner(session: Any, inputs: dict[str, Any], provider: str, seed: int = 0) -> Callable[[], float]:
-    """A function that runs once and returns milliseconds; inputs are arrays by name, or one shape under ""."""
-    if "" in inputs:
-        image = np.random.default_rng(seed).standard_normal(inputs[""]).astype(np.float32)
-        inputs = {session.get_inputs()[0].name: image}
+def runner(session: Any, inputs: dict[str, np.ndarray], provider: str) -> Callable[[], float]:
+    """A function that runs once and returns milliseconds; inputs (by name) and outputs stay on the device."""
+    device = "cpu" if provider == "cpu" else "cuda"
     binding = session.io_binding()
-    held = {name: ort.OrtValue.ortvalue_from_numpy(array, provider, 0) for name, array in inputs.items()}
+    held = {name: ort.OrtValue.ortvalue_from_numpy(array, device, 0) for name, array in inputs.items()}
     for name, value in held.items():
         binding.bind_ortvalue_input(name, value)
     for output in session.get_outputs():
-        binding.bind_output(output.name, provider)
+        binding.bind_output(output.name, device)
 
     def once() -> float:
         began = time.perf_counter_ns()
@@ -114,7 +118,8 @@ def runner(session: Any, inputs: dict[str, Any], provider: str, seed: int = 0) -
 def nodes_per_provider(
     session: Any, path: Path, provider: str, threads: int, shape: tuple[int, ...]
 ) -> dict[str, Counter[str]]:
-    """Provider -> operators it runs, after optimisation; from the session, or from a profile on older onnxruntime."""
+    """Provider -> operators given to it (before it fuses them); from the session, or from a profile where onnxruntime
+    is too old to say."""
     if not hasattr(session, "get_provider_graph_assignment_info"):
         return nodes_by_profile(path, provider, threads, shape)
     placed: dict[str, Counter[str]] = {}
@@ -124,17 +129,32 @@ def nodes_per_provider(
 
 
 def nodes_by_profile(path: Path, provider: str, threads: int, shape: tuple[int, ...]) -> dict[str, Counter[str]]:
-    """The same, read from the profile of one run."""
+    """The same, read from the profile of one run (after fusion)."""
+    placed: dict[str, Counter[str]] = {}
+    for about, _ in profile(path, provider, threads, shape, runs=1):
+        placed.setdefault(about["provider"], Counter())[about["op_name"]] += 1
+    return placed
+
+
+def profile(
+    path: Path, provider: str, threads: int, shape: tuple[int, ...], runs: int
+) -> list[tuple[dict[str, Any], float]]:
+    """What onnxruntime says of every node it ran ("op_name", "provider", ...) and its ms, ``runs`` times each.
+
+    A first run is left out where ``runs`` is more than one.
+    """
     with tempfile.TemporaryDirectory() as folder:
         session = open_session(path, provider, threads, profile=str(Path(folder) / "profile"))
-        session.run(None, {session.get_inputs()[0].name: np.zeros(shape, np.float32)})
+        image = session.get_inputs()[0]
+        for _ in range(runs + (runs > 1)):
+            session.run(None, {image.name: np.zeros(shape, IMAGES[image.type])})
         events = json.loads(Path(session.end_profiling()).read_text())
-    placed: dict[str, Counter[str]] = {}
-    for event in events:
-        about = event.get("args", {})
-        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time") and "provider" in about:
-            placed.setdefault(about["provider"], Counter())[about["op_name"]] += 1
-    return placed
+    nodes = [
+        (event["args"], event["dur"] / 1000)
+        for event in events
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time") and "provider" in event.get("args", {})
+    ]
+    return nodes[len(nodes) // (runs + 1) :] if runs > 1 else nodes
 
 
 def refuse_fallback(path: Path, provider: str, placed: dict[str, Counter[str]]) -> None:

@@ -62,6 +62,15 @@ svg text { font-size: 12px; fill: var(--soft); font-variant-numeric: tabular-num
 svg .grid { stroke: var(--grid); fill: none; }
 svg .line { fill: none; stroke-width: 2.2; stroke-linejoin: round; }
 svg .raw { fill: none; stroke-width: 1; opacity: .28; }
+svg.scatter { min-width: 640px; }
+svg.scatter text { font-size: 12.5px; }
+svg .front { stroke: var(--soft); stroke-width: 1.4; stroke-dasharray: 5 4; fill: none; }
+svg .whisker { stroke-width: 1.3; fill: none; opacity: .75; }
+svg .ring { stroke: var(--ink); stroke-width: 1.8; fill: none; }
+svg .leader { stroke: var(--soft); stroke-width: .8; fill: none; }
+svg text.name { fill: var(--ink); paint-order: stroke; stroke: var(--card); stroke-width: 3px; }
+svg text.marked { font-weight: 650; }
+.wide { overflow-x: auto; }
 .keys { display: flex; flex-wrap: wrap; gap: 2px 16px; font-size: .84rem; color: var(--soft); margin: 2px 0 6px; }
 .keys i { display: inline-block; width: 10px; height: 10px; border-radius: 3px; margin-right: 6px; }
 .keys b { color: var(--ink); font-weight: 600; font-variant-numeric: tabular-nums; }
@@ -87,6 +96,23 @@ td code { font-size: .78rem; white-space: normal; overflow-wrap: anywhere; }
 }
 .meter + span { display: inline-block; min-width: 4.4em; }
 .meter div { height: 100%; background: var(--c0); border-radius: 4px; }
+td small { display: block; color: var(--soft); font-size: .76rem; line-height: 1.35; }
+.missing { color: var(--soft); font-style: italic; }
+.card:has(b) small:last-child { overflow-wrap: anywhere; }
+.scroll + .note, .scroll + .scroll, .flow + .flow, figure + figure { margin-top: 14px; }
+table.why td { white-space: normal; text-align: left; vertical-align: top; }
+table.why ul { margin: 0; padding-left: 18px; }
+table.provenance td { white-space: normal; text-align: left; vertical-align: top; font-size: .84rem; min-width: 130px; }
+table.heat td:not(:first-child) { font-variant-numeric: tabular-nums; }
+.bars { display: grid; grid-template-columns: max-content 1fr max-content; gap: 5px 12px; align-items: center; }
+.bars { font-size: .86rem; margin: 8px 0; font-variant-numeric: tabular-nums; }
+.bars div { position: relative; height: 14px; background: var(--grid); border-radius: 4px; overflow: hidden; }
+.bars i { position: absolute; top: 0; bottom: 0; border-radius: 3px; }
+.bars b { font-weight: 500; color: var(--soft); white-space: nowrap; }
+h3 { font-size: 1rem; margin: 22px 0 6px; }
+.quad { display: grid; grid-template-columns: repeat(4, 1fr); gap: 6px; margin-bottom: 16px; }
+.quad img { display: block; width: 100%; border-radius: 7px; }
+.quad span { font-size: .8rem; color: var(--soft); }
 .two { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); gap: 14px; }
 .two > div { min-width: 0; }
 
@@ -116,5 +142,8 @@ footer { margin-top: 56px; padding-top: 14px; border-top: 1px solid var(--line);
   th, td { padding: 7px 9px; }
   .meter { width: 56px; }
   .trio { gap: 4px; }
+  .quad { grid-template-columns: repeat(2, 1fr); }
+  .bars { grid-template-columns: max-content 1fr; }
+  .bars b { grid-column: 1 / -1; white-space: normal; margin-top: -4px; }
 }
 """

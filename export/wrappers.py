@@ -1,8 +1,9 @@
-"""Modules that turn a model into the graph to export: pooling that is exact at every size, named inner tensors.
+"""Modules that turn a model into the graph to export: exact at every size, with named inner tensors.
 
 Legend: N = batch, D = width, C = classes, H, W = pixels, h, w = a feature map's sides.
 """
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -47,15 +48,35 @@ class MatmulAvgPool2d(nn.Module):
         return x
 
 
-def replace_pooling(model: nn.Module) -> int:
-    """Swap every ``AdaptiveAvgPool2d`` inside ``model`` (in place; no weights are touched); return how many."""
+class WholeUpsample(nn.Module):
+    """MMSegmentation's ``Upsample`` by a whole factor; the stock one bakes the traced size into the graph."""
+
+    def __init__(self, factor: int, mode: str, align_corners: bool | None) -> None:
+        super().__init__()
+        self.factor, self.mode, self.align_corners = factor, mode, align_corners
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = [side * self.factor for side in x.shape[-2:]]
+        return F.interpolate(x, size=size, mode=self.mode, align_corners=self.align_corners)
+
+
+def make_exportable(model: nn.Module) -> int:
+    """Swap modules that export wrongly for free sizes (in place; no weights are touched); return how many."""
     count = 0
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.AdaptiveAvgPool2d):
                 setattr(parent, name, MatmulAvgPool2d(child.output_size))
-                count += 1
+            elif type(child).__module__ == "mmseg.models.utils.wrappers" and _whole(child.scale_factor):
+                setattr(parent, name, WholeUpsample(int(child.scale_factor), child.mode, child.align_corners))
+            else:
+                continue
+            count += 1
     return count
+
+
+def _whole(factor: Any) -> bool:
+    return isinstance(factor, float) and factor.is_integer()
 
 
 class FeatureGraph(nn.Module):
@@ -71,57 +92,68 @@ class FeatureGraph(nn.Module):
         return {"features": self.vit(image)[:, self.vit.num_prefix_tokens :].transpose(1, 2).unflatten(2, grid)}
 
 
+def as_list(features: Any) -> list[Tensor]:
+    """What a backbone or neck gives, one tensor or several, as a list."""
+    return [features] if isinstance(features, Tensor) else list(features)
+
+
 class PyramidGraph(nn.Module):
-    """Backbone and pyramid: image -> ``tap0..`` (the ViT's blocks) -> ``level0..`` (strides 4, 8, 16, 32)."""
+    """Backbone and pyramid: image -> ``tap0..`` (what the pyramid starts from) -> ``level0..`` (what the head reads).
 
-    def __init__(self, backbone: nn.Module, neck: nn.Module | None) -> None:
+    The pyramid is that of ``TinyMIMBackbone``, MMSegmentation's neck, or both; without one there are levels only.
+
+    Args:
+        model: An ``EncoderDecoder``, or a backbone alone.
+    """
+
+    def __init__(self, model: Any) -> None:
         super().__init__()
-        self.backbone, self.neck = backbone, neck
+        self.backbone = getattr(model, "backbone", model)
+        self.neck = model.neck if getattr(model, "with_neck", False) else None
+        self.own = bool(getattr(self.backbone, "fpn_names", ()))
+        self.has_pyramid = self.own or self.neck is not None
 
-    def trunk(self, image: Tensor) -> list[Tensor]:
-        """What the pyramid starts from."""
-        from tinymim.seg import TinyMIMBackbone
+    def trunk(self, image: Tensor) -> Any:
+        """What the pyramid starts from: one tensor or several."""
+        return self.backbone.trunk(image) if self.own else self.backbone(image)
 
-        if isinstance(self.backbone, TinyMIMBackbone):
-            return self.backbone.forward_intermediates(
-                image, indices=self.backbone.out_indices, stop_early=True, intermediates_only=True
-            )
-        return list(self.backbone(image))
-
-    def pyramid(self, taps: list[Tensor], image: Tensor) -> list[Tensor]:
-        """The levels the head reads; the same arithmetic as ``TinyMIMBackbone.forward``, held to it by verification."""
-        from tinymim.seg import TinyMIMBackbone
-
-        levels = taps
-        if isinstance(self.backbone, TinyMIMBackbone):
-            sides, bb = image.shape[-2:], self.backbone
-            levels = [fpn(tap) for fpn, tap in zip((bb.fpn1, bb.fpn2, bb.fpn3, bb.fpn4), taps, strict=True)]
-            for i, stride in enumerate((4, 8)):  # the padding of a ragged image; 16 and 32 have the right size already
-                levels[i] = levels[i][..., : (sides[0] + stride - 1) // stride, : (sides[1] + stride - 1) // stride]
-        return levels if self.neck is None else list(self.neck(tuple(levels)))
+    def pyramid(self, taps: Any, image: Tensor) -> Any:
+        """The levels: one tensor or several."""
+        levels = self.backbone.pyramid(taps, image.shape[-2:]) if self.own else taps
+        return levels if self.neck is None else self.neck(levels)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         taps = self.trunk(image)
-        levels = self.pyramid(taps, image)
-        out = {f"tap{i}": tap for i, tap in enumerate(taps)}
-        return out | {f"level{i}": level for i, level in enumerate(levels)}
+        return self.name(taps, self.pyramid(taps, image))
+
+    def name(self, taps: Any, levels: Any) -> dict[str, Tensor]:
+        """Taps and levels by name."""
+        out = {f"tap{i}": tap for i, tap in enumerate(as_list(taps))} if self.has_pyramid else {}
+        return out | {f"level{i}": level for i, level in enumerate(as_list(levels))}
 
 
 class SegmentorGraph(nn.Module):
     """The whole segmentor: image -> ``logits`` (N, C, H, W) at input size, or ``mask`` uint8 (N, H, W).
 
-    ``scores`` is what the head gives, a quarter of the input size, before up-sampling.
+    ``scores`` is what the head gives, usually a quarter of the input size, before up-sampling. Taps and levels that the
+    head does not read are left out (``unread``), so that the exporter does not compute them.
     """
 
-    def __init__(self, model: Any, output: str) -> None:
+    def __init__(self, model: Any, output: str, unread: Collection[str] = ()) -> None:
         super().__init__()
-        self.levels = PyramidGraph(model.backbone, model.neck if model.with_neck else None)
-        self.head, self.output = model.decode_head, output
+        self.levels, self.head = PyramidGraph(model), model.decode_head
+        self.output, self.unread = output, frozenset(unread)
+
+    def scores(self, levels: Any) -> Tensor:
+        """The head; those with a second output besides the classes (EncHead, DAHead) give a tuple."""
+        scores = self.head(levels)
+        return scores if isinstance(scores, Tensor) else scores[0]
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        out = self.levels(image)
-        levels = [value for name, value in out.items() if name.startswith("level")]
-        out["scores"] = self.head(levels)
+        taps = self.levels.trunk(image)
+        levels = self.levels.pyramid(taps, image)
+        out = {name: value for name, value in self.levels.name(taps, levels).items() if name not in self.unread}
+        out["scores"] = self.scores(levels)
         out["logits"] = F.interpolate(
             out["scores"], size=image.shape[-2:], mode="bilinear", align_corners=self.head.align_corners
         )

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,49 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
     """Hex sha256 of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def describe_file(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Name (without folders) and sha256 of a file, as ``env.json`` records what a run was made from."""
+    return {"file": Path(path).name, "sha256": sha256_file(path)}
+
+
+def describe_files(folder: str | os.PathLike[str], paths: Iterable[str | os.PathLike[str]]) -> dict[str, Any]:
+    """A data set in three values: the folder's name, how many files, and a hash of their relative names and sizes.
+
+    Reading every photo to hash it would take longer than many runs; a photo replaced by another of the very same size
+    in bytes goes unnoticed.
+    """
+    lines = sorted(f"{os.path.relpath(path, folder)}\t{os.path.getsize(path)}\n".replace(os.sep, "/") for path in paths)
+    digest = hashlib.sha256("".join(lines).encode()).hexdigest()
+    return {"folder": Path(folder).resolve().name, "files": len(lines), "list_sha256": digest}
+
+
+def write_env(folder: str | Path, inputs: dict[str, Any]) -> None:
+    """Write ``env.json`` of a run folder: the machine stamp, what the run is made from, and (later) what it made.
+
+    A resumed run keeps the stamp it was begun with under "earlier" where the machine or an input changed; an input
+    that is None was not given again and stays what it was.
+
+    Args:
+        folder: The run folder.
+        inputs: Plain values: :func:`describe_file`, :func:`describe_files`, hashes, None.
+    """
+    path, stamp = Path(folder) / "env.json", environment()
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    old = before.get("inputs", {})
+    value = stamp | {"inputs": {key: old.get(key) if given is None else given for key, given in inputs.items()}}
+    past = {key: item for key, item in before.items() if key not in ("outputs", "earlier")}
+    earlier = [*before.get("earlier", []), *([past] if past and past != value else [])]
+    write_json(path, value | {"outputs": before.get("outputs", {})} | ({"earlier": earlier} if earlier else {}))
+
+
+def note_output(folder: str | Path, name: str) -> None:
+    """Record the sha256 of a file a run just wrote under "outputs" in its ``env.json``."""
+    path = Path(folder) / "env.json"
+    value = json.loads(path.read_text()) if path.is_file() else environment()
+    value["outputs"] = value.get("outputs", {}) | {name: sha256_file(Path(folder) / name)}
+    write_json(path, value)
 
 
 def prepare_out(out: str | Path, *, resume: bool = False, overwrite: bool = False) -> Path:

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "tinymim.load_weights reads; without it training starts from scratch")  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="go on exactly where the run in --work-dir stopped")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --work-dir")
-    parser.add_argument("--amp", action="store_true", help="mixed precision (GPU)")
+    parser.add_argument("--amp", action="store_true", help="mixed precision: bfloat16, on GPUs without it float16")
     add_data_arguments(parser)
 
 

@@ -1,5 +1,6 @@
 # UperNet on a plain ViT, as TinyMIM published it: head width 768, auxiliary FCN head, slide test 512 / 341.
-# The settings of ViT-T with 12 blocks; the files one level up give what differs.
+# The settings of ViT-T with 12 blocks; the files one level up give what differs. Any head can be made narrower:
+# --cfg-options model.decode_head.channels=64 model.auxiliary_head.channels=64
 # SyncBN becomes BN where training is not distributed over GPUs.
 norm_cfg = dict(type="SyncBN", requires_grad=True)
 data_preprocessor = dict(
@@ -57,4 +58,3 @@ model = dict(
     train_cfg=dict(),
     test_cfg=dict(mode="slide", crop_size=(512, 512), stride=(341, 341)),
 )
-tta_model = dict(type="SegTTAModel")

@@ -15,6 +15,9 @@ VERBS = {
     "pretrain": "pre-train a masked autoencoder (MAE) to be a teacher",
     "distill": "distil a small student from a masked-image-modelling teacher",
     "bench": "measure .onnx files: latency, memory, where the milliseconds go",
+    "eval": "score a segmentor .onnx file in mIoU on labelled photos",
+    "predict": "segment a photo, a folder or a video with an .onnx file",
+    "report": "one HTML for the whole line: teacher, student, segmentor, files",
     "doctor": "replay the golden numbers and print versions and providers",
     "list": "list models, recipes and segmentation configs",
 }

@@ -6,8 +6,13 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
-    parser.add_argument("files", nargs="+", metavar="FILE.onnx", help="timed in turns, in one process")
-    parser.add_argument("--provider", choices=["cpu", "cuda"], default="cpu", help="never falls back: an error instead")
+    parser.add_argument("files", nargs="*", metavar="FILE.onnx", help="timed in turns, in one process")
+    parser.add_argument("--runtime", action="append", choices=["onnxruntime", "openvino"], default=None,
+                        help="default onnxruntime; give it twice to time every file on both")  # fmt: skip
+    parser.add_argument("--provider", choices=["cpu", "cuda", "tensorrt"], default="cpu",
+                        help="ONNX Runtime's; never falls back: an error instead")  # fmt: skip
+    parser.add_argument("--precision", action="append", choices=["f32", "bf16"], default=None,
+                        help="OpenVINO's arithmetic, default f32; give it twice for both")  # fmt: skip
     parser.add_argument("--threads", type=int, default=None, help="CPU threads; default: every core of this process")
     parser.add_argument("--batch", type=int, default=1, help="images at once")
     parser.add_argument("--size", nargs=2, type=int, metavar=("H", "W"), default=None,
@@ -15,17 +20,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", action="store_true", help="time backbone, pyramid, head, up-sampling (needs onnx)")
     parser.add_argument("--runs", type=int, default=None, help="timed runs a file; default: what --seconds allows")
     parser.add_argument("--seconds", type=float, default=5.0, help="time for each file, at least 10 runs")
+    parser.add_argument("--compare", nargs=2, metavar=("BEFORE.json", "AFTER.json"), default=None,
+                        help="measure nothing: compare two stored results of one machine")  # fmt: skip
     parser.add_argument("--json", default=None, metavar="FILE", help="write the result as JSON")
     parser.add_argument("--markdown", default=None, metavar="FILE", help="write the result as Markdown")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, print, write."""
+    """Measure or compare, print, write."""
+    if args.compare is not None:
+        return _compare(args)
     from tinymim_export.latency import bench
 
     result = bench(
         args.files,
+        runtime=args.runtime or "onnxruntime",
         provider=args.provider,
+        precision=args.precision,
         threads=args.threads,
         batch=args.batch,
         size=None if args.size is None else (args.size[0], args.size[1]),
@@ -33,14 +44,35 @@ def run(args: argparse.Namespace) -> int:
         runs=args.runs,
         seconds=args.seconds,
     )
-    result.print()
-    if args.json:
-        result.to_json(args.json)
-    if args.markdown:
-        Path(args.markdown).write_text(result.to_markdown())
+    _show(args, result)
     files = " ".join(args.files)
     if not args.split and any(row.part == "segmentor" for row in result.rows):
         print(f"next: tinymim bench {files} --split")
+    elif args.json:
+        print(f"next: tinymim bench {files} --json after.json; tinymim bench --compare {args.json} after.json")
     else:
         print(f"next: tinymim bench {files} --json bench.json --markdown bench.md")
     return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from tinymim.errors import ConfigError
+    from tinymim_export.bench_compare import compare_benches
+
+    if args.files:
+        raise ConfigError(
+            "--compare measures nothing", f"{args.files[0]} was named beside it", "leave the .onnx files out"
+        )
+    result = compare_benches(*args.compare)
+    _show(args, result)
+    print("next: tinymim bench A.onnx B.onnx  (both in one session, where smaller differences count)")
+    return 0
+
+
+def _show(args: argparse.Namespace, result: object) -> None:
+    """Print and write a result."""
+    result.print()  # type: ignore[attr-defined]
+    if args.json:
+        result.to_json(args.json)  # type: ignore[attr-defined]
+    if args.markdown:
+        Path(args.markdown).write_text(result.to_markdown())  # type: ignore[attr-defined]

@@ -1,5 +1,6 @@
 """Recipe -> MMEngine Runner: ``pretrain`` and ``distill``, the two long jobs, and what they return."""
 
+import hashlib
 import json
 import os
 import sys
@@ -21,11 +22,12 @@ from tinymim.engine.model import PretrainModel, parameter_groups, pick_precision
 from tinymim.engine.plan import Plan, make_plan, measure, micro_batch
 from tinymim.engine.recipe import load_recipe
 from tinymim.errors import CheckpointError, ConfigError
-from tinymim.files import atomic_path, environment, prepare_out, write_json
+from tinymim.files import atomic_path, describe_file, describe_files, note_output, prepare_out, write_env
 from tinymim.models import ViT, create_model, load_weights, save_student
 from tinymim.models.mae import MAE
 from tinymim.models.teachers import Teacher, load_teacher, state_sha256
 
+PLACES = {"workers", "data", "val_data", "teacher", "teacher_weights", "init_from"}  # env.json names these by content
 MAY_CHANGE = {"workers", "data", "val_data"}  # on resume; everything else would change the numbers
 
 
@@ -185,6 +187,7 @@ def run(
     def write_student(encoder: nn.Module) -> None:
         assert isinstance(encoder, ViT)
         save_student(encoder, folder / "student.pth", meta)
+        note_output(folder, "student.pth")
 
     title = title or ("pre-train" if method == "mae" else "distil")
     monitor = MonitorHook(
@@ -195,8 +198,15 @@ def run(
         with atomic_path(folder / "config.py") as part:
             part.write_text(f'"""Resolved recipe of this run (tinymim {" ".join(sys.argv[1:])})."""\n\n'
                             + "".join(f"{k} = {v!r}\n" for k, v in settings.items()))  # fmt: skip
-        write_json(folder / "env.json", environment())
         (folder / "plots").mkdir(exist_ok=True)
+    if rank == 0:
+        write_env(folder, {
+            "teacher": {"file": master.name, "sha256": master.sha256} if master else None,
+            "init_from": describe_file(init_from) if init_from and Path(init_from).is_file() else None,
+            "data": describe_files(data, photos),
+            "recipe_sha256": hashlib.sha256(json.dumps({key: value for key, value in settings.items()
+                                                        if key not in PLACES}, sort_keys=True).encode()).hexdigest(),
+        })  # fmt: skip
     runner = _runner(folder, wrapped, loader, plan, config, scaled, start, [monitor, saver], options)
     began = time.monotonic()
     try:

@@ -5,8 +5,10 @@ import warnings
 from tinymim.compat import install_mmcv_stand_in
 
 install_mmcv_stand_in()  # before anything below imports mmseg
-# MMSegmentation's own deprecations, at every model built; a user of a published config cannot act on them
-warnings.filterwarnings("ignore", module=r"mmseg\.models\..*", message=r"``build_loss``|Default ``avg_non_ignore``")
+# MMSegmentation's own warnings, at every model built or run; a user of a published config cannot act on them
+warnings.filterwarnings(
+    "ignore", module=r"mmseg\.models\..*", message=r"``build_loss``|Default ``avg_non_ignore``|When align_corners=True"
+)
 
 from tinymim.seg.backbone import TinyMIMBackbone  # noqa: E402
 from tinymim.seg.dataset import LoadLabel, LoadPhoto, ResumableSampler, TinyMIMSegDataset  # noqa: E402

@@ -1,4 +1,4 @@
-"""The plain ViT as an MMSegmentation backbone: four levels at strides 4, 8, 16 and 32.
+"""The plain ViT as an MMSegmentation backbone: four levels at strides 4, 8, 16 and 32, or one at stride 16.
 
 Legend: B = batch, D = width, H, W = image height and width in pixels.
 Parameters sit directly under ``backbone.`` (``blocks``, ``fpn1`` .. ``fpn4``), as in the published TinyMIM models.
@@ -16,12 +16,9 @@ from tinymim.models import Checkpoint, load_weights, read_checkpoint
 from tinymim.models.vit import ViT
 from tinymim.seg.config import say
 
-STRIDES = (4, 8, 16, 32)
-
-
 @MODELS.register_module()
 class TinyMIMBackbone(ViT):
-    """Plain ViT with TinyMIM's four-level pyramid; any image height and width.
+    """Plain ViT with TinyMIM's four-level pyramid, or one level without a pyramid; any image height and width.
 
     Args:
         img_size: Size (pixels) at which positions are stored; other sizes are interpolated at run time.
@@ -32,7 +29,8 @@ class TinyMIMBackbone(ViT):
         rel_pos_bias: A relative-position bias table per block (the published fine-tuning setting).
         init_values: Layer-scale start value; None for none.
         drop_path_rate: Largest stochastic-depth rate of a linear ramp.
-        out_indices: The four blocks (0-based) whose outputs feed the levels. Blocks after the last one are not run.
+        out_indices: The four blocks (0-based) whose outputs feed the levels, or one: its map is the only level, as it
+            is. Blocks after the last one are not run.
         norm_cfg: MMSegmentation's normalisation of the pyramid. SyncBN becomes BN where training is not distributed.
         dist_token: A distillation token (TinyMIM*-T).
         last_dim: Width of LayerNorm -> Linear -> GELU after the last block (TinyMIM*-T: 1280).
@@ -84,7 +82,15 @@ class TinyMIMBackbone(ViT):
         for block in self.blocks[self.out_indices[-1] + 1 :]:
             block.requires_grad_(False)  # never run: DDP would wait for their gradients
 
-        D, norm_cfg = embed_dim, dict(norm_cfg or dict(type="SyncBN"))
+        self.fpn_names = self._make_pyramid(embed_dim, pyramid_dim, last_dim, dict(norm_cfg or dict(type="SyncBN")))
+        self.out_channels = (pyramid_dim or embed_dim,) * len(self.out_indices)
+
+    def _make_pyramid(
+        self, D: int, pyramid_dim: int | None, last_dim: int | None, norm_cfg: dict[str, Any]
+    ) -> tuple[str, ...]:
+        """Make what turns the taps into levels; return the names of its modules, from the finest."""
+        if len(self.out_indices) == 1:
+            return ()
         wide = pyramid_dim or D
         between = D if pyramid_dim is None else pyramid_dim // 2
         self.fpn1 = nn.Sequential(
@@ -101,17 +107,25 @@ class TinyMIMBackbone(ViT):
         else:
             self.fpn3 = nn.Conv2d(D, wide, kernel_size=1)
             self.fpn4 = nn.Sequential(nn.Conv2d(last_dim or D, wide, kernel_size=3, stride=2, padding=1))
-        self.out_channels = (wide, wide, wide, wide)
+        return ("fpn1", "fpn2", "fpn3", "fpn4")
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         """Images (B, 3, H, W), normalised -> levels (B, D or pyramid_dim, ceil(H/s), ceil(W/s)), s = 4, 8, 16, 32."""
-        height, width = images.shape[-2:]
-        taps = self.forward_intermediates(images, indices=self.out_indices, stop_early=True, intermediates_only=True)
-        levels = [fpn(tap) for fpn, tap in zip((self.fpn1, self.fpn2, self.fpn3, self.fpn4), taps, strict=True)]
-        return tuple(  # not -(-height // stride): ONNX rounds negative quotients towards zero
-            level[..., : (height + stride - 1) // stride, : (width + stride - 1) // stride]
-            for level, stride in zip(levels, STRIDES, strict=True)
-        )
+        return self.pyramid(self.trunk(images), images.shape[-2:])
+
+    def trunk(self, images: Tensor) -> list[Tensor]:
+        """Images (B, 3, H, W) -> the taps (B, D, ceil(H/16), ceil(W/16)), one a level."""
+        return self.forward_intermediates(images, indices=self.out_indices, stop_early=True, intermediates_only=True)
+
+    def pyramid(self, taps: Sequence[Tensor], size: Sequence[int]) -> tuple[Tensor, ...]:
+        """Taps, and the image's height and width in pixels -> the levels."""
+        if not self.fpn_names:
+            return tuple(taps)
+        levels = [getattr(self, name)(tap) for name, tap in zip(self.fpn_names, taps, strict=True)]
+        for i, stride in enumerate((4, 8)):  # cut off a ragged image's padding; 16 and 32 have the right size already
+            # not -(-side // stride): ONNX rounds negative quotients towards zero
+            levels[i] = levels[i][..., : (size[0] + stride - 1) // stride, : (size[1] + stride - 1) // stride]
+        return tuple(levels)
 
     def init_weights(self) -> None:
         """Load the file of ``init_cfg`` and print the report, or say that training starts from scratch.
@@ -177,7 +191,7 @@ def check_student(backbone: ViT, checkpoint: Checkpoint) -> None:
 def _check_taps(
     out_indices: Sequence[int], depth: int, patch_size: int, last_dim: int | None, pyramid_dim: int | None
 ) -> tuple[int, ...]:
-    """Return the four taps as rising numbers from 0."""
+    """Return the taps, four or one, as rising numbers from 0."""
     if patch_size != 16:
         raise ConfigError(
             f"patch_size={patch_size} gives no levels at strides 4, 8, 16, 32",
@@ -185,11 +199,17 @@ def _check_taps(
             "use patch_size=16",
         )
     taps = tuple(i % depth for i in out_indices if -depth <= i < depth)
-    if len(out_indices) != 4 or len(taps) != 4 or sorted(set(taps)) != list(taps):
+    if len(taps) not in (1, 4) or len(out_indices) != len(taps) or sorted(set(taps)) != list(taps):
         raise ConfigError(
             f"out_indices={tuple(out_indices)} does not fit {depth} blocks",
-            "the pyramid needs four different blocks in rising order, numbered from 0",
-            "for 12 blocks use (3, 5, 7, 11); for 4 blocks (0, 1, 2, 3)",
+            "the pyramid needs four different blocks in rising order, numbered from 0; one block needs no pyramid",
+            "for 12 blocks use (3, 5, 7, 11); for 4 blocks (0, 1, 2, 3); for a linear head (11,)",
+        )
+    if len(taps) == 1 and (pyramid_dim is not None or last_dim is not None):
+        raise ConfigError(
+            f"out_indices={tuple(out_indices)} with pyramid_dim={pyramid_dim}, last_dim={last_dim}",
+            "one block's map is handed on as it is, without a pyramid",
+            "leave pyramid_dim and last_dim out, or give four blocks",
         )
     if last_dim is not None and (pyramid_dim is None or taps[-1] != depth - 1):
         raise ConfigError(

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config
 
 from tinymim import compat
@@ -79,7 +80,7 @@ def set_data(
     *,
     splits: Sequence[str] = ("train", "val"),
 ) -> Layout:
-    """Point the data loaders at a folder and give both heads its number of classes; return the layout.
+    """Point the data loaders at a folder and give the heads its number of classes; return the layout.
 
     Raises:
         ConfigError: the config does not use ``TinyMIMSegDataset``.
@@ -110,29 +111,30 @@ def set_data(
     )
     for split in splits:
         layout.need(split)
-    for head in ("decode_head", "auxiliary_head"):
-        if cfg.model.get(head) is not None:
-            cfg.model[head].num_classes = len(layout.classes)
+    for head in heads(cfg):
+        head.num_classes = len(layout.classes)
     return layout
+
+
+def heads(cfg: Config) -> list[Any]:
+    """The nodes of all heads of a config; MMSegmentation takes one or a list under each name."""
+    found = [cfg.model.get(name) for name in ("decode_head", "auxiliary_head")]
+    return [head for part in found if part for head in (part if isinstance(part, list) else [part])]
 
 
 def set_device(cfg: Config, device: str | None, amp: bool) -> str:
     """Choose the device, the precision and the processes; SyncBN only on several GPUs. Return "cpu" or "cuda".
 
     Raises:
-        ConfigError: no such device, or ``amp`` without a GPU.
+        ConfigError: no such device.
     """
     kind = compat.use_device(device)
     distributed = compat.launched_processes() > 1
     if amp and kind == "cpu":
-        raise ConfigError(
-            "--amp needs a GPU",
-            "MMEngine's mixed precision runs on GPUs only, and this run uses the CPU",
-            "leave --amp out",
-        )
-    if amp:
-        import torch
-
+        cfg.optim_wrapper.type = "CpuAmpOptimWrapper"
+        if not torch.cpu._is_avx512_bf16_supported():
+            say("note: this CPU has no bfloat16 instructions; --amp will be slower than without")
+    elif amp:
         cfg.optim_wrapper.type = "AmpOptimWrapper"
         bf16 = torch.cuda.is_bf16_supported()
         cfg.optim_wrapper.dtype = "bfloat16" if bf16 else "float16"

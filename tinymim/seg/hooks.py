@@ -1,6 +1,7 @@
 """The run folder: config.py, env.json, metrics.jsonl, checkpoints/, segmentor.pth; and the progress line."""
 
 import copy
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -12,8 +13,9 @@ from mmengine.runner.base_loop import BaseLoop
 from mmseg.registry import HOOKS
 
 from tinymim.errors import ConfigError, TinyMIMError
-from tinymim.files import atomic_path, environment, sha256_file, versions, write_json
+from tinymim.files import atomic_path, describe_file, describe_files, note_output, versions, write_env
 from tinymim.models.checkpoints import save_torch
+from tinymim.models.vit import ViT
 from tinymim.progress import Progress
 from tinymim.seg.config import config_text
 from tinymim.seg.loop import bare_model
@@ -46,7 +48,17 @@ class RunFolderHook(Hook):
             return
         if is_main_process():
             Path(runner.work_dir).mkdir(parents=True, exist_ok=True)
-            write_json(Path(runner.work_dir) / "env.json", environment())
+            data, source = runner.train_dataloader.dataset, _student(runner.cfg)
+            write_env(
+                runner.work_dir,
+                {
+                    "student": describe_file(source) if source else None,
+                    "data": describe_files(data.layout.root, [path for pair in data.pairs for path in pair])
+                    if hasattr(data, "layout")
+                    else None,
+                    "config_sha256": hashlib.sha256(_plain_text(runner.cfg).encode()).hexdigest(),
+                },
+            )
         _check_classes(bare_model(runner.model), runner.train_dataloader.dataset.metainfo["classes"])
 
     def before_train(self, runner: Any) -> None:
@@ -174,26 +186,37 @@ def _check_classes(model: Any, classes: list[str]) -> None:
         )
 
 
-def write_segmentor(runner: Any, scores: dict[str, float], step: int) -> None:
-    """Write segmentor.pth: ``{"state_dict", "meta"}``, tensors and plain values only."""
-    model, cfg = bare_model(runner.model), runner.cfg
-    student = cfg.model.backbone.get("init_cfg") or {}
-    source = student.get("checkpoint")
+def _student(cfg: Any) -> str | None:
+    """The file the backbone starts from, if there is one."""
+    source = (cfg.model.backbone.get("init_cfg") or {}).get("checkpoint")
+    return source if source and os.path.isfile(source) else None
+
+
+def _plain_text(cfg: Any) -> str:
+    """The config as segmentor.pth stores it: weights come from the file itself."""
     plain = copy.deepcopy(cfg)
     plain.model.backbone.init_cfg = None
     plain.load_from, plain.resume = None, False
+    return config_text(plain)
+
+
+def write_segmentor(runner: Any, scores: dict[str, float], step: int) -> None:
+    """Write segmentor.pth: ``{"state_dict", "meta"}``, tensors and plain values only."""
+    model, cfg, folder = bare_model(runner.model), runner.cfg, Path(runner.work_dir)
+    student = json.loads((folder / "env.json").read_text())["inputs"]["student"] or {}
     pre, data = cfg.model.data_preprocessor, runner.train_dataloader.dataset.metainfo
     meta = {
-        "config": config_text(plain),
-        "backbone": dict(model.backbone.config),
+        "config": _plain_text(cfg),
+        "backbone": dict(model.backbone.config) if isinstance(model.backbone, ViT) else None,
         "classes": list(data["classes"]),
         "palette": [list(map(int, colour)) for colour in data["palette"]],
         "mean": list(map(float, pre["mean"])),
         "std": list(map(float, pre["std"])),
-        "student_sha256": sha256_file(source) if source and os.path.isfile(source) else None,
+        "student_sha256": student.get("sha256"),  # a resumed run does not name the student again
         "versions": versions(),
         "metrics": {name: float(value) for name, value in scores.items()},
         "step": step,
     }
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_torch({"state_dict": state, "meta": meta}, Path(runner.work_dir) / "segmentor.pth")
+    save_torch({"state_dict": state, "meta": meta}, folder / "segmentor.pth")
+    note_output(folder, "segmentor.pth")

@@ -1,7 +1,10 @@
-"""Layer-wise learning rates for fine-tuning: the deeper the layer, the larger its rate."""
+"""Layer-wise learning rates for fine-tuning (the deeper the layer, the larger its rate), and bfloat16 on the CPU."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
 from torch import Tensor, nn
@@ -87,3 +90,17 @@ class TinyMIMLayerDecayOptimizerConstructor:
         if last_name in (*_POSITIONAL, "dist_token", _TABLE):
             return self.published_quirks
         return True
+
+
+@OPTIM_WRAPPERS.register_module()
+class CpuAmpOptimWrapper(OptimWrapper):
+    """bfloat16 products in the forward pass on the CPU; weights, gradients and sums stay float32.
+
+    MMEngine's ``AmpOptimWrapper`` runs on GPUs only. bfloat16 has float32's range, so no loss scale is needed.
+    """
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """The context of a forward pass."""
+        with super().optim_context(model), torch.autocast("cpu", torch.bfloat16):
+            yield

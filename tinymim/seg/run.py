@@ -48,7 +48,7 @@ def train_segmentor(
         student: File with the backbone's weights, anything ``tinymim.load_weights`` reads.
         resume: Go on from the last checkpoint in ``work_dir``, exactly.
         overwrite: Empty ``work_dir`` first.
-        amp: Mixed precision (bf16, else fp16); GPUs only.
+        amp: Mixed precision: bfloat16 on CPUs and on GPUs that have it, else float16.
         device: "cpu", "cuda", "cuda:N"; default: a GPU where there is one.
         cfg_options: Overrides of the config, ``{"optim_wrapper.optimizer.lr": 1e-3}``.
         ignore_label: Id or ids to ignore, for folders without ``dataset.json``.
@@ -182,7 +182,7 @@ def _run_folder(cfg: Config, work_dir: Path, *, resume: bool, overwrite: bool) -
         kind, *words = told[0]
         raise kind(*words)
     cfg.work_dir, cfg.resume, cfg.load_from = str(work_dir), told[0] is not None, told[0]
-    if resume:
+    if cfg.resume:
         cfg.model.backbone.init_cfg = None  # every weight comes from the checkpoint
     return work_dir
 

@@ -1,0 +1,153 @@
+"""Masks as palette PNGs, photos with their classes laid over them, video frames in and out. numpy and Pillow; PyAV for video."""
+
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from tinymim.errors import ConfigError, DataError
+from tinymim.files import atomic_path
+
+VIDEOS = (".mp4", ".mov", ".m4v", ".mkv", ".avi", ".webm")
+Palette = Sequence[Sequence[int]]
+
+
+def palette_for(count: int) -> list[tuple[int, int, int]]:
+    """Distinct colours for files that carry none: the bits of the id, spread over red, green and blue (PASCAL VOC's)."""
+    ids = np.arange(count)
+    bits = [sum((ids >> (3 * i + channel) & 1) << (7 - i) for i in range(3)) for channel in range(3)]
+    return [(int(r), int(g), int(b)) for r, g, b in zip(*bits, strict=True)]
+
+
+def colour_table(palette: Palette) -> np.ndarray:
+    """uint8 (256, 3): the palette, black beyond it."""
+    table = np.zeros((256, 3), np.uint8)
+    table[: len(palette)] = np.array(palette, np.uint8)[:256]
+    return table
+
+
+def save_mask(mask_HW: np.ndarray, path: str | Path, palette: Palette) -> None:
+    """Write a mask as 8-bit palette PNG: pixel values are class ids, viewers show the colours. Atomic."""
+    image = Image.fromarray(mask_HW, "L")
+    image.putpalette(colour_table(palette).tobytes())
+    with atomic_path(path) as part:
+        image.save(part, "PNG")
+
+
+def blend(photo_HW3: np.ndarray, mask_HW: np.ndarray, palette: Palette, alpha: float) -> np.ndarray:
+    """The photo with ``alpha`` parts of its classes' colours, uint8 (H, W, 3)."""
+    colours = colour_table(palette)[mask_HW]
+    return np.rint((1 - alpha) * photo_HW3 + alpha * colours).astype(np.uint8)
+
+
+def with_legend(picture_HW3: np.ndarray, entries: Sequence[tuple[str, Sequence[int]]]) -> np.ndarray:
+    """The picture with a strip below it that names colours, as many lines as it takes."""
+    height, width = picture_HW3.shape[:2]
+    size = max(11, min(height, width) // 40)
+    font = ImageFont.load_default(size)
+    texts = [(name.encode("latin-1", "replace").decode("latin-1"), colour) for name, colour in entries]
+    places, x, y = [], size // 2, size // 2
+    for text, _ in texts:
+        wide = int(font.getlength(text)) + 3 * size
+        if x > size // 2 and x + wide > width:
+            x, y = size // 2, y + 2 * size
+        places.append((x, y))
+        x += wide
+    canvas = Image.new("RGB", (width, height + y + 2 * size), "white")
+    canvas.paste(Image.fromarray(picture_HW3), (0, 0))
+    draw = ImageDraw.Draw(canvas)
+    for (text, colour), (left, top) in zip(texts, places, strict=True):
+        top += height
+        draw.rectangle((left, top, left + size, top + size), fill=tuple(colour), outline="black")
+        draw.text((left + size * 3 // 2, top + size // 2), text, fill="black", font=font, anchor="lm")
+    return np.asarray(canvas)
+
+
+def save_picture(picture_HW3: np.ndarray, path: str | Path) -> None:
+    """Write a JPEG or PNG, by the suffix. Atomic."""
+    with atomic_path(path) as part:
+        image = Image.fromarray(picture_HW3)
+        if Path(path).suffix.lower() == ".png":
+            image.save(part, "PNG")
+        else:
+            image.save(part, "JPEG", quality=92)
+
+
+def import_av() -> Any:
+    """PyAV.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        import av
+    except ImportError as error:
+        raise ConfigError("video needs PyAV", f"it cannot be imported ({error})", 'pip install "tinymim[video]"') from error
+    return av
+
+
+class Video:
+    """Frames of a video file, upright.
+
+    Args:
+        path: The file.
+
+    Attributes:
+        rate: Frames a second.
+        frames: How many the file says it has; 0 where it does not say.
+
+    Raises:
+        ConfigError: PyAV is missing.
+        DataError: no such file, or no video in it.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path, av = Path(path), import_av()
+        try:
+            self.container = av.open(str(path))
+            self.stream = self.container.streams.video[0]
+        except (OSError, ValueError, IndexError) as error:  # PyAV's errors are these
+            raise self._damaged(error) from error
+        self.rate = Fraction(self.stream.average_rate or 25)
+        self.frames = int(self.stream.frames)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        try:
+            for frame in self.container.decode(self.stream):
+                turns = round(getattr(frame, "rotation", 0) / 90)  # degrees, counter-clockwise
+                yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
+        except (OSError, ValueError) as error:
+            raise self._damaged(error) from error
+        finally:
+            self.container.close()
+
+    def _damaged(self, error: object) -> DataError:
+        return DataError(f"cannot read the video {self.path}", str(error), "copy the file again, or convert it to .mp4")
+
+
+class VideoWriter:
+    """H.264 in an .mp4, frame by frame; odd sides lose their last row or column, as the format wants even ones."""
+
+    def __init__(self, path: Path, rate: Fraction) -> None:
+        self.container = import_av().open(str(path), "w", format="mp4")
+        self.rate, self.stream = rate, None
+
+    def add(self, picture_HW3: np.ndarray) -> None:
+        """Append a frame."""
+        import av
+
+        even = picture_HW3[: picture_HW3.shape[0] // 2 * 2, : picture_HW3.shape[1] // 2 * 2]
+        if self.stream is None:
+            self.stream = self.container.add_stream("libx264", rate=self.rate, options={"crf": "20"})
+            self.stream.height, self.stream.width, self.stream.pix_fmt = *even.shape[:2], "yuv420p"
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")
+        self.container.mux(self.stream.encode(frame))
+
+    def close(self) -> None:
+        """Write what is left and close the file."""
+        if self.stream is not None:
+            self.container.mux(self.stream.encode())
+        self.container.close()

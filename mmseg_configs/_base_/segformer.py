@@ -1,0 +1,18 @@
+# SegFormer's MLP head on a plain ViT: every level by a 1 x 1 convolution to the head's width (the backbone's), up-sampled
+# to stride 4 and fused by another.
+_base_ = ["upernet.py"]
+model = dict(
+    decode_head=dict(
+        _delete_=True,
+        type="SegformerHead",
+        in_channels=[192, 192, 192, 192],
+        in_index=[0, 1, 2, 3],
+        channels=192,
+        dropout_ratio=0.1,
+        num_classes=150,
+        norm_cfg=dict(type="SyncBN", requires_grad=True),
+        align_corners=False,
+        loss_decode=dict(type="CrossEntropyLoss", use_sigmoid=False, loss_weight=1.0),
+    ),
+    auxiliary_head=None,
+)

@@ -1,0 +1,8 @@
+# TinyMIM-T with Semantic FPN (128 wide) on CamVid, otherwise as upernet_tinymim_t_light_camvid.py.
+_base_ = ["_base_/fpn.py", "_base_/camvid.py"]
+model = dict(
+    data_preprocessor=dict(size=(240, 320)),
+    backbone=dict(img_size=(240, 320)),
+    decode_head=dict(num_classes=11),
+    test_cfg=dict(_delete_=True, mode="whole"),
+)

@@ -1,0 +1,251 @@
+"""``tinymim eval`` against tools/test_seg.py on real photos: whole, windows, padding, thresholds; files that do not fit."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.export.camvid import SLIDE, WHOLE, TorchEngine, write_folder, write_segmentor
+from tinymim import cli
+from tinymim.errors import CheckFailed, ConfigError, DataError
+from tinymim.seg import SegResult, test_segmentor
+from tinymim.seg.metric import SegMetric
+from tinymim_export import export
+from tinymim_export.metadata import load_proto, save_proto, write_metadata
+from tinymim_export.miou import evaluate, scores
+from tinymim_export.predict import Predictor, window_places
+from tinymim_export.runtime import open_engine
+
+
+@pytest.fixture(scope="session")
+def folder(shared, tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("camvid") / "data", shared / "data" / "camvid")
+
+
+@pytest.fixture(scope="session")
+def made(folder, tmp_path_factory):
+    """One model tested whole and in windows, exported once with free sizes and once at a window's size."""
+    root = tmp_path_factory.mktemp("eval")
+    whole = write_segmentor(root / "whole.pth", folder, test=WHOLE)
+    slide = write_segmentor(root / "slide.pth", folder, test=SLIDE)
+    free = export(whole, root / "free.onnx", dynamic=True)
+    fixed = export(slide, root / "fixed.onnx")
+    return {"whole": whole, "slide": slide, "free": free.onnx, "fixed": fixed.onnx}
+
+
+def their_masks(monkeypatch, checkpoint, folder):
+    """Scores and masks (photo -> uint8 (H, W)) of the PyTorch model, by the code of tools/test_seg.py."""
+    masks, process = {}, SegMetric.process
+
+    def record(self, batch, samples):
+        for sample in samples:
+            mask = sample["pred_sem_seg"]["data"][0].numpy().astype(np.uint8)
+            masks[Path(sample["img_path"]).stem] = mask
+        process(self, batch, samples)
+
+    monkeypatch.setattr(SegMetric, "process", record)
+    return test_segmentor(None, checkpoint, data_root=folder, device="cpu"), masks
+
+
+def hold(result, masks_folder, theirs, masks):
+    """mIoU within 0.01 points, 99.99 % of the pixels equal, and masks worth comparing."""
+    assert result.names == sorted(masks)
+    ours = {name: np.asarray(Image.open(masks_folder / f"{name}.png")) for name in masks}
+    total = sum(mask.size for mask in masks.values())
+    equal = sum(int((ours[name] == mask).sum()) for name, mask in masks.items())
+    shares = np.bincount(np.concatenate([m.ravel() for m in masks.values()])) / total
+    assert (shares > 0.005).sum() >= min(len(result.classes), 8), shares
+    assert equal / total >= 0.9999
+    assert abs(result.miou - theirs.miou) < 1e-4
+    assert result.constant_miou == pytest.approx(theirs.constant_miou, abs=1e-12)
+    assert result.confusion.sum() == theirs.confusion.sum()
+    return equal / total
+
+
+CASES = {
+    "whole": dict(),
+    "windows": dict(test=SLIDE),
+    "windows of a photo that is smaller": dict(test='mode="slide", crop_size=(300, 300), stride=(200, 200)'),
+    "stretched, corners aligned": dict(resize='dict(type="Resize", scale=(300, 250), keep_ratio=False)', align_corners=True),
+    "no resize": dict(resize=""),
+    "half, OpenCV's other path": dict(resize='dict(type="Resize", scale=(240, 180), keep_ratio=False)'),
+    "padded to a multiple": dict(pad="dict(size_divisor=64)", pad_val=1, align_corners=True),
+    "padded to a size, in windows": dict(pad="dict(size=(256, 320))", test=SLIDE),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_host_does_what_mmsegmentation_does(name, folder, tmp_path, monkeypatch):
+    """The network is PyTorch's on both sides, so what is compared is resize, padding, windows, up-sampling, decision."""
+    checkpoint = write_segmentor(tmp_path / "seg.pth", folder, **CASES[name])
+    engine = TorchEngine(checkpoint)
+    result = evaluate(None, folder, engine=engine, masks=tmp_path / "masks", quiet=True)
+    assert result.notes == []
+    hold(result, tmp_path / "masks", *their_masks(monkeypatch, checkpoint, folder))
+    if "pad" in name:
+        assert engine.shapes[0][2:] == ((256, 320) if "multiple" in name else (96, 128))
+
+
+@pytest.mark.parametrize("head", ["threshold=0.55,", ""])
+def test_one_channel_is_decided_by_threshold(head, shared, tmp_path, monkeypatch):
+    data = write_folder(tmp_path / "data", shared / "data" / "camvid", count=2, binary=True)
+    checkpoint = write_segmentor(tmp_path / "seg.pth", data, classes=2, channels=1, head=head)
+    result = evaluate(None, data, engine=TorchEngine(checkpoint), masks=tmp_path / "masks", quiet=True)
+    hold(result, tmp_path / "masks", *their_masks(monkeypatch, checkpoint, data))
+
+
+@pytest.mark.parametrize("mode", ["whole", "slide"])
+def test_the_file_scores_as_the_model(mode, made, folder, tmp_path, monkeypatch, capsys):
+    """The command on a real .onnx against test_seg.py; windows of a fixed file against those of its model."""
+    file = made["free"] if mode == "whole" else made["fixed"]
+    told = tmp_path / "eval.json"
+    argv = ["eval", file, "--data", str(folder), "--masks", str(tmp_path / "masks"), "--json", str(told)]
+    assert cli.main([*argv, "--markdown", str(tmp_path / "eval.md"), "--threads", "1"]) == 0
+    out = capsys.readouterr().out
+    assert f"(onnxruntime cpu, {mode}): mIoU " in out
+    assert "next: tinymim predict" in out
+    value = json.loads(told.read_text())
+    assert value["kind"] == "tinymim.eval"
+    assert value["sha256"] == open_engine(file, threads=1).sha256
+    result = evaluate(file, folder, threads=1, quiet=True)
+    assert value["mIoU"] == result.miou
+    assert value["photos"]["right"] == result.right_IC.tolist()
+    hold(result, tmp_path / "masks", *their_masks(monkeypatch, made[mode], folder))
+    assert (tmp_path / "eval.md").read_text().startswith(f"`{Path(file).name}` (onnxruntime cpu, {mode}, sha256 ")
+
+
+def test_counts_of_photos_add_up(made, folder):
+    result = evaluate(made["free"], folder, threads=1, limit=2, quiet=True)
+    every = evaluate(made["free"], folder, threads=1, quiet=True)
+    assert result.names == every.names[::2]
+    assert result.images == 2
+    assert "--limit: 2 of 4 photos, evenly spread" in result.notes
+    for counts, of_confusion in (
+        (every.right_IC, every.confusion.diagonal()),
+        (every.labelled_IC, every.confusion.sum(1)),
+        (every.predicted_IC, every.confusion.sum(0)),
+    ):
+        assert counts.dtype == np.int64
+        assert counts.shape == (4, 11)
+        np.testing.assert_array_equal(counts.sum(0), of_confusion)
+    np.testing.assert_array_equal(every.right_IC[::2], result.right_IC)
+
+
+def test_scores_are_those_of_training():
+    random = np.random.default_rng(0)
+    for matrix in (random.integers(0, 1000, (5, 5)), np.diag([3, 0, 4]), np.zeros((3, 3), int)):
+        theirs = SegResult.from_confusion(matrix, ["x"] * len(matrix), 1)
+        ours = scores(matrix.diagonal(), matrix.sum(1), matrix.sum(0))
+        for name, value in ours.items():
+            np.testing.assert_equal(value, getattr(theirs, name), name)
+
+
+def test_windows_are_placed_as_mmsegmentation_places_them():
+    assert window_places(200, 96, 64) == [(0, 96), (64, 160), (104, 200)]
+    assert window_places(96, 96, 64) == [(0, 96)]
+    assert window_places(50, 96, 64) == [(0, 50)]
+
+
+def test_a_file_of_one_size(made, folder):
+    with pytest.raises(ConfigError, match=r"takes 96x128 only, the photo comes to 200x267") as caught:
+        evaluate(made["fixed"], folder, mode="whole", threads=1, quiet=True)
+    assert "leave --mode whole out, add --resize-to-file" in caught.value.fix
+    result = evaluate(made["fixed"], folder, resize_to_file=True, threads=1, limit=1, quiet=True)
+    assert result.mode == "stretched"
+    assert "stretched to 96x128" in result.notes[0]
+    with pytest.raises(ConfigError, match="takes any size"):
+        evaluate(made["free"], folder, resize_to_file=True, threads=1, quiet=True)
+    with pytest.raises(ConfigError, match="windows are not stretched"):
+        evaluate(made["fixed"], folder, resize_to_file=True, mode="slide", threads=1, quiet=True)
+    with pytest.raises(ConfigError, match="says nothing about windows"):
+        evaluate(made["free"], folder, mode="slide", threads=1, quiet=True)
+
+
+def test_windows_of_a_file_whose_size_is_not_the_contracts(folder, tmp_path):
+    """Windows take the file's size and the contract's overlap, and the result says so."""
+    checkpoint = write_segmentor(tmp_path / "seg.pth", folder, test=SLIDE)
+    predictor = Predictor(engine=TorchEngine(checkpoint, size=(48, 64)))
+    assert (predictor.crop, predictor.stride) == ((48, 64), (32, 42))
+    assert predictor.notes == [
+        "windows of 48x64 every 32x42 pixels, the size of the file; not 96x128 as its contract says"
+    ]
+    with pytest.raises(ConfigError, match=r"takes 48x64 only, a window comes to 48x61"):
+        predictor.rule = {"scale": None}
+        predictor.mask(np.zeros((50, 61, 3), np.uint8))
+
+
+def strip(file, out, **metadata):
+    """The same graph without our metadata, as another tool would write it."""
+    proto = load_proto(file)
+    del proto.metadata_props[:]
+    write_metadata(proto, metadata)
+    save_proto(proto, out)
+    return str(out)
+
+
+def test_a_file_of_another_origin(made, folder, tmp_path, capsys):
+    bare = strip(made["free"], tmp_path / "bare.onnx")
+    assert cli.main(["eval", bare, "--data", str(folder)]) == 2
+    assert "add what it was trained with, e.g. ImageNet's --mean 123.675" in capsys.readouterr().err
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # torchvision's units of the same numbers
+    ours = evaluate(bare, folder, mean=mean, std=std, threads=1, limit=1, quiet=True)
+    theirs = evaluate(strip(made["free"], tmp_path / "b.onnx", mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375]),
+                      folder, threads=1, limit=1, quiet=True)  # fmt: skip
+    assert ours.miou == theirs.miou
+    assert ours.mode == "whole"
+    with pytest.raises(ConfigError, match="says itself how photos are normalised"):
+        evaluate(made["free"], folder, mean=mean, std=std, threads=1)
+    with pytest.raises(ConfigError, match="belong together"):
+        evaluate(bare, folder, mean=mean, threads=1)
+
+
+def test_wrong_classes_are_refused(made, folder, shared, tmp_path):
+    binary = write_folder(tmp_path / "binary", shared / "data" / "camvid", count=1, binary=True)
+    with pytest.raises(DataError, match="knows 11 classes"):
+        evaluate(made["free"], binary, threads=1, quiet=True)
+    bare = strip(made["free"], tmp_path / "bare.onnx", mean=[120.0] * 3, std=[60.0] * 3)
+    with pytest.raises(DataError, match="knows 11 classes"):
+        evaluate(bare, binary, threads=1, quiet=True)
+
+
+def test_values_that_are_no_numbers(folder, tmp_path):
+    engine = TorchEngine(write_segmentor(tmp_path / "seg.pth", folder))
+    engine.run = lambda images: np.full((1, 11, *images.shape[2:]), np.nan, np.float32)
+    with pytest.raises(CheckFailed, match="no numbers"):
+        evaluate(None, folder, engine=engine, quiet=True)
+
+
+def test_files_that_cannot_be_scored(exported, made, folder, tmp_path, capsys):
+    whole = Path(made["free"]).read_bytes()
+    (tmp_path / "cut.onnx").write_bytes(whole[: len(whole) // 2])
+    proto = load_proto(made["free"])
+    proto.opset_import[0].version = 99
+    save_proto(proto, tmp_path / "new.onnx")
+    for file, words in (
+        (tmp_path / "none.onnx", "does not exist"),
+        (tmp_path / "cut.onnx", "cut.onnx"),
+        (tmp_path / "new.onnx", "opset"),
+        (exported.features.onnx, "is a backbone"),
+    ):
+        assert cli.main(["eval", str(file), "--data", str(folder)]) == 2, file
+        assert words in capsys.readouterr().err
+    for options, words in (
+        (["--data", str(tmp_path / "nowhere")], "there is no folder"),
+        (["--data", str(folder), "--split", "train"], "no photos in"),
+        (["--data", str(folder), "--limit", "0"], "leaves no photo"),
+        (["--data", str(folder), "--precision", "bf16"], "setting of OpenVINO"),
+        (["--data", str(folder), "--provider", "tensorrt"], "TensorrtExecutionProvider"),
+    ):
+        assert cli.main(["eval", made["free"], *options]) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_openvino_scores_the_same_file(made, folder):
+    pytest.importorskip("openvino")
+    ours = evaluate(made["free"], folder, runtime="openvino", threads=1, limit=1, quiet=True)
+    assert ours.engine == "openvino cpu f32"
+    assert ours.miou == pytest.approx(evaluate(made["free"], folder, threads=1, limit=1, quiet=True).miou, abs=1e-4)
+
+

@@ -1,0 +1,63 @@
+"""``tinymim eval``: mIoU of a segmentor .onnx file on labelled photos; needs no PyTorch."""
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the verb."""
+    parser.add_argument("file", metavar="FILE.onnx", help="a segmentor")
+    parser.add_argument("--data", required=True, metavar="FOLDER", help="labelled photos in ADE20K layout")
+    parser.add_argument("--split", choices=["val", "train"], default="val", help="photos to score")
+    parser.add_argument("--limit", type=int, metavar="N", help="score N photos, evenly spread over the split")
+    parser.add_argument("--ignore-label", type=int, nargs="+", metavar="ID", help="label ids that count for nothing")
+    parser.add_argument("--reduce-zero-label", action=argparse.BooleanOptionalAction, default=None,
+                        help="label 0 means no class")  # fmt: skip
+    parser.add_argument("--masks", metavar="FOLDER", help="write every predicted mask there")
+    add_engine_arguments(parser)
+    parser.add_argument("--json", metavar="FILE", help="write the result as JSON")
+    parser.add_argument("--markdown", metavar="FILE", help="write the result as Markdown")
+
+
+def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    """How a file is opened and fed; shared with ``tinymim predict``."""
+    parser.add_argument("--mode", choices=["whole", "slide"], help="whole photos or windows; default: the file's contract")
+    parser.add_argument("--resize-to-file", action="store_true",
+                        help="stretch photos to the fixed size of the file, whatever its contract says")  # fmt: skip
+    parser.add_argument("--mean", type=float, nargs=3, metavar=("R", "G", "B"),
+                        help="normalisation of files without metadata: 0-255 units; 0-1 as torchvision writes it")  # fmt: skip
+    parser.add_argument("--std", type=float, nargs=3, metavar=("R", "G", "B"), help="the same")
+    parser.add_argument("--runtime", choices=["onnxruntime", "openvino"], default="onnxruntime", help="what runs the file")
+    parser.add_argument("--provider", choices=["cpu", "cuda", "tensorrt"], default="cpu",
+                        help="never falls back: an error instead")  # fmt: skip
+    parser.add_argument("--precision", choices=["f32", "bf16"], help="arithmetic of OpenVINO")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: every core of this process")
+
+
+def engine_options(args: argparse.Namespace) -> dict[str, object]:
+    """The keywords :func:`add_engine_arguments` stands for."""
+    names = ("mode", "resize_to_file", "mean", "std", "runtime", "provider", "precision", "threads")
+    return {name: getattr(args, name) for name in names}
+
+
+def run(args: argparse.Namespace) -> int:
+    """Score, print, write."""
+    from tinymim_export.miou import evaluate
+
+    result = evaluate(
+        args.file,
+        args.data,
+        split=args.split,
+        limit=args.limit,
+        ignore_label=args.ignore_label,
+        reduce_zero_label=args.reduce_zero_label,
+        masks=args.masks,
+        **engine_options(args),  # type: ignore[arg-type]
+    )
+    result.print()
+    if args.json:
+        result.to_json(args.json)
+    if args.markdown:
+        result.to_markdown(args.markdown)
+    print(f"next: tinymim predict {args.file} {args.data}/images --out masks --overlay" if args.json else
+          f"next: tinymim eval {args.file} --data {args.data} --json eval.json --masks masks")  # fmt: skip
+    return 0

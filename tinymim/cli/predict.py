@@ -1,0 +1,62 @@
+"""``tinymim predict``: masks of photos, folders and videos from a segmentor .onnx file; needs no PyTorch."""
+
+import argparse
+import json
+from pathlib import Path
+
+from tinymim.cli.eval import add_engine_arguments, engine_options
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the verb."""
+    parser.add_argument("file", metavar="FILE.onnx", help="a segmentor")
+    parser.add_argument("source", metavar="PHOTO|FOLDER|VIDEO", help="what to segment")
+    parser.add_argument("--out", required=True, metavar="FILE|FOLDER",
+                        help="mask.png of a photo; a folder of masks; overlay.mp4 of a video")  # fmt: skip
+    parser.add_argument("--overlay", action="store_true", help="also write photos with their classes laid over them")
+    parser.add_argument("--alpha", type=float, default=0.5, help="share of colour in overlays")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    parser.add_argument("--classes", metavar="FILE",
+                        help="names of files that carry none: a dataset.json, or a text with one name a line")  # fmt: skip
+    add_engine_arguments(parser)
+    parser.add_argument("--json", metavar="FILE", help="write sizes, milliseconds and shares of the classes as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Segment, print, write; 1 where a photo could not be read."""
+    from tinymim_export.masks import predict
+
+    result = predict(
+        args.file,
+        args.source,
+        args.out,
+        overlay=args.overlay,
+        alpha=args.alpha,
+        overwrite=args.overwrite,
+        classes=None if args.classes is None else read_names(args.classes),
+        **engine_options(args),
+    )
+    result.print()
+    if args.json:
+        result.to_json(args.json)
+    print(f"next: tinymim bench {args.file}" if args.overlay else
+          f"next: tinymim predict {args.file} {args.source} --out {args.out} --overlay --overwrite")  # fmt: skip
+    return 1 if result.skipped else 0
+
+
+def read_names(path: str) -> list[str]:
+    """Class names of a ``dataset.json``, or of a text file with one name a line.
+
+    Raises:
+        DataError: neither.
+    """
+    from tinymim.errors import DataError
+
+    try:
+        text = Path(path).read_text()
+        names = json.loads(text)["classes"] if path.endswith(".json") else text.split("\n")
+        return [name.strip() for name in names if name.strip()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"cannot read class names from {path}", str(error), 'write one name a line, or {"classes": ["road", "car"]}'
+        ) from error

@@ -1,0 +1,53 @@
+"""``tinymim report``: one page for a line of files, or two of them side by side; needs no PyTorch."""
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the verb."""
+    parser.add_argument(
+        "paths", nargs="*", metavar="PATH",
+        help="run folders, .onnx, .pth and result .json files, or folders searched for these. Two paths of one kind "
+        "(run folders of the same job, .onnx files, folders, lineage.json) are compared; anything else is one line",
+    )  # fmt: skip
+    parser.add_argument("--out", metavar="FILE.html", help="the page; default: report.html, or compare.html")
+    parser.add_argument("--line", action="store_true", help="put two paths of one kind into one line, do not compare")
+    parser.add_argument("--data", metavar="FOLDER", help="labelled folder, or photos: show where files differ most")
+    parser.add_argument("--ignore-label", type=int, nargs="+", metavar="ID", help="label ids that count for nothing")
+    parser.add_argument("--reduce-zero-label", action=argparse.BooleanOptionalAction, default=None,
+                        help="id 0 is no class and the classes start at 1")  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> int:
+    """Join or compare, print, write."""
+    from tinymim.errors import ConfigError
+    from tinymim_export.lineage import build_report, checked_out, compare_reports
+    from tinymim_export.versus import kind_of
+
+    paths = [Path(path) for path in args.paths]
+    kinds = [kind_of(path) for path in paths]
+    if len(paths) == 2 and kinds[0] is not None and kinds[0] == kinds[1] and not args.line:
+        if args.data:
+            raise ConfigError(
+                "--data does not go with a comparison",
+                "two paths of one kind are compared",
+                "add --line, or leave it out",
+            )
+        difference = compare_reports(*paths, checked_out(args.out or "compare.html"))
+        difference.print()
+        print(f"next: tinymim report {paths[0]} {paths[1]} --line --out report.html   # both in one line")
+        return 0
+    reading = {"ignore_label": args.ignore_label, "reduce_zero_label": args.reduce_zero_label} if args.data else {}
+    result = build_report(paths, args.out or "report.html", data=args.data, **reading)
+    result.print()
+    loose = [file.path for file in result.line.files if file.role == "onnx" and file.path]
+    unscored = [p for p in loose if not any(s.sha256 == f.sha256 for f in result.line.files if f.path == p
+                                            for s in result.line.scores)]  # fmt: skip
+    if unscored:
+        print(f"next: tinymim eval {unscored[0]} --data FOLDER --json {Path(unscored[0]).with_suffix('.eval.json')}")
+    elif len(loose) > 1:
+        print(f"next: tinymim report {loose[0]} {loose[1]}   # two of them side by side")
+    else:
+        print(f"next: tinymim bench {' '.join(loose) or 'FILE.onnx'} --json bench.json   # then report again")
+    return 0
