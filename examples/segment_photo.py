@@ -25,7 +25,7 @@ def steps(have, want, at, clamp):
 def resize_photo(photo, height, width):
     """OpenCV's bilinear resize, bit for bit: 11-bit weights, two roundings."""
     H, W = photo.shape[:2]
-    if (H, W) == (2 * height, 2 * width):
+    if photo.shape[:2] == (2 * height, 2 * width):
         return ((photo.reshape(height, 2, width, 2, 3).sum((1, 3), dtype=int) + 2) >> 2).astype(np.uint8)
     at = [((np.arange(n) + 0.5) * (1 / (n / m)) - 0.5).astype(np.float32) for n, m in ((height, H), (width, W))]
     top, bottom, *down = steps(H, height, at[0], clamp=False)
@@ -62,7 +62,9 @@ def main(file, path):
         height, width = (int(side * factor + 0.5) for side in size)
     else:
         height, width = scale[::-1] if scale else size
-    fixed = [side if isinstance(side, int) else free for side, free in zip(given.shape[2:], (height, width), strict=True)]
+    fixed = [
+        side if isinstance(side, int) else free for side, free in zip(given.shape[2:], (height, width), strict=True)
+    ]
     image = resize_photo(photo, *fixed)  # a file of one size: the photo is stretched to it
     if given.type != "tensor(uint8)":
         image = (image.astype(np.float32) - np.float32(told["mean"])) / np.float32(told["std"])
@@ -72,7 +74,7 @@ def main(file, path):
         mask = result[ys[:, None], xs]
     else:
         logits = resize_logits(result, *size, rule.get("align_corners", False))
-        mask = (logits.argmax(0) if len(logits) > 1 else 1 / (1 + np.exp(-logits[0])) > (rule.get("threshold") or 0.3))
+        mask = logits.argmax(0) if len(logits) > 1 else 1 / (1 + np.exp(-logits[0])) > (rule.get("threshold") or 0.3)
     palette = np.zeros((256, 3), np.uint8)
     palette[: len(told["palette"])] = told["palette"]
     out = Path(path).with_suffix("")

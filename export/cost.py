@@ -22,6 +22,7 @@ from tinymim_export.tables import billions, millions
 from tinymim_export.wrappers import PyramidGraph, SegmentorGraph, as_list
 
 PARTS = ("backbone", "pyramid", "head", "upsampling")
+NARROW = 64  # channels of the narrowest head and pyramid that are proposed
 
 
 @dataclass
@@ -40,6 +41,8 @@ class Pieces:
 
     parts: dict[str, Piece]
     unread: list[str]  # names of taps and levels the output does not depend on
+    taps: Any = None  # without values: on PyTorch's "meta" device
+    levels: Any = None
 
 
 def measure_cost(original: Original, size: tuple[int, int], boundaries: dict[str, list[str]]) -> dict[str, Any]:
@@ -52,7 +55,8 @@ def measure_cost(original: Original, size: tuple[int, int], boundaries: dict[str
 
     Returns:
         ``{"size": [H, W], "width": D, "head": class, "head_width": channels, "unread": [level names], "params", "macs",
-        "parts": {part: {"params", "macs", "tensors"}}}``; tensors are the names of what a part ends in.
+        "parts": {part: {"params", "macs", "tensors"}}, "narrower": [{"options", "macs": {part: macs}}]}``; tensors are
+        the names of what a part ends in, narrower says what other widths of head and pyramid would cost.
     """
     found = pieces(original, size)
     backbone: Any = getattr(original.model, "backbone", original.model)
@@ -67,6 +71,7 @@ def measure_cost(original: Original, size: tuple[int, int], boundaries: dict[str
         "head": None if head is None else type(head).__name__,
         "head_width": None if head is None else head.channels,
         "unread": [name for name in found.unread if name.startswith("level")],
+        "narrower": [] if head is None else narrower(original.model, found, size),
         "parts": parts,
         "params": sum(row["params"] for row in parts.values()),
         "macs": sum(row["macs"] for row in parts.values()),
@@ -95,7 +100,41 @@ def pieces(original: Original, size: tuple[int, int]) -> Pieces:
         read = parts["pyramid"].read
         flags |= {f"tap{i}": flag for i, flag in enumerate(read)}
     parts["backbone"] = _piece(lambda image: _some(graph.trunk(image), read), image)
-    return Pieces({part: parts[part] for part in PARTS if part in parts}, [name for name in flags if not flags[name]])
+    unread = [name for name in flags if not flags[name]]
+    return Pieces({part: parts[part] for part in PARTS if part in parts}, unread, taps, levels)
+
+
+def narrower(model: Any, found: Pieces, size: tuple[int, int]) -> list[dict[str, Any]]:
+    """Multiply-adds of the same segmentor with a narrower head, and with a narrower pyramid under the head it has."""
+    from mmseg.registry import MODELS
+
+    cfg, out = model.cfg.model, []
+    width = getattr(model.backbone, "embed_dim", None) or cfg.decode_head.channels // 2
+    aux = cfg.get("auxiliary_head")
+    with torch.device("meta"):
+        for channels in sorted({width, NARROW}, reverse=True):
+            options = f"model.decode_head.channels={channels}"
+            if isinstance(aux, dict) and aux.channels > channels:
+                options += f" model.auxiliary_head.channels={channels}"
+            try:
+                assert channels < cfg.decode_head.channels
+                head = MODELS.build({**cfg.decode_head, "channels": channels}).eval()
+            except AssertionError:  # no narrower, or a head that has its input's width
+                continue
+            out.append({"options": options, "macs": {"head": _piece(head, found.levels).macs}})
+        wide = as_list(found.levels)[0].shape[1]
+        if getattr(model.backbone, "fpn_names", ()) and not model.with_neck and wide > NARROW:
+            four = [NARROW] * 4
+            backbone = MODELS.build({**cfg.backbone, "pyramid_dim": NARROW}).eval()
+            head = MODELS.build({**cfg.decode_head, "in_channels": four}).eval()
+            image = torch.zeros(1, 3, *size)
+            pyramid = _piece(lambda taps: backbone.pyramid(taps, image.shape[-2:]), found.taps)
+            options = f"model.backbone.pyramid_dim={NARROW} model.decode_head.in_channels={four}".replace(", ", ",")
+            if isinstance(aux, dict):
+                options += f" model.auxiliary_head.in_channels={NARROW}"
+            macs = {"pyramid": pyramid.macs, "head": _piece(head, pyramid.out).macs}
+            out.append({"options": options, "macs": macs})
+    return out
 
 
 def _some(features: Any, read: Sequence[bool]) -> list[Tensor]:

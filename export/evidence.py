@@ -6,7 +6,7 @@ from typing import Any
 from tinymim_export.figures import MISSING, bars, percent, short, with_interval
 from tinymim_export.line import File, Line
 from tinymim_export.plots import escape
-from tinymim_export.report import charts, here, table
+from tinymim_export.report import here, table
 
 
 def candidates(line: Line) -> list[str]:
@@ -15,30 +15,33 @@ def candidates(line: Line) -> list[str]:
     for verdict in line.verdicts:
         rows = []
         for item in verdict["candidates"]:
+            if item.get("copy_of"):
+                continue
             word = str(item.get("verdict", ""))
             tone = "ok" if word == "PROMOTED" else "fail" if word == "REJECTED" else ""
             why = "".join(f"<li>{escape(text)}</li>" for text in item.get("reasons", []))
             why += "".join(f'<li class="missing">{escape(text)}</li>' for text in item.get("remarks", []))
             rows.append((with_interval(f"<b>{escape(item['name'])}</b>", escape(item["engine"])),
                          f'<span class="{tone}">{escape(word)}</span>', f"<ul>{why}</ul>" if why else ""))  # fmt: skip
+        rows += [(escape(what), "left out", escape(why)) for what, why in verdict.get("left_out", [])]
         blocks.append(table(("candidate", "verdict", "why"), rows, raw=True).replace("<table>", '<table class="why">'))
     return blocks
 
 
 def sensitivity(line: Line) -> list[str]:
-    blocks = []
+    """Bars of mIoU lost with one block in the other precision, and the classes that lose most."""
+    figures = []
     for value in line.sensitivity:
         rows = []
-        for item in value.get("rows", []):
-            worst = item.get("worst_classes") or []
-            names = ", ".join(w if isinstance(w, str) else str(w[0]) for w in worst[:2])
-            equal = f", {100 * item['equal_pixels']:.2f} % equal pixels" if item.get("equal_pixels") is not None else ""
-            lost = 100 * float(item["miou_drop"])
-            rows.append((str(item["block"]), lost, f"{-lost:+.2f}{equal}{f' ({names})' if names else ''}"))
-        file = line.file(value.get("sha256"))
-        title = f"{value.get('precision', '')} of {file.name if file else value.get('file', 'a file')}".strip()
-        blocks.append(bars(title, rows))
-    return [charts(*blocks)]
+        for item in value["rows"]:
+            worst = [f"{name} {-100 * lost:+.1f}" for name, lost in item["class_drop"].items() if lost > 0.0005][:2]
+            notes = [f"{-100 * item['drop']:+.2f}", f"{100 * item['equal_pixels']:.2f} % equal pixels", *worst]
+            label = "all of them" if item["block"] == "all" else str(item["block"])
+            rows.append((label, 100 * float(item["drop"]), ", ".join(notes)))
+        file = line.file(value["sha256"])
+        name = file.name if file and file.given else Path(str(value["file"])).name
+        figures.append(bars(f"{name}, {value['precision']}, {value['images']} photos", rows))
+    return figures
 
 
 def parity(line: Line, onnx: list[File]) -> list[str]:
@@ -114,7 +117,7 @@ def _stamp(env: dict[str, Any]) -> str:
     """A machine and the versions that matter, in one line."""
     versions = env.get("versions", {})
     told = [f"{name} {versions[name]}" for name in ("tinymim", "torch", "onnxruntime") if name in versions]
-    return ", ".join([f"{env['cpu']}, {env['cores']} cores"] * ("cpu" in env) + told)
+    return ", ".join(([f"{env['cpu']}, {env['cores']} cores"] if "cpu" in env else []) + told)
 
 
 def machines(line: Line) -> str:

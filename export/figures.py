@@ -64,8 +64,8 @@ def class_losses(
                 continue
             change = value - own
             tone, share = ("bad" if change < 0 else "good"), round(70 * abs(change) / strongest)
-            cells.append(f'<td style="background:color-mix(in srgb,var(--{tone}) {share}%,transparent)">'
-                         f"{100 * change:+.1f}</td>")  # fmt: skip
+            text = "0.0" if abs(change) < 0.0005 else f"{100 * change:+.1f}"
+            cells.append(f'<td style="background:color-mix(in srgb,var(--{tone}) {share}%,transparent)">{text}</td>')
         body.append(f"<tr>{''.join(cells)}</tr>")
     return f'<div class="scroll"><table class="heat"><tr>{head}</tr>{"".join(body)}</table></div>'
 
@@ -116,10 +116,10 @@ def with_interval(text: str, small: str) -> str:
 
 
 def interval_text(interval: Sequence[float] | None, scale: float, digits: int = 1) -> str:
-    """ " (58.1 to 63.0)" or nothing."""
+    """ "58.1 to 63.0", or nothing."""
     if not interval:
         return ""
-    low, high = (scale * v for v in interval)
+    low, high = (round(scale * v, digits) + 0.0 for v in interval)  # + 0.0: no "-0.0"
     return f"{low:.{digits}f} to {high:.{digits}f}"
 
 

@@ -122,6 +122,8 @@ class Time:
     Attributes:
         place: Machine, threads, batch and input size: times compare only where it is equal.
         interval: 95 % of the median, ms.
+        speed_up: Times as fast as ``against`` and its 95 % interval, from runs in turns.
+        against: "sha256 engine" of what it was timed in turns with.
     """
 
     sha256: str
@@ -132,6 +134,29 @@ class Time:
     p90_ms: float | None = None
     interval: list[float] | None = None
     peak_mib: float | None = None
+    speed_up: list[float] | None = None
+    against: str | None = None
+
+    @property
+    def key(self) -> str:
+        """What another time's ``against`` calls this one."""
+        return f"{self.sha256} {self.engine}"
+
+    def than(self, base: "Time") -> tuple[float, str]:
+        """How many times as fast as another time of the same place, and how sure that is: small print.
+
+        Runs in turns give the ratio and its interval; otherwise it is that of the medians.
+        """
+        if self.speed_up and self.against == base.key and self.source == base.source:
+            ratio, low, high = self.speed_up
+            sure = "" if not low <= 1 <= high else ", not distinguishable"
+            return ratio, f"{low:.2f} to {high:.2f}{sure}"
+        ratio = base.p50_ms / self.p50_ms
+        if self.source != base.source:
+            return ratio, "two sessions"
+        alike = self.interval and base.interval and self.interval[0] <= base.interval[1] and (
+            base.interval[0] <= self.interval[1])  # fmt: skip
+        return ratio, "not distinguishable" if alike else ""
 
 
 @dataclass
@@ -197,15 +222,23 @@ class Line:
             elif ("teacher", file.sha256) in asked:
                 file.role = "teacher"
         self.files.sort(key=self._place)
-        exact = {(s.sha256, s.engine) for s in self.scores if s.data and not s.data.startswith(TUNED)}
-        self.scores = [s for s in self.scores
-                       if not (s.data or "").startswith(TUNED) or (s.sha256, s.engine) not in exact]  # fmt: skip
+        self._settle_tuned()
         for score in self.scores:
             original = self.reference_score(score)
             if original is not None and original is not score:
                 score.loss = original.miou - score.miou
                 if original.counts and score.counts:
                     score.loss_interval = list(bootstrap_miou_drop(original.counts, score.counts))
+
+    def _settle_tuned(self) -> None:
+        """The tuner's summed-up scores give way to full ones of the same file; the rest are of the same photos."""
+        full = {(s.sha256, s.engine): s for s in self.scores if s.data and not s.data.startswith(TUNED)}
+        tuned = [s for s in self.scores if (s.data or "").startswith(TUNED)]
+        photos = {s.data: twin.data for s in tuned if (twin := full.get((s.sha256, s.engine))) is not None}
+        for score in tuned:
+            if (score.sha256, score.engine) in full:
+                self.scores.remove(score)
+            score.data = photos.get(score.data, score.data)
 
     def _place(self, file: File) -> tuple[Any, ...]:
         precision = PRECISIONS.index(file.precision) if file.precision in PRECISIONS else len(PRECISIONS)

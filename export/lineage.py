@@ -14,7 +14,7 @@ from tinymim.errors import ConfigError
 from tinymim.files import write_json
 from tinymim_export.figures import points
 from tinymim_export.line import Line, Row
-from tinymim_export.pages import write_line_page
+from tinymim_export.pages import letter, write_line_page
 from tinymim_export.shots import photo_rows
 from tinymim_export.sources import read_paths
 from tinymim_export.tables import markdown_table, text_table
@@ -37,23 +37,32 @@ class LineageResult:
         return json.dumps(self.line.to_dict(), indent=1)
 
     def table(self) -> list[list[str]]:
-        """Heading and one line a file and engine."""
-        lines = [["file", "role", "sha256", "MiB", "engine", "mIoU %", "against FP32", "p50 ms", "measured on"]]
+        """Heading and one line a file, engine and place of measuring (a letter, see :meth:`places`)."""
+        lines = [["file", "role", "sha256", "MiB", "engine", "mIoU %", "against FP32", "p50 ms", "on"]]
+        letters = self.places()
         for row in self.line.rows():
             for place in list(row.times) or [""]:
-                lines.append([*_cells(row), f"{row.times[place].p50_ms:.1f}" if place else "", place])
+                timed = [f"{row.times[place].p50_ms:.1f}", letters[place]] if place else ["", ""]
+                lines.append([*_cells(row), *timed])
         return lines
 
+    def places(self) -> dict[str, str]:
+        """Where times were taken -> A, B, ... as on the page."""
+        return {place: letter(i) for i, place in enumerate(self.line.places())}
+
     def to_markdown(self) -> str:
-        """The table, and what is missing."""
-        return markdown_table(self.table()) + "".join(f"\n{note}\n" for note in self.line.notes)
+        """The table, and what it needs to be read."""
+        return markdown_table(self.table()) + "".join(f"\n{text}\n" for text in self._remarks())
+
+    def _remarks(self) -> list[str]:
+        absent = sum(not file.given for file in self.line.files)
+        told = [f"p50 ms, {letter}: {place}" for place, letter in self.places().items()]
+        told += [f"note: {note}" for note in self.line.notes]
+        return told + ([f"note: {absent} file(s) of the line were not given"] if absent else [])
 
     def print(self) -> None:
         """The table for a terminal."""
-        print(text_table(self.table()))
-        print("".join(f"note: {note}\n" for note in self.line.notes), end="")
-        absent = sum(not file.given for file in self.line.files)
-        print(f"report: {self.report}" + (f" ({absent} file(s) of the line were not given)" if absent else ""))
+        print("\n".join([text_table(self.table()), *self._remarks(), f"report: {self.report}"]))
 
 
 def _cells(row: Row) -> list[str]:

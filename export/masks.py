@@ -149,7 +149,9 @@ def predict(
     predictor = Predictor(file, **options)
     if classes is not None:
         if predictor.classes is not None:
-            raise ConfigError(f"{predictor.name} names its classes itself", "they are in its metadata", "leave --classes out")
+            raise ConfigError(
+                f"{predictor.name} names its classes itself", "they are in its metadata", "leave --classes out"
+            )
         predictor.classes = list(classes)
     skipped: list[tuple[str, str]] = []
     if is_video:
@@ -166,7 +168,9 @@ def _jobs(source: Path, out: Path) -> list[tuple[Path, Path]]:
     """(photo, mask file) of what ``source`` and ``out`` name."""
     if source.is_file():
         if out.suffix and out.suffix.lower() != ".png":
-            raise ConfigError(f"a mask cannot be {out.suffix}", "class ids need a lossless format", "e.g. --out mask.png")
+            raise ConfigError(
+                f"a mask cannot be {out.suffix}", "class ids need a lossless format", "e.g. --out mask.png"
+            )
         return [(source, out if out.suffix and not out.is_dir() else out / f"{source.stem}.png")]
     if out.suffix.lower() in (".png", ".jpg", *VIDEOS) or out.is_file():
         raise ConfigError(f"{out} is no folder", f"{source} is one: it gives many masks", "e.g. --out masks")
@@ -179,11 +183,9 @@ def _jobs(source: Path, out: Path) -> list[tuple[Path, Path]]:
     )
     if not photos:
         raise DataError(f"no photos in {source}", "it holds no jpg, png, ... file", "choose a folder of photos")
-    shared = Counter(photo.with_suffix("") for photo in photos)
-    return [
-        (photo, out / photo.relative_to(source).with_name((photo.name if shared[photo.with_suffix("")] > 1 else photo.stem) + ".png"))
-        for photo in photos
-    ]  # fmt: skip
+    stems = Counter(photo.with_suffix("") for photo in photos)
+    names = [photo.stem if stems[photo.with_suffix("")] == 1 else photo.name for photo in photos]  # a.jpg beside a.png
+    return [(p, out / p.relative_to(source).with_name(f"{name}.png")) for p, name in zip(photos, names, strict=True)]
 
 
 def _overlay_path(mask: Path) -> Path:
@@ -201,8 +203,10 @@ def _check_photo_out(jobs: Sequence[tuple[Path, Path]], overlay: bool, overwrite
 def _check_video_out(source: Path, out: Path, overwrite: bool) -> None:
     if out.suffix and out.suffix.lower() != ".mp4":
         raise ConfigError(
-            f"a video cannot become {out}", "it gives an overlay video or a folder of masks", "e.g. --out overlay.mp4, or --out masks"
-        )  # fmt: skip
+            f"a video cannot become {out}",
+            "it gives an overlay video or a folder of masks",
+            "e.g. --out overlay.mp4, or --out masks",
+        )
     if out.exists() and out.samefile(source):
         raise ConfigError(f"--out is the video {source} itself", "it would be lost", "choose another --out")
     _refuse_existing(out if out.suffix else out / "000001.png", overwrite)
@@ -236,7 +240,7 @@ def _photos(
             palette = _palette(predictor)
             save_mask(mask, out, palette)
             if overlay:
-                names = [(f"{name} {100 * part:.0f} %", palette[i]) for i, name, part in ranked]
+                names = [(f"{name} {_percent(part)}", palette[i]) for i, name, part in ranked]
                 save_picture(with_legend(blend(photo, mask, palette, alpha), names), _overlay_path(out))
             over = str(_overlay_path(out)) if overlay else None
             share = {name: part for _, name, part in ranked}
@@ -288,6 +292,10 @@ def _video(predictor: Predictor, source: Path, out: Path, overlay: bool, alpha: 
     share = {name: part for _, name, part in _ranked(predictor, counts)}
     masks = None if to_mp4 else str(out)
     return PredictRow(str(source), masks, over, size, len(times), float(np.median(times)), share)
+
+
+def _percent(part: float) -> str:
+    return f"{100 * part:.0f} %" if part >= 0.005 else "< 1 %"
 
 
 def _palette(predictor: Predictor) -> Palette:

@@ -122,7 +122,9 @@ class EvalResult:
         print(text_table(self._rows()))
         for note in self.notes:
             print(f"note: {note}")
-        print(f"{Path(self.file).name} ({self.engine}, {self.mode}): {self.summary()} ({self.seconds:.0f} s)", flush=True)
+        print(
+            f"{Path(self.file).name} ({self.engine}, {self.mode}): {self.summary()} ({self.seconds:.0f} s)", flush=True
+        )
 
     def _rows(self) -> list[list[str]]:
         shares = self.labelled_IC.sum(0) / max(int(self.labelled_IC.sum()), 1)

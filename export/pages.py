@@ -8,7 +8,7 @@ from tinymim_export import evidence
 from tinymim_export.figures import INTERVAL_NOTE, class_losses, interval_text, percent, points, short, with_interval
 from tinymim_export.line import File, Line, Row, Score, Time
 from tinymim_export.plots import ScatterPoint, escape, scatter
-from tinymim_export.report import Section, cards, commands, flow, table, where_to_run, write_report
+from tinymim_export.report import Section, cards, commands, flow, table, verdict, where_to_run, write_report
 
 BUDGET = 0.005  # mIoU that the "fastest file" may lose, as a fraction
 
@@ -31,11 +31,12 @@ def write_line_page(line: Line, out: Path, *, title: str, shots: str = "", shots
         out,
         title,
         lead,
-        Section("In short", [_headline(line, rows), _verdicts(line)]),
+        Section("In short", [_headline(line, rows), _verdicts(line, rows)]),
         Section("The line", [_chain(line, file) for file in _ends(line)]),
         Section("Files", [_files(line, rows), _legend(line)], INTERVAL_NOTE),
-        Section("Fast against good", _pareto(line, rows), "Up and to the left is better. Times of one machine, one "
-                "number of threads and one input size a plot; scores of the same photos."),
+        Section("Fast against good", _pareto(line, rows), f"Up and to the left is better; ringed: the tuner's choice, "
+                f"else the fastest within {100 * BUDGET:g} points of FP32. One machine, number of threads and input size a plot; scores "
+                "of the same photos. Whiskers: 95 % of the median, and of the change against FP32 (paired)."),
         Section("What the candidates were told", evidence.candidates(line)),
         Section("What the masks look like", [shots], shots_note),
         Section("What each precision costs, class by class", _classes(line), "Change of the IoU against the FP32 file "
@@ -72,10 +73,22 @@ def baseline(line: Line, rows: Iterable[Row], place: str | None) -> Row | None:
 
 
 def fastest(rows: Iterable[Row], base: Row, place: str, budget: float = BUDGET) -> Row | None:
-    """The fastest row of the same checkpoint within ``budget`` of the original, on the same photos."""
+    """The fastest row within ``budget`` of the original on the same photos, timed in one session with it if any was."""
     good = [row for row in rows if place in row.times and row.score is not None
             and (row.score is base.score or (row.score.loss is not None and row.score.loss <= budget))]  # fmt: skip
-    return min(good, key=lambda row: row.times[place].p50_ms, default=None)
+    session = base.times[place].source if place in base.times else None
+    together = [row for row in good if row.times[place].source == session]
+    good = together if len(together) > 1 else good
+    if session is None:
+        return min(good, key=lambda row: row.times[place].p50_ms, default=None)
+    return max(good, key=lambda row: row.times[place].than(base.times[place])[0], default=None)
+
+
+def chosen(line: Line, rows: Iterable[Row], base: Row, place: str) -> Row | None:
+    """The tuner's winner where there is one timed at ``place``, else the fastest good row."""
+    winners = {(w["sha256"], w["engine"]) for value in line.verdicts if (w := value.get("winner"))}
+    found = [row for row in rows if (row.file.sha256, row.engine) in winners and place in row.times and row.score]
+    return found[0] if found else fastest(rows, base, place)
 
 
 def _headline(line: Line, rows: list[Row]) -> str:
@@ -93,12 +106,14 @@ def _headline(line: Line, rows: list[Row]) -> str:
         return cards([*items, ("size", f"{base.file.mib or 0:.1f} MiB", base.file.name, "")])
     own = base.times[place].p50_ms
     items.append(("FP32 in ONNX Runtime", f"{own:.1f} ms", "median of one photo", ""))
-    best = fastest(rows, base, place)
+    best = chosen(line, rows, base, place)
     if best is not None and best.score is not None and best.score is not base.score:
-        ms, mib = best.times[place].p50_ms, best.file.mib
+        mib = best.file.mib
+        ratio, sure = best.times[place].than(base.times[place])
+        what = "the tuner's choice" if line.verdicts else f"fastest within {100 * BUDGET:g} points"
         items += [
-            (f"fastest within {100 * BUDGET:g} points", f"{ms:.1f} ms", f"{label(best)}, {own / ms:.2f} times as fast",
-             "good" if ms < own else ""),
+            (what, f"{best.times[place].p50_ms:.1f} ms", label(best), "good" if ratio > 1 else ""),
+            ("times as fast", f"{ratio:.2f}", sure, "good" if ratio > 1 and "not" not in sure else ""),
             ("and its mIoU changes by", f"{points(best.score.loss or 0)} points", _loss_words(best.score), ""),
         ]  # fmt: skip
         if mib:
@@ -121,9 +136,31 @@ def label(row: Row) -> str:
     return " / ".join(words)
 
 
-def _verdicts(line: Line) -> str:
-    told = [v.get("verdict") or v.get("summary") for v in line.verdicts]
-    return "".join(f'<p class="verdict">{escape(text)}</p>' for text in told if isinstance(text, str))
+def _verdicts(line: Line, rows: list[Row]) -> str:
+    """The tuner's verdict, else the plain fact on the fastest good file."""
+    if line.verdicts:
+        return "".join(_tuned(value) for value in line.verdicts)
+    place = main_place(line)
+    base = baseline(line, rows, place)
+    if base is None or base.score is None or place is None or place not in base.times:
+        return ""
+    best = fastest(rows, base, place)
+    if best is None or best.score is None or best.score is base.score:
+        return verdict(f"no file measured here is faster than FP32 and within {100 * BUDGET:g} points of it", False)
+    ratio, sure = best.times[place].than(base.times[place])
+    return verdict(f"the file {best.file.name} on {best.engine} is {ratio:.2f} times as fast as {base.file.name}"
+                   f"{f' ({sure})' if sure else ''} and changes its mIoU by {points(best.score.loss or 0)} points",
+                   ratio > 1 and "not" not in sure)  # fmt: skip
+
+
+def _tuned(value: dict[str, Any]) -> str:
+    """What the tuner decided."""
+    winner, budget = value.get("winner"), value.get("budget") or {}
+    limits = f"at most {budget.get('max_miou_drop')} points lost, {budget.get('min_speedup')} times as fast"
+    if not winner:
+        return verdict(f"tuning promoted nothing ({limits})", False)
+    return verdict(f"tuning chose {winner['name']} on {winner['engine']} ({limits}): {winner['p50_ms']:.1f} ms, "
+                   f"{points(winner['drop'])} points of mIoU; {value.get('why', '')}", True)  # fmt: skip
 
 
 def _ends(line: Line) -> list[File]:
@@ -168,20 +205,15 @@ def _box(line: Line, file: File) -> list[str]:
 def _files(line: Line, rows: list[Row]) -> str:
     """One line a file and engine: size, mIoU and latency side by side."""
     places, sets = line.places(), line.data_sets()
-    head = ["file", "MiB", "parameters", "multiply-adds", "engine", "mIoU", "against FP32"]
-    head += ["p50 ms" if len(places) == 1 else f"p50 ms ({_letter(i)})" for i in range(len(places))]
+    head = ["file", "mIoU", "against FP32"]
+    head += ["p50 ms" if len(places) == 1 else f"p50 ms ({letter(i)})" for i in range(len(places))]
+    head += ["engine", "MiB", "parameters"]
     base = {place: baseline(line, rows, place) for place in places}
     body, seen = [], set()
     for row in rows:
-        file, fresh = row.file, row.file.sha256 not in seen
+        file, score, fresh = row.file, row.score, row.file.sha256 not in seen
         seen.add(file.sha256)
-        cells = [_name(file) if fresh else '<span class="missing">same file</span>']
-        cells.append(f"{file.mib:.1f}" if file.mib and fresh else "")
-        cells.append(f"{file.parameters / 1e6:.2f} M" if file.parameters and fresh else "")
-        macs = f"{file.macs / 1e9:.2f} G" if file.macs and fresh else ""
-        cells.append(with_interval(macs, f"at {'x'.join(map(str, file.size))}" if macs and file.size else ""))
-        cells.append(escape(row.engine or ""))
-        score = row.score
+        cells = [_name(file) if fresh else f'<span class="missing">{escape(file.name)}, again</span>']
         if score is None:
             cells += ['<span class="missing">not scored</span>' if file.role == "onnx" else "", ""]
         else:
@@ -192,8 +224,13 @@ def _files(line: Line, rows: list[Row]) -> str:
             change = f"<span{tone}>{points(score.loss)}</span>" if score.loss is not None else ""
             cells.append(with_interval(change, interval_text(low_high, 100, 2)))
         cells += [_time_cell(row.times.get(place), base[place], place) for place in places]
+        cells.append(with_interval(escape(row.engine or ""), escape(score.mode or "") if score else ""))
+        cells.append(f"{file.mib:.1f}" if file.mib and fresh else "")
+        macs = f"{file.macs / 1e9:.2f} G multiply-adds" if file.macs else ""
+        macs += f" at {'x'.join(map(str, file.size))}" if macs and file.size else ""
+        cells.append(with_interval(f"{file.parameters / 1e6:.2f} M", macs) if file.parameters and fresh else "")
         body.append(cells)
-    return table(head, body, raw=True)
+    return table(head, body, raw=True).replace("<table>", '<table class="files">')
 
 
 def _name(file: File) -> str:
@@ -209,28 +246,28 @@ def _name(file: File) -> str:
 def _time_cell(time: Time | None, base: Row | None, place: str) -> str:
     if time is None:
         return ""
-    small = [interval_text(time.interval, 1)] if time.interval else []
+    small = interval_text(time.interval, 1)
     if base is not None and place in base.times and base.times[place] is not time:
-        ratio = base.times[place].p50_ms / time.p50_ms
-        other = "" if base.times[place].source == time.source else ", another session"
-        small.append(f"{ratio:.2f} x FP32{other}")
-    return with_interval(f"{time.p50_ms:.1f}", "; ".join(small))
+        ratio, sure = time.than(base.times[place])
+        small += f"<br>{ratio:.2f} x FP32{f' ({sure})' if sure else ''}"
+    return with_interval(f"{time.p50_ms:.1f}", small)
 
 
-def _letter(index: int) -> str:
+def letter(index: int) -> str:
+    """A, B, ... for the columns of times."""
     return chr(ord("A") + index % 26)
 
 
 def _legend(line: Line) -> str:
     """Which machine and which photos the columns mean."""
     places, sets = line.places(), line.data_sets()
-    said = [f"p50 ms: {places[0]}" if len(places) == 1 else f"({_letter(i)}) {place}" for i, place in enumerate(places)]
+    said = [f"p50 ms: {places[0]}" if len(places) == 1 else f"({letter(i)}) {place}" for i, place in enumerate(places)]
     if len(places) > 1:
         said.append("times of different columns are of different machines, threads or inputs: do not compare them")
     for i, data in enumerate(sets):
-        score = next(s for s in line.scores if s.data == data)
-        photos = f"{score.images} photos" if score.images else "photos"
-        where = f"{photos} of {score.folder or 'a folder that was not given'}"
+        found = [s for s in line.scores if s.data == data]
+        folder = next((s.folder for s in found if s.folder), "a folder that was not recorded")
+        where = f"{found[0].images or 'some'} photos of {folder}"
         said.append(
             f"mIoU{f' ({i + 1})' if len(sets) > 1 else ''}: {where}" + ("" if data else ", labels not recorded")
         )
@@ -245,39 +282,40 @@ def _pareto(line: Line, rows: list[Row]) -> list[str]:
         for data in line.data_sets():
             here_ = [row for row in rows if place in row.times and row.score is not None and row.score.data == data]
             base = baseline(line, here_, place)
-            best = fastest(here_, base, place) if base else None
-            spots = [
-                ScatterPoint(label(row), row.times[place].p50_ms, 100 * row.score.miou,
-                             _pair(row.times[place].interval), _pair(row.score.interval, 100),
-                             row.file.precision or "unknown", row is best)
-                for row in here_ if row.score is not None
-            ]  # fmt: skip
+            best = chosen(line, here_, base, place) if base else None
+            spots = [_spot(row, row.score, row.times[place], row is best) for row in here_ if row.score is not None]
+            spots = list({(spot.name, spot.x, spot.y): spot for spot in spots}.values())  # the winner has a copy
+            sessions = {row.times[place].source for row in here_}
+            note = f" (times of {len(sessions)} sessions)" if len(sessions) > 1 else ""
             if len(spots) > 1:
-                ringed = f" Ringed: fastest within {100 * BUDGET:g} points of FP32." if best else ""
-                plots.append(scatter(f"{place}.{ringed}", spots, "p50 ms", "mIoU %"))
+                plots.append(scatter(f"{place}{note}", spots, "p50 ms", "mIoU %"))
     return plots
 
 
-def _pair(interval: Sequence[float] | None, scale: float = 1) -> tuple[float, float] | None:
-    return (scale * interval[0], scale * interval[1]) if interval else None
+def _spot(row: Row, score: Score, time: Time, best: bool) -> ScatterPoint:
+    """A row as a point; its whiskers are the interval of the median, and of the change against FP32 (paired)."""
+    lost = score.loss_interval
+    span = (
+        (100 * (score.miou + (score.loss or 0) - lost[1]), 100 * (score.miou + (score.loss or 0) - lost[0]))
+        if lost
+        else None
+    )
+    ms = (time.interval[0], time.interval[1]) if time.interval else None
+    return ScatterPoint(label(row), time.p50_ms, 100 * score.miou, ms, span, row.file.precision or "unknown", best)
 
 
 def _classes(line: Line) -> list[str]:
     """One heat table for every FP32 original and set of photos."""
-    groups: dict[int, tuple[Score, list[Score]]] = {}
-    for score in line.scores:
-        original = line.reference_score(score)
-        if original is not None and original is not score and score.class_iou:
-            groups.setdefault(id(original), (original, []))[1].append(score)
+    groups: dict[int, tuple[Score, list[Row]]] = {}
+    for row in line.rows():
+        original = line.reference_score(row.score) if row.score and row.score.class_iou else None
+        if original is not None and original is not row.score:
+            groups.setdefault(id(original), (original, []))[1].append(row)
     blocks = []
     for original, others in groups.values():
-        names = []
-        for score in others:
-            file = line.file(score.sha256)
-            assert file is not None
-            names.append((label(Row(file, score.engine, score, {})), score.class_iou))
+        columns = [(label(row), row.score.class_iou) for row in others if row.score]
         reference = line.file(original.sha256)
         palette = reference.palette if reference else None
         colours = dict(zip(original.class_iou, palette, strict=False)) if palette else None
-        blocks.append(class_losses(names, original.class_iou, colours))  # type: ignore[arg-type]
+        blocks.append(class_losses(columns, original.class_iou, colours))  # type: ignore[arg-type]
     return blocks

@@ -1,4 +1,4 @@
-"""Masks as palette PNGs, photos with their classes laid over them, video frames in and out. numpy and Pillow; PyAV for video."""
+"""Masks as palette PNGs, photos with their classes laid over them, video frames. numpy and Pillow; PyAV for video."""
 
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -16,7 +16,7 @@ Palette = Sequence[Sequence[int]]
 
 
 def palette_for(count: int) -> list[tuple[int, int, int]]:
-    """Distinct colours for files that carry none: the bits of the id, spread over red, green and blue (PASCAL VOC's)."""
+    """Distinct colours for files that carry none: the bits of the id, spread over the channels (PASCAL VOC's)."""
     ids = np.arange(count)
     bits = [sum((ids >> (3 * i + channel) & 1) << (7 - i) for i in range(3)) for channel in range(3)]
     return [(int(r), int(g), int(b)) for r, g, b in zip(*bits, strict=True)]
@@ -85,7 +85,9 @@ def import_av() -> Any:
     try:
         import av
     except ImportError as error:
-        raise ConfigError("video needs PyAV", f"it cannot be imported ({error})", 'pip install "tinymim[video]"') from error
+        raise ConfigError(
+            "video needs PyAV", f"it cannot be imported ({error})", 'pip install "tinymim[video]"'
+        ) from error
     return av
 
 
@@ -133,7 +135,8 @@ class VideoWriter:
 
     def __init__(self, path: Path, rate: Fraction) -> None:
         self.container = import_av().open(str(path), "w", format="mp4")
-        self.rate, self.stream = rate, None
+        self.rate = rate
+        self.stream: Any = None
 
     def add(self, picture_HW3: np.ndarray) -> None:
         """Append a frame."""

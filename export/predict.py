@@ -141,7 +141,8 @@ class Predictor:
         scale = self.rule.get("scale")
         if self.stretch:
             height, width = self.engine.size
-            assert height is not None and width is not None
+            assert height is not None
+            assert width is not None
             return height, width
         if scale is None:
             return size
@@ -159,7 +160,9 @@ class Predictor:
             return image_3hw
         value: Any = np.full(3, pad.get("value", 0), np.float32)
         if image_3hw.dtype == np.uint8:
-            value = np.clip(np.rint(np.float32(self.contract["mean"]) + value * np.float32(self.contract["std"])), 0, 255)
+            value = np.clip(
+                np.rint(np.float32(self.contract["mean"]) + value * np.float32(self.contract["std"])), 0, 255
+            )
         out = np.empty((3, sides[0] + more[0], sides[1] + more[1]), image_3hw.dtype)
         out[:] = value[:, None, None].astype(image_3hw.dtype)
         out[:, : sides[0], : sides[1]] = image_3hw
@@ -262,9 +265,7 @@ class Predictor:
         parts = [s / t for s, t in zip(strides, told, strict=True)] if told and strides else [2 / 3, 2 / 3]
         stride = (max(1, round(crop[0] * parts[0])), max(1, round(crop[1] * parts[1])))
         why = f"not {told[0]}x{told[1]} as its contract says" if told else "its contract tests whole photos"
-        self._note(
-            f"windows of {crop[0]}x{crop[1]} every {stride[0]}x{stride[1]} pixels, the size of the file; {why}"
-        )
+        self._note(f"windows of {crop[0]}x{crop[1]} every {stride[0]}x{stride[1]} pixels, the size of the file; {why}")
         return crop, stride
 
     def _set_normalisation(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
@@ -280,7 +281,9 @@ class Predictor:
             return
         if mean is None or std is None or len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise ConfigError(
-                "--mean and --std belong together", "three values each, of red, green, blue; std above 0", f"e.g. {IMAGENET}"
+                "--mean and --std belong together",
+                "three values each, of red, green, blue; std above 0",
+                f"e.g. {IMAGENET}",
             )
         if has or inside:
             raise ConfigError(

@@ -92,14 +92,24 @@ def resize_float(
     start, stop = int(top.min()), int(bottom.max()) + 1
     band = logits_CHW[:, start:stop]
     if logits_CHW.shape[2] != size[1]:
-        band = band[:, :, left] * of_left + band[:, :, right] * of_right
-    if logits_CHW.shape[1] == size[0]:
-        return band
-    return band[:, top - start] * of_top[:, None] + band[:, bottom - start] * of_bottom[:, None]
+        band = _mix(band, 2, (left, right), (of_left, of_right))
+    if logits_CHW.shape[1] != size[0]:
+        band = _mix(band, 1, (top - start, bottom - start), (of_top[:, None], of_bottom[:, None]))
+    return band
+
+
+def _mix(values: np.ndarray, axis: int, at: Sequence[np.ndarray], weights: Sequence[np.ndarray]) -> np.ndarray:
+    """Weighted sum of two neighbours along an axis."""
+    out = values.take(at[0], axis)
+    out *= weights[0]
+    more = values.take(at[1], axis)
+    more *= weights[1]
+    out += more
+    return out
 
 
 def _taps(have: int, want: int, align_corners: bool) -> tuple[np.ndarray, ...]:
-    """For one side: the two source indices of every target value and their float32 weights, as PyTorch computes them."""
+    """For one side: the two source indices of every target value and their float32 weights, as PyTorch has them."""
     i = np.arange(want, dtype=np.float32)
     if align_corners:
         at = i * np.float32((have - 1) / (want - 1) if want > 1 else 0)

@@ -12,7 +12,7 @@ from tinymim_export.line import Counts, File, Line
 from tinymim_export.photos import PHOTOS
 from tinymim_export.plots import data_uri, escape, mask_image
 
-LOOKED_AT, SHOWN, FILES = 12, 2, 6  # photos run for each file, photos shown of them, files shown
+LOOKED_AT, SHOWN, FILES = 12, 2, 8  # photos run for each file, photos shown of them, files shown
 WIDTH = 360  # pixels of a picture on the page
 Photo = tuple[str, Path, Path | None]  # name, photo, label
 
@@ -37,6 +37,11 @@ def photo_rows(line: Line, folder: Path, **reading: Any) -> tuple[str, str]:
             "no .onnx was given together with the FP32 file it stands for",
             "add the FP32 .onnx of the same checkpoint, or leave --data out",
         )
+    all_pairs = len(pairs)
+    pairs = list({(file.kind, line.checkpoint(file)): (original, file) for original, file in pairs[::-1]}.values())[
+        ::-1
+    ]
+    pairs = [(a, b) for a, b in pairs if b.kind != a.kind] or pairs
     photos, layout = _photos(folder, **reading)
     for _, file in pairs:
         if layout is not None and file.palette and len(file.palette) != len(layout.classes):
@@ -46,7 +51,7 @@ def photo_rows(line: Line, folder: Path, **reading: Any) -> tuple[str, str]:
                 "give the folder it was trained for, or a folder of photos without labels",
             )
     masks: dict[str, _Masks] = {}
-    blocks = []
+    blocks, stretched = [], False
     for original, file in pairs[:FILES]:
         print(f"comparing masks: {file.name} with {original.name}", flush=True)
         sides = [masks.setdefault(f.sha256, _Masks(f)) for f in (original, file)]
@@ -55,7 +60,10 @@ def photo_rows(line: Line, folder: Path, **reading: Any) -> tuple[str, str]:
             first, second = (side.of(photo[1]) for side in sides)
             ranked.append((float((first != second).mean()), photo, first, second))
         ranked.sort(key=lambda item: (-item[0], item[1][0]))
-        shown = []
+        stretched = stretched or any(side.predictor.stretch for side in sides)
+        mean = 100 * float(np.mean([item[0] for item in ranked]))
+        blocks.append(f"<h3>{escape(file.name)} ({escape(file.kind)})</h3>")
+        blocks.append(f'<p class="note">{mean:.2f} % of the pixels differ over {len(ranked)} photos looked at.</p>')
         for share, (name, path, label), first, second in ranked[:SHOWN]:
             truth = layout.read_label(label) if layout is not None and label is not None else None
             if truth is not None and truth.shape != first.shape:
@@ -64,21 +72,23 @@ def photo_rows(line: Line, folder: Path, **reading: Any) -> tuple[str, str]:
                     "a label gives a class to every pixel of its photo",
                     "make both the same size",
                 )
-            shown.append(_row(f"{name}: {100 * share:.2f} % of the pixels differ", path, first, second, truth, file))
-        mean = 100 * float(np.mean([item[0] for item in ranked]))
-        heading = f"{file.name} ({file.kind}): {mean:.2f} % of the pixels differ over {len(ranked)} photos looked at"
-        blocks.append(f"<h3>{escape(heading)}</h3>{''.join(shown)}")
+            if share > 0:
+                blocks.append(_row(f"{name}: {100 * share:.2f} % differ", path, first, second, truth, file))
         if original.sha256 != pairs[0][0].sha256:
             masks.pop(original.sha256, None)
         masks.pop(file.sha256, None)
-    more = f" {len(pairs) - FILES} more files are not shown." if len(pairs) > FILES else ""
+    how = ", stretched to the size of the file" if stretched else ""
+    left = all_pairs - len(pairs[:FILES])
+    more = f" One file of each precision and graph; {left} more not shown." if left else ""
     known = [(WORSE, "the FP32 file was right"), (BETTER, "this file is right")] if layout is not None else []
     keys = legend(*known, (OTHER, "differ, neither is right or nobody knows"))
-    return keys + "".join(blocks), f"Photos of {folder.name} on which the masks differ most, run by ONNX Runtime.{more}"
+    return keys + "".join(
+        blocks
+    ), f"Photos of {folder.name} on which the masks differ most, run by ONNX Runtime{how}.{more}"
 
 
 class _Masks:
-    """Masks of one file, remembered."""
+    """Masks of one file, remembered. Where its contract leads to another size than its own, photos are stretched."""
 
     def __init__(self, file: File) -> None:
         from tinymim_export.predict import Predictor
@@ -88,10 +98,17 @@ class _Masks:
 
     def of(self, path: Path) -> np.ndarray:
         """Class ids at the photo's size."""
-        from tinymim_export.predict import read_photo
+        from tinymim_export.predict import Predictor, read_photo
 
         if path not in self.known:
-            self.known[path] = self.predictor.mask(read_photo(path))
+            photo = read_photo(path)
+            try:
+                self.known[path] = self.predictor.mask(photo)
+            except ConfigError:
+                if self.predictor.stretch:
+                    raise
+                self.predictor = Predictor(engine=self.predictor.engine, resize_to_file=True)
+                self.known[path] = self.predictor.mask(photo)
         return self.known[path]
 
 
@@ -143,6 +160,8 @@ def _row(
         (file.kind or "this file", data_uri(mask_image(second_HW, palette), width=WIDTH)),
         ("difference", data_uri(difference_image(photo, first_HW, second_HW, truth_HW), width=WIDTH)),
     ]
-    cells = "".join(f'<div><img src="{uri}" alt="{escape(name)}"><span>{escape(name)}</span></div>'
-                    for name, uri in pictures)  # fmt: skip
-    return f'<p class="note">{escape(caption)}</p><div class="quad">{cells}</div>'
+    cells = []
+    for name, uri in pictures:
+        kind = ' class="mask"' if uri.startswith("data:image/png") else ""
+        cells.append(f'<div><img{kind} src="{uri}" alt="{escape(name)}"><span>{escape(name)}</span></div>')
+    return f'<p class="note">{escape(caption)}</p><div class="quad">{"".join(cells)}</div>'

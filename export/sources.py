@@ -186,14 +186,15 @@ def _eval(value: dict[str, Any], source: str) -> Line:
 
 
 def _bench(value: dict[str, Any], source: str) -> Line:
-    return Line(times=[_time(row, value["environment"], source) for row in value["rows"]])
+    rows = value["rows"]
+    return Line(times=[_time(row, value["environment"], source, rows[0]) for row in rows])
 
 
 def _tune(value: dict[str, Any], source: str) -> Line:
     """The tuner's candidates; its scores give way to those of tinymim eval (folder "scores" beside it)."""
     line = Line(verdicts=[value | {"source": source}])
     for row in value["candidates"]:
-        line.times.append(_time(row, value["environment"], source))
+        line.times.append(_time(row, value["environment"], source, value["candidates"][0]))
         score = _score(row, row["sha256"], _engine(row), source)
         photos = [TUNED, source, score.folder, score.images, score.mode]
         score.data = " ".join(map(str, photos))
@@ -207,7 +208,7 @@ def _demo(value: dict[str, Any], source: str) -> Line:
     """The demo's record: latency and mIoU of its file; its score names no photos, so it compares with nothing."""
     line, measured = Line(), value["stages"].get("measure", {})
     for row in measured.get("rows", []):
-        line.times.append(_time(row, measured.get("environment", value["environment"]), source))
+        line.times.append(_time(row, measured.get("environment", value["environment"]), source, row))
     if line.times and "onnx" in measured:
         line.scores.append(_score(measured["onnx"], line.times[0].sha256, line.times[0].engine, source))
     return line
@@ -245,8 +246,8 @@ def _score(value: dict[str, Any], sha: str, engine: str, source: str) -> Score:
     )
 
 
-def _time(row: dict[str, Any], env: dict[str, Any], source: str) -> Time:
-    """A time; its place carries a short hash of everything that decides the speed, see STAMP."""
+def _time(row: dict[str, Any], env: dict[str, Any], source: str, first: dict[str, Any]) -> Time:
+    """A time, and its ratio to the ``first`` row of its result; its place carries a short hash of everything that decides the speed, see STAMP."""
     stamp = [env.get(key) for key in STAMP] + [env.get("versions", {}).get(name) for name in RUNTIMES]
     tag = hashlib.sha256(json.dumps(stamp).encode()).hexdigest()[:4]
     machine = f"{row.get('gpu') or env.get('gpu') or env['cpu']}, {env['cores']} cores [{tag}]"
@@ -260,6 +261,8 @@ def _time(row: dict[str, Any], env: dict[str, Any], source: str) -> Time:
         p90_ms=row.get("p90_ms"),
         interval=row.get("p50_interval"),
         peak_mib=row.get("peak_mib"),
+        speed_up=row.get("speed_up"),
+        against=f"{first['sha256']} {_engine(first)}",
     )
 
 

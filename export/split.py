@@ -17,6 +17,7 @@ from tinymim_export.sessions import open_session, runner
 from tinymim_export.tables import billions, markdown_table, millions, text_table
 
 TOLERANCE = 0.15  # how far the sum of the parts may be from the whole
+WORTH = 0.1  # share of the time that a proposal must save
 LIGHT = {192: "upernet_tinymim_t_light", 384: "upernet_tinymim_s_light", 768: "upernet_tinymim_b_light"}
 
 
@@ -114,25 +115,62 @@ def split_file(
 
 
 def remarks(cost: dict[str, Any], rows: Sequence[SplitRow], ratio: float) -> list[str]:
-    """Plain sentences: what dominates, and whether the figures may be trusted."""
+    """Plain sentences: what dominates, what to change and what that would save, and whether the figures may be trusted.
+
+    Savings are estimates: a part's measured time, scaled by the multiply-adds it would have.
+    """
     out = []
     if abs(ratio - 1) > TOLERANCE:
         out.append(
             f"warning: the parts add up to {100 * ratio:.0f} % of the whole (more than {100 * TOLERANCE:.0f} % off): "
             "the machine was busy, or the parts are too short to time apart; try again with --seconds 20"
         )
-    head = next((row for row in rows if row.part == "head"), None)
-    if head is not None and head.share > 0.5:
-        macs = head.macs / max(sum(row.macs for row in rows), 1)
-        text = f"the head is {100 * head.share:.0f} % of the time and {100 * macs:.0f} % of the multiply-adds"
-        width, channels = cost.get("width"), cost.get("head_width")
-        if width and channels and channels > width:
-            light = LIGHT.get(width, "a configuration with a light head")
-            text += f": {light} has a head of {width} channels in place of {channels}"
-        else:
-            text += ": fewer decode_head.channels make the whole faster than any smaller backbone"
-        out.append(text)
+    by_part, whole = {row.part: row for row in rows}, sum(row.ms for row in rows)
+    if unread := cost.get("unread"):
+        out.append(
+            f"the head does not read {', '.join(unread)}: this file does not compute them; "
+            "backbone.out_indices with the one block it reads trains without a pyramid"
+        )
+    if "head" not in by_part:
+        return out
+    macs = max(sum(row.macs for row in rows), 1)
+    largest = max(rows, key=lambda row: row.ms)
+    out.append(
+        f"the {largest.part} is {100 * largest.share:.0f} % of the time and {100 * largest.macs / macs:.0f} % of the "
+        "multiply-adds"
+    )
+    proposals = [(options, left) for options, left in _narrower(cost, by_part, whole) if left <= (1 - WORTH) * whole]
+    for options, left in proposals:
+        name = LIGHT.get(cost.get("width") or 0)
+        known = f" ({name})" if name and options.startswith(f"model.decode_head.channels={cost['width']} ") else ""
+        out.append(f"train with {options}{known}: about {left:.1f} ms in place of {whole:.1f} ms")
+    up = by_part.get("upsampling")
+    if up is not None and up.share > WORTH:
+        out.append(
+            f"the up-sampling to full size takes {up.ms:.1f} ms: a mask that is decided before it saves most of that "
+            "and changes some pixels on edges (tinymim-export --tune says how many)"
+        )
+    backbone = by_part["backbone"]
+    if not proposals:
+        rest = 100 * (1 - backbone.share)
+        smaller = [round(side * 3 / 4 / 32) * 32 or 32 for side in cost["size"]]
+        pixels = smaller[0] * smaller[1] / (cost["size"][0] * cost["size"][1])
+        out.append(
+            f"head and pyramid are light: without both the file would be {rest:.0f} % faster at most. Next: lower "
+            f"precision and better graphs (tinymim-export --tune), a smaller input ({smaller[0]}x{smaller[1]}: about "
+            f"{pixels * whole:.1f} ms), a smaller backbone"
+        )
     return out
+
+
+def _narrower(cost: dict[str, Any], rows: dict[str, SplitRow], whole: float) -> list[tuple[str, float]]:
+    """(training options, estimated milliseconds of the whole) of every narrower head or pyramid the file knows of."""
+    found = []
+    for other in cost.get("narrower", []):
+        saved = sum(rows[part].ms * (1 - macs / max(rows[part].macs, 1)) for part, macs in other["macs"].items()
+                    if part in rows)  # fmt: skip
+        found.append((other["options"], whole - saved))
+    return found
 
 
 def cut(proto: Any, parts: dict[str, Sequence[str]]) -> dict[str, Any]:

@@ -99,10 +99,13 @@ td code { font-size: .78rem; white-space: normal; overflow-wrap: anywhere; }
 td small { display: block; color: var(--soft); font-size: .76rem; line-height: 1.35; }
 .missing { color: var(--soft); font-style: italic; }
 .card:has(b) small:last-child { overflow-wrap: anywhere; }
-.scroll + .note, .scroll + .scroll, .flow + .flow, figure + figure { margin-top: 14px; }
+.scroll + .note, .scroll + .scroll, .flow + .flow, section > figure + figure { margin-top: 14px; }
+table.files td { vertical-align: top; }
+table.files td small { white-space: normal; }
 table.why td { white-space: normal; text-align: left; vertical-align: top; }
 table.why ul { margin: 0; padding-left: 18px; }
 table.provenance td { white-space: normal; text-align: left; vertical-align: top; font-size: .84rem; min-width: 130px; }
+table.provenance th, table.why th { text-align: left; }
 table.heat td:not(:first-child) { font-variant-numeric: tabular-nums; }
 .bars { display: grid; grid-template-columns: max-content 1fr max-content; gap: 5px 12px; align-items: center; }
 .bars { font-size: .86rem; margin: 8px 0; font-variant-numeric: tabular-nums; }
@@ -112,6 +115,7 @@ table.heat td:not(:first-child) { font-variant-numeric: tabular-nums; }
 h3 { font-size: 1rem; margin: 22px 0 6px; }
 .quad { display: grid; grid-template-columns: repeat(4, 1fr); gap: 6px; margin-bottom: 16px; }
 .quad img { display: block; width: 100%; border-radius: 7px; }
+.quad img.mask { image-rendering: pixelated; }
 .quad span { font-size: .8rem; color: var(--soft); }
 .two { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); gap: 14px; }
 .two > div { min-width: 0; }

@@ -106,8 +106,8 @@ def tune(
         "checkpoint": checkpoint.name, "checkpoint_sha256": sha256_file(checkpoint), "config": config and str(config),
         "size": size and list(size), "output": output, "data": str(Path(data).resolve()),
         "calibration": str(Path(calibration or data).resolve()), "count": count, "limit": limit, "mode": mode,
-        "resize_to_file": resize_to_file, "ignore_label": ignore_label, "reduce_zero_label": reduce_zero_label, "seconds": seconds,
-        "threads": threads or cores(), "seed": seed, "baseline": (runtimes or tuple(TARGETS))[0],
+        "resize_to_file": resize_to_file, "ignore_label": ignore_label, "reduce_zero_label": reduce_zero_label,
+        "seconds": seconds, "threads": threads or cores(), "seed": seed, "baseline": (runtimes or tuple(TARGETS))[0],
     }  # fmt: skip
 
     def score(engine: Engine) -> Any:
@@ -135,17 +135,18 @@ def tune(
         from tinymim_export.quantize import FloatFile, quantize
 
         def build(out: Path) -> object:
-            if tuple(graph) not in opened:
-                opened[tuple(graph)] = FloatFile(original, graph)
-            source = opened[tuple(graph)]
-            ranges = {"calibration": photos, "count": count, "seed": seed} if precision == "int8" else {}
+            ranges: dict[str, Any] = {"calibration": photos, "count": count, "seed": seed}
             if within:
                 from tinymim_export.sensitivity import quantize_within
 
-                return quantize_within(
-                    original, out, data=data, max_miou_drop=max_miou_drop / 100, source=source, **ranges
-                )
-            return quantize(original, out, precision=precision, source=source, **ranges)
+                drop = max_miou_drop / 100
+                return quantize_within(original, out, data=data, max_miou_drop=drop, graph=graph, limit=limit, **ranges)
+            if tuple(graph) not in opened:
+                opened[tuple(graph)] = FloatFile(original, graph)
+            source = opened[tuple(graph)]
+            return quantize(
+                original, out, precision=precision, source=source, **(ranges if precision == "int8" else {})
+            )
 
         return run.make(_name(WITHIN if within else precision, graph), build)
 

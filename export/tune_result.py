@@ -10,7 +10,7 @@ from tinymim_export.plots import ScatterPoint, scatter
 from tinymim_export.report import Section, cards, commands, environment_table, files_table, table, write_report
 from tinymim_export.report import verdict as sentence
 from tinymim_export.tables import markdown_table, text_table
-from tinymim_export.verdict import BASELINE, PROMOTED, Budget, Candidate
+from tinymim_export.verdict import BASELINE, PROMOTED, Budget, Candidate, change, signed
 
 
 @dataclass
@@ -66,13 +66,22 @@ class TuneResult:
         """Heading and one line a candidate."""
         lines = [["file", "runtime", "p50 ms (95 %)", "times as fast", "mIoU %", "change (95 %)", "MiB", "verdict"]]
         for c in self.ranked():
-            low, high = (100 * v for v in c.drop_interval)
             base = c.verdict == BASELINE
             ratio = "1" if base else f"{c.speed_up[0]:.2f} ({c.speed_up[1]:.2f} to {c.speed_up[2]:.2f})"
-            change = "" if base else f"{-100 * c.drop:+.2f} ({-high:+.2f} to {-low:+.2f})"
             times = f"{c.p50_ms:.1f} ({c.p50_interval[0]:.1f} to {c.p50_interval[1]:.1f})"
             word = "WINNER" if c is self.winner else c.verdict
-            lines.append([c.name, c.engine, times, ratio, f"{100 * c.mIoU:.2f}", change, f"{c.file_mib:.1f}", word])
+            lines.append(
+                [
+                    c.name,
+                    c.engine,
+                    times,
+                    ratio,
+                    f"{100 * c.mIoU:.2f}",
+                    "" if base else change(c),
+                    f"{c.file_mib:.1f}",
+                    word,
+                ]
+            )
         return lines
 
     def reasons(self) -> list[str]:
@@ -145,8 +154,7 @@ def write_tune_report(result: TuneResult, path: Path) -> Path:
         headline += [
             ("winner", f"{winner.p50_ms:.1f} ms", f"{winner.name}, {winner.engine}", "good"),
             ("times as fast", f"{winner.speed_up[0]:.2f}", f"{winner.speed_up[1]:.2f} to {winner.speed_up[2]:.2f}", ""),
-            ("change of mIoU", f"{-100 * winner.drop:+.2f} points",
-             f"{-100 * winner.drop_interval[1]:+.2f} to {-100 * winner.drop_interval[0]:+.2f}", ""),
+            ("change of mIoU", f"{signed(-winner.drop)} points", change(winner), ""),
         ]  # fmt: skip
     head, *rows = result.table()
     why = [(c.name, c.engine, c.verdict, "; ".join([*c.reasons, *c.remarks])) for c in result.ranked()[1:]]

@@ -202,7 +202,7 @@ class Run:
             images=score.images,
             mode=score.mode,
             data=score.data,
-            facts=facts(engine, shape),
+            facts=facts(engine, shape) | {"excluded": (engine.meta.get("precision") or {}).get("excluded") or []},
             verdict=BASELINE if one is self.baseline else "",
         )
 
@@ -225,7 +225,10 @@ class Run:
             row.verdict, row.reasons, row.remarks = decide(row, self.budget)
         self.candidates.append(row)
         print(f"  {len(self.candidates)}. {row}", flush=True)
-        self._result().to_json(self.folder / "tune.json")
+        self._known.pop(row.key, None)
+        result = self._result()
+        result.candidates = [*self.candidates, *self._known.values()]  # what is still to be met again is not lost
+        result.to_json(self.folder / "tune.json")
 
     def _result(self) -> TuneResult:
         return TuneResult(

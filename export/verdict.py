@@ -1,8 +1,9 @@
 """PROMOTED or REJECTED, and why: pure decisions on measured candidates. No files, no clock, no runtime.
 
 A candidate is one file on one runtime. It is promoted when its mIoU falls by no more than the budget allows, it is at
-least so many times as fast as the FP32 original on the first runtime, and it keeps the latency budget. The measured
-figures decide; where a 95 % interval reaches over a limit, or cannot be told from "no difference", that is said.
+least so many times as fast as the FP32 original on the first runtime (beyond chance, where that is more than once),
+and it keeps the latency budget. The measured figures decide; where a 95 % interval reaches over a limit, or cannot be
+told from "no difference", that is said.
 """
 
 from collections.abc import Mapping, Sequence
@@ -65,7 +66,7 @@ class Candidate:
     images: int = 0
     mode: str = ""
     data: str = ""
-    facts: dict[str, Any] = field(default_factory=dict)  # see explain.facts
+    facts: dict[str, Any] = field(default_factory=dict)  # see explain.facts; and "excluded" blocks
     verdict: str = REJECTED
     reasons: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
@@ -79,8 +80,20 @@ class Candidate:
         ratio, low, high = self.speed_up
         return (
             f"{self.name} on {self.engine}: {self.p50_ms:.1f} ms, {ratio:.2f} times as fast ({low:.2f} to {high:.2f}), "
-            f"mIoU {100 * self.mIoU:.2f} % ({-100 * self.drop:+.2f}): {self.verdict}"
+            f"mIoU {100 * self.mIoU:.2f} % ({signed(-self.drop)}): {self.verdict}"
         )
+
+
+def signed(fraction: float) -> str:
+    """A difference of two fractions in points: +0.12, -1.30, 0.00."""
+    text = f"{100 * fraction:+.2f}"
+    return "0.00" if text in ("+0.00", "-0.00") else text
+
+
+def change(candidate: Candidate) -> str:
+    """Change of the mIoU against the original in points, with its interval."""
+    low, high = candidate.drop_interval
+    return f"{signed(-candidate.drop)} ({signed(-high)} to {signed(-low)})"
 
 
 def decide(candidate: Candidate, budget: Budget) -> tuple[str, list[str], list[str]]:
@@ -103,11 +116,12 @@ def decide(candidate: Candidate, budget: Budget) -> tuple[str, list[str], list[s
     ratio, slow, fast = candidate.speed_up
     span = f"({slow:.2f} to {fast:.2f})"
     slower = not ratio >= budget.min_speedup
-    if not distinguishable(slow, fast):
+    if budget.min_speedup > 1 and not distinguishable(slow, fast):
         against.append(f"{ratio:.2f} times as fast {span}: not distinguishable from the original's speed")
     elif slower:
         words = "slower than the original: " if fast < 1 else "only "
-        against.append(f"{words}{ratio:.2f} times as fast {span}, less than {budget.min_speedup:g}")
+        close = abs(ratio - budget.min_speedup) < 0.01
+        against.append(f"{words}{ratio:.{3 if close else 2}f} times as fast {span}, less than {budget.min_speedup:g}")
     elif slow < budget.min_speedup:
         remarks.append(f"the interval of the speed-up {span} reaches below {budget.min_speedup:g}: time it longer")
     limit, (least, most) = budget.latency_budget, candidate.p50_interval
@@ -115,21 +129,23 @@ def decide(candidate: Candidate, budget: Budget) -> tuple[str, list[str], list[s
         against.append(f"takes {candidate.p50_ms:.1f} ms ({least:.1f} to {most:.1f}), more than {limit:g}")
     elif limit is not None and most > limit:
         remarks.append(f"the interval of its time ({least:.1f} to {most:.1f} ms) reaches over {limit:g} ms")
+    if candidate.facts.get("excluded"):
+        remarks.append(f"left in float: {', '.join(candidate.facts['excluded'])}")
     if not candidate.steady:
         remarks.append("the machine was busy or throttling while it was timed: measure again")
     if too_slow(candidate, budget) and candidate.precision.startswith("int8"):
         against += why_slow(candidate.facts)
     if against:
         return REJECTED, against, remarks
-    change = f"mIoU {-points:+.2f} points ({-high:+.2f} to {-low:+.2f})"
-    return PROMOTED, [f"{ratio:.2f} times as fast {span}, {change}"], remarks
+    return PROMOTED, [f"{ratio:.2f} times as fast {span}, mIoU {change(candidate)} points"], remarks
 
 
 def too_slow(candidate: Candidate, budget: Budget) -> bool:
     """Whether speed or latency speak against a candidate."""
     ratio, low, high = candidate.speed_up
     late = budget.latency_budget is not None and candidate.p50_ms > budget.latency_budget
-    return late or ratio < budget.min_speedup or not distinguishable(low, high)
+    doubtful = budget.min_speedup > 1 and not distinguishable(low, high)
+    return late or doubtful or not ratio >= budget.min_speedup
 
 
 def loses_too_much(candidate: Candidate, budget: Budget) -> bool:
@@ -174,7 +190,7 @@ def variants_that_pay(candidates: Sequence[Candidate], engine: str) -> list[str]
 def contenders(candidates: Sequence[Candidate], within: float = 1.1, most: int = 4) -> list[Candidate]:
     """The promoted candidates that may be the fastest, fastest first."""
     promoted = sorted((c for c in candidates if c.verdict == PROMOTED), key=lambda c: c.p50_ms)
-    return [c for c in promoted if c.p50_ms <= within * promoted[0].p50_ms][:most]
+    return [c for c in promoted if c.p50_interval[0] <= within * promoted[0].p50_ms][:most]
 
 
 def choose(finalists: Sequence[Candidate], times: Sequence[Sequence[float]]) -> tuple[Candidate, str]:

@@ -11,7 +11,7 @@ from tinymim_export.figures import class_losses
 from tinymim_export.line import File, Line, Score, Time
 from tinymim_export.plots import Series, chart, escape
 from tinymim_export.report import Section, cards, charts, is_ratio, table, write_report
-from tinymim_export.sources import WEIGHTS, read_paths, result_kind
+from tinymim_export.sources import WEIGHTS, read_paths, result_kind, weights_file
 from tinymim_export.stats import bootstrap_miou_drop, distinguishable
 from tinymim_export.tables import markdown_table, text_table
 
@@ -78,14 +78,14 @@ class CompareResult:
 
 
 def kind_of(path: Path) -> str | None:
-    """What a path is, for deciding whether two are of one kind: "onnx", "weights student", "line", ..."""
+    """What a path is, for deciding whether two are of one kind: "onnx", "student", "line", ..."""
     if path.suffix == ".onnx":
         return "onnx"
-    if path.suffix in (".pth", ".safetensors"):
-        return f"weights {path.stem}"
     if path.is_dir():
-        name = next((name for name in WEIGHTS if (path / name).is_file()), None)
-        return f"weights {Path(name).stem}" if name else "line"
+        weights = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
+        return weights_file(weights).role if weights else "line"
+    if path.suffix in (".pth", ".safetensors") and path.is_file():
+        return weights_file(path).role
     try:
         return "line" if result_kind(json.loads(path.read_text())) == "lineage" else None
     except (OSError, ValueError):
@@ -110,9 +110,9 @@ def compare_reports(a: str | Path, b: str | Path, out: str | Path) -> CompareRes
     for of, first, second in pairs:
         result.rows += _sizes(of, first, second)
         for x, y in _scores(lines, first, second):
-            result.rows.append(_score_row(f"{of}, {(x or y).engine}", x, y))  # type: ignore[union-attr]
+            result.rows.append(_score_row(_words(of, (x or y).engine), x, y))  # type: ignore[union-attr]
             if x and y and _same_photos(x, y) and x.class_iou:
-                heading = f"<h3>{escape(of)}, {escape(x.engine)}</h3>"
+                heading = f"<h3>{escape(_words(of, x.engine))}</h3>"
                 colours = dict(zip(x.class_iou, first.palette or [], strict=False)) if first else None
                 classes.append(heading + class_losses([("B - A, points", y.class_iou)], x.class_iou, colours, "A, IoU"))
         result.rows += _time_rows(of, lines, first, second)
@@ -142,8 +142,7 @@ def _pairs(a: Line, b: Line, single: bool) -> Iterator[tuple[str, File | None, F
     sides = [[file for file in line.files if file.given] for line in (a, b)]
     if single:
         first, second = (next(file for file in side if file.path) for side in sides)
-        of = first.name if first.name == second.name else f"{first.name} | {second.name}"
-        yield of, first, second
+        yield "", first, second
         return
     keys = list(dict.fromkeys((file.role, file.kind) for side in sides for file in side))
     for role, kind in keys:
@@ -153,6 +152,10 @@ def _pairs(a: Line, b: Line, single: bool) -> Iterator[tuple[str, File | None, F
             pair = [side[i] if i < len(side) else None for side in found]
             of = kind or role if role == "onnx" else role
             yield f"{of} {i + 1}" if several else of, pair[0], pair[1]
+
+
+def _words(*words: str) -> str:
+    return ", ".join(filter(None, words))
 
 
 def _sizes(of: str, a: File | None, b: File | None) -> list[Difference]:
@@ -171,7 +174,7 @@ def _sizes(of: str, a: File | None, b: File | None) -> list[Difference]:
             row.why_not = f"at {sizes[0]} and {sizes[1]}"
         elif x and y:
             row.change = "equal" if x == y else f"{100 * (y / x - 1):+.1f} %"
-            row.tone = "" if x == y else "good" if y < x else "bad"
+            row.tone = "" if abs(y / x - 1) < 0.0005 else "good" if y < x else "bad"
         rows.append(row)
     return rows
 
@@ -223,23 +226,15 @@ def _time_rows(of: str, lines: Sequence[Line], a: File | None, b: File | None) -
         both = [place for place in own[0] if place in own[1]]
         for place in both:
             x, y = own[0][place], own[1][place]
-            row = Difference(f"{of}, {engine}", "p50 ms", f"{x.p50_ms:.1f}", f"{y.p50_ms:.1f}")
-            ratio, session = x.p50_ms / y.p50_ms, x.source == y.source
-            row.change = f"{ratio:.2f} times as fast"
-            apart = (
-                x.interval is None
-                or y.interval is None
-                or x.interval[1] < y.interval[0]
-                or y.interval[1] < x.interval[0]
-            )
-            if not apart or (not session and abs(ratio - 1) < SESSION_SPREAD):
-                row.change += ": not distinguishable" + ("" if session else " (two sessions)")
-            else:
+            row = Difference(_words(of, engine), "p50 ms", f"{x.p50_ms:.1f}", f"{y.p50_ms:.1f}")
+            ratio, sure = y.than(x)
+            row.change = f"{ratio:.2f} times as fast{f' ({sure})' if sure else ''}"
+            if "not" not in sure and (x.source == y.source or abs(ratio - 1) > SESSION_SPREAD):
                 row.tone = "good" if ratio > 1 else "bad"
             rows.append(row)
         if not both:
             texts = ["; ".join(f"{t.p50_ms:.1f} on {t.place}" for t in side.values()) or "not timed" for side in own]
-            row = Difference(f"{of}, {engine}", "p50 ms", texts[0], texts[1])
+            row = Difference(_words(of, engine), "p50 ms", texts[0], texts[1])
             row.why_not = "other machine, threads or input" if own[0] and own[1] else ""
             rows.append(row)
     return rows
@@ -259,13 +254,13 @@ def _settings(a: File, b: File) -> list[dict[str, str]]:
 
 
 def _headline(result: CompareResult) -> str:
-    """The clearest differences as cards: mIoU, time, size, of the last pair that has them."""
+    """The clearest differences as cards: mIoU, time, size, of the first pair that has them."""
     items = []
     for what in ("mIoU", "p50 ms", "size"):
-        row = next((row for row in reversed(result.rows) if row.what == what and row.change), None)
+        row = next((row for row in result.rows if row.what == what and row.change), None)
         if row is not None:
             value = row.b if what != "p50 ms" else f"{row.b} ms"
-            items.append((f"{what}, {row.of}", value, f"A: {row.a}. {row.change}", row.tone))
+            items.append((_words(what, row.of), value, f"A: {row.a}. {row.change}", row.tone))
     return cards(items)
 
 
@@ -286,17 +281,17 @@ def _curves(pairs: Sequence[tuple[str, File | None, File | None]]) -> Iterator[s
             for name in (name for name in a.curves if name in b.curves):
                 series = [Series(side, [(x, y) for x, y in file.curves[name]], dots=name != "loss")
                           for side, file in (("A", a), ("B", b))]  # fmt: skip
-                yield chart(f"{of}: {name}", series, percent=is_ratio(name))
+                yield chart(_words(of, name), series, percent=is_ratio(name))
 
 
 def _origins(pairs: Sequence[tuple[str, File | None, File | None]]) -> Iterator[tuple[str, str, str]]:
     for of, a, b in pairs:
         for what, get in (
             ("sha256", lambda f: f.sha256[:10]),
-            ("made from", lambda f: ", ".join(f"{r} {sha[:10]}" for r, sha in f.parents.items()) or "not given"),
+            ("made from", lambda f: ", ".join(f"{r} {sha[:10]}" for r, sha in f.parents.items())),
             ("recipe", lambda f: (f.recipe_sha256 or f.config_sha256 or "not given")[:10]),
-            ("data", lambda f: f"{f.data['folder']}, {f.data['files']:,} files" if f.data else "not given"),
+            ("data", lambda f: f"{f.data['folder']}, {f.data['files']:,} files" if f.data else ""),
         ):
             told = ["" if side is None else get(side) for side in (a, b)]
-            if what != "data" or any(told):
-                yield f"{of}: {what}", *told  # type: ignore[misc]
+            if any(told):
+                yield _words(of, what), *told  # type: ignore[misc]

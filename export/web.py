@@ -7,6 +7,7 @@ the browser load nothing from elsewhere. onnxruntime-web comes from npm when the
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import tarfile
@@ -64,7 +65,7 @@ class WebResult:
     @property
     def next(self) -> str:
         """What to type to see the page."""
-        return f"python -m http.server -d {self.folder} 8000    # then open http://localhost:8000"
+        return f"python -m http.server -d {shlex.quote(self.folder)} 8000    # then open http://localhost:8000"
 
     def print(self) -> None:
         """Print the summary."""

@@ -31,8 +31,8 @@ FREE = ("tinymim.cli", "tinymim.__main__", "tinymim_export.cli", "tools")  # com
 # modules of tinymim_export that turn a PyTorch model into a graph or compare with one
 WITH_PYTORCH = ("convert", "cost", "graph", "originals", "parity", "wrappers")
 ON_THE_TARGET = (  # numpy, Pillow, onnxruntime
-    "latency", "sessions", "runtime", "stats", "resize", "photos", "miou", "predict", "lineage", "report", "plots",
-    "figures", "style", "tables", "metadata",
+    "latency", "sessions", "runtime", "stats", "resize", "photos", "miou", "predict", "masks", "pictures", "lineage",
+    "report", "plots", "figures", "style", "tables", "metadata",
 )  # fmt: skip
 HEAVY = {"torch", "torchvision", "timm", "mmengine", "mmcv", "mmseg", "onnx", "onnxscript"}
 LIMIT, ALGORITHM_LIMIT = 400, 250  # lines

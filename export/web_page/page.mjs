@@ -65,8 +65,10 @@ async function draw(bitmap) {
   drawClasses();
   milliseconds("network", network);
   milliseconds("whole", whole);
-  at("network_note").textContent = `${count(windows, "window")}, ${count(threads, "thread")}`;
-  at("whole_note").textContent = `${width} x ${height}, seen at ${size[1]} x ${size[0]}`;
+  at("threads").textContent = `on ${threads === 1 ? "1 thread" : `${threads} threads`}`;
+  at("seen").textContent =
+    `, ${width} x ${height}, seen at ${size[1]} x ${size[0]}${windows > 1 ? ` in ${windows} windows` : ""}`;
+  document.querySelector(".layers").style.setProperty("--ratio", width / height);
   at("note").textContent = [...contract.notes, note].join(" ");
   at("name").textContent = name;
   const link = at("download");
@@ -134,10 +136,6 @@ function element(tag, style, ...children) {
   if (style) made.className = style;
   made.append(...children);
   return made;
-}
-
-function count(number, word) {
-  return `${number} ${word}${number === 1 ? "" : "s"}`;
 }
 
 function percent(part) {

@@ -1,4 +1,4 @@
-"""Four CamVid photos as a labelled folder, and small segmentors on them whose masks have all classes (random weights)."""
+"""Four CamVid photos as a labelled folder, and small random segmentors on them whose masks have all classes."""
 
 import json
 import shutil
@@ -17,8 +17,8 @@ model = dict(
                            bgr_to_rgb=True, size=(64, 96), pad_val={pad_val}, test_cfg={pad}),
     backbone=dict(type="TinyMIMBackbone", img_size=(64, 96), embed_dim=24, depth=4, num_heads=2,
                   out_indices=(0, 1, 2, 3), norm_cfg=norm_cfg),
-    decode_head=dict(type="UPerHead", in_channels=[24] * 4, in_index=[0, 1, 2, 3], pool_scales=(1, 2, 3, 6),
-                     channels=16, num_classes={classes}, out_channels={channels}, norm_cfg=norm_cfg, {head}
+    decode_head=dict(type="FCNHead", in_channels=24, in_index=1, channels=16, num_convs=1, concat_input=False,
+                     num_classes={classes}, out_channels={channels}, norm_cfg=norm_cfg, {head}
                      align_corners={align_corners},
                      loss_decode=dict(type="CrossEntropyLoss", use_sigmoid={channels} == 1)),
     test_cfg=dict({test}),
@@ -29,6 +29,7 @@ val_dataloader = dict(
     batch_size=1, num_workers=0, sampler=dict(type="DefaultSampler", shuffle=False, round_up=False),
     dataset=dict(type="TinyMIMSegDataset", data_root="data", split="val", test_mode=True,
                  pipeline=[dict(type="LoadPhoto"), *steps, dict(type="LoadLabel"), dict(type="PackSegInputs")]))
+train_dataloader = test_dataloader = val_dataloader
 """
 WHOLE = 'mode="whole"'
 SLIDE = 'mode="slide", crop_size=(96, 128), stride=(64, 85)'
@@ -56,8 +57,10 @@ def write_folder(root, source, count=4, binary=False):
     return root
 
 
-def config_text(*, test=WHOLE, resize=HALF, classes=11, channels=None, align_corners=False, pad=None, pad_val=0, head=""):
-    """The configuration of a small UperNet with these test settings."""
+def config_text(
+    *, test=WHOLE, resize=HALF, classes=11, channels=None, align_corners=False, pad=None, pad_val=0, head=""
+):
+    """The configuration of a small segmentor with these test settings."""
     return CONFIG.format(test=test, resize=resize, classes=classes, channels=channels or classes, pad=pad,
                          align_corners=align_corners, pad_val=pad_val, head=head)  # fmt: skip
 
@@ -109,3 +112,25 @@ class TorchEngine:
         self.shapes.append(images.shape)
         with torch.no_grad():
             return self.original.reference(torch.from_numpy(np.ascontiguousarray(images)))[0].numpy()
+
+
+def write_files(root, folder):
+    """whole.pth and slide.pth (one model, tested differently), free.onnx (any size, whole), fixed.onnx (windows).
+
+    Traced without verification, which takes most of an export's time; the fixed file is the free one at one size.
+    """
+    from tinymim_export.graph import trace
+    from tinymim_export.metadata import save_proto, write_metadata
+    from tinymim_export.originals import load_original
+
+    whole = write_segmentor(root / "whole.pth", folder, test=WHOLE)
+    slide = write_segmentor(root / "slide.pth", folder, test=SLIDE)
+    original = load_original(whole)
+    proto = trace(original, (64, 96), dynamic=True).proto
+    write_metadata(proto, {"part": "segmentor", "verified": False} | original.contract)
+    save_proto(proto, root / "free.onnx")
+    sides = proto.graph.input[0].type.tensor_type.shape.dim
+    sides[2].dim_value, sides[3].dim_value = 96, 128
+    write_metadata(proto, {"resize": load_original(slide).contract["resize"]})
+    save_proto(proto, root / "fixed.onnx")
+    return {"whole": whole, "slide": slide, "free": str(root / "free.onnx"), "fixed": str(root / "fixed.onnx")}

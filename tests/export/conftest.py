@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tests.export.camvid import write_files, write_folder
 from tinymim.models import ViT, save_student
 
 CLASSES = ["sky", "road", "tree", "car", "person", "wall", "lamp"]
@@ -84,3 +85,15 @@ def exported(files):
         "features": export(files.star, files.folder / "features.onnx", part="backbone", dynamic=True),
     }
     return SimpleNamespace(**made)
+
+
+@pytest.fixture(scope="session")
+def camvid(shared, tmp_path_factory):
+    """Four real photos with labels of 11 classes, as a labelled folder."""
+    return write_folder(tmp_path_factory.mktemp("camvid") / "data", shared / "data" / "camvid")
+
+
+@pytest.fixture(scope="session")
+def camvid_files(camvid, tmp_path_factory):
+    """whole.pth, slide.pth, free.onnx and fixed.onnx of one small segmentor on them; see tests/export/camvid.py."""
+    return write_files(tmp_path_factory.mktemp("segmentor"), camvid)

@@ -1,4 +1,4 @@
-"""``tinymim eval`` against tools/test_seg.py on real photos: whole, windows, padding, thresholds; files that do not fit."""
+"""``tinymim eval`` against tools/test_seg.py on real photos: whole, windows, padding, thresholds; bad files."""
 
 import json
 from pathlib import Path
@@ -7,35 +7,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.export.camvid import SLIDE, WHOLE, TorchEngine, write_folder, write_segmentor
+from tests.export.camvid import SLIDE, TorchEngine, write_folder, write_segmentor
 from tinymim import cli
 from tinymim.errors import CheckFailed, ConfigError, DataError
 from tinymim.seg import SegResult, test_segmentor
 from tinymim.seg.metric import SegMetric
-from tinymim_export import export
 from tinymim_export.metadata import load_proto, save_proto, write_metadata
 from tinymim_export.miou import evaluate, scores
 from tinymim_export.predict import Predictor, window_places
 from tinymim_export.runtime import open_engine
 
 
-@pytest.fixture(scope="session")
-def folder(shared, tmp_path_factory):
-    return write_folder(tmp_path_factory.mktemp("camvid") / "data", shared / "data" / "camvid")
-
-
-@pytest.fixture(scope="session")
-def made(folder, tmp_path_factory):
-    """One model tested whole and in windows, exported once with free sizes and once at a window's size."""
-    root = tmp_path_factory.mktemp("eval")
-    whole = write_segmentor(root / "whole.pth", folder, test=WHOLE)
-    slide = write_segmentor(root / "slide.pth", folder, test=SLIDE)
-    free = export(whole, root / "free.onnx", dynamic=True)
-    fixed = export(slide, root / "fixed.onnx")
-    return {"whole": whole, "slide": slide, "free": free.onnx, "fixed": fixed.onnx}
-
-
-def their_masks(monkeypatch, checkpoint, folder):
+def their_masks(monkeypatch, checkpoint, camvid):
     """Scores and masks (photo -> uint8 (H, W)) of the PyTorch model, by the code of tools/test_seg.py."""
     masks, process = {}, SegMetric.process
 
@@ -46,7 +29,7 @@ def their_masks(monkeypatch, checkpoint, folder):
         process(self, batch, samples)
 
     monkeypatch.setattr(SegMetric, "process", record)
-    return test_segmentor(None, checkpoint, data_root=folder, device="cpu"), masks
+    return test_segmentor(None, checkpoint, data_root=camvid, device="cpu"), masks
 
 
 def hold(result, masks_folder, theirs, masks):
@@ -68,7 +51,9 @@ CASES = {
     "whole": dict(),
     "windows": dict(test=SLIDE),
     "windows of a photo that is smaller": dict(test='mode="slide", crop_size=(300, 300), stride=(200, 200)'),
-    "stretched, corners aligned": dict(resize='dict(type="Resize", scale=(300, 250), keep_ratio=False)', align_corners=True),
+    "stretched, corners aligned": dict(
+        resize='dict(type="Resize", scale=(300, 250), keep_ratio=False)', align_corners=True
+    ),
     "no resize": dict(resize=""),
     "half, OpenCV's other path": dict(resize='dict(type="Resize", scale=(240, 180), keep_ratio=False)'),
     "padded to a multiple": dict(pad="dict(size_divisor=64)", pad_val=1, align_corners=True),
@@ -77,13 +62,13 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_host_does_what_mmsegmentation_does(name, folder, tmp_path, monkeypatch):
-    """The network is PyTorch's on both sides, so what is compared is resize, padding, windows, up-sampling, decision."""
-    checkpoint = write_segmentor(tmp_path / "seg.pth", folder, **CASES[name])
+def test_the_host_does_what_mmsegmentation_does(name, camvid, tmp_path, monkeypatch):
+    """The network is PyTorch's on both sides, so the host's part is what is compared."""
+    checkpoint = write_segmentor(tmp_path / "seg.pth", camvid, **CASES[name])
     engine = TorchEngine(checkpoint)
-    result = evaluate(None, folder, engine=engine, masks=tmp_path / "masks", quiet=True)
+    result = evaluate(None, camvid, engine=engine, masks=tmp_path / "masks", quiet=True)
     assert result.notes == []
-    hold(result, tmp_path / "masks", *their_masks(monkeypatch, checkpoint, folder))
+    hold(result, tmp_path / "masks", *their_masks(monkeypatch, checkpoint, camvid))
     if "pad" in name:
         assert engine.shapes[0][2:] == ((256, 320) if "multiple" in name else (96, 128))
 
@@ -97,11 +82,11 @@ def test_one_channel_is_decided_by_threshold(head, shared, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("mode", ["whole", "slide"])
-def test_the_file_scores_as_the_model(mode, made, folder, tmp_path, monkeypatch, capsys):
+def test_the_file_scores_as_the_model(mode, camvid_files, camvid, tmp_path, monkeypatch, capsys):
     """The command on a real .onnx against test_seg.py; windows of a fixed file against those of its model."""
-    file = made["free"] if mode == "whole" else made["fixed"]
+    file = camvid_files["free"] if mode == "whole" else camvid_files["fixed"]
     told = tmp_path / "eval.json"
-    argv = ["eval", file, "--data", str(folder), "--masks", str(tmp_path / "masks"), "--json", str(told)]
+    argv = ["eval", file, "--data", str(camvid), "--masks", str(tmp_path / "masks"), "--json", str(told)]
     assert cli.main([*argv, "--markdown", str(tmp_path / "eval.md"), "--threads", "1"]) == 0
     out = capsys.readouterr().out
     assert f"(onnxruntime cpu, {mode}): mIoU " in out
@@ -109,16 +94,16 @@ def test_the_file_scores_as_the_model(mode, made, folder, tmp_path, monkeypatch,
     value = json.loads(told.read_text())
     assert value["kind"] == "tinymim.eval"
     assert value["sha256"] == open_engine(file, threads=1).sha256
-    result = evaluate(file, folder, threads=1, quiet=True)
+    result = evaluate(file, camvid, threads=1, quiet=True)
     assert value["mIoU"] == result.miou
     assert value["photos"]["right"] == result.right_IC.tolist()
-    hold(result, tmp_path / "masks", *their_masks(monkeypatch, made[mode], folder))
+    hold(result, tmp_path / "masks", *their_masks(monkeypatch, camvid_files[mode], camvid))
     assert (tmp_path / "eval.md").read_text().startswith(f"`{Path(file).name}` (onnxruntime cpu, {mode}, sha256 ")
 
 
-def test_counts_of_photos_add_up(made, folder):
-    result = evaluate(made["free"], folder, threads=1, limit=2, quiet=True)
-    every = evaluate(made["free"], folder, threads=1, quiet=True)
+def test_counts_of_photos_add_up(camvid_files, camvid):
+    result = evaluate(camvid_files["free"], camvid, threads=1, limit=2, quiet=True)
+    every = evaluate(camvid_files["free"], camvid, threads=1, quiet=True)
     assert result.names == every.names[::2]
     assert result.images == 2
     assert "--limit: 2 of 4 photos, evenly spread" in result.notes
@@ -148,31 +133,31 @@ def test_windows_are_placed_as_mmsegmentation_places_them():
     assert window_places(50, 96, 64) == [(0, 50)]
 
 
-def test_a_file_of_one_size(made, folder):
+def test_a_file_of_one_size(camvid_files, camvid):
     with pytest.raises(ConfigError, match=r"takes 96x128 only, the photo comes to 200x267") as caught:
-        evaluate(made["fixed"], folder, mode="whole", threads=1, quiet=True)
+        evaluate(camvid_files["fixed"], camvid, mode="whole", threads=1, quiet=True)
     assert "leave --mode whole out, add --resize-to-file" in caught.value.fix
-    result = evaluate(made["fixed"], folder, resize_to_file=True, threads=1, limit=1, quiet=True)
+    result = evaluate(camvid_files["fixed"], camvid, resize_to_file=True, threads=1, limit=1, quiet=True)
     assert result.mode == "stretched"
     assert "stretched to 96x128" in result.notes[0]
     with pytest.raises(ConfigError, match="takes any size"):
-        evaluate(made["free"], folder, resize_to_file=True, threads=1, quiet=True)
+        evaluate(camvid_files["free"], camvid, resize_to_file=True, threads=1, quiet=True)
     with pytest.raises(ConfigError, match="windows are not stretched"):
-        evaluate(made["fixed"], folder, resize_to_file=True, mode="slide", threads=1, quiet=True)
+        evaluate(camvid_files["fixed"], camvid, resize_to_file=True, mode="slide", threads=1, quiet=True)
     with pytest.raises(ConfigError, match="says nothing about windows"):
-        evaluate(made["free"], folder, mode="slide", threads=1, quiet=True)
+        evaluate(camvid_files["free"], camvid, mode="slide", threads=1, quiet=True)
 
 
-def test_windows_of_a_file_whose_size_is_not_the_contracts(folder, tmp_path):
+def test_windows_of_a_file_whose_size_is_not_the_contracts(camvid, tmp_path):
     """Windows take the file's size and the contract's overlap, and the result says so."""
-    checkpoint = write_segmentor(tmp_path / "seg.pth", folder, test=SLIDE)
+    checkpoint = write_segmentor(tmp_path / "seg.pth", camvid, test=SLIDE)
     predictor = Predictor(engine=TorchEngine(checkpoint, size=(48, 64)))
     assert (predictor.crop, predictor.stride) == ((48, 64), (32, 42))
     assert predictor.notes == [
         "windows of 48x64 every 32x42 pixels, the size of the file; not 96x128 as its contract says"
     ]
+    predictor.rule = {"scale": None}
     with pytest.raises(ConfigError, match=r"takes 48x64 only, a window comes to 48x61"):
-        predictor.rule = {"scale": None}
         predictor.mask(np.zeros((50, 61, 3), np.uint8))
 
 
@@ -185,67 +170,67 @@ def strip(file, out, **metadata):
     return str(out)
 
 
-def test_a_file_of_another_origin(made, folder, tmp_path, capsys):
-    bare = strip(made["free"], tmp_path / "bare.onnx")
-    assert cli.main(["eval", bare, "--data", str(folder)]) == 2
+def test_a_file_of_another_origin(camvid_files, camvid, tmp_path, capsys):
+    bare = strip(camvid_files["free"], tmp_path / "bare.onnx")
+    assert cli.main(["eval", bare, "--data", str(camvid)]) == 2
     assert "add what it was trained with, e.g. ImageNet's --mean 123.675" in capsys.readouterr().err
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # torchvision's units of the same numbers
-    ours = evaluate(bare, folder, mean=mean, std=std, threads=1, limit=1, quiet=True)
-    theirs = evaluate(strip(made["free"], tmp_path / "b.onnx", mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375]),
-                      folder, threads=1, limit=1, quiet=True)  # fmt: skip
+    ours = evaluate(bare, camvid, mean=mean, std=std, threads=1, limit=1, quiet=True)
+    units = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
+    theirs = evaluate(strip(bare, tmp_path / "b.onnx", **units), camvid, threads=1, limit=1, quiet=True)
     assert ours.miou == theirs.miou
     assert ours.mode == "whole"
     with pytest.raises(ConfigError, match="says itself how photos are normalised"):
-        evaluate(made["free"], folder, mean=mean, std=std, threads=1)
+        evaluate(camvid_files["free"], camvid, mean=mean, std=std, threads=1)
     with pytest.raises(ConfigError, match="belong together"):
-        evaluate(bare, folder, mean=mean, threads=1)
+        evaluate(bare, camvid, mean=mean, threads=1)
 
 
-def test_wrong_classes_are_refused(made, folder, shared, tmp_path):
+def test_wrong_classes_are_refused(camvid_files, camvid, shared, tmp_path):
     binary = write_folder(tmp_path / "binary", shared / "data" / "camvid", count=1, binary=True)
     with pytest.raises(DataError, match="knows 11 classes"):
-        evaluate(made["free"], binary, threads=1, quiet=True)
-    bare = strip(made["free"], tmp_path / "bare.onnx", mean=[120.0] * 3, std=[60.0] * 3)
+        evaluate(camvid_files["free"], binary, threads=1, quiet=True)
+    bare = strip(camvid_files["free"], tmp_path / "bare.onnx", mean=[120.0] * 3, std=[60.0] * 3)
     with pytest.raises(DataError, match="knows 11 classes"):
         evaluate(bare, binary, threads=1, quiet=True)
 
 
-def test_values_that_are_no_numbers(folder, tmp_path):
-    engine = TorchEngine(write_segmentor(tmp_path / "seg.pth", folder))
+def test_values_that_are_no_numbers(camvid, tmp_path):
+    engine = TorchEngine(write_segmentor(tmp_path / "seg.pth", camvid))
     engine.run = lambda images: np.full((1, 11, *images.shape[2:]), np.nan, np.float32)
     with pytest.raises(CheckFailed, match="no numbers"):
-        evaluate(None, folder, engine=engine, quiet=True)
+        evaluate(None, camvid, engine=engine, quiet=True)
 
 
-def test_files_that_cannot_be_scored(exported, made, folder, tmp_path, capsys):
-    whole = Path(made["free"]).read_bytes()
+def test_files_that_cannot_be_scored(camvid_files, camvid, tmp_path, capsys):
+    whole = Path(camvid_files["free"]).read_bytes()
     (tmp_path / "cut.onnx").write_bytes(whole[: len(whole) // 2])
-    proto = load_proto(made["free"])
+    proto = load_proto(camvid_files["free"])
     proto.opset_import[0].version = 99
     save_proto(proto, tmp_path / "new.onnx")
     for file, words in (
         (tmp_path / "none.onnx", "does not exist"),
         (tmp_path / "cut.onnx", "cut.onnx"),
         (tmp_path / "new.onnx", "opset"),
-        (exported.features.onnx, "is a backbone"),
+        (strip(camvid_files["free"], tmp_path / "b.onnx", part="backbone"), "is a backbone"),
     ):
-        assert cli.main(["eval", str(file), "--data", str(folder)]) == 2, file
+        assert cli.main(["eval", str(file), "--data", str(camvid)]) == 2, file
         assert words in capsys.readouterr().err
     for options, words in (
         (["--data", str(tmp_path / "nowhere")], "there is no folder"),
-        (["--data", str(folder), "--split", "train"], "no photos in"),
-        (["--data", str(folder), "--limit", "0"], "leaves no photo"),
-        (["--data", str(folder), "--precision", "bf16"], "setting of OpenVINO"),
-        (["--data", str(folder), "--provider", "tensorrt"], "TensorrtExecutionProvider"),
+        (["--data", str(camvid), "--split", "train"], "no photos in"),
+        (["--data", str(camvid), "--limit", "0"], "leaves no photo"),
+        (["--data", str(camvid), "--precision", "bf16"], "setting of OpenVINO"),
+        (["--data", str(camvid), "--provider", "tensorrt"], "TensorrtExecutionProvider"),
     ):
-        assert cli.main(["eval", made["free"], *options]) == 2
+        assert cli.main(["eval", camvid_files["free"], *options]) == 2
         assert words in capsys.readouterr().err
 
 
-def test_openvino_scores_the_same_file(made, folder):
+def test_openvino_scores_the_same_file(camvid_files, camvid):
     pytest.importorskip("openvino")
-    ours = evaluate(made["free"], folder, runtime="openvino", threads=1, limit=1, quiet=True)
+    ours = evaluate(camvid_files["free"], camvid, runtime="openvino", threads=1, limit=1, quiet=True)
     assert ours.engine == "openvino cpu f32"
-    assert ours.miou == pytest.approx(evaluate(made["free"], folder, threads=1, limit=1, quiet=True).miou, abs=1e-4)
-
-
+    assert ours.miou == pytest.approx(
+        evaluate(camvid_files["free"], camvid, threads=1, limit=1, quiet=True).miou, abs=1e-4
+    )

@@ -107,7 +107,9 @@ def test_early_argmax_is_a_nearest_mask_of_the_small_decision(protos):
     assert got.shape == (2, 64, 96)
     shown = type(proto)()
     shown.CopyFrom(proto)
-    shown.graph.output.insert(0, onnx.helper.make_tensor_value_info("scores", onnx.TensorProto.FLOAT, ["n", 7, "h", "w"]))
+    shown.graph.output.insert(
+        0, onnx.helper.make_tensor_value_info("scores", onnx.TensorProto.FLOAT, ["n", 7, "h", "w"])
+    )
     small = run(shown, images).argmax(1).astype(np.uint8)
     assert (got == small.repeat(4, 1).repeat(4, 2)).all()
     assert 0.5 < (got == run(proto, images)).mean() <= 1

@@ -73,7 +73,10 @@ def test_size_with_kept_ratio(height, width, scale):
 @example(9, 9, 1, 1, True)
 def test_logits_are_resized_as_torch_does(height, width, to_height, to_width, align_corners):
     values = np.random.default_rng(0).standard_normal((4, height, width)).astype(np.float32)
-    ours, theirs = resize_float(values, (to_height, to_width), align_corners), torch_resize(values, to_height, to_width, align_corners)
+    ours, theirs = (
+        resize_float(values, (to_height, to_width), align_corners),
+        torch_resize(values, to_height, to_width, align_corners),
+    )
     assert ours.dtype == np.float32
     # PyTorch's other kernel, for tiny images, rounds positions once: they differ by about 1e-7 of the side
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6 + 2.4e-7 * max(height, width) * np.ptp(values))
@@ -89,7 +92,9 @@ def test_logits_of_real_sizes_to_1e_6(sizes, align_corners):
 
 
 def torch_resize(values, height, width, align_corners):
-    return F.interpolate(torch.from_numpy(values)[None], (height, width), mode="bilinear", align_corners=align_corners)[0].numpy()
+    return F.interpolate(torch.from_numpy(values)[None], (height, width), mode="bilinear", align_corners=align_corners)[
+        0
+    ].numpy()
 
 
 def test_bands_are_the_whole(monkeypatch):

@@ -349,7 +349,8 @@ def test_drop_paste_legend_slider_and_bad_files(browser, pages, photos, tmp_path
 
 LOAD = """
 const [address, mode] = arguments;
-const source = `fetch("${address}", { mode: "${mode}" }).then(() => postMessage("loaded"), () => postMessage("refused"))`;
+const source = `fetch("${address}", { mode: "${mode}" })
+  .then(() => postMessage("loaded"), () => postMessage("refused"))`;
 const worker = new Worker(URL.createObjectURL(new Blob([source], { type: "text/javascript" })), { type: "module" });
 const script = document.createElement("script");
 const tag = new Promise((done) => { script.onload = () => done("loaded"); script.onerror = () => done("refused"); });
@@ -382,7 +383,7 @@ def test_threads_where_the_server_isolates_the_page(browser, pages, photos):
         mask, _ = segment(browser, photos / "street.png")
         assert (mask == pythons(path, photos / "street.png", mode="whole")).mean() >= 0.999
         threads = browser.js("return Math.min(navigator.hardwareConcurrency, 8)")
-        assert f", {threads} thread" in browser.js("return document.querySelector('#network_note').textContent")
+        assert browser.js("return document.querySelector('#threads').textContent").startswith(f"on {threads} thread")
 
 
 def test_a_missing_file_is_said(browser, pages, tmp_path):

@@ -20,13 +20,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """How a file is opened and fed; shared with ``tinymim predict``."""
-    parser.add_argument("--mode", choices=["whole", "slide"], help="whole photos or windows; default: the file's contract")
+    parser.add_argument(
+        "--mode", choices=["whole", "slide"], help="whole photos or windows; default: the file's contract"
+    )
     parser.add_argument("--resize-to-file", action="store_true",
                         help="stretch photos to the fixed size of the file, whatever its contract says")  # fmt: skip
     parser.add_argument("--mean", type=float, nargs=3, metavar=("R", "G", "B"),
-                        help="normalisation of files without metadata: 0-255 units; 0-1 as torchvision writes it")  # fmt: skip
+                        help="for files without metadata: 0-255 units, or 0-1 as torchvision writes it")  # fmt: skip
     parser.add_argument("--std", type=float, nargs=3, metavar=("R", "G", "B"), help="the same")
-    parser.add_argument("--runtime", choices=["onnxruntime", "openvino"], default="onnxruntime", help="what runs the file")
+    parser.add_argument(
+        "--runtime", choices=["onnxruntime", "openvino"], default="onnxruntime", help="what runs the file"
+    )
     parser.add_argument("--provider", choices=["cpu", "cuda", "tensorrt"], default="cpu",
                         help="never falls back: an error instead")  # fmt: skip
     parser.add_argument("--precision", choices=["f32", "bf16"], help="arithmetic of OpenVINO")

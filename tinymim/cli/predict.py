@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--alpha", type=float, default=0.5, help="share of colour in overlays")
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
     parser.add_argument("--classes", metavar="FILE",
-                        help="names of files that carry none: a dataset.json, or a text with one name a line")  # fmt: skip
+                        help="names for files that carry none: dataset.json, or one name a line")  # fmt: skip
     add_engine_arguments(parser)
     parser.add_argument("--json", metavar="FILE", help="write sizes, milliseconds and shares of the classes as JSON")
 

@@ -117,7 +117,7 @@ def test_segmentor(
         TinyMIMError: anything the user can fix.
     """
     model, cfg = load_segmentor(checkpoint, config)
-    trained = model.decode_head.num_classes  # type: ignore[union-attr]
+    trained = model.num_classes
     merge_options(cfg, cfg_options)
     layout = set_data(cfg, data_root, ignore_label, reduce_zero_label, splits=("val",))
     if len(layout.classes) != trained:

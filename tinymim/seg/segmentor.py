@@ -1,5 +1,6 @@
 """A trained segmentor from its file."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 
 from tinymim.errors import CheckpointError, ConfigError
 from tinymim.models.formats import _Inert, _torch_load
-from tinymim.seg.config import find_config, plain_batch_norm
+from tinymim.seg.config import find_config, heads, plain_batch_norm
 
 
 def read_segmentor(checkpoint: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -54,10 +55,9 @@ def load_segmentor(checkpoint: str | Path, config: str | Path | Config | None = 
     text = meta.get("config") or meta.get("cfg")
     if config is not None:
         cfg = find_config(config)
-        classes = state["decode_head.conv_seg.weight"].shape[0]
-        for head in ("decode_head", "auxiliary_head"):
-            if cfg.model.get(head) is not None:
-                cfg.model[head].num_classes = classes
+        classes = _classes(state, cfg)
+        for head in heads(cfg):
+            head.num_classes = classes
     elif isinstance(text, str):
         cfg = Config.fromstring(text, file_format=".py")
     else:
@@ -73,6 +73,14 @@ def load_segmentor(checkpoint: str | Path, config: str | Path | Config | None = 
     model.cfg = cfg
     model.dataset_meta = {key: meta.get(key) or (told or {}).get(key) for key in ("classes", "palette")}
     return model.eval(), cfg
+
+
+def _classes(state: dict[str, Any], cfg: Config) -> int:
+    """Classes of the file's last head; the config's own number where a head decides by threshold or has other names."""
+    head = cfg.model.decode_head
+    last = head[-1] if isinstance(head, list) else head
+    scores = [value for key, value in state.items() if re.fullmatch(r"decode_head\.(\d+\.)?conv_seg\.weight", key)]
+    return int(last.num_classes) if last.get("out_channels") or not scores else int(scores[-1].shape[0])
 
 
 def _load(model: nn.Module, state: dict[str, Any], checkpoint: str | Path) -> None:
