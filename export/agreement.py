@@ -150,7 +150,11 @@ class _Tally:
             a, b = got.astype(np.float64).ravel(), wanted.astype(np.float64).ravel()
             self.error = float(np.maximum(self.error, np.abs(a - b).max()))  # keeps NaN
             self.largest = max(self.largest, float(np.abs(b).max()))
-            self.dot, self.ours, self.theirs = self.dot + float(a @ b), self.ours + float(a @ a), self.theirs + float(b @ b)
+            self.dot, self.ours, self.theirs = (
+                self.dot + float(a @ b),
+                self.ours + float(a @ a),
+                self.theirs + float(b @ b),
+            )
             if not decides:
                 return
             got, wanted = (x[:, 0] > 0 if x.shape[1] == 1 else x.argmax(axis=1) for x in (got, wanted))

@@ -111,9 +111,7 @@ def _ancestors(g: Graph, tensors: Sequence[str]) -> list[Any]:
 def _runs(g: Graph) -> dict[str, list[str]]:
     """Runs of layers, for a graph that says nothing of itself."""
     layers = [node.name for node in g.graph.node if node.op_type in LAYERS]
-    return {
-        f"layers {i + 1}-{min(i + RUN, len(layers))}": layers[i : i + RUN] for i in range(0, len(layers), RUN)
-    }
+    return {f"layers {i + 1}-{min(i + RUN, len(layers))}": layers[i : i + RUN] for i in range(0, len(layers), RUN)}
 
 
 def choose_blocks(blocks: dict[str, list[str]], wanted: Sequence[str]) -> list[str]:

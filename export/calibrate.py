@@ -67,7 +67,7 @@ def choose_photos(folder: str | Path, count: int = 64, seed: int = 0) -> PhotoSe
         )
     root = folder
     if (folder / "images").is_dir() and (folder / "annotations").is_dir():
-        root = next((p for p in (folder / "images/training", folder / "images") if p.is_dir()))
+        root = next(p for p in (folder / "images/training", folder / "images") if p.is_dir())
     found = sorted(p for p in root.rglob("*") if p.suffix.lower() in PHOTOS and not p.name.startswith("."))
     if not found:
         raise DataError(

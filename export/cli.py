@@ -1,81 +1,323 @@
-"""``tinymim-export``: a checkpoint as a verified .onnx file."""
+"""``tinymim-export``: a checkpoint as a verified .onnx file in any precision, or an FP32 file as another one."""
 
 import argparse
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tinymim.cli import run_command
 from tinymim.errors import ConfigError
 
-HELP = "export a checkpoint to ONNX and verify it against PyTorch"
+HELP = "export a checkpoint to ONNX and verify it against PyTorch; quantise, tune, or make a web page of the file"
+PRECISIONS = ("fp32", "fp16", "int8", "int8-dynamic", "int8-weights")
+ONLY_FROM_CHECKPOINT = ("config", "part", "size", "dynamic", "output", "num_heads", "opset")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the command."""
-    parser.add_argument("--checkpoint", required=True, help="segmentor.pth, student.pth or any ViT checkpoint")
-    parser.add_argument("--onnx", default=None, metavar="FILE", help="file to write")
-    parser.add_argument("--config", default=None, help="mmseg_configs/...; segmentor.pth holds its own")
-    parser.add_argument("--part", choices=["backbone", "segmentor"], default=None, help="default: what the file holds")
-    parser.add_argument("--size", nargs=2, type=int, metavar=("H", "W"), default=None,
-                        help="fix height and width in pixels; default: the configuration's crop")  # fmt: skip
-    parser.add_argument("--dynamic", action="store_true", help="leave height and width free")
-    parser.add_argument("--output", choices=["logits", "mask"], default="logits", help="what a segmentor gives")
-    parser.add_argument("--photos", default=None, metavar="FOLDER", help="real photos to verify on, too")
-    parser.add_argument("--num-heads", type=int, default=None, help="heads a block, for files that do not store it")
-    parser.add_argument("--opset", type=int, default=20, help="ONNX operator set, 18 to 23")
-    parser.add_argument("--seed", type=int, default=0, help="of the random verification inputs")
-    parser.add_argument("--json", default=None, metavar="FILE", help="write the result as JSON")
-    parser.add_argument("--markdown", default=None, metavar="FILE", help="write the result as Markdown")
-    parser.add_argument("--verify-only", default=None, metavar="FILE",
-                        help="export nothing: verify this .onnx against --checkpoint again")  # fmt: skip
+    """Options of the command; those left at None take the default of the Python function."""
+    add = parser.add_argument
+    add("--checkpoint", default=None, help="segmentor.pth, student.pth or any ViT checkpoint")
+    add("--from", dest="source", default=None, metavar="FILE.onnx", help="start at this FP32 file, not at --checkpoint")
+    add("--onnx", default=None, metavar="FILE", help="file to write")
+    add("--config", default=None, help="mmseg_configs/...; segmentor.pth holds its own")
+    add("--part", choices=["backbone", "segmentor"], default=None, help="default: what the file holds")
+    add("--size", nargs=2, type=int, metavar=("H", "W"), default=None,
+        help="fix height and width in pixels; default: the configuration's crop")  # fmt: skip
+    add("--dynamic", action="store_true", help="leave height and width free")
+    add("--output", choices=["logits", "mask"], default=None, help="what a segmentor gives; default: logits")
+    add("--photos", default=None, metavar="FOLDER", help="real photos to verify on, too")
+    add("--num-heads", type=int, default=None, help="heads a block, for files that do not store it")
+    add("--opset", type=int, default=None, help="ONNX operator set, 18 to 23; default: 20")
+    add("--seed", type=int, default=0, help="of the random verification inputs and the choice of calibration photos")
+    add("--json", default=None, metavar="FILE", help="write the result as JSON")
+    add("--markdown", default=None, metavar="FILE", help="write the result as Markdown")
+    add("--verify-only", default=None, metavar="FILE",
+        help="export nothing: verify this .onnx again, against --checkpoint or (other precisions) --from")  # fmt: skip
+    add = parser.add_argument_group("precision and graph").add_argument
+    add("--precision", default=None, metavar="NAME", help=f"{', '.join(PRECISIONS)}; default: fp32")
+    add("--graph", nargs="+", default=None, metavar="VARIANT",
+        help="attention, pixels, early-argmax; --tune tries the first two, or those named here")  # fmt: skip
+    add("--calibration", default=None, metavar="FOLDER", help="photos like those of later use, for --precision int8")
+    add("--calibration-count", type=int, default=None, metavar="N", help="how many of them; default: 64")
+    add("--calibration-method", choices=["percentile", "entropy", "minmax"], default=None, help="default: percentile")
+    add("--exclude-blocks", nargs="+", default=None, metavar="BLOCK", help='leave in float, e.g. "block 3" head')
+    add("--data", default=None, metavar="FOLDER", help="labelled photos (ADE20K layout) to score mIoU on")
+    add("--limit", type=int, default=None, metavar="N", help="score so many photos of --data, evenly spread")
+    add("--mode", choices=["whole", "slide"], default=None, help="how --data is scored; default: the file's contract")
+    add("--resize-to-file", action="store_true", help="score --data stretched to the fixed size of the file")
+    add("--ignore-label", type=int, nargs="+", default=None, metavar="ID", help="ids in --data that count for nothing")
+    add("--reduce-zero-label", action=argparse.BooleanOptionalAction, default=None, help="id 0 in --data: no class")
+    add("--max-miou-drop", type=float, default=None, metavar="POINTS",
+        help="leave the most harmful blocks in float until no more is lost; --tune: its budget, 0.5")  # fmt: skip
+    add("--sensitivity", action="store_true", help="write no file: quantise block by block and score each on --data")
+    add = parser.add_argument_group("verdict").add_argument
+    add("--tune", action="store_true", help="try precisions, graph variants and runtimes on --data; keep the winner")
+    add("--min-speedup", type=float, default=None, metavar="X", help="a candidate must be so much faster; default: 1.2")
+    add("--latency-budget", default=None, metavar="MS", help="and take no longer than this, e.g. 100ms")
+    add("--runtimes", nargs="+", default=None, metavar="NAME",
+        help="onnxruntime, openvino, cuda, tensorrt; default: those that are here")  # fmt: skip
+    add("--seconds", type=float, default=None, metavar="S", help="to time each candidate; default: 5")
+    add = parser.add_argument_group("web page").add_argument
+    add("--web", default=None, metavar="DIR", help="write a page that runs the file in a browser")
+    add("--ort-web", default=None, metavar="DIR", help="onnxruntime-web on this disk, in place of npm")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Export or verify."""
+    """Check that the options belong together, then do the one thing they ask for."""
+    _check(args)
     if args.verify_only is not None:
+        return _verify(args)
+    if args.tune:
+        return _tune(args)
+    if args.sensitivity:
+        return _with_fp32(args, _sensitivity)
+    if args.web is not None and args.onnx is None:
+        return _web(args, args.source)
+    code = _with_fp32(args, _reduce) if _reduced(args) else _export(args, args.onnx)
+    return _web(args, args.onnx) if args.web is not None and code == 0 else code
+
+
+def _reduced(args: argparse.Namespace) -> bool:
+    """Whether the file asked for is another one than the plain FP32 export."""
+    return args.precision not in (None, "fp32") or bool(args.graph) or args.max_miou_drop is not None
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse what does not belong together, before any work."""
+    if args.precision is not None and not args.tune and args.precision not in PRECISIONS:
+        from tinymim_export.quantize import check_options
+
+        check_options(args.precision, None, "percentile", ())  # bf16 has an explanation of its own
+    wrong: list[tuple[Any, str, str]] = [
+        (args.checkpoint and args.source, "--checkpoint and --from exclude each other", "both say where to start"),
+        (args.tune and args.sensitivity, "--tune and --sensitivity exclude each other", "run one after the other"),
+        (args.ort_web and not args.web, "--ort-web does nothing without --web", "it is a part of the page"),
+        (not args.tune and (args.min_speedup or args.latency_budget or args.runtimes or args.seconds),
+         "--min-speedup, --latency-budget, --runtimes and --seconds belong to --tune", "nothing else is measured"),
+        (args.tune and (args.exclude_blocks or args.precision),
+         "--tune chooses precision and blocks by itself", "leave --precision and --exclude-blocks out"),
+        (args.data and not (args.tune or args.sensitivity or args.max_miou_drop is not None),
+         "--data does nothing here", "it belongs to --max-miou-drop, --sensitivity and --tune; photos go to --photos"),
+        (not args.data and any(value is not None for value in (args.limit, *_scoring(args).values())),
+         "--limit, --mode, --resize-to-file and the label options do nothing without --data", "they say how to score"),
+        (not (args.tune or args.precision == "int8" or (args.sensitivity and not args.precision))
+         and (args.calibration or args.calibration_count or args.calibration_method),
+         "--calibration does nothing here", "only static INT8 measures ranges: add --precision int8"),
+        (args.tune and args.calibration_method, "--tune chooses the calibration method", "it takes percentile"),
+        (not args.data and (args.tune or args.sensitivity or args.max_miou_drop is not None),
+         "--data is missing", "mIoU is scored on labelled photos: add --data FOLDER (ADE20K layout)"),
+        (args.max_miou_drop is not None and not args.tune and not (args.precision or "").startswith("int8"),
+         "--max-miou-drop needs an INT8 precision", "blocks go back from INT8 to float: add --precision int8"),
+        (args.max_miou_drop is not None and args.sensitivity,
+         "--max-miou-drop and --sensitivity exclude each other", "the first writes a file, the second only a table"),
+    ]  # fmt: skip
+    wrong += [
+        (args.source and getattr(args, name), f"--{name.replace('_', '-')} and --from exclude each other",
+         "the file exists already; start at --checkpoint to export it differently")
+        for name in ONLY_FROM_CHECKPOINT
+    ]  # fmt: skip
+    for refused, what, why in wrong:
+        if refused:
+            raise ConfigError(what, why, "tinymim-export --help lists the options")
+    if not (args.checkpoint or args.source):
+        raise ConfigError(
+            "nothing to start from",
+            "--checkpoint names the model, --from an FP32 .onnx made of it before",
+            "add --checkpoint segmentor.pth",
+        )
+    if args.onnx is None and not (args.verify_only or args.sensitivity or (args.web and args.source)):
+        raise ConfigError("--onnx is missing", "it names the file to write", "add --onnx out.onnx")
+    if args.onnx is not None and args.source and not (_reduced(args) or args.tune or args.sensitivity):
+        raise ConfigError(
+            "nothing to do",
+            f"{args.source} is FP32 already",
+            "add --precision int8, --graph attention, --tune or --web",
+        )
+    if args.opset is not None and not 18 <= args.opset <= 23:
+        raise ConfigError(
+            f"--opset {args.opset} is not possible", "PyTorch's exporter writes 18 to 23", "leave it out (20)"
+        )
+
+
+def _verify(args: argparse.Namespace) -> int:
+    """--verify-only."""
+    if args.source is not None:
+        from tinymim_export.quantize import verify_file
+
+        result = verify_file(args.verify_only, args.source, photos=args.photos, seed=args.seed)
+    else:
         from tinymim_export.parity import verify
 
         result = verify(
             args.verify_only, args.checkpoint, args.config, num_heads=args.num_heads, photos=args.photos, seed=args.seed
         )
         result.print()
-        print(f"{args.verify_only}: verified")
-        _write(args, result)
-        print(f"next: tinymim bench {args.verify_only}")
-        return 0
-    if args.onnx is None:
-        raise ConfigError("--onnx is missing", "it names the file to write", "add --onnx out.onnx")
-    if not 18 <= args.opset <= 23:
-        raise ConfigError(
-            f"--opset {args.opset} is not possible", "PyTorch's exporter writes 18 to 23", "leave it out (20)"
-        )
-    from tinymim_export.convert import export
-
-    made = export(
-        args.checkpoint,
-        args.onnx,
-        config=args.config,
-        part=args.part,
-        size=None if args.size is None else tuple(args.size),
-        dynamic=args.dynamic,
-        output=args.output,
-        photos=args.photos,
-        num_heads=args.num_heads,
-        opset=args.opset,
-        seed=args.seed,
-    )
-    made.print()
-    _write(args, made)
-    print(f"next: tinymim bench {args.onnx}{' --split' if made.part == 'segmentor' else ''}")
+    print(f"{args.verify_only}: verified")
+    _write(args, result)
+    print(f"next: tinymim bench {args.verify_only}")
     return 0
 
 
-def _write(args: argparse.Namespace, result: object) -> None:
+def _export(args: argparse.Namespace, onnx: str, last: bool = True) -> int:
+    """The FP32 file of a checkpoint."""
+    from tinymim_export.convert import export
+
+    options: dict[str, Any] = {"output": args.output, "opset": args.opset}
+    made = export(
+        args.checkpoint,
+        onnx,
+        config=args.config,
+        part=args.part,
+        size=None if args.size is None else (args.size[0], args.size[1]),
+        dynamic=args.dynamic,
+        photos=args.photos,
+        num_heads=args.num_heads,
+        seed=args.seed,
+        **_given(options),
+    )
+    made.print()
+    if last:
+        _write(args, made)
+        print(f"next: tinymim bench {onnx}{' --split' if made.part == 'segmentor' else ''}")
+    return 0
+
+
+def _with_fp32(args: argparse.Namespace, action: Any) -> int:
+    """Run an action on the FP32 file: the one given, or one exported for it and thrown away afterwards."""
+    if args.source is not None:
+        return int(action(args, args.source))
+    with tempfile.TemporaryDirectory() as folder:
+        fp32 = Path(folder) / f"{Path(args.onnx or args.checkpoint).stem}.fp32.onnx"
+        _export(args, str(fp32), last=False)
+        return int(action(args, str(fp32)))
+
+
+def _scoring(args: argparse.Namespace) -> dict[str, Any]:
+    """How --data is scored, where that is said."""
+    return {
+        "mode": args.mode,
+        "resize_to_file": args.resize_to_file or None,
+        "ignore_label": args.ignore_label,
+        "reduce_zero_label": args.reduce_zero_label,
+    }
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """Options that were given; the others take the function's default."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _calibration(args: argparse.Namespace) -> dict[str, Any]:
+    """Options of calibration that were given."""
+    given = {"count": args.calibration_count, "method": args.calibration_method, "graph": args.graph}
+    return _given(given) | {"calibration": args.calibration, "seed": args.seed}
+
+
+def _reduce(args: argparse.Namespace, fp32: str) -> int:
+    """Another precision, graph variants, or both; within a budget of mIoU where one is given."""
+    options = _calibration(args) | {"precision": args.precision or "fp32", "exclude": args.exclude_blocks or ()}
+    options["photos"] = args.photos
+    if args.max_miou_drop is not None:
+        from tinymim_export.sensitivity import quantize_within
+
+        options |= {"max_miou_drop": args.max_miou_drop / 100, "limit": args.limit, "scoring": _given(_scoring(args))}
+        made = quantize_within(fp32, args.onnx, data=args.data, **options)
+    else:
+        from tinymim_export.quantize import quantize
+
+        made = quantize(fp32, args.onnx, **options)
+    made.print()
+    _write(args, made)
+    print(f"next: tinymim bench {f'{args.source} ' if args.source else ''}{args.onnx}")
+    print(f"next: tinymim eval {args.onnx} --data {args.data or 'FOLDER'}")
+    return 0
+
+
+def _sensitivity(args: argparse.Namespace, fp32: str) -> int:
+    """--sensitivity: a table of blocks."""
+    from tinymim_export.sensitivity import LIMIT, sensitivity
+
+    precision = args.precision or "int8"
+    options = _calibration(args) | {"limit": args.limit or LIMIT, "scoring": _given(_scoring(args))}
+    result = sensitivity(fp32, args.data, precision=precision, **options)
+    result.print()
+    _write(args, result)
+    start = f"--from {args.source}" if args.source else f"--checkpoint {args.checkpoint}"
+    graph = f" --graph {' '.join(args.graph)}" if args.graph else ""
+    photos = f" --calibration {args.calibration or args.data}" if precision == "int8" else ""
+    print(f"next: tinymim-export {start} --onnx {precision}.onnx --precision {precision}{graph}{photos} "
+          f"--data {args.data} --max-miou-drop 0.5")  # fmt: skip
+    return 0
+
+
+def _tune(args: argparse.Namespace) -> int:
+    """--tune: candidates, verdicts, one winner."""
+    from tinymim_export.tune import tune
+
+    given = {
+        "max_miou_drop": args.max_miou_drop,
+        "min_speedup": args.min_speedup,
+        "latency_budget": None if args.latency_budget is None else milliseconds(args.latency_budget),
+        "runtimes": args.runtimes,
+        "variants": args.graph,
+        "seconds": args.seconds,
+        "count": args.calibration_count,
+        "output": args.output,
+    }
+    result = tune(
+        args.source or args.checkpoint,
+        args.onnx,
+        config=args.config,
+        size=None if args.size is None else (args.size[0], args.size[1]),
+        data=args.data,
+        calibration=args.calibration,
+        limit=args.limit,
+        seed=args.seed,
+        **_given(given | _scoring(args)),
+    )
+    result.print()
+    _write(args, result)
+    print("\n".join(f"next: {line}" for line in result.next))
+    return 0
+
+
+def _web(args: argparse.Namespace, onnx: str) -> int:
+    """--web: a page around the file."""
+    from tinymim_export.web import build_web
+
+    made = build_web(onnx, args.web, ort_web=args.ort_web)
+    made.print()
+    print(f"next: {made.next}")
+    return 0
+
+
+def milliseconds(text: str) -> float:
+    """``100``, ``100ms`` or ``0.1s`` as milliseconds.
+
+    Raises:
+        ConfigError: no positive time.
+    """
+    number, factor = text.strip().lower(), 1.0
+    if number.endswith("ms"):
+        number = number[:-2]
+    elif number.endswith("s"):
+        number, factor = number[:-1], 1000.0
+    try:
+        value = float(number) * factor
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise ConfigError(f"--latency-budget {text} is no time", "it is milliseconds of one image", "e.g. 100ms")
+    return value
+
+
+def _write(args: argparse.Namespace, result: Any) -> None:
     """The result's files."""
     if args.json:
-        result.to_json(args.json)  # type: ignore[attr-defined]
+        result.to_json(args.json)
     if args.markdown:
-        Path(args.markdown).write_text(result.to_markdown())  # type: ignore[attr-defined]
+        Path(args.markdown).write_text(result.to_markdown())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -40,7 +40,7 @@ def sensitivity(line: Line) -> list[str]:
             rows.append((label, 100 * float(item["drop"]), ", ".join(notes)))
         file = line.file(value["sha256"])
         name = file.name if file and file.given else Path(str(value["file"])).name
-        figures.append(bars(f"{name}, {value['precision']}, {value['images']} photos", rows))
+        figures.append(bars(f"{name}, {value['precision']}, {value['images']} photos", rows, least=0.5))
     return figures
 
 

@@ -8,19 +8,21 @@ from tinymim_export.plots import escape, swatch
 from tinymim_export.stats import LEVEL
 
 MISSING = '<span class="missing">not given</span>'
+UNCHANGED = 0.0005  # change of an IoU that rounds to 0.0 points
 WORSE, BETTER, OTHER = (214, 39, 40), (31, 140, 90), (230, 160, 30)  # colours of a difference picture
 
 
-def bars(title: str, rows: Sequence[tuple[str, float, str]]) -> str:
+def bars(title: str, rows: Sequence[tuple[str, float, str]], least: float = 0.0) -> str:
     """Horizontal bars from a common zero line; negative values go to the left, in green (they cost nothing).
 
     Args:
         title: Above the figure.
         rows: (label, value, what is written beside the bar).
+        least: Smallest value a full bar stands for, so that noise does not look like a finding.
     """
     if not rows:
         return ""
-    low, high = min(0.0, *(v for _, v, _ in rows)), max(0.0, *(v for _, v, _ in rows))
+    low, high = min(0.0, *(v for _, v, _ in rows)), max(least, *(v for _, v, _ in rows))
     span = (high - low) or 1.0
     lines = []
     for label, value, note in rows:
@@ -46,11 +48,15 @@ def class_losses(
         base: Heading of the original's column.
     """
     order = sorted((name for name in original if original[name] is not None), key=lambda name: -(original[name] or 0))
-    changes = [abs(iou[name] - original[name]) for _, iou in columns for name in order  # type: ignore[operator]
-               if iou.get(name) is not None]  # fmt: skip
-    if not order or not changes:
-        return ""
-    strongest = max(max(changes), 0.005)
+    changes = [max((abs(value - (original[name] or 0)) for name in order if (value := iou.get(name)) is not None),
+                   default=0.0) for _, iou in columns]  # fmt: skip
+    alike = [text for (text, _), change in zip(columns, changes, strict=True) if change < UNCHANGED]
+    columns = [column for column, change in zip(columns, changes, strict=True) if change >= UNCHANGED]
+    said = f"No class changes by {100 * UNCHANGED:g} points: {', '.join(alike)}."
+    note = f'<p class="note">{escape(said)}</p>' if alike else ""
+    if not order or not columns:
+        return note if order else ""
+    strongest = max(*changes, 0.005)
     head = "".join(f"<th>{escape(text)}</th>" for text in ("class", base, *(name for name, _ in columns)))
     body = []
     for name in order:
@@ -64,10 +70,10 @@ def class_losses(
                 continue
             change = value - own
             tone, share = ("bad" if change < 0 else "good"), round(70 * abs(change) / strongest)
-            text = "0.0" if abs(change) < 0.0005 else f"{100 * change:+.1f}"
+            text = "0.0" if abs(change) < UNCHANGED else f"{100 * change:+.1f}"
             cells.append(f'<td style="background:color-mix(in srgb,var(--{tone}) {share}%,transparent)">{text}</td>')
         body.append(f"<tr>{''.join(cells)}</tr>")
-    return f'<div class="scroll"><table class="heat"><tr>{head}</tr>{"".join(body)}</table></div>'
+    return f'<div class="scroll"><table class="heat"><tr>{head}</tr>{"".join(body)}</table></div>{note}'
 
 
 def difference_image(

@@ -6,7 +6,7 @@ machine. A :class:`Line` joins them. What nobody recorded stays None; nothing is
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -179,7 +179,6 @@ class Line:
     sensitivity: list[dict[str, Any]] = field(default_factory=list)
     exports: list[dict[str, Any]] = field(default_factory=list)
     verdicts: list[dict[str, Any]] = field(default_factory=list)
-    compared: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def add(self, other: "Line") -> None:
@@ -196,7 +195,6 @@ class Line:
         self.sensitivity += other.sensitivity
         self.exports += other.exports
         self.verdicts += other.verdicts
-        self.compared += other.compared
         self.notes += [note for note in other.notes if note not in self.notes]
 
     def file(self, sha256: str | None) -> File | None:
@@ -343,7 +341,6 @@ def _time_key(time: Time) -> tuple[Any, ...]:
     return time.sha256, time.engine, time.place
 
 
-def data_key(classes: Iterable[str], images: int, confusion: Sequence[Sequence[int]]) -> str:
+def data_key(classes: Iterable[str], images: int, labelled: Iterable[int]) -> str:
     """Hash of classes, number of photos and labelled pixels of each class: equal for scores of the same labels."""
-    labelled = [int(sum(row)) for row in confusion]
-    return hashlib.sha256(json.dumps([list(classes), images, labelled]).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps([list(classes), images, list(map(int, labelled))]).encode()).hexdigest()[:12]

@@ -210,6 +210,7 @@ def _probe(model: Any, size: tuple[int, int]) -> tuple[int, int | None]:
         odd = [(side // multiple // 2 * 2 + 1) * multiple for side in size]
         try:
             levels(*odd)
+            levels(*(2 * side + multiple for side in odd))
         except (RuntimeError, AssertionError, ValueError):
             continue
         return stride, multiple
@@ -257,10 +258,12 @@ def _contract(mean: Any, std: Any, patch: int) -> dict[str, Any]:
 
 
 def _crop(cfg: Any) -> tuple[int, int]:
-    """Height and width the configuration trains or slides at."""
-    model = cfg.model
+    """Height and width the network sees: of its windows, of photos stretched to one size, else of training crops."""
+    model, rule = cfg.model, _resize_rule(cfg)
+    stretched = rule["scale"] and not rule["keep_ratio"] and rule["mode"] == "whole"
     candidates = [
         (model.get("test_cfg") or {}).get("crop_size"),
+        rule["scale"][::-1] if stretched else None,  # MMCV's scales are (width, height)
         (model.get("data_preprocessor") or {}).get("size"),
         cfg.get("crop_size"),
         model.backbone.get("img_size"),

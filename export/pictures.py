@@ -31,7 +31,7 @@ def colour_table(palette: Palette) -> np.ndarray:
 
 def save_mask(mask_HW: np.ndarray, path: str | Path, palette: Palette) -> None:
     """Write a mask as 8-bit palette PNG: pixel values are class ids, viewers show the colours. Atomic."""
-    image = Image.fromarray(mask_HW, "L")
+    image = Image.fromarray(mask_HW)
     image.putpalette(colour_table(palette).tobytes())
     with atomic_path(path) as part:
         image.save(part, "PNG")

@@ -239,7 +239,9 @@ def scatter(title: str, points: Sequence[ScatterPoint], xlabel: str, ylabel: str
 def _range(values: Sequence[float], margin: float) -> tuple[float, float]:
     """Smallest and largest value with some air, never empty."""
     low, high = min(values), max(values)
-    pad = margin * (high - low) or 0.05 * (abs(high) or 1.0)
+    size = max(abs(low), abs(high))
+    single = high - low <= 1e-9 * max(size, 1.0)
+    pad = (0.05 * size if size > 1e-6 else 1.0) if single else margin * (high - low)
     return low - pad, high + pad
 
 

@@ -10,10 +10,8 @@ BF16 is no file: ONNX Runtime has no bfloat16 products on CPUs. OpenVINO runs th
 """
 
 import json
-import tempfile
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,33 +19,14 @@ from typing import Any
 from tinymim.errors import CheckFailed, ConfigError
 from tinymim.files import atomic_path, environment, sha256_file, write_json
 from tinymim_export.agreement import compare_files, summary, tolerance_of
-from tinymim_export.blocks import blocks_of, choose_blocks
-from tinymim_export.calibrate import METHODS, Histogram, NetworkInputs, PhotoSet, choose_photos, measure
-from tinymim_export.fuse import Graph, apply_variants
-from tinymim_export.half import to_half
+from tinymim_export.blocks import choose_blocks
+from tinymim_export.calibrate import METHODS
+from tinymim_export.floatfile import FloatFile
 from tinymim_export.metadata import load_proto, proto_metadata, save_proto, write_metadata
 from tinymim_export.parity import ParityResult
-from tinymim_export.photos import load_photos
-from tinymim_export.predict import read_photo
-from tinymim_export.qdq import (
-    check_opset,
-    find_targets,
-    insert_dynamic,
-    insert_static,
-    insert_weights,
-    observed,
-    prepare,
-    weight_bits,
-)
-from tinymim_export.runtime import Engine, open_engine
 
+__all__ = ["PRECISIONS", "FloatFile", "QuantizeResult", "check_options", "quantize", "verify_file"]
 PRECISIONS = ("fp32", "fp16", "int8", "int8-dynamic", "int8-weights")
-KINDS = {  # operators whose weights a precision turns into int8
-    "int8": ("Conv", "MatMul"),
-    "int8-dynamic": ("MatMul",),
-    "int8-weights": ("Conv", "ConvTranspose", "MatMul"),
-}
-CHECKED_PHOTOS = 8  # compared with the FP32 file
 
 
 @dataclass
@@ -119,7 +98,9 @@ class QuantizeResult:
             out.append(f"blocks left in float: {', '.join(self.excluded)}")
         if self.calibration:
             about = self.calibration
-            out.append(f"ranges of {about['count']} photos of {about['folder']}, {about['method']}, seed {about['seed']}")
+            out.append(
+                f"ranges of {about['count']} photos of {about['folder']}, {about['method']}, seed {about['seed']}"
+            )
         return out + self.notes
 
     def print(self) -> None:
@@ -127,105 +108,6 @@ class QuantizeResult:
         for text in self._remarks():
             print(text)
         print(f"wrote {self.file}: {self.summary()} ({self.seconds:.0f} s)", flush=True)
-
-
-class FloatFile:
-    """An FP32 file, read once: graph variants applied, blocks known, ranges measured at most once.
-
-    Args:
-        path: The .onnx file.
-        graph: Graph variants to apply.
-
-    Raises:
-        ConfigError: not FP32, or a variant that does not fit.
-        DataError: missing or damaged.
-    """
-
-    def __init__(self, path: str | Path, graph: Sequence[str] = ()) -> None:
-        self.path = Path(path)
-        self.original = load_proto(path)
-        meta = proto_metadata(self.original)
-        name = (meta.get("precision") or {}).get("name", "fp32")
-        if name != "fp32":
-            raise ConfigError(
-                f"{path} is {name} already", "every precision is made from the FP32 file", "give the FP32 file it came from"
-            )
-        self.sha256 = sha256_file(path)
-        self.proto = apply_variants(self.original, graph)
-        prepare(self.proto)
-        self.meta = proto_metadata(self.proto)
-        self.blocks = blocks_of(self.proto)
-        self.photos: PhotoSet | None = None
-        self.ranges: Mapping[str, Histogram] = {}
-        self.inputs: NetworkInputs | None = None  # photo -> input, opened when first needed
-        self.notes: list[str] = []
-
-    def calibrate(self, folder: str | Path, count: int, seed: int) -> None:
-        """Measure the range of every activation that may be quantised, once.
-
-        Raises:
-            ConfigError, DataError: an operator set, file or photos that do not allow it.
-        """
-        check_opset(self.proto)
-        self.photos = choose_photos(folder, count, seed)
-        inputs = self.inputs = self.inputs or NetworkInputs(engine_of(self.proto, self.path.name))
-        graph = prepare(_copy(self.proto))
-        tensors = observed(find_targets(graph, kinds=KINDS["int8"]))
-        images = (inputs(path, seed + i) for i, path in enumerate(self.photos.photos))
-        self.ranges = measure(graph.proto, tensors, images, count)
-        self.notes += inputs.notes
-
-    def build(
-        self, precision: str, excluded: Sequence[str] = (), method: str = "percentile"
-    ) -> tuple[Any, dict[str, int], dict[str, int]]:
-        """A new ModelProto in a precision, its layers by operator, and why others stayed in float."""
-        made = _copy(self.proto)
-        layers: dict[str, int] = {}
-        left: dict[str, int] = {}
-        if precision == "fp16":
-            if clipped := to_half(made):
-                self.notes.append(f"{clipped} weights were too large for float16 and were clipped")
-        elif precision != "fp32":
-            graph = prepare(made)
-            outside = {node for block in excluded for node in self.blocks[block]}
-            possible = find_targets(graph, kinds=KINDS[precision])
-            targets = [target for target in possible if target.node.name not in outside]
-            layers = dict(Counter(target.node.op_type for target in targets))
-            left = _left(graph, {t.node.name for t in targets}, {t.node.name for t in possible})
-            bits = weight_bits()
-            if precision == "int8":
-                insert_static(graph, targets, {name: h.range(method) for name, h in self.ranges.items()}, bits)
-            elif precision == "int8-dynamic":
-                insert_dynamic(graph, targets, bits)
-            else:
-                insert_weights(graph, targets)
-            if bits < 8 and precision != "int8-weights":
-                text = "this processor has no VNNI: weights take 7 bits, so that sums of products do not overflow"
-                self.notes += [text] if text not in self.notes else []
-        return made, layers, left
-
-    def about(self, precision: str, excluded: Sequence[str], method: str) -> dict[str, Any]:
-        """``precision`` of the metadata."""
-        calibration = self.photos.about(method) if self.photos and precision == "int8" else None
-        return {
-            "name": precision,
-            "parent_sha256": self.sha256,
-            "calibration": calibration,
-            "excluded": list(excluded),
-        }
-
-    def photo_pairs(self, made: Any, photos: str | Path | None) -> list[Any]:
-        """Inputs of real photos for (the made file, the FP32 file): given ones, else calibration photos not used."""
-        if photos is not None:
-            found = [_pixels(photo) for photo in load_photos(photos, limit=CHECKED_PHOTOS)]
-        elif self.photos is not None:
-            paths = self.photos.spare[:CHECKED_PHOTOS] or self.photos.photos[:CHECKED_PHOTOS]
-            found = [read_photo(path) for path in paths]
-        else:
-            return []
-        here = NetworkInputs(engine_of(made, self.path.name))
-        there = NetworkInputs(engine_of(self.original, self.path.name))
-        return [(here(photo, i), there(photo, i)) for i, photo in enumerate(found)]
 
 
 def quantize(
@@ -265,7 +147,9 @@ def quantize(
     onnx_in, onnx_out = Path(onnx_in), Path(onnx_out)
     check_options(precision, calibration, method, exclude)
     if onnx_out.is_dir() or onnx_out.resolve() == onnx_in.resolve():
-        raise ConfigError(f"cannot write {onnx_out}", "it is a folder, or the FP32 file itself", "choose another --onnx")
+        raise ConfigError(
+            f"cannot write {onnx_out}", "it is a folder, or the FP32 file itself", "choose another --onnx"
+        )
     source = source or FloatFile(onnx_in, graph)
     excluded = choose_blocks(source.blocks, exclude)
     if precision == "int8" and not source.ranges:
@@ -290,7 +174,9 @@ def quantize(
         temporary.write_bytes(made.SerializeToString(deterministic=True))
     notes = list(dict.fromkeys(source.notes))
     if not verified:
-        notes.append("the FP32 file itself is not marked as verified: tinymim-export --verify-only FILE --checkpoint ...")
+        notes.append(
+            "the FP32 file itself is not marked as verified: tinymim-export --verify-only FILE --checkpoint ..."
+        )
     return QuantizeResult(
         file=str(onnx_out),
         sha256=sha256_file(onnx_out),
@@ -338,7 +224,9 @@ def verify_file(file: str | Path, fp32: str | Path, *, photos: str | Path | None
     try:
         result = _agree(source, made, Path(file).name, photos, seed)
         if recorded not in (None, result.graph_sha256):
-            raise CheckFailed(f"{file} was changed after it was verified", "its graph has another hash", "make it again")
+            raise CheckFailed(
+                f"{file} was changed after it was verified", "its graph has another hash", "make it again"
+            )
     except CheckFailed:
         write_metadata(made, {"verified": False})
         save_proto(made, file)
@@ -362,7 +250,9 @@ def check_options(precision: str, calibration: Any, method: str, exclude: Sequen
             "export without --precision, then: tinymim bench FILE.onnx --runtime openvino --precision bf16",
         )
     if precision not in PRECISIONS:
-        raise ConfigError(f"precision {precision!r} is unknown", f"known: {', '.join(PRECISIONS)}", "choose one of them")
+        raise ConfigError(
+            f"precision {precision!r} is unknown", f"known: {', '.join(PRECISIONS)}", "choose one of them"
+        )
     if method not in METHODS:
         raise ConfigError(f"calibration method {method!r} is unknown", f"known: {', '.join(METHODS)}", "choose one")
     if precision == "int8" and calibration is None:
@@ -379,20 +269,13 @@ def check_options(precision: str, calibration: Any, method: str, exclude: Sequen
         raise ConfigError(f"{precision} excludes no blocks", "only INT8 is made block by block", "leave the blocks out")
 
 
-def engine_of(proto: Any, name: str) -> Engine:
-    """A ModelProto opened on ONNX Runtime's CPU."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / name
-        path.write_bytes(proto.SerializeToString())
-        return open_engine(path)
-
-
 def _agree(source: FloatFile, made: Any, file: str, photos: str | Path | None, seed: int) -> ParityResult:
     """Compare, print, and raise where the tolerance is not met."""
     meta, pairs = proto_metadata(made), source.photo_pairs(made, photos)
     tolerance = tolerance_of(meta)
+    seen = f"{len(pairs)} photos" if pairs else "noise"
     print(
-        f"comparing with the FP32 file on {f'{len(pairs)} photos' if pairs else 'noise'}: cosine >= {tolerance.cosine:g}"
+        f"comparing with the FP32 file on {seen}: cosine >= {tolerance.cosine:g}"
         + (f", equal pixels >= {100 * tolerance.equal_pixels:g} %" if pairs else ""),
         flush=True,
     )
@@ -410,32 +293,3 @@ def _agree(source: FloatFile, made: Any, file: str, photos: str | Path | None, s
             else "use another precision, or fewer graph variants",
         )
     return parity
-
-
-def _left(graph: Graph, done: set[str], possible: set[str]) -> dict[str, int]:
-    """Why layers stay in float -> how many."""
-    why: Counter[str] = Counter()
-    for node in graph.graph.node:
-        if node.name in done or node.op_type not in ("Conv", "ConvTranspose", "MatMul", "Gemm", "MultiHeadAttention"):
-            continue
-        if node.name in possible:
-            why["in excluded blocks"] += 1
-        elif node.op_type == "MultiHeadAttention" or not any(graph.constant(name) is not None for name in node.input):
-            why["products of activations (attention)"] += 1
-        elif node.op_type == "MatMul":
-            why["small or pooling products"] += 1
-        else:
-            why[f"{node.op_type} (last layer, or no INT8 kernel)"] += 1
-    return dict(why)
-
-
-def _copy(proto: Any) -> Any:
-    made = type(proto)()
-    made.CopyFrom(proto)
-    return made
-
-
-def _pixels(photo: Any) -> Any:
-    import numpy as np
-
-    return np.asarray(photo)

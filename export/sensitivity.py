@@ -6,21 +6,22 @@ figures decide which blocks stay in float until a budget of mIoU holds.
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tinymim.errors import CheckFailed, ConfigError, TinyMIMError
+from tinymim.errors import CheckFailed, ConfigError
 from tinymim.files import environment, write_json
 from tinymim.progress import Progress
 from tinymim_export.blocks import blocks_of, choose_blocks
+from tinymim_export.floatfile import KINDS, FloatFile
 from tinymim_export.metadata import save_proto, write_metadata
 from tinymim_export.miou import EvalResult, evaluate
-from tinymim_export.quantize import KINDS, FloatFile, QuantizeResult, check_options, quantize
 from tinymim_export.qdq import find_targets, prepare
+from tinymim_export.quantize import QuantizeResult, check_options, quantize
 from tinymim_export.tables import markdown_table, text_table
 
 __all__ = ["SensitivityResult", "SensitivityRow", "blocks_of", "quantize_within", "sensitivity"]
@@ -103,23 +104,14 @@ class SensitivityResult:
 class _Scorer:
     """Scores artefacts of one file on the same photos, and compares their masks with the FP32 file's."""
 
-    def __init__(self, source: FloatFile, data: str | Path, limit: int | None, method: str, folder: Path) -> None:
-        self.source, self.data, self.limit, self.method, self.folder = source, data, limit, method, folder
-        self.mode = "whole" if source.proto.graph.output[0].name == "mask" else None
-        self.stretch = False
+    def __init__(
+        self, source: FloatFile, data: str | Path, method: str, scoring: Mapping[str, Any], folder: Path
+    ) -> None:
+        self.source, self.data, self.method, self.scoring, self.folder = source, data, method, scoring, folder
         self.fp32 = self._score(source.path, folder / "fp32")
-        self.photo_masks = [folder / "fp32" / f"{name}.png" for name in self.fp32.names]
 
     def _score(self, file: Path, masks: Path) -> EvalResult:
-        options: dict[str, Any] = dict(limit=self.limit, masks=masks, quiet=True)
-        if not self.stretch:
-            try:
-                return evaluate(file, self.data, mode=self.mode, **options)
-            except ConfigError:
-                if not all(dim.dim_value for dim in self.source.proto.graph.input[0].type.tensor_type.shape.dim[2:]):
-                    raise
-                self.stretch = True
-        return evaluate(file, self.data, resize_to_file=True, **options)
+        return evaluate(file, self.data, masks=masks, quiet=True, **self.scoring)
 
     def __call__(self, block: str, precision: str, excluded: Sequence[str]) -> SensitivityRow:
         """Score the file in a precision with some blocks left in float."""
@@ -128,7 +120,8 @@ class _Scorer:
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
             save_proto(made, Path(folder) / "made.onnx")
             result = self._score(Path(folder) / "made.onnx", Path(folder))
-            equal = _equal([(path, Path(folder) / path.relative_to(self.folder / "fp32")) for path in self.photo_masks])
+            names = [f"{name}.png" for name in self.fp32.names]
+            equal = _equal([(self.folder / "fp32" / name, Path(folder) / name) for name in names])
         losses = {
             name: before - after
             for name, before, after in zip(result.classes, self.fp32.class_iou, result.class_iou, strict=True)
@@ -162,6 +155,7 @@ def sensitivity(
     method: str = "percentile",
     graph: Sequence[str] = (),
     limit: int | None = LIMIT,
+    scoring: Mapping[str, Any] | None = None,
     source: FloatFile | None = None,
 ) -> SensitivityResult:
     """Quantise block by block and score each artefact.
@@ -176,6 +170,7 @@ def sensitivity(
         method: "percentile", "entropy" or "minmax".
         graph: Graph variants applied before.
         limit: Photos to score, evenly spread; None scores all.
+        scoring: More options of :func:`tinymim_export.miou.evaluate`: mode, resize_to_file, ignore_label, ...
         source: ``fp32_onnx`` opened before.
 
     Raises:
@@ -190,7 +185,7 @@ def sensitivity(
         assert calibration is not None
         source.calibrate(calibration, count, seed)
     with tempfile.TemporaryDirectory() as folder:
-        score = _Scorer(source, data, limit, method, Path(folder))
+        score = _Scorer(source, data, method, {**(scoring or {}), "limit": limit}, Path(folder))
         rows = _by_block(source, precision, score)
     about = source.about(precision, (), method)
     return SensitivityResult(
@@ -208,10 +203,10 @@ def sensitivity(
 
 def _by_block(source: FloatFile, precision: str, score: Callable[..., SensitivityRow]) -> list[SensitivityRow]:
     """Every block that has something to quantise, alone; then all of them."""
-    targets = {t.node.name for t in find_targets(prepare(source.proto), kinds=KINDS[precision])}
+    targets = {t.node.name for t in find_targets(prepare(source.proto), KINDS[precision])}
     blocks = [name for name, nodes in source.blocks.items() if targets & set(nodes)]
     if not blocks:
-        raise TinyMIMError(
+        raise ConfigError(
             f"{source.path.name} has nothing to quantise", "no layer with constant float32 weights", "keep it in FP32"
         )
     progress = Progress("sensitivity", len(blocks) + 1)
@@ -240,6 +235,7 @@ def quantize_within(
     exclude: Sequence[str] = (),
     photos: str | Path | None = None,
     limit: int | None = None,
+    scoring: Mapping[str, Any] | None = None,
 ) -> QuantizeResult:
     """Quantise as much as a budget of mIoU allows: the most harmful blocks go back to float, one after another.
 
@@ -257,6 +253,7 @@ def quantize_within(
         exclude: Blocks left in float from the start.
         photos: Folder of photos to compare with the FP32 file on.
         limit: Photos to score; None scores all. Single blocks are ranked on at most :data:`LIMIT`.
+        scoring: More options of :func:`tinymim_export.miou.evaluate`.
 
     Returns:
         The file; ``steps`` tells what was tried, each scored as the file it would be.
@@ -274,7 +271,7 @@ def quantize_within(
         source.calibrate(calibration, count, seed)
     steps: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        score = _Scorer(source, data, limit, method, Path(folder))
+        score = _Scorer(source, data, method, {**(scoring or {}), "limit": limit}, Path(folder))
         print(f"FP32: {100 * score.fp32.miou:.2f} % mIoU on {score.fp32.images} photos", flush=True)
         ranked: list[str] | None = None
         while True:
@@ -285,7 +282,7 @@ def quantize_within(
             if row.drop <= max_miou_drop:
                 break
             if ranked is None:
-                ranked = _rank(source, precision, score, data, limit, method, excluded)
+                ranked = _rank(precision, score, excluded)
             if len(ranked) <= 1:
                 raise CheckFailed(
                     f"no choice of blocks keeps {precision} within {100 * max_miou_drop:g} points of mIoU",
@@ -302,14 +299,17 @@ def quantize_within(
     return result
 
 
-def _rank(
-    source: FloatFile, precision: str, score: _Scorer, data: str | Path, limit: int | None, method: str,
-    excluded: Sequence[str],
-) -> list[str]:  # fmt: skip
+def _rank(precision: str, score: _Scorer, excluded: Sequence[str]) -> list[str]:
     """Blocks still in INT8, the most harmful first."""
+    limit = min(score.scoring["limit"] or LIMIT, LIMIT)
     result = sensitivity(
-        source.path, data, precision=precision, calibration=data if precision == "int8" else None, method=method,
-        limit=min(limit or LIMIT, LIMIT), source=source,
-    )  # fmt: skip
+        score.source.path,
+        score.data,
+        precision=precision,
+        method=score.method,
+        limit=limit,
+        scoring=score.scoring,
+        source=score.source,
+    )
     result.print()
     return [row.block for row in result.worst() if row.block not in excluded]

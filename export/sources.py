@@ -8,6 +8,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,7 @@ def result_kind(value: Any) -> str | None:
     if not isinstance(value, dict):
         return None
     kind = str(value.get("kind", "")).removeprefix("tinymim.")
-    if kind in KINDS:
+    if kind in KINDS and (kind != "compare" or "models" in value):  # two benches compared bear that name, too
         return kind
     return "demo" if {"settings", "environment", "stages"} <= value.keys() else None
 
@@ -165,9 +166,9 @@ def result_file(path: Path, value: dict[str, Any]) -> Line:
         DataError: it lacks what its kind promises.
     """
     readers: dict[str, Callable[[dict[str, Any], str], Line]] = {
-        "export": lambda v, s: Line(exports=[v | {"source": s}]), "eval": _eval, "bench": _bench, "tune": _tune,
-        "sensitivity": lambda v, s: Line(sensitivity=[v | {"source": s}]),
-        "compare": lambda v, s: Line(compared=[v | {"source": s}]), "demo": _demo,
+        "export": lambda v, s: Line(exports=[v | {"source": s}]), "eval": _eval, "bench": _bench,
+        "tune": lambda v, s: _tune(v, path), "sensitivity": lambda v, s: Line(sensitivity=[v | {"source": s}]),
+        "compare": _compare, "demo": _demo,
         "lineage": lambda v, s: Line.from_dict(v),
     }  # fmt: skip
     kind = result_kind(value) or ""
@@ -190,17 +191,33 @@ def _bench(value: dict[str, Any], source: str) -> Line:
     return Line(times=[_time(row, value["environment"], source, rows[0]) for row in rows])
 
 
-def _tune(value: dict[str, Any], source: str) -> Line:
-    """The tuner's candidates; its scores give way to those of tinymim eval (folder "scores" beside it)."""
-    line = Line(verdicts=[value | {"source": source}])
+def _tune(value: dict[str, Any], path: Path) -> Line:
+    """The tuner's candidates. Their full scores lie in the folder "scores" beside it; the written winner shares its
+    original's."""
+    line = Line(verdicts=[value | {"source": path.name}])
+    full = [score for near in _by_age((path.parent / "scores").glob("*.json"))
+            for score in result_file(near, _json(near) or {}).scores]  # fmt: skip
+    line.scores += full
     for row in value["candidates"]:
-        line.times.append(_time(row, value["environment"], source, value["candidates"][0]))
-        score = _score(row, row["sha256"], _engine(row), source)
-        photos = [TUNED, source, score.folder, score.images, score.mode]
-        score.data = " ".join(map(str, photos))
+        line.times.append(_time(row, value["environment"], path.name, value["candidates"][0]))
+        own = [s for s in full if (s.sha256, s.engine) == (row.get("copy_of", row["sha256"]), _engine(row))]
+        if own:
+            line.scores += [replace(score, sha256=row["sha256"]) for score in own]
+            continue
+        score = _score(row, row["sha256"], _engine(row), path.name)
+        score.data = " ".join(map(str, [TUNED, path.name, score.folder, score.images, score.mode]))
         if row["verdict"] != "BASELINE":
             score.loss, score.loss_interval = float(row["drop"]), list(row["drop_interval"])
         line.scores.append(score)
+    return line
+
+
+def _compare(value: dict[str, Any], source: str) -> Line:
+    """What tools/compare_segmentors.py scored and timed."""
+    line = _bench(value["measure"], source) if value.get("measure") else Line()
+    for seeds in value["models"].values():
+        scores = [stages["score"] for stages in seeds.values() if "score" in stages]
+        line.scores += [_score(score, score["sha256"], score["engine"], source) for score in scores]
     return line
 
 
@@ -227,6 +244,9 @@ def _score(value: dict[str, Any], sha: str, engine: str, source: str) -> Score:
     """A score as SegResult, EvalResult and the tuner write it."""
     iou, photos = value.get("class_IoU") or {}, value.get("photos")
     counts = Counts(*(photos[key] for key in ("names", "right", "labelled", "predicted"))) if photos else None
+    labelled = [
+        sum(row) for row in value.get("confusion") or ([*zip(*photos["labelled"], strict=True)] if photos else [])
+    ]
     interval = value.get("mIoU_interval") or (list(bootstrap_miou(counts)) if counts else None)
     return Score(
         sha,
@@ -239,7 +259,7 @@ def _score(value: dict[str, Any], sha: str, engine: str, source: str) -> Score:
         images=value.get("images"),
         mode=value.get("mode"),
         folder=Path(str(value["data"])).name if value.get("data") else None,
-        data=data_key(iou, value["images"], value["confusion"]) if value.get("confusion") else None,
+        data=data_key(iou, value["images"], labelled) if labelled else None,
         interval=interval,
         class_iou=iou,
         counts=counts,
@@ -247,7 +267,10 @@ def _score(value: dict[str, Any], sha: str, engine: str, source: str) -> Score:
 
 
 def _time(row: dict[str, Any], env: dict[str, Any], source: str, first: dict[str, Any]) -> Time:
-    """A time, and its ratio to the ``first`` row of its result; its place carries a short hash of everything that decides the speed, see STAMP."""
+    """A time, and its ratio to the ``first`` row of its result.
+
+    Its place carries a short hash of everything that decides the speed, see STAMP.
+    """
     stamp = [env.get(key) for key in STAMP] + [env.get("versions", {}).get(name) for name in RUNTIMES]
     tag = hashlib.sha256(json.dumps(stamp).encode()).hexdigest()[:4]
     machine = f"{row.get('gpu') or env.get('gpu') or env['cpu']}, {env['cores']} cores [{tag}]"
@@ -290,7 +313,8 @@ def _read(path: Path) -> Iterator[Line]:
     elif path.suffix == ".onnx" and path.is_file():
         file = onnx_file(path)
         yield Line([file])
-        for near in _by_age(path.parent.glob("*.json")):
+        beside = [*path.parent.glob("*.json"), *path.parent.glob(f"{path.stem}.tune/tune.json")]
+        for near in _by_age(beside):
             if (value := _json(near)) and result_kind(value) in KINDS[:-1]:
                 found = result_file(near, value)
                 yield Line(
@@ -309,8 +333,6 @@ def _read(path: Path) -> Iterator[Line]:
                 f'its "kind" is {value.get("kind")!r}' if isinstance(value, dict) else "it is no JSON object",
                 "give what tinymim bench, eval or tinymim-export wrote with --json",
             )
-        for near in _by_age((path.parent / "scores").glob("*.json")) if result_kind(value) == "tune" else []:
-            yield result_file(near, _json(near) or {})
         yield result_file(path, value)
     else:
         raise DataError(

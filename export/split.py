@@ -150,15 +150,12 @@ def remarks(cost: dict[str, Any], rows: Sequence[SplitRow], ratio: float) -> lis
             f"the up-sampling to full size takes {up.ms:.1f} ms: a mask that is decided before it saves most of that "
             "and changes some pixels on edges (tinymim-export --tune says how many)"
         )
-    backbone = by_part["backbone"]
     if not proposals:
-        rest = 100 * (1 - backbone.share)
-        smaller = [round(side * 3 / 4 / 32) * 32 or 32 for side in cost["size"]]
-        pixels = smaller[0] * smaller[1] / (cost["size"][0] * cost["size"][1])
+        rest = 100 * (1 - by_part["backbone"].share)
         out.append(
-            f"head and pyramid are light: without both the file would be {rest:.0f} % faster at most. Next: lower "
-            f"precision and better graphs (tinymim-export --tune), a smaller input ({smaller[0]}x{smaller[1]}: about "
-            f"{pixels * whole:.1f} ms), a smaller backbone"
+            f"head and pyramid are light: without both it would still take {100 - rest:.0f} % of the time. Next: lower "
+            f"precision and better graphs (tinymim-export --tune), a smaller input (three quarters of each side: about "
+            f"{whole * 9 / 16:.1f} ms), a smaller backbone"
         )
     return out
 

@@ -106,7 +106,7 @@ table.why td { white-space: normal; text-align: left; vertical-align: top; }
 table.why ul { margin: 0; padding-left: 18px; }
 table.provenance td { white-space: normal; text-align: left; vertical-align: top; font-size: .84rem; min-width: 130px; }
 table.provenance th, table.why th { text-align: left; }
-table.heat td:not(:first-child) { font-variant-numeric: tabular-nums; }
+table.heat th { white-space: normal; vertical-align: bottom; }
 .bars { display: grid; grid-template-columns: max-content 1fr max-content; gap: 5px 12px; align-items: center; }
 .bars { font-size: .86rem; margin: 8px 0; font-variant-numeric: tabular-nums; }
 .bars div { position: relative; height: 14px; background: var(--grid); border-radius: 4px; overflow: hidden; }

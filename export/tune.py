@@ -102,21 +102,21 @@ def tune(
     onnx, checkpoint = Path(onnx), Path(checkpoint)
     _check(budget, onnx, checkpoint, runtimes, precisions, variants, seconds)
     folder = onnx.with_name(f"{onnx.stem}.tune")
+    photos = calibration or data
+    scoring: dict[str, Any] = {
+        "mode": mode, "resize_to_file": resize_to_file, "ignore_label": ignore_label,
+        "reduce_zero_label": reduce_zero_label,
+    }  # fmt: skip
     settings = {
         "checkpoint": checkpoint.name, "checkpoint_sha256": sha256_file(checkpoint), "config": config and str(config),
         "size": size and list(size), "output": output, "data": str(Path(data).resolve()),
-        "calibration": str(Path(calibration or data).resolve()), "count": count, "limit": limit, "mode": mode,
-        "resize_to_file": resize_to_file, "ignore_label": ignore_label, "reduce_zero_label": reduce_zero_label,
-        "seconds": seconds, "threads": threads or cores(), "seed": seed, "baseline": (runtimes or tuple(TARGETS))[0],
+        "calibration": str(Path(photos).resolve()), "count": count, "limit": limit, **scoring, "seconds": seconds,
+        "threads": threads or cores(), "seed": seed, "baseline": (runtimes or tuple(TARGETS))[0],
     }  # fmt: skip
 
     def score(engine: Engine) -> Any:
-        return evaluate(
-            None, data, engine=engine, limit=limit, mode=mode, resize_to_file=resize_to_file, ignore_label=ignore_label,
-            reduce_zero_label=reduce_zero_label, quiet=not sys.stdout.isatty(),
-        )  # fmt: skip
+        return evaluate(None, data, engine=engine, limit=limit, quiet=not sys.stdout.isatty(), **scoring)
 
-    photos = calibration or data
     read_layout(data, ignore_label=ignore_label, reduce_zero_label=reduce_zero_label).need("val")
     if precisions is None or "int8" in precisions:
         choose_photos(photos, count, seed)  # refuses useless ones before the work, not after it
@@ -132,21 +132,22 @@ def tune(
         """The file of a candidate; activations are calibrated once for each set of graph variants."""
         if precision == "fp32" and not graph:
             return original
-        from tinymim_export.quantize import FloatFile, quantize
+        from tinymim_export.floatfile import FloatFile
+        from tinymim_export.quantize import quantize
 
         def build(out: Path) -> object:
             ranges: dict[str, Any] = {"calibration": photos, "count": count, "seed": seed}
             if within:
                 from tinymim_export.sensitivity import quantize_within
 
-                drop = max_miou_drop / 100
-                return quantize_within(original, out, data=data, max_miou_drop=drop, graph=graph, limit=limit, **ranges)
+                ranges |= {"max_miou_drop": max_miou_drop / 100, "limit": limit, "scoring": scoring}
+                return quantize_within(original, out, data=data, graph=graph, **ranges)
             if tuple(graph) not in opened:
                 opened[tuple(graph)] = FloatFile(original, graph)
             source = opened[tuple(graph)]
-            return quantize(
-                original, out, precision=precision, source=source, **(ranges if precision == "int8" else {})
-            )
+            if precision != "int8":  # INT8 is compared on calibration photos that were not used
+                ranges = {"photos": Path(data) / "images" / "validation"}
+            return quantize(original, out, precision=precision, source=source, **ranges)
 
         return run.make(_name(WITHIN if within else precision, graph), build)
 

@@ -64,24 +64,14 @@ class TuneResult:
 
     def table(self) -> list[list[str]]:
         """Heading and one line a candidate."""
-        lines = [["file", "runtime", "p50 ms (95 %)", "times as fast", "mIoU %", "change (95 %)", "MiB", "verdict"]]
+        lines = [["file", "runtime", "verdict", "p50 ms (95 %)", "times as fast", "mIoU %", "change (95 %)", "MiB"]]
         for c in self.ranked():
             base = c.verdict == BASELINE
             ratio = "1" if base else f"{c.speed_up[0]:.2f} ({c.speed_up[1]:.2f} to {c.speed_up[2]:.2f})"
             times = f"{c.p50_ms:.1f} ({c.p50_interval[0]:.1f} to {c.p50_interval[1]:.1f})"
             word = "WINNER" if c is self.winner else c.verdict
-            lines.append(
-                [
-                    c.name,
-                    c.engine,
-                    times,
-                    ratio,
-                    f"{100 * c.mIoU:.2f}",
-                    "" if base else change(c),
-                    f"{c.file_mib:.1f}",
-                    word,
-                ]
-            )
+            score = [f"{100 * c.mIoU:.2f}", "" if base else change(c)]
+            lines.append([c.name, c.engine, word, times, ratio, *score, f"{c.file_mib:.1f}"])
         return lines
 
     def reasons(self) -> list[str]:
@@ -157,7 +147,10 @@ def write_tune_report(result: TuneResult, path: Path) -> Path:
             ("change of mIoU", f"{signed(-winner.drop)} points", change(winner), ""),
         ]  # fmt: skip
     head, *rows = result.table()
-    why = [(c.name, c.engine, c.verdict, "; ".join([*c.reasons, *c.remarks])) for c in result.ranked()[1:]]
+    why = [
+        sentence(f"{c.name} on {c.engine}: {'; '.join([*c.reasons, *c.remarks])}", c.verdict == PROMOTED)
+        for c in result.ranked()[1:]
+    ]
     slow = [
         (c.name, c.engine, ", ".join(f"{count} {name}" for name, count in c.facts.get("nodes", {}).items()),
          c.facts.get("unfused_pairs", ""),
@@ -180,7 +173,7 @@ def write_tune_report(result: TuneResult, path: Path) -> Path:
             "for all files, so differences between files are surer than they look.",
         ),
         Section("Candidates", [table(head, rows)], result._measured()),
-        Section("Reasons", [table(("file", "runtime", "verdict", "why"), why)]),
+        Section("Reasons", why, "Green: promoted."),
         Section(
             "Where the time goes",
             [table(("file", "runtime", "nodes", "unfused Q/DQ pairs", "top operators"), slow)],

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tinymim.files import write_json
 from tinymim_export.bench_compare import SESSION_SPREAD
-from tinymim_export.figures import class_losses
+from tinymim_export.figures import class_losses, points
 from tinymim_export.line import File, Line, Score, Time
 from tinymim_export.plots import Series, chart, escape
 from tinymim_export.report import Section, cards, charts, is_ratio, table, write_report
@@ -206,7 +206,7 @@ def _score_row(of: str, a: Score | None, b: Score | None) -> Difference:
         row.why_not = "other photos, labels or mode" if known else "whether the photos are the same is not recorded"
         return row
     change = b.miou - a.miou
-    row.change = f"{100 * change:+.2f} points"
+    row.change = f"{points(-change)} points"
     sure = True
     if a.counts and b.counts and a.counts.names == b.counts.names:
         low, high = (-100 * v for v in reversed(bootstrap_miou_drop(a.counts, b.counts)))

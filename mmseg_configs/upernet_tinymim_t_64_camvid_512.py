@@ -22,7 +22,6 @@ test_pipeline = [
     dict(type="Resize", scale=(512, 512), keep_ratio=False),
     dict(type="PackSegInputs"),
 ]
-crop_size = (512, 512)  # the size tinymim-export fixes in the file
 model = dict(
     data_preprocessor=dict(size=(256, 256)),
     backbone=dict(img_size=(256, 256)),

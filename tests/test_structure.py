@@ -32,7 +32,8 @@ FREE = ("tinymim.cli", "tinymim.__main__", "tinymim_export.cli", "tools")  # com
 WITH_PYTORCH = ("convert", "cost", "graph", "originals", "parity", "wrappers")
 ON_THE_TARGET = (  # numpy, Pillow, onnxruntime
     "latency", "sessions", "runtime", "stats", "resize", "photos", "miou", "predict", "masks", "pictures", "lineage",
-    "report", "plots", "figures", "style", "tables", "metadata",
+    "line", "sources", "weights", "pages", "evidence", "shots", "versus", "report", "plots", "figures", "style",
+    "bench_compare", "verdict", "explain", "tables", "metadata", "web",
 )  # fmt: skip
 HEAVY = {"torch", "torchvision", "timm", "mmengine", "mmcv", "mmseg", "onnx", "onnxscript"}
 LIMIT, ALGORITHM_LIMIT = 400, 250  # lines

@@ -133,10 +133,15 @@ def test_resume_refuses_other_settings(photos, teacher, tmp_path):
 
 
 def test_micro_batches_give_the_same_losses(photos, teacher, tmp_path):
-    """Gradient accumulation is exact up to rounding (drop path off: its draws differ by micro-batch)."""
+    """Gradient accumulation is exact up to rounding (drop path off: its draws differ by micro-batch).
+
+    Adam divides by the root of tiny second moments in its first steps, which magnifies rounding (4.6e-4 was seen on a
+    processor with AVX-512): the first loss is compared tightly, the later ones less so.
+    """
     runs = [losses(distill(**options(photos, teacher, out=tmp_path / str(n), cfg_options={
         **SMALL, "micro_batch": n, "drop_path": 0.0})).out) for n in (8, 2)]  # fmt: skip
-    np.testing.assert_allclose(runs[0], runs[1], rtol=2e-4)
+    np.testing.assert_allclose(runs[0][0], runs[1][0], rtol=1e-5)
+    np.testing.assert_allclose(runs[0], runs[1], rtol=2e-3)
 
 
 @pytest.mark.slow

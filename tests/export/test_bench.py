@@ -16,6 +16,7 @@ from tinymim.errors import CheckFailed, ConfigError, DataError
 from tinymim_export import bench
 from tinymim_export.latency import interleave, peak_memory
 from tinymim_export.metadata import load_proto
+from tinymim_export.runtime import open_engine
 from tinymim_export.sessions import nodes_by_profile, nodes_per_provider, open_session, refuse_fallback
 from tinymim_export.split import SplitRow, cut, remarks
 
@@ -31,11 +32,20 @@ def test_figures_of_two_files(exported, tmp_path):
         assert set(row.nodes) == {"CPUExecutionProvider"}
         assert row.threads == len(os.sched_getaffinity(0))
         assert row.file_mib == pytest.approx(Path(row.file).stat().st_size / 2**20)
+        assert row.engine == "onnxruntime cpu"
+        assert row.p50_interval[0] <= row.p50_ms <= row.p50_interval[1]
+        assert row.drift > 0
+    first, second = result.rows
+    assert first.speed_up is None
+    ratio, low, high = second.speed_up
+    assert ratio == pytest.approx(first.p50_ms / second.p50_ms)
+    assert low <= ratio <= high
     value = json.loads(result.to_json(tmp_path / "b.json"))
+    assert value["kind"] == "tinymim.bench"
     assert value == json.loads((tmp_path / "b.json").read_text())
     assert value["rows"][0]["sha256"] == exported.fixed.sha256
     assert value["environment"]["versions"]["onnxruntime"] == ort.__version__
-    assert "| fixed.onnx | 2x3x64x96 |" in result.to_markdown()
+    assert "| fixed.onnx | 2x3x64x96 | onnxruntime cpu |" in result.to_markdown()
 
 
 def test_files_are_timed_in_turns():
@@ -79,13 +89,46 @@ def test_parts_hold_every_node_once_and_give_the_same_pixels(exported):
     assert (known["mask"] == whole).all()
 
 
-def test_sentence_when_the_head_dominates():
-    rows = [SplitRow("backbone", 5, 10, 1.0, 0.05), SplitRow("head", 61, 470, 19.0, 0.95)]
-    (text,) = remarks({"width": 192, "head_width": 768}, rows, 1.0)
-    assert text.startswith("the head is 95 % of the time and 98 % of the multiply-adds: upernet_tinymim_t_light has")
-    light = remarks({"width": 192, "head_width": 192}, rows, 1.2)
-    assert "add up to 120 %" in light[0]
-    assert "fewer decode_head.channels" in light[1]
+NARROWER = [
+    {"options": "model.decode_head.channels=192 model.auxiliary_head.channels=192", "macs": {"head": 47}},
+    {"options": "model.decode_head.channels=64 model.auxiliary_head.channels=64", "macs": {"head": 5}},
+    {"options": "model.backbone.pyramid_dim=64", "macs": {"pyramid": 5, "head": 460}},
+]
+
+
+def test_advice_for_a_wide_head_is_in_milliseconds():
+    rows = [SplitRow("backbone", 5, 10, 4.0, 0.04), SplitRow("pyramid", 1, 10, 1.0, 0.01),
+            SplitRow("head", 61, 470, 94.0, 0.94), SplitRow("upsampling", 0, 1, 1.0, 0.01)]  # fmt: skip
+    told = remarks({"width": 192, "narrower": NARROWER}, rows, 1.0)
+    assert told[0] == "the head is 94 % of the time and 96 % of the multiply-adds"
+    assert told[1:] == [
+        "train with model.decode_head.channels=192 model.auxiliary_head.channels=192 (upernet_tinymim_t_light): "
+        "about 15.4 ms in place of 100.0 ms",
+        "train with model.decode_head.channels=64 model.auxiliary_head.channels=64: about 7.0 ms in place of 100.0 ms",
+    ]
+
+
+def test_advice_where_the_head_is_light_already():
+    rows = [SplitRow("backbone", 5, 80, 80.0, 0.80), SplitRow("pyramid", 1, 8, 8.0, 0.08),
+            SplitRow("head", 1, 10, 10.0, 0.10), SplitRow("upsampling", 0, 1, 2.0, 0.02)]  # fmt: skip
+    told = remarks({"width": 192, "size": [512, 512], "narrower": NARROWER[1:2]}, rows, 1.0)
+    assert len(told) == 2
+    assert "without both it would still take 80 % of the time" in told[1]
+    assert "--tune" in told[1]
+    assert "about 56.2 ms" in told[1]
+
+
+def test_advice_for_a_wide_pyramid_unread_levels_and_up_sampling():
+    rows = [SplitRow("backbone", 5, 30, 30.0, 0.30), SplitRow("pyramid", 1, 30, 30.0, 0.30),
+            SplitRow("head", 1, 30, 20.0, 0.20), SplitRow("upsampling", 0, 1, 20.0, 0.20)]  # fmt: skip
+    pyramid = [{"options": "model.backbone.pyramid_dim=64", "macs": {"pyramid": 3, "head": 15}}]
+    told = remarks({"width": None, "unread": ["level3"], "narrower": pyramid}, rows, 1.2)
+    assert "add up to 120 %" in told[0]
+    assert "does not read level3" in told[1]
+    assert told[3] == "train with model.backbone.pyramid_dim=64: about 63.0 ms in place of 100.0 ms"
+    assert "the up-sampling to full size takes 20.0 ms" in told[4]
+    assert len(told) == 5
+    assert remarks({}, rows[:1], 1.0) == []
 
 
 def test_nodes_from_a_profile_agree_with_the_sessions_own_list(exported):
@@ -129,6 +172,8 @@ def test_absent_provider_exits_2(exported, capsys):
         (dict(batch=0), "batch 0"),
         (dict(threads=0), "threads 0"),
         (dict(provider="npu"), "unknown"),
+        (dict(precision="bf16"), "setting of OpenVINO"),
+        (dict(runtime="openvino", split=True), "--split needs ONNX Runtime"),
     ],
 )
 def test_bad_options(exported, options, words):
@@ -147,7 +192,7 @@ def test_damaged_files(exported, files, tmp_path):
 def test_peak_memory_is_the_childs_own(exported):
     """A big parent must not show up (ru_maxrss of a child starts at its parent's size)."""
     ballast = np.ones(400 * 2**20, np.uint8)
-    assert peak_memory(Path(exported.fixed.onnx), "cpu", 1, (1, 3, 64, 96)) < 300
+    assert peak_memory(open_engine(exported.fixed.onnx, threads=1), (1, 3, 64, 96)) < 300
     assert ballast[-1] == 1
 
 

@@ -12,16 +12,51 @@ from mmseg.registry import MODELS
 
 import tinymim.seg  # noqa: F401
 from tinymim.errors import ConfigError
-from tinymim.seg.config import config_text, find_config, merge_options, plain_batch_norm
+from tinymim.seg.config import config_text, find_config, heads, merge_options, plain_batch_norm
 
 FOLDER = Path(__file__).parents[2] / "mmseg_configs"
-NAMES = sorted(p.stem for p in FOLDER.glob("upernet_*.py"))
-ADE = [n for n in NAMES if "camvid" not in n and "demo" not in n]
+NAMES = sorted(p.stem for p in FOLDER.glob("[!_]*.py"))
+ADE = [n for n in NAMES if n.startswith("upernet") and "camvid" not in n and "demo" not in n]
+OTHERS = ("segformer_b0_camvid", "pidnet_s_camvid", "deeplabv3plus_r18_camvid")
+OURS = [n for n in NAMES if n not in OTHERS]
 
 
 def test_every_promised_file_is_there():
     sizes = [f"upernet_tinymim_{size}{light}" for size in "tsb" for light in ("", "_light")]
-    assert {*sizes, "upernet_tinymim_star_t", "upernet_tinymim_t_light_camvid", "upernet_tinymim_demo"} == set(NAMES)
+    heads = [f"{head}_tinymim_t{data}" for head in ("fpn", "linear", "segformer") for data in ("", "_camvid")]
+    camvid = [f"upernet_tinymim_t_{kind}" for kind in ("light_camvid", "64_camvid", "64_camvid_512")]
+    assert {*sizes, *heads, *camvid, *OTHERS, "upernet_tinymim_star_t", "upernet_tinymim_demo"} == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_config_has_what_the_tools_ask_for(name):
+    """The data sets, the loops and the run folder are the same whatever the model."""
+    cfg = find_config(name)
+    assert {cfg[f"{loader}_dataloader"].dataset.type for loader in ("train", "val", "test")} == {"TinyMIMSegDataset"}
+    assert cfg.train_cfg.type == "ResumableTrainLoop"
+    assert cfg.default_hooks.checkpoint.type == "RunFolderHook"
+    assert cfg.param_scheduler[-1].end == cfg.train_cfg.max_iters + 1
+    assert all(head.num_classes == cfg.model.decode_head.num_classes for head in heads(cfg))
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n.endswith("camvid")])
+def test_camvid_configs_share_data_and_steps(name):
+    reference, cfg = find_config("upernet_tinymim_t_light_camvid"), find_config(name)
+    steps = [step for step in cfg.train_dataloader.dataset.pipeline if step.type != "GenerateEdge"]
+    assert steps == reference.train_dataloader.dataset.pipeline
+    assert cfg.val_dataloader == reference.val_dataloader
+    assert cfg.train_cfg == reference.train_cfg
+    assert cfg.model.data_preprocessor.size == (240, 320)
+    assert cfg.model.test_cfg.mode == "whole"
+    assert cfg.model.decode_head.num_classes == 11
+
+
+def test_any_head_can_be_made_narrower():
+    cfg = find_config("upernet_tinymim_t")
+    merge_options(cfg, {"model.decode_head.channels": 64, "model.auxiliary_head.channels": 64})
+    light = find_config("upernet_tinymim_t_64_camvid").model
+    assert (cfg.model.decode_head.channels, cfg.model.auxiliary_head.channels) == (64, 64)
+    assert (light.decode_head.channels, light.auxiliary_head.channels) == (64, 64)
 
 
 @pytest.mark.parametrize("base", [1e-4, 1e-4 * 0.75**13])
@@ -74,9 +109,10 @@ def test_configs_import_nothing_and_build_a_model_that_runs(name):
     model = MODELS.build(cfg.model).eval()
     with torch.no_grad():
         logits = model(torch.randn(1, 3, 72, 40), mode="tensor")
-    assert logits.shape == (1, cfg.model.decode_head.num_classes, 18, 10)
-    star = model.backbone.config["dist_token"]
-    assert star == ("star" in name)
+    side = 16 if "linear" in name else 8 if "pidnet" in name else 4
+    assert logits.shape == (1, cfg.model.decode_head.num_classes, -(-72 // side), -(-40 // side))
+    if name in OURS:
+        assert model.backbone.config["dist_token"] == ("star" in name)
 
 
 def test_max_iters_takes_the_schedule_with_it(capsys):

@@ -1,0 +1,93 @@
+"""tools/compare_segmentors.py: one table of models of one budget; finished stages are kept; other budgets are refused."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.export.foreign import SMALL
+from tinymim.data.scenes import write_scenes
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+
+import compare_segmentors as tool  # noqa: E402
+
+OURS = {
+    "model.backbone.embed_dim": 24, "model.backbone.num_heads": 2, "model.backbone.depth": 4,
+    "model.backbone.out_indices": (0, 1, 2, 3), "model.decode_head.in_channels": [24] * 4,
+    "model.decode_head.channels": 8, "model.auxiliary_head.in_channels": 24, "model.auxiliary_head.channels": 8,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """Ours and DeepLabV3+, both tiny, given as files; trained, exported, scored and timed."""
+    from tinymim.models import ViT, save_student
+    from tinymim.seg.config import config_text, find_config, merge_options
+
+    folder = tmp_path_factory.mktemp("compare")
+    data = write_scenes(folder / "scenes", train=6, val=3, size=(96, 80), seed=3)
+    for name, options in (("upernet_tinymim_t_64_camvid", OURS), ("deeplabv3plus_r18_camvid",
+                          SMALL["deeplabv3plus_r18_camvid"])):  # fmt: skip
+        cfg = find_config(name)
+        merge_options(cfg, options)
+        (folder / f"{name}.py").write_text(config_text(cfg))
+    save_student(ViT(img_size=32, embed_dim=24, depth=4, num_heads=2), folder / "student.pth")
+    arguments = ["--data-root", data, "--out", folder / "out", "--steps", 2, "--batch-size", 2, "--size", 64, 64,
+                 "--crop", 48, 48, "--workers", 0, "--threads", 1, "--seconds", 0.1, "--student", folder / "student.pth",
+                 "--models", *sorted(folder.glob("*_camvid.py"))]  # fmt: skip
+    arguments = [str(value) for value in arguments]
+    assert tool.main(arguments) == 0
+    return folder / "out", arguments
+
+
+def test_the_table_joins_training_export_score_and_timing(compared):
+    out, _ = compared
+    results = json.loads((out / "compare.json").read_text())
+    assert results["kind"] == "tinymim.compare"
+    assert set(results["models"]) == {"upernet_tinymim_t_64_camvid", "deeplabv3plus_r18_camvid"}
+    timed = {row["sha256"] for row in results["measure"]["rows"]}
+    for name, seeds in results["models"].items():
+        stages = seeds["0"]
+        assert stages["export"]["sha256"] == stages["score"]["sha256"]
+        assert stages["export"]["sha256"] in timed
+        assert stages["score"]["mIoU"] == pytest.approx(stages["train"]["miou"], abs=1e-4)
+        assert (stages["train"]["student_sha256"] is None) == ("deeplab" in name)
+        assert stages["train"]["lr"] == (0.01 if "deeplab" in name else 5e-4)
+        assert (out / name / "seed0" / f"{name}.onnx").is_file()
+    text = (out / "compare.md").read_text()
+    assert "| upernet_tinymim_t_64_camvid | distilled student |" in text
+    assert "| deeplabv3plus_r18_camvid | scratch |" in text
+    assert "stretched to 64x64, 2 crops of 48x48" in text
+
+
+def test_finished_stages_are_kept_and_another_budget_is_refused(compared, monkeypatch, capsys):
+    out, arguments = compared
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*/seed0/*.*")}
+    for stage in ("train", "export", "score"):
+        monkeypatch.setattr(tool, stage, lambda *_: pytest.fail("a finished stage was run again"))
+    assert tool.main([*arguments, "--stages", "train", "export", "score"]) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in out.glob("*/seed0/*.*")}
+    assert "next: tinymim bench" in capsys.readouterr().out
+    assert tool.main([*arguments, "--steps", "3"]) == 2
+    assert "was trained with steps=2" in capsys.readouterr().err
+
+
+def test_nothing_to_measure(tmp_path, capsys):
+    assert tool.main(["--out", str(tmp_path), "--stages", "measure"]) == 2
+    assert "no exported model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [*tool.MODELS, "fpn_tinymim_t_camvid", "upernet_tinymim_t_64_camvid_512"])
+def test_all_models_see_the_same_photos(name):
+    args = tool.argparse.ArgumentParser()
+    tool.add_arguments(args)
+    cfg = tool.configuration(name, args.parse_args([]), seed=5)
+    steps = [dict(step) for step in cfg.train_dataloader.dataset.pipeline if step.type != "GenerateEdge"]
+    assert steps[2:4] == [dict(type="RandomResize", scale=(512, 512), ratio_range=(0.75, 1.5), keep_ratio=False),
+                          dict(type="RandomCrop", crop_size=(256, 256), cat_max_ratio=0.75)]  # fmt: skip
+    kinds = [step.type for step in cfg.val_dataloader.dataset.pipeline]
+    assert kinds == ["LoadPhoto", "Resize", "LoadLabel", "PackSegInputs"]
+    assert [step.type for step in cfg.test_pipeline] == ["LoadImageFromFile", "Resize", "PackSegInputs"]
+    assert (cfg.randomness.seed, cfg.train_cfg.max_iters, cfg.param_scheduler[-1].end) == (5, 2000, 2001)
