@@ -15,7 +15,7 @@ from tinymim.files import write_json
 from tinymim_export.tables import markdown_table, text_table
 
 SESSION_SPREAD = 0.04  # the same engine measured in two sessions (RF-DETR issue 1024); ours lie within
-STAMP = ("cpu", "cores", "platform", "machine", "cpu_features")
+STAMP = ("cpu", "cores", "platform", "machine", "cpu_features", "gpus")
 PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino")
 
 

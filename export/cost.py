@@ -2,7 +2,7 @@
 
 Counted: convolutions, linear layers, both products of attention, and bilinear resizing (4 a value). Not counted:
 normalisation, activations, softmax, pooling. The model runs on PyTorch's "meta" device: shapes only, no arithmetic.
-What the outputs do not depend on (levels no head reads, heads used in training only) is not in the file and not counted.
+What the outputs do not depend on (levels no head reads, heads for training only) is not in the file and not counted.
 """
 
 import copy
@@ -70,7 +70,7 @@ def measure_cost(original: Original, size: tuple[int, int], boundaries: dict[str
         "width": backbone.embed_dim if isinstance(backbone, ViT) else None,
         "head": None if head is None else type(head).__name__,
         "head_width": None if head is None else head.channels,
-        "unread": [name for name in found.unread if name.startswith("level")],
+        "unread": [name for name in found.unread if name.startswith("level") and "pyramid" in found.parts],
         "narrower": [] if head is None else narrower(original.model, found, size),
         "parts": parts,
         "params": sum(row["params"] for row in parts.values()),
@@ -108,13 +108,14 @@ def narrower(model: Any, found: Pieces, size: tuple[int, int]) -> list[dict[str,
     """Multiply-adds of the same segmentor with a narrower head, and with a narrower pyramid under the head it has."""
     from mmseg.registry import MODELS
 
-    cfg, out = model.cfg.model, []
+    cfg: Any = model.cfg.model
+    out: list[dict[str, Any]] = []
     width = getattr(model.backbone, "embed_dim", None) or cfg.decode_head.channels // 2
-    aux = cfg.get("auxiliary_head")
+    aux: Any = cfg.get("auxiliary_head")
     with torch.device("meta"):
         for channels in sorted({width, NARROW}, reverse=True):
             options = f"model.decode_head.channels={channels}"
-            if isinstance(aux, dict) and aux.channels > channels:
+            if isinstance(aux, dict) and aux["channels"] > channels:
                 options += f" model.auxiliary_head.channels={channels}"
             try:
                 assert channels < cfg.decode_head.channels
@@ -122,9 +123,9 @@ def narrower(model: Any, found: Pieces, size: tuple[int, int]) -> list[dict[str,
             except AssertionError:  # no narrower, or a head that has its input's width
                 continue
             out.append({"options": options, "macs": {"head": _piece(head, found.levels).macs}})
-        wide = as_list(found.levels)[0].shape[1]
-        if getattr(model.backbone, "fpn_names", ()) and not model.with_neck and wide > NARROW:
-            four = [NARROW] * 4
+        wide, four = as_list(found.levels)[0].shape[1], [NARROW] * 4
+        own = getattr(model.backbone, "fpn_names", ()) and not model.with_neck
+        if own and wide > NARROW and list(found.parts["head"].read) == [True] * 4:
             backbone = MODELS.build({**cfg.backbone, "pyramid_dim": NARROW}).eval()
             head = MODELS.build({**cfg.decode_head, "in_channels": four}).eval()
             image = torch.zeros(1, 3, *size)
@@ -145,7 +146,8 @@ def _piece(run: Any, inputs: Any) -> Piece:
     """Trace ``run(inputs)`` on shapes, drop what its result does not depend on, and count what is left."""
     extra = {torch.ops.aten.upsample_bilinear2d: _bilinear}
     with torch.no_grad():
-        graph = make_fx(torch.func.functionalize(lambda x: run(x)))(inputs)  # without in-place operations, which count as needed
+        # functionalize: in-place operations would count as needed
+        graph = make_fx(torch.func.functionalize(lambda x: run(x)))(inputs)
         graph.graph.eliminate_dead_code()
         graph.recompile()
         with FlopCounterMode(display=False, custom_mapping=extra) as counter:

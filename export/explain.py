@@ -4,6 +4,8 @@ numpy and onnxruntime; counting unfused pairs also needs onnx.
 """
 
 import platform
+import shutil
+import subprocess
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
@@ -54,9 +56,18 @@ def cpu_features(cpuinfo: str | None = None) -> dict[str, bool] | None:
     return {name: bool(names & flags) for name, names in FEATURES.items()}
 
 
+def gpus() -> str | None:
+    """Names and driver of NVIDIA GPUs, None where there is none."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return "; ".join(done.stdout.split("\n")).strip("; ") or None if done.returncode == 0 else None
+
+
 def machine() -> dict[str, Any]:
-    """The stamp of every measurement: :func:`tinymim.files.environment`, runtime versions and CPU features."""
-    return environment() | {"machine": platform.machine(), "cpu_features": cpu_features()}
+    """The stamp of every measurement: :func:`tinymim.files.environment`, CPU features and GPUs."""
+    return environment() | {"machine": platform.machine(), "cpu_features": cpu_features(), "gpus": gpus()}
 
 
 def top_operators(engine: Engine, shape: tuple[int, ...], n: int = 5, runs: int = 5) -> list[OperatorTime]:

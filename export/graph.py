@@ -1,8 +1,8 @@
 """A PyTorch model as one ONNX graph that is right at every size it accepts.
 
-What torch's exporter gets silently wrong for free sizes is replaced here: adaptive pooling and MMSegmentation's Upsample
-(their stock exports bake the traced size in), floor division of negative sizes (ONNX rounds towards zero), traces of a
-single image.
+What torch's exporter gets silently wrong for free sizes is replaced here: adaptive pooling and MMSegmentation's
+Upsample (their stock exports bake the traced size in), floor division of negative sizes (ONNX rounds towards zero),
+traces of a single image.
 """
 
 import copy

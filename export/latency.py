@@ -19,7 +19,7 @@ import numpy as np
 
 from tinymim.errors import ConfigError, TinyMIMError
 from tinymim.files import write_json
-from tinymim_export.explain import machine
+from tinymim_export.explain import gpus, machine
 from tinymim_export.runtime import Engine, cores, open_engine
 from tinymim_export.sessions import PROVIDERS
 from tinymim_export.stats import bootstrap_median, distinguishable, drift, ratio_interval, unsteady
@@ -40,6 +40,7 @@ class BenchRow:
     shape: tuple[int, ...]  # of the input
     engine: str  # runtime, provider and arithmetic, e.g. "openvino cpu bf16"
     provider: str
+    gpu: str | None  # where the provider is one's
     threads: int
     runs: int
     p50_ms: float
@@ -236,6 +237,7 @@ def bench_row(
         shape=shape,
         engine=engine.label,
         provider=PROVIDERS[engine.provider] if engine.runtime == "onnxruntime" else "OpenVINO CPU",
+        gpu=None if engine.provider == "cpu" else gpus(),
         threads=engine.threads,
         runs=len(ms),
         p50_ms=p50,

@@ -192,14 +192,16 @@ def evaluate(
     if predictor.classes is not None:
         _same_classes(predictor.name, len(predictor.classes), layout)
     began, count = time.monotonic(), len(layout.classes)
-    names, counts = [], []
+    names, margins, total = [], [], np.zeros((count, count), np.int64)
     progress = None if quiet else Progress("eval", len(pairs))
     for i, pair in enumerate(pairs):
         photo, label = _read(pair, layout)
         mask = predictor.mask(photo)
         if predictor.channels not in (None, 1):
             _same_classes(predictor.name, predictor.channels or 0, layout)
-        counts.append(confusion(label, mask, count, predictor.name))
+        matrix = confusion(label, mask, count, predictor.name)
+        total += matrix
+        margins.append(np.stack([matrix.diagonal(), matrix.sum(1), matrix.sum(0)]))
         names.append(_name(pair[0], split))
         if masks is not None:
             save_mask(mask, Path(masks) / f"{names[-1]}.png", layout.palette)
@@ -212,8 +214,7 @@ def evaluate(
         notes.append("the class names of the file are not the folder's; they were matched by number")
     if len(pairs) < len(layout.need(split)):
         notes.append(f"--limit: {len(pairs)} of {len(layout.need(split))} photos, evenly spread")
-    per_photo = np.stack(counts)
-    right, labelled, predicted = per_photo.diagonal(axis1=1, axis2=2), per_photo.sum(2), per_photo.sum(1)
+    right, labelled, predicted = np.stack(margins, axis=1)
     return EvalResult(
         file=str(predictor.engine.path),
         sha256=predictor.engine.sha256,
@@ -222,8 +223,8 @@ def evaluate(
         **scores(right.sum(0), labelled.sum(0), predicted.sum(0)),
         classes=list(layout.classes),
         images=len(pairs),
-        confusion=per_photo.sum(0),
-        right_IC=right.copy(),
+        confusion=total,
+        right_IC=right,
         labelled_IC=labelled,
         predicted_IC=predicted,
         names=names,

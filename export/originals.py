@@ -157,6 +157,14 @@ def _from_segmentor(checkpoint: Path, config: Any, part: str, meta: dict[str, An
     stride, multiple = (model.backbone.patch_size, 1) if isinstance(model.backbone, ViT) else _probe(model, size)
     contract = _contract(meta.get("mean", pre.get("mean")), meta.get("std", pre.get("std")), stride) | sha
     contract["resize"] = _resize_rule(cfg)
+    if multiple not in (1, None):  # PyTorch fails on other photos; tinymim eval and predict pad them
+        contract["resize"].setdefault("pad", {"value": 0, "size_divisor": multiple})
+    if not pre.get("bgr_to_rgb", True):
+        raise ConfigError(
+            "this model was trained on BGR photos (bgr_to_rgb=False)",
+            "files of tinymim-export take RGB, and another order is seen by nobody until the masks are wrong",
+            "train it with data_preprocessor.bgr_to_rgb=True, or swap the first convolution's input channels and say so",
+        )
     if part == "backbone":
         return _levels(model, lambda images: tuple(as_list(model.extract_feat(images))), size, contract, multiple)
     contract |= {key: model.dataset_meta.get(key) for key in ("classes", "palette")}
@@ -165,7 +173,10 @@ def _from_segmentor(checkpoint: Path, config: Any, part: str, meta: dict[str, An
         about = dict(img_shape=images.shape[-2:], pad_shape=images.shape[-2:], ori_shape=images.shape[-2:])
         return (model.encode_decode(images, [about] * images.shape[0]),)
 
-    return Original(model, "segmentor", ("logits",), reference, size, contract, multiple)
+    original = Original(model, "segmentor", ("logits",), reference, size, contract, multiple)
+    if untold := contract["resize"].get("untold"):
+        original.notes.append(f"the test pipeline's {untold} is not told in the file: give it photos of the right size")
+    return original
 
 
 def _require_plain(model: Any) -> None:
@@ -182,7 +193,8 @@ def _require_plain(model: Any) -> None:
     cascade = isinstance(head, nn.ModuleList) or type(model).encode_decode is not EncoderDecoder.encode_decode
     plain = {BaseDecodeHead.predict, DAHead.predict, EncHead.predict}
     if cascade or type(head).predict not in plain or type(head).predict_by_feat is not BaseDecodeHead.predict_by_feat:
-        what = f"{type(model).__name__} of {len(head)} heads" if isinstance(head, nn.ModuleList) else type(head).__name__
+        several = isinstance(head, nn.ModuleList)
+        what = f"{type(model).__name__} of {len(head)} heads" if several else type(head).__name__
         raise ConfigError(
             f"{what} cannot be exported",
             "a cascade or a head with an inference of its own (masks from queries, refined points) is no single graph "
@@ -276,14 +288,19 @@ def _crop(cfg: Any) -> tuple[int, int]:
 def _resize_rule(cfg: Any) -> dict[str, Any]:
     """How the configuration brings a photo to the network: resize rule of its test pipeline, whole or slide."""
     steps = cfg.get("test_pipeline") or []
-    resize: dict[str, Any] = next((step for step in steps if step.get("type") == "Resize"), {})
+    resizes = [step for step in steps if "Resize" in str(step.get("type"))]
+    resize: dict[str, Any] = resizes[0] if resizes else {}
+    scale = resize.get("scale")
+    scale = [scale, scale] if isinstance(scale, int) else scale
     test = cfg.model.get("test_cfg") or {}
     rule: dict[str, Any] = {
-        "scale": None if resize.get("scale") is None else [int(side) for side in resize["scale"]],
+        "scale": None if scale is None else [int(side) for side in scale],
         "keep_ratio": bool(resize.get("keep_ratio", False)),
         "interpolation": "bilinear",
         "mode": test.get("mode", "whole"),
     }
+    if resize and (resize["type"] != "Resize" or scale is None or len(resizes) > 1):
+        rule |= {"scale": None, "untold": ", ".join(str(step["type"]) for step in resizes)}
     if rule["mode"] == "slide":
         rule |= {"crop": list(test["crop_size"]), "slide_stride": list(test["stride"])}
     head = cfg.model.get("decode_head") or {}

@@ -128,8 +128,8 @@ def remarks(cost: dict[str, Any], rows: Sequence[SplitRow], ratio: float) -> lis
     by_part, whole = {row.part: row for row in rows}, sum(row.ms for row in rows)
     if unread := cost.get("unread"):
         out.append(
-            f"the head does not read {', '.join(unread)}: this file does not compute them; "
-            "backbone.out_indices with the one block it reads trains without a pyramid"
+            f"the head does not read {', '.join(unread)} of the pyramid: this file does not compute them; training does, "
+            "unless backbone.out_indices names the one block that is read"
         )
     if "head" not in by_part:
         return out

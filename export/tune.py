@@ -18,7 +18,7 @@ from typing import Any
 
 from tinymim.data.folders import read_layout
 from tinymim.errors import CheckFailed, ConfigError, DataError
-from tinymim.files import sha256_file
+from tinymim.files import describe_files, sha256_file
 from tinymim_export.calibrate import choose_photos
 from tinymim_export.fuse import APPROXIMATE, VARIANTS
 from tinymim_export.metadata import load_proto, proto_metadata, save_proto
@@ -107,7 +107,8 @@ def tune(
         "mode": mode, "resize_to_file": resize_to_file, "ignore_label": ignore_label,
         "reduce_zero_label": reduce_zero_label,
     }  # fmt: skip
-    settings = {
+    pairs = read_layout(data, ignore_label=ignore_label, reduce_zero_label=reduce_zero_label).need("val")
+    settings: dict[str, Any] = {
         "checkpoint": checkpoint.name, "checkpoint_sha256": sha256_file(checkpoint), "config": config and str(config),
         "size": size and list(size), "output": output, "data": str(Path(data).resolve()),
         "calibration": str(Path(photos).resolve()), "count": count, "limit": limit, **scoring, "seconds": seconds,
@@ -117,9 +118,9 @@ def tune(
     def score(engine: Engine) -> Any:
         return evaluate(None, data, engine=engine, limit=limit, quiet=not sys.stdout.isatty(), **scoring)
 
-    read_layout(data, ignore_label=ignore_label, reduce_zero_label=reduce_zero_label).need("val")
-    if precisions is None or "int8" in precisions:
-        choose_photos(photos, count, seed)  # refuses useless ones before the work, not after it
+    settings["data_sha256"] = describe_files(data, (path for pair in pairs for path in pair))["list_sha256"]
+    if precisions is None or "int8" in precisions:  # useless photos are refused before the work, not after it
+        settings["calibration_sha256"] = choose_photos(photos, count, seed).about("percentile")["list_sha256"]
     run = Run(folder, settings, budget, score)
     original = folder / "fp32.onnx"
     if not (run.resumed and original.is_file()):

@@ -55,12 +55,14 @@ class Candidate:
     p50_ms: float
     p50_interval: Interval
     p90_ms: float
-    speed_up: tuple[float, float, float]  # original's p50 over this one's, and its interval
+    original_ms: float  # p50 of the original timed in turns with it
+    speed_up: tuple[float, float, float]  # original_ms over p50_ms, and its interval
     steady: bool
     mIoU: float
     mIoU_interval: Interval
     drop: float  # original's mIoU minus this one's
     drop_interval: Interval
+    gpu: str | None = None  # where the provider is one's
     gain: tuple[float, float, float] | None = None  # as speed_up, against the plain FP32 file on the same runtime
     class_IoU: dict[str, float | None] = field(default_factory=dict)
     images: int = 0
@@ -188,9 +190,12 @@ def variants_that_pay(candidates: Sequence[Candidate], engine: str) -> list[str]
 
 
 def contenders(candidates: Sequence[Candidate], within: float = 1.1, most: int = 4) -> list[Candidate]:
-    """The promoted candidates that may be the fastest, fastest first."""
-    promoted = sorted((c for c in candidates if c.verdict == PROMOTED), key=lambda c: c.p50_ms)
-    return [c for c in promoted if c.p50_interval[0] <= within * promoted[0].p50_ms][:most]
+    """The promoted candidates that may be the fastest, fastest first.
+
+    Compared by their speed-ups: the machine may have been busier in one round than in another.
+    """
+    promoted = sorted((c for c in candidates if c.verdict == PROMOTED), key=lambda c: -c.speed_up[0])
+    return [c for c in promoted if within * c.speed_up[2] >= promoted[0].speed_up[0]][:most]
 
 
 def choose(finalists: Sequence[Candidate], times: Sequence[Sequence[float]]) -> tuple[Candidate, str]:
@@ -209,6 +214,6 @@ def choose(finalists: Sequence[Candidate], times: Sequence[Sequence[float]]) -> 
     tied = [i for i in order if i == fastest or not distinguishable(*ratio_interval(times[i], times[fastest])[1:])]
     winner = finalists[min(tied, key=lambda i: (round(100 * finalists[i].drop, 2), finalists[i].file_mib))]
     if len(tied) == 1:
-        return winner, "the fastest of the promoted" if len(finalists) > 1 else "the fastest of the promoted by far"
+        return winner, "the fastest of the promoted"
     others = ", ".join(f"{finalists[i].name} on {finalists[i].engine}" for i in tied if finalists[i] is not winner)
     return winner, f"not distinguishable in speed from {others}; it loses less mIoU or is the smaller file"

@@ -65,18 +65,22 @@ def make_exportable(model: nn.Module) -> int:
     count = 0
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, nn.AdaptiveAvgPool2d):
-                setattr(parent, name, MatmulAvgPool2d(child.output_size))
-            elif type(child).__module__ == "mmseg.models.utils.wrappers" and _whole(child.scale_factor):
-                setattr(parent, name, WholeUpsample(int(child.scale_factor), child.mode, child.align_corners))
-            else:
-                continue
-            count += 1
+            replacement = _exportable(child)
+            if replacement is not None:
+                setattr(parent, name, replacement)
+                count += 1
     return count
 
 
-def _whole(factor: Any) -> bool:
-    return isinstance(factor, float) and factor.is_integer()
+def _exportable(module: Any) -> nn.Module | None:
+    """What takes the place of a module; None where it may stay."""
+    if isinstance(module, nn.AdaptiveAvgPool2d):
+        return MatmulAvgPool2d(module.output_size)
+    if type(module).__module__ == "mmseg.models.utils.wrappers":  # its Upsample
+        factor = module.scale_factor
+        if isinstance(factor, float) and factor.is_integer():
+            return WholeUpsample(int(factor), module.mode, module.align_corners)
+    return None
 
 
 class FeatureGraph(nn.Module):

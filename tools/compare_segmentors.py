@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Ours beside what a user would pick instead: same data, same steps, one table of size, speed and mIoU.
 
-    python tools/compare_segmentors.py --data-root ../shared/data/camvid --student student.pth --steps 2000 --size 512 512
+    python tools/compare_segmentors.py --data-root ../shared/data/camvid --student student.pth --steps 2000
 
 Every model is trained by its own configuration (losses, optimizer, learning rate) on the same photos, crops, batch and
 number of steps, exported at the same size, scored as an .onnx file and timed against the others in one process. Each
@@ -187,8 +187,8 @@ def table(results: dict[str, Any]) -> str:
             str(trained.get("steps", "")), f"{trained['optimizer']} {trained['lr']:g}" if trained else "",
             made.get("sha256", "")[:12],
         ]))  # fmt: skip
-    head = ["model", "backbone from", "parameters", "multiply-adds", "file MiB", "p50 ms", "p90 ms", "mIoU % of the file",
-            "mIoU % in PyTorch", "steps", "optimizer, rate", "sha256"]  # fmt: skip
+    head = ["model", "backbone from", "parameters", "multiply-adds", "file MiB", "p50 ms", "p90 ms",
+            "mIoU % of the file", "mIoU % in PyTorch", "steps", "optimizer, rate", "sha256"]  # fmt: skip
     lines = ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *(row for _, row in sorted(rows))]]
     trained = next((stages["train"] for seeds in results["models"].values() for stages in seeds.values()
                     if "train" in stages), None)  # fmt: skip
@@ -196,8 +196,8 @@ def table(results: dict[str, Any]) -> str:
     text = ["# Segmentors on the same data with the same steps", "", *lines, ""]
     if trained:
         sizes = ["x".join(map(str, trained[key])) for key in ("size", "crop")]
-        text.append(f"Photos stretched to {sizes[0]}, {trained['batch_size']} crops of {sizes[1]} a step; best constant "
-                    f"prediction {100 * trained['constant_miou']:.2f} % mIoU.")  # fmt: skip
+        text.append(f"Photos stretched to {sizes[0]}, {trained['batch_size']} crops of {sizes[1]} a step; best "
+                    f"constant prediction {100 * trained['constant_miou']:.2f} % mIoU.")  # fmt: skip
     if timing["rows"]:
         threads = timing["rows"][0]["threads"]
         text.append(f"Timed in turns in one process: one image, {timing['rows'][0]['engine']}, {threads} threads.")

@@ -1,5 +1,5 @@
-# SegFormer's MLP head on a plain ViT: every level by a 1 x 1 convolution to the head's width (the backbone's), up-sampled
-# to stride 4 and fused by another.
+# SegFormer's MLP head on a plain ViT: a 1 x 1 convolution brings every level to the head's width (the backbone's), all
+# are up-sampled to stride 4, another fuses them.
 _base_ = ["upernet.py"]
 model = dict(
     decode_head=dict(

@@ -1,4 +1,4 @@
-"""Tiny segmentors of other families as plain MMSegmentation files: a config and an iter_N.pth that says nothing else."""
+"""Tiny segmentors of other families as plain MMSegmentation files: a config and an iter_N.pth."""
 
 import torch
 

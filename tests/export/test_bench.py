@@ -124,7 +124,7 @@ def test_advice_for_a_wide_pyramid_unread_levels_and_up_sampling():
     pyramid = [{"options": "model.backbone.pyramid_dim=64", "macs": {"pyramid": 3, "head": 15}}]
     told = remarks({"width": None, "unread": ["level3"], "narrower": pyramid}, rows, 1.2)
     assert "add up to 120 %" in told[0]
-    assert "does not read level3" in told[1]
+    assert "does not read level3 of the pyramid" in told[1]
     assert told[3] == "train with model.backbone.pyramid_dim=64: about 63.0 ms in place of 100.0 ms"
     assert "the up-sampling to full size takes 20.0 ms" in told[4]
     assert len(told) == 5

@@ -319,3 +319,20 @@ def test_command_verifies_writes_and_names_the_next(files, exported, tmp_path, c
     assert "next: tinymim bench" in out
     assert json.loads(result.read_text())["passed"] is True
     assert "| ok | logits |" in exported.fixed.to_markdown()
+
+
+def test_resize_rules_a_file_can_and_cannot_tell():
+    """One Resize is told; other resizing steps are named instead of dropped in silence."""
+    from mmengine.config import Config
+
+    from tinymim_export.originals import _resize_rule
+
+    def rule(*steps):
+        return _resize_rule(Config(dict(model=dict(test_cfg=dict(mode="whole")), test_pipeline=list(steps))))
+
+    assert rule(dict(type="Resize", scale=(2048, 512), keep_ratio=True))["scale"] == [2048, 512]
+    assert rule(dict(type="Resize", scale=512, keep_ratio=False))["scale"] == [512, 512]
+    assert "untold" not in rule(dict(type="LoadImageFromFile"))
+    for step in (dict(type="ResizeToMultiple", size_divisor=32), dict(type="Resize", scale_factor=0.5)):
+        assert rule(step)["untold"] == step["type"]
+        assert rule(step)["scale"] is None

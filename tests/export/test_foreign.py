@@ -71,9 +71,11 @@ def test_what_training_alone_needs_is_not_counted(tmp_path):
     cfg = tiny("pidnet_s_camvid")
     aux = dict(type="FCNHead", in_channels=32, channels=8, num_convs=1, num_classes=7, loss_decode=LOSS)
     cfg.model.auxiliary_head = [dict(aux, in_index=1), dict(aux, in_index=1)]
+    cfg.model.data_preprocessor.pop("test_cfg")
     checkpoint, config = plain_file(cfg, tmp_path / "iter_1.pth")
     original = load_original(checkpoint, config=config)
     assert original.multiple == 8
+    assert original.contract["resize"]["pad"] == {"value": 0, "size_divisor": 8}  # photos of other sides are padded
     part, head = pieces(original, SIZE).parts["head"], original.model.decode_head
     assert part.params == sum(p.numel() for module in (head.i_head, head.conv_seg) for p in module.parameters())
     assert part.params < sum(p.numel() for p in head.parameters())

@@ -111,6 +111,17 @@ def test_what_is_written(tuned):
     assert len(list((folder / "best.tune" / "scores").iterdir())) == len(result.candidates)
 
 
+def test_rounds_of_uneven_pace_are_said(tuned):
+    from dataclasses import replace
+
+    result, _ = tuned
+    even = replace(result, candidates=[replace(c, original_ms=10.0) for c in result.candidates])
+    assert not even.doubts()
+    even.candidates[-1].original_ms = 20.0
+    assert "compare files by 'times as fast'" in even.doubts()[0]
+    assert even.doubts()[0] in even.to_markdown()
+
+
 def test_a_second_run_measures_nothing_again(tuned, file, data, monkeypatch, capsys):
     result, folder = tuned
     stored = {c.key: c.p50_ms for c in result.candidates}

@@ -28,7 +28,7 @@ def candidate(**changes):
     values = dict(
         name="int8", precision="int8", graph=[], runtime="onnxruntime", provider="cpu", arithmetic=None,
         engine="onnxruntime cpu", file="int8.onnx", sha256="a" * 64, file_mib=8.0, shape=(1, 3, 64, 96), threads=1,
-        runs=30, p50_ms=50.0, p50_interval=(49.0, 51.0), p90_ms=55.0, speed_up=(2.0, 1.9, 2.1), steady=True,
+        runs=30, p50_ms=50.0, p50_interval=(49.0, 51.0), p90_ms=55.0, original_ms=100.0, speed_up=(2.0, 1.9, 2.1), steady=True,
         mIoU=0.60, mIoU_interval=(0.55, 0.65), drop=0.001, drop_interval=(0.0005, 0.0015),
     )  # fmt: skip
     return Candidate(**(values | changes))
@@ -141,13 +141,14 @@ def test_graph_variants_are_kept_where_they_pay():
 
 
 def test_contenders_are_the_promoted_near_the_fastest():
-    def row(ms, verdict=PROMOTED):
-        return candidate(p50_ms=ms, p50_interval=(ms - 1, ms + 1), verdict=verdict)
+    def row(ratio, verdict=PROMOTED, **more):
+        return candidate(speed_up=(ratio, ratio - 0.1, ratio + 0.1), verdict=verdict, **more)
 
-    rows = [row(5, BASELINE), row(1, REJECTED), row(50), row(30), row(31), row(33.9), row(34.2)]
-    assert [c.p50_ms for c in contenders(rows)] == [30, 31, 33.9]
+    busy = row(2.9, p50_ms=500)  # its round was slower, not the file
+    rows = [row(9, BASELINE), row(8, REJECTED), row(1.5), row(3), busy, row(2.7), row(2.6)]
+    assert [c.speed_up[0] for c in contenders(rows)] == [3, 2.9, 2.7]
     assert not contenders(rows[:2])
-    assert len(contenders([row(30 + i / 10) for i in range(8)])) == 4
+    assert len(contenders([row(3 + i / 100) for i in range(8)])) == 4
 
 
 def test_one_winner():

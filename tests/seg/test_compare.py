@@ -1,4 +1,4 @@
-"""tools/compare_segmentors.py: one table of models of one budget; finished stages are kept; other budgets are refused."""
+"""tools/compare_segmentors.py: one table of models of one budget; finished stages are kept, others refused."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ from tinymim.data.scenes import write_scenes
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
-import compare_segmentors as tool  # noqa: E402
+import compare_segmentors as tool
 
 OURS = {
     "model.backbone.embed_dim": 24, "model.backbone.num_heads": 2, "model.backbone.depth": 4,
@@ -35,8 +35,8 @@ def compared(tmp_path_factory):
         (folder / f"{name}.py").write_text(config_text(cfg))
     save_student(ViT(img_size=32, embed_dim=24, depth=4, num_heads=2), folder / "student.pth")
     arguments = ["--data-root", data, "--out", folder / "out", "--steps", 2, "--batch-size", 2, "--size", 64, 64,
-                 "--crop", 48, 48, "--workers", 0, "--threads", 1, "--seconds", 0.1, "--student", folder / "student.pth",
-                 "--models", *sorted(folder.glob("*_camvid.py"))]  # fmt: skip
+                 "--crop", 48, 48, "--workers", 0, "--threads", 1, "--seconds", 0.1,
+                 "--student", folder / "student.pth", "--models", *sorted(folder.glob("*_camvid.py"))]  # fmt: skip
     arguments = [str(value) for value in arguments]
     assert tool.main(arguments) == 0
     return folder / "out", arguments

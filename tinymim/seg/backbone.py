@@ -16,6 +16,7 @@ from tinymim.models import Checkpoint, load_weights, read_checkpoint
 from tinymim.models.vit import ViT
 from tinymim.seg.config import say
 
+
 @MODELS.register_module()
 class TinyMIMBackbone(ViT):
     """Plain ViT with TinyMIM's four-level pyramid, or one level without a pyramid; any image height and width.
