@@ -163,7 +163,7 @@ def _from_segmentor(checkpoint: Path, config: Any, part: str, meta: dict[str, An
         raise ConfigError(
             "this model was trained on BGR photos (bgr_to_rgb=False)",
             "files of tinymim-export take RGB, and another order is seen by nobody until the masks are wrong",
-            "train it with data_preprocessor.bgr_to_rgb=True, or swap the first convolution's input channels and say so",
+            "train it with data_preprocessor.bgr_to_rgb=True, or swap the first convolution's input channels",
         )
     if part == "backbone":
         return _levels(model, lambda images: tuple(as_list(model.extract_feat(images))), size, contract, multiple)

@@ -76,7 +76,9 @@ class Predictor:
         self._set_normalisation(mean, std)
         self.notes: list[str] = []
         if untold := self.rule.get("untold"):
-            self._note(f"the model's own test pipeline has {untold}, which the file cannot tell: photos run at their size")
+            self._note(
+                f"the model's own test pipeline has {untold}, which the file cannot tell: photos run at their size"
+            )
         self.channels: int | None = None
         self.stretch = resize_to_file
         self.mode = mode or ("whole" if resize_to_file else self.rule.get("mode", "whole"))

@@ -128,7 +128,7 @@ def remarks(cost: dict[str, Any], rows: Sequence[SplitRow], ratio: float) -> lis
     by_part, whole = {row.part: row for row in rows}, sum(row.ms for row in rows)
     if unread := cost.get("unread"):
         out.append(
-            f"the head does not read {', '.join(unread)} of the pyramid: this file does not compute them; training does, "
+            f"the head does not read {', '.join(unread)} of the pyramid; the file does not compute them; training does "
             "unless backbone.out_indices names the one block that is read"
         )
     if "head" not in by_part:

@@ -104,7 +104,8 @@ def test_command_writes_a_precision_from_a_file_without_pytorch(case, tmp_path):
     write_photos(photos, 3)
     out, told = tmp_path / "int8.onnx", tmp_path / "r.json"
     argv = ["--from", str(case[0]), "--onnx", str(out), "--precision", "int8", "--calibration", str(photos),
-            "--calibration-count", "3", "--graph", "attention", "--exclude-blocks", SPOILED, "--json", str(told)]  # fmt: skip
+            "--calibration-count", "3", "--graph", "attention", "--exclude-blocks", SPOILED,
+            "--json", str(told)]  # fmt: skip
     code = f"import sys; from tinymim_export.cli import main; print(main({argv!r})); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.splitlines()[-2:] == ["0", "False"], done.stdout + done.stderr

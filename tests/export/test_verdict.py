@@ -28,7 +28,8 @@ def candidate(**changes):
     values = dict(
         name="int8", precision="int8", graph=[], runtime="onnxruntime", provider="cpu", arithmetic=None,
         engine="onnxruntime cpu", file="int8.onnx", sha256="a" * 64, file_mib=8.0, shape=(1, 3, 64, 96), threads=1,
-        runs=30, p50_ms=50.0, p50_interval=(49.0, 51.0), p90_ms=55.0, original_ms=100.0, speed_up=(2.0, 1.9, 2.1), steady=True,
+        runs=30, p50_ms=50.0, p50_interval=(49.0, 51.0), p90_ms=55.0, original_ms=100.0, speed_up=(2.0, 1.9, 2.1),
+        steady=True,
         mIoU=0.60, mIoU_interval=(0.55, 0.65), drop=0.001, drop_interval=(0.0005, 0.0015),
     )  # fmt: skip
     return Candidate(**(values | changes))
