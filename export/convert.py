@@ -9,7 +9,7 @@ from typing import Any
 from tinymim.errors import ConfigError
 from tinymim.files import atomic_path, sha256_file, versions, write_json
 from tinymim_export.cost import describe, measure_cost
-from tinymim_export.graph import FOLD_LIMIT, OPSET, trace
+from tinymim_export.graph import OPSET, trace
 from tinymim_export.metadata import load_proto, write_metadata
 from tinymim_export.originals import load_original
 from tinymim_export.parity import ParityResult, compare
@@ -73,7 +73,6 @@ def export(
     photos: str | Path | None = None,
     num_heads: int | None = None,
     opset: int = OPSET,
-    fold_limit: int = FOLD_LIMIT,
     seed: int = 0,
 ) -> ExportResult:
     """Export a checkpoint to ONNX and verify it; the file appears at ``onnx`` only if it passes.
@@ -89,7 +88,6 @@ def export(
         photos: Folder of real photos to verify on as well.
         num_heads: Heads a block, for foreign ViT files.
         opset: ONNX operator set.
-        fold_limit: Bytes of relative-position bias that may become constants in a fixed-size file.
         seed: Of the random verification inputs.
 
     Raises:
@@ -110,7 +108,7 @@ def export(
     original.require_size(at, dynamic=dynamic)
     mode = "dynamic height and width" if dynamic else "fixed size"
     print(f"exporting the {original.part} at {at[0]}x{at[1]}, {mode}, opset {opset}", flush=True)
-    traced = trace(original, at, dynamic=dynamic, output=output, opset=opset, fold_limit=fold_limit)
+    traced = trace(original, at, dynamic=dynamic, output=output, opset=opset)
     cost = measure_cost(original, at, traced.boundaries)
     proto = traced.proto
     write_metadata(

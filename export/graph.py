@@ -16,14 +16,12 @@ import torch
 from torch import nn
 
 from tinymim.errors import ConfigError, TinyMIMError
-from tinymim.models import ViT
 from tinymim_export.cost import pieces
 from tinymim_export.metadata import first_line, strip
 from tinymim_export.originals import Original
 from tinymim_export.wrappers import FeatureGraph, PyramidGraph, SegmentorGraph, make_exportable
 
 OPSET = 20  # the newest that ONNX Runtime's static INT8 quantisation handles (21 and later break it)
-FOLD_LIMIT = 32_000_000  # bytes of relative-position bias that may become constants, all blocks together
 MAX_BYTES = 2_000_000_000  # one protobuf file
 
 
@@ -43,7 +41,6 @@ def trace(
     dynamic: bool = False,
     output: str = "logits",
     opset: int = OPSET,
-    fold_limit: int = FOLD_LIMIT,
 ) -> Traced:
     """Export a copy of the model; the original is not touched.
 
@@ -53,7 +50,6 @@ def trace(
         dynamic: Leave height and width free, too (the batch always is).
         output: "logits" or "mask" (segmentors).
         opset: ONNX operator set.
-        fold_limit: Bytes of relative-position bias, all blocks together, that may become constants (fixed sizes).
 
     Raises:
         ConfigError: more classes than a uint8 mask can hold.
@@ -61,12 +57,6 @@ def trace(
     """
     model = copy.deepcopy(original.model)
     make_exportable(model)
-    vit = getattr(model, "backbone", model)
-    if not dynamic and isinstance(vit, ViT) and vit.rel_pos_bias:
-        grid = (-(-size[0] // vit.patch_size), -(-size[1] // vit.patch_size))
-        tokens = grid[0] * grid[1] + vit.num_prefix_tokens
-        if 4 * tokens * tokens * vit.num_heads * vit.depth < fold_limit:
-            vit.fold_relative_bias(grid)
     wrapped = _wrap(model, original, output, size)
     sizes = {0: "batch", 2: "height", 3: "width"} if dynamic else {0: "batch"}
     example = torch.zeros(2, 3, *size)  # two images: torch would bake in a batch of one

@@ -129,14 +129,6 @@ def test_resizing_follows_the_rule():
     assert torch.equal(resized[-3:], table[-3:])
 
 
-def test_folded_bias_equals_the_table():
-    model = randomise(ViT(**FULL))
-    images = torch.randn(1, 3, 48, 80)
-    expected = model(images)
-    model.fold_relative_bias((3, 5))
-    torch.testing.assert_close(model(images), expected)
-
-
 def test_mae_masks_and_learns():
     """The loss looks at hidden patches only, and one batch can be learnt."""
     torch.manual_seed(0)

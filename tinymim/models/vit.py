@@ -58,13 +58,9 @@ class Attention(nn.Module):
         if grid is not None:
             rows = (2 * grid[0] - 1) * (2 * grid[1] - 1) + num_extra_rows(num_prefix)
             self.relative_position_bias_table = nn.Parameter(torch.zeros(rows, num_heads))
-        self.folded_bias: Tensor | None  # (1, H, T, T), see ViT.fold_relative_bias
-        self.register_buffer("folded_bias", None, persistent=False)
 
     def bias(self, grid: tuple[int, int], index_TT: Tensor | None) -> Tensor | None:
         """Additive attention bias (1, H, T, T) for this grid, or None."""
-        if self.folded_bias is not None:
-            return self.folded_bias
         if self.relative_position_bias_table is None or index_TT is None or self.grid is None:
             return None
         table_RH = resize_relative_table(self.relative_position_bias_table, self.grid, grid)
@@ -222,14 +218,6 @@ class ViT(nn.Module):
         """Recompute each block in the backward pass instead of storing its activations."""
         self.grad_checkpointing = enable
 
-    @torch.no_grad()
-    def fold_relative_bias(self, grid: tuple[int, int]) -> None:
-        """Replace every bias table by its constant (1, H, T, T) for one grid (fixed-size export)."""
-        index_TT = relative_index(grid, self.num_prefix_tokens, self.pos_embed.device)
-        block: Any
-        for block in self.blocks:
-            block.attn.folded_bias = block.attn.bias(grid, index_TT)
-
     def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Images (B, 3, H, W), normalised -> tokens with positions (B, T, D) and the patch grid."""
         x_BND, grid = self.patch_embed(images)
@@ -240,8 +228,7 @@ class ViT(nn.Module):
 
     def bias_index(self, grid: tuple[int, int]) -> Tensor | None:
         """The (T, T) table index all blocks share, or None without relative-position bias."""
-        first: Any = self.blocks[0]
-        if not self.rel_pos_bias or first.attn.folded_bias is not None:
+        if not self.rel_pos_bias:
             return None
         return relative_index(grid, self.num_prefix_tokens, self.pos_embed.device)
 
