@@ -329,7 +329,8 @@ def test_other_results(made, tmp_path):
     original, winner = (
         Candidate(name=name, precision=name, file=f"{name}.onnx", sha256=sha, p50_ms=ms, p50_interval=(ms, ms),
                   original_ms=40.0, speed_up=(40 / ms, 39 / ms, 41 / ms), mIoU=miou, drop=0.5 - miou,
-                  drop_interval=(0.5 - miou,) * 2, verdict=word, reasons=reasons, class_IoU=dict.fromkeys(CLASSES, miou), **shared)
+                  drop_interval=(0.5 - miou,) * 2, verdict=word, reasons=reasons,
+                  class_IoU=dict.fromkeys(CLASSES, miou), **shared)
         for name, sha, ms, miou, word, reasons in (("fp32", fp32, 40.0, 0.5, BASELINE, []),
                                                    ("int8", int8, 10.0, 0.498, PROMOTED, ["4 times as fast"]))
     )  # fmt: skip
