@@ -206,7 +206,9 @@ class Line:
         for file in list(self.files):
             for relation, sha in file.parents.items():
                 if self.file(sha) is None:
-                    role = {"checkpoint": "segmentor", "fp32 file": "onnx"}.get(relation, relation)
+                    masks = file.output in ("logits", "mask")
+                    made_of = {"checkpoint": "segmentor" if masks else "student", "fp32 file": "onnx"}
+                    role = made_of.get(relation, relation)
                     self.files.append(File(sha, "not given", role, given=False))
         measured: list[Any] = [*self.scores, *self.times]
         for sha in dict.fromkeys(item.sha256 for item in measured):

@@ -65,6 +65,15 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
+def tick_label(value: float, every: Sequence[float]) -> str:
+    """:func:`number` with as many digits as tell the ticks of one axis apart."""
+    if len({number(v) for v in every}) == len(every):
+        return number(value)
+    step = min(b - a for a, b in pairwise(sorted(every)))
+    digits = next((d for d in range(12) if abs(round(step, d) - step) < 1e-3 * step), 12)
+    return f"{value:,.{digits}f}"
+
+
 def smooth(values: Sequence[float], window: int) -> list[float]:
     """Centred moving average, narrower at both ends."""
     total = np.concatenate(([0.0], np.cumsum(values, dtype=np.float64)))
@@ -108,7 +117,7 @@ def curve_svg(series: Sequence[Series], *, xlabel: str = "step", label: str = ""
     out = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">']
     levels = [10.0**e for e in ticks(y0, y1, 4)] if log else ticks(y0, y1)
     for y in levels:
-        text = f"{100 * y:.0f}%" if percent else number(y)
+        text = f"{100 * y:.0f}%" if percent else tick_label(y, levels)
         out.append(f'<path class="grid" d="M{LEFT},{py(y)}H{WIDTH - RIGHT}"/>')
         out.append(f'<text x="{LEFT - 8}" y="{py(y) + 4}" text-anchor="end">{text}</text>')
     for x in ticks(x0, x1, 6):
@@ -205,12 +214,13 @@ def scatter(title: str, points: Sequence[ScatterPoint], xlabel: str, ylabel: str
 
     bottom = TALL - 44
     out = [f'<svg class="scatter" viewBox="0 0 {WIDE} {TALL}" role="img" aria-label="{escape(title)}">']
-    for y in ticks(y0, y1):
+    rows, columns = ticks(y0, y1), _log_ticks(x0, x1) if log else ticks(x0, x1, 8)
+    for y in rows:
         out.append(f'<path class="grid" d="M{LEFT},{py(y)}H{WIDE - RIGHT}"/>')
-        out.append(f'<text x="{LEFT - 8}" y="{py(y) + 4}" text-anchor="end">{number(y)}</text>')
-    for x in _log_ticks(x0, x1) if log else ticks(x0, x1, 8):
+        out.append(f'<text x="{LEFT - 8}" y="{py(y) + 4}" text-anchor="end">{tick_label(y, rows)}</text>')
+    for x in columns:
         out.append(f'<path class="grid" d="M{px(x)},{TOP}V{bottom}"/>')
-        out.append(f'<text x="{px(x)}" y="{bottom + 17}" text-anchor="middle">{number(x)}</text>')
+        out.append(f'<text x="{px(x)}" y="{bottom + 17}" text-anchor="middle">{tick_label(x, columns)}</text>')
     out.append(f'<text x="{WIDE - RIGHT}" y="{TALL - 6}" text-anchor="end">{escape(xlabel)} &#8594;'
                f"{' (logarithmic)' if log else ''}</text>")  # fmt: skip
     out.append(f'<text x="{LEFT + 6}" y="{TOP + 10}">&#8593; {escape(ylabel)}</text>')

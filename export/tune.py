@@ -10,6 +10,7 @@ Finished candidates are kept in ``<stem>.tune/tune.json``: an interrupted run go
 without measuring. Needs onnx, and PyTorch where a checkpoint has to be exported.
 """
 
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tinymim.data.folders import read_layout
-from tinymim.errors import CheckFailed, ConfigError, DataError
+from tinymim.errors import CheckFailed, ConfigError, DataError, TinyMIMError
 from tinymim.files import describe_files, sha256_file
 from tinymim_export.calibrate import choose_photos
 from tinymim_export.fuse import APPROXIMATE, VARIANTS
@@ -125,7 +126,12 @@ def tune(
     original = folder / "fp32.onnx"
     if not (run.resumed and original.is_file()):
         _write_original(checkpoint, original, config, size, output)
-    targets = _targets_here(run, original, runtimes)
+    try:
+        targets = _targets_here(run, original, runtimes)
+    except TinyMIMError:
+        if not run.resumed:
+            shutil.rmtree(folder)
+        raise
     print(f"tuning within the budget: {budget}", flush=True)
     opened: dict[tuple[str, ...], Any] = {}
 

@@ -139,6 +139,9 @@ def test_curve_is_where_the_numbers_are() -> None:
 def test_ticks_and_numbers() -> None:
     assert plots.ticks(0, 1, 5) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
     assert plots.ticks(0.13, 0.27, 4) == pytest.approx([0.15, 0.2, 0.25])
+    assert [plots.tick_label(v, [34.1, 34.12, 34.14]) for v in (34.1, 34.12)] == ["34.10", "34.12"]
+    assert [plots.tick_label(v, [34.1, 34.125]) for v in (34.1, 34.125)] == ["34.100", "34.125"]
+    assert plots.tick_label(600.0, [600.0, 800.0]) == "600"
     assert [plots.number(v) for v in (0, 0.01234, 4.5, 12345.6, 1e-6)] == ["0", "0.0123", "4.5", "12,346", "1e-06"]
 
 

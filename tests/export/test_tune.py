@@ -214,6 +214,7 @@ def test_absent_providers_are_listed_and_asked_for_ones_refused(file, data, tmp_
     assert "left out: onnxruntime cuda: not here" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="no CUDAExecutionProvider"):
         tune(file, tmp_path / "other.onnx", data=data, runtimes=("cuda",), **QUICK)
+    assert not (tmp_path / "other.tune").exists()
 
 
 @pytest.mark.parametrize(
