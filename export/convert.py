@@ -109,7 +109,7 @@ def export(
     mode = "dynamic height and width" if dynamic else "fixed size"
     print(f"exporting the {original.part} at {at[0]}x{at[1]}, {mode}, opset {opset}", flush=True)
     traced = trace(original, at, dynamic=dynamic, output=output, opset=opset)
-    cost = measure_cost(original, at, traced.boundaries)
+    cost = measure_cost(original, at, traced.boundaries, traced.pieces)
     proto = traced.proto
     write_metadata(
         proto, {"part": original.part} | original.contract | {"versions": versions(), "cost": cost, "verified": False}

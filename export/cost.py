@@ -45,20 +45,22 @@ class Pieces:
     levels: Any = None
 
 
-def measure_cost(original: Original, size: tuple[int, int], boundaries: dict[str, list[str]]) -> dict[str, Any]:
+def measure_cost(
+    original: Original, size: tuple[int, int], boundaries: dict[str, list[str]], found: Pieces
+) -> dict[str, Any]:
     """Cost of one image.
 
     Args:
         original: The model.
         size: Height and width in pixels.
         boundaries: Part -> names of the tensors it ends in, as named in the graph.
+        found: :func:`pieces` at this size.
 
     Returns:
         ``{"size": [H, W], "width": D, "head": class, "head_width": channels, "unread": [level names], "params", "macs",
         "parts": {part: {"params", "macs", "tensors"}}, "narrower": [{"options", "macs": {part: macs}}]}``; tensors are
         the names of what a part ends in, narrower says what other widths of head and pyramid would cost.
     """
-    found = pieces(original, size)
     backbone: Any = getattr(original.model, "backbone", original.model)
     head: Any = original.model.decode_head if original.part == "segmentor" else None
     parts = {

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from tinymim.errors import ConfigError, TinyMIMError
-from tinymim_export.cost import pieces
+from tinymim_export.cost import Pieces, pieces
 from tinymim_export.metadata import first_line, strip
 from tinymim_export.originals import Original
 from tinymim_export.wrappers import FeatureGraph, PyramidGraph, SegmentorGraph, make_exportable
@@ -32,6 +32,7 @@ class Traced:
     proto: Any
     outputs: tuple[str, ...]
     boundaries: dict[str, list[str]]  # part -> names of the tensors it ends in, in order
+    pieces: Pieces
 
 
 def trace(
@@ -57,7 +58,8 @@ def trace(
     """
     model = copy.deepcopy(original.model)
     make_exportable(model)
-    wrapped = _wrap(model, original, output, size)
+    found = pieces(original, size)
+    wrapped = _wrap(model, original, output, found.unread)
     sizes = {0: "batch", 2: "height", 3: "width"} if dynamic else {0: "batch"}
     example = torch.zeros(2, 3, *size)  # two images: torch would bake in a batch of one
     with torch.no_grad():
@@ -87,10 +89,11 @@ def trace(
     if proto.ByteSize() > MAX_BYTES:
         raise TinyMIMError("the model is larger than 2 GB", "one ONNX file cannot hold more", "export a smaller model")
     strides = {name: round(size[0] / value.shape[2]) for name, value in seen.items() if value.ndim == 4}
-    return _finish(proto, original, output, list(seen), strides)
+    outputs, boundaries = _finish(proto, original, output, list(seen), strides)
+    return Traced(proto, outputs, boundaries, found)
 
 
-def _wrap(model: Any, original: Original, output: str, size: tuple[int, int]) -> nn.Module:
+def _wrap(model: Any, original: Original, output: str, unread: list[str]) -> nn.Module:
     if original.part == "segmentor":
         if output not in ("logits", "mask"):
             raise ConfigError(f"output={output!r} is unknown", "a segmentor gives logits or a mask", "choose one")
@@ -100,13 +103,15 @@ def _wrap(model: Any, original: Original, output: str, size: tuple[int, int]) ->
                 "mask files are uint8: at most 256 classes",
                 "use --output logits and take the argmax yourself",
             )
-        return SegmentorGraph(model, output, pieces(original, size).unread)
+        return SegmentorGraph(model, output, unread)
     if original.outputs == ("features",):
         return FeatureGraph(model)
     return PyramidGraph(model)
 
 
-def _finish(proto: Any, original: Original, output: str, names: list[str], strides: dict[str, int]) -> Traced:
+def _finish(
+    proto: Any, original: Original, output: str, names: list[str], strides: dict[str, int]
+) -> tuple[tuple[str, ...], dict[str, list[str]]]:
     """Keep the real outputs, turn the others into named inner tensors, drop what a shipped file must not hold."""
     taps, levels = ([n for n in names if n.startswith(word)] for word in ("tap", "level"))
     stages = {
@@ -128,7 +133,7 @@ def _finish(proto: Any, original: Original, output: str, names: list[str], strid
         (graph.output if name in outputs else graph.value_info).append(value)
     strip(proto)
     boundaries = {part: [rename[name] for name in tensors] for part, tensors in stages.items() if tensors}
-    return Traced(proto, outputs, boundaries)
+    return outputs, boundaries
 
 
 def _name_axes(value: Any, name: str, stride: int) -> None:
