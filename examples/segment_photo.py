@@ -57,15 +57,12 @@ def main(file, path):
         sys.exit("a file that pads photos, or none of tinymim-export's segmentors: use tinymim predict")
     photo = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
     size, scale = photo.shape[:2], rule.get("scale")
+    wanted = scale[::-1] if scale else size
     if scale and rule["keep_ratio"]:
         factor = min(max(scale) / max(size), min(scale) / min(size))
-        height, width = (int(side * factor + 0.5) for side in size)
-    else:
-        height, width = scale[::-1] if scale else size
-    fixed = [
-        side if isinstance(side, int) else free for side, free in zip(given.shape[2:], (height, width), strict=True)
-    ]
-    image = resize_photo(photo, *fixed)  # a file of one size: the photo is stretched to it
+        wanted = (int(side * factor + 0.5) for side in size)
+    sides = [side if isinstance(side, int) else free for side, free in zip(given.shape[2:], wanted, strict=True)]
+    image = resize_photo(photo, *sides)  # a file of one size: the photo is stretched to it
     if given.type != "tensor(uint8)":
         image = (image.astype(np.float32) - np.float32(told["mean"])) / np.float32(told["std"])
     result = session.run(None, {given.name: np.ascontiguousarray(image.transpose(2, 0, 1)[None])})[0][0]
@@ -75,16 +72,13 @@ def main(file, path):
     else:
         logits = resize_logits(result, *size, rule.get("align_corners", False))
         mask = logits.argmax(0) if len(logits) > 1 else 1 / (1 + np.exp(-logits[0])) > (rule.get("threshold") or 0.3)
-    palette = np.zeros((256, 3), np.uint8)
-    palette[: len(told["palette"])] = told["palette"]
     out = Path(path).with_suffix("")
     picture = Image.fromarray(mask.astype(np.uint8))
-    picture.putpalette(palette.tobytes())
+    picture.putpalette(np.uint8(told["palette"]).tobytes())
     picture.save(f"{out}_mask.png")
     Image.blend(Image.fromarray(photo), picture.convert("RGB"), 0.5).save(f"{out}_overlay.png")
-    for i, count in enumerate(np.bincount(mask.ravel())):
-        if count:
-            print(f"{100 * count / mask.size:5.1f} %  {told['classes'][i]}")
+    for name, count in zip(told["classes"], np.bincount(np.ravel(picture), minlength=256), strict=False):
+        print(f"{100 * count / mask.size:5.1f} %  {name}")
 
 
 if __name__ == "__main__":

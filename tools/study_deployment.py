@@ -169,7 +169,8 @@ def score(candidate: Candidate, args: argparse.Namespace) -> dict[str, Any]:
     result = evaluate(candidate.file, args.data_root, runtime=candidate.runtime, precision=candidate.precision,
                       threads=args.threads, limit=args.limit)  # fmt: skip
     counts = {key: getattr(result, key).tolist() for key in ("right_IC", "labelled_IC", "predicted_IC")}
-    value = {"sha256": sha, "miou": result.miou, "images": result.images, "mode": result.mode} | counts
+    value = {"sha256": sha, "miou": result.miou, "images": result.images, "mode": result.mode, "names": result.names}
+    value |= counts
     write_json(kept, value)
     return value
 
@@ -302,7 +303,9 @@ def run(args: argparse.Namespace) -> int:
     rows = make_files(args)
     scores = [score(row, args) for row in rows]
     about, times = measure(rows, args)
-    counts = [SimpleNamespace(**{k: np.array(v) for k, v in s.items() if k.endswith("_IC")}) for s in scores]
+    counts = [
+        SimpleNamespace(names=s["names"], **{k: np.array(v) for k, v in s.items() if k.endswith("_IC")}) for s in scores
+    ]
     base = next(i for i, row in enumerate(rows) if row.name == "tinymim fp32")
     made = []
     for i, (what, ms, seen) in enumerate(zip(about, times, scores, strict=True)):
