@@ -114,6 +114,20 @@ def stock_segmentor(model: Any, cfg: Any) -> Any:
     return stock
 
 
+def arithmetics() -> list[str]:
+    """OpenVINO's precisions this processor has."""
+    from tinymim_export.runtime import OPENVINO_PRECISIONS, openvino_core
+
+    found = []
+    for precision in OPENVINO_PRECISIONS:
+        try:
+            openvino_core(precision)
+            found.append(precision)
+        except ConfigError as error:
+            print(f"left out: openvino {precision}: {error.what}", flush=True)
+    return found
+
+
 def make_files(args: argparse.Namespace) -> list[Candidate]:
     """Write what is missing; the candidates, ours last but the others."""
     from tinymim.seg import load_segmentor
@@ -149,10 +163,10 @@ def make_files(args: argparse.Namespace) -> list[Candidate]:
                 quantize(source, file, precision=precision, **options)
             rows.append(Candidate(f"tinymim {precision}{words}", file))
     for file, words in ((fp32, "fp32"), (out / "int8.onnx", "int8")):
-        rows += [Candidate(f"tinymim {words}", file, "openvino", precision) for precision in ("f32", "bf16")]
+        rows += [Candidate(f"tinymim {words}", file, "openvino", precision) for precision in arithmetics()]
     for file in args.others:
         rows.append(Candidate(file.stem, file))
-        rows += [Candidate(file.stem, file, "openvino", "bf16")]
+        rows += [Candidate(file.stem, file, "openvino", precision) for precision in arithmetics()]
     return rows
 
 
@@ -233,7 +247,7 @@ def backbone(args: argparse.Namespace) -> list[dict[str, Any]]:
                 print(f"backbone {precision}: {error.what}; {error.why}")
                 continue
         rows.append(Candidate(precision, file))
-    rows += [Candidate("fp32", fp32, "openvino", precision) for precision in ("f32", "bf16")]
+    rows += [Candidate("fp32", fp32, "openvino", precision) for precision in arithmetics()]
     engines = [
         open_engine(row.file, runtime=row.runtime, precision=row.precision, threads=args.threads) for row in rows
     ]
