@@ -9,8 +9,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print names, one line each with the first line of what they are."""
+    """Print names, one line each with the first sentence of what they are."""
     import ast
+    import re
+    from itertools import takewhile
     from pathlib import Path
 
     import tinymim_mmseg_configs
@@ -20,7 +22,9 @@ def run(args: argparse.Namespace) -> int:
 
     def summary(path: Path) -> str:
         text = path.read_text()
-        return (ast.get_docstring(ast.parse(text)) or text.lstrip("# ")).split("\n")[0]
+        comment = "\n".join(line.lstrip("# ") for line in takewhile(lambda line: line.startswith("#"), text.split("\n")))
+        words = " ".join((ast.get_docstring(ast.parse(text)) or comment).split("\n\n")[0].split())
+        return re.split(r"[.] (?=[A-Z])", words)[0].rstrip(".") + "."
 
     if args.what in (None, "models"):
         print("models (tinymim.create_model, --student):")
