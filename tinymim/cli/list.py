@@ -22,8 +22,10 @@ def run(args: argparse.Namespace) -> int:
 
     def summary(path: Path) -> str:
         text = path.read_text()
-        comment = "\n".join(line.lstrip("# ") for line in takewhile(lambda line: line.startswith("#"), text.split("\n")))
-        words = " ".join((ast.get_docstring(ast.parse(text)) or comment).split("\n\n")[0].split())
+        lines = takewhile(lambda line: line.startswith("#"), text.split("\n"))
+        words = " ".join(
+            (ast.get_docstring(ast.parse(text)) or " ".join(lines).replace("#", "")).split("\n\n")[0].split()
+        )
         return re.split(r"[.] (?=[A-Z])", words)[0].rstrip(".") + "."
 
     if args.what in (None, "models"):
