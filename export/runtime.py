@@ -229,6 +229,8 @@ def open_engine(
     path = Path(path)
     if runtime not in RUNTIMES:
         raise ConfigError(f"runtime {runtime!r} is unknown", f"known: {', '.join(RUNTIMES)}", "choose one of them")
+    if threads is not None and threads < 1:
+        raise ConfigError(f"--threads {threads} is not possible", "at least one computes", "leave it out: every core")
     threads = threads or cores()
     if runtime == "onnxruntime":
         if precision is not None:

@@ -70,6 +70,7 @@ def test_missing_openvino_names_the_extra(file, monkeypatch):
         (dict(runtime="openvino", precision="int4"), "precision 'int4' is unknown"),
         (dict(runtime="openvino", provider="cuda"), "OpenVINO has no provider"),
         (dict(provider="tensorrt"), "no TensorrtExecutionProvider"),
+        (dict(threads=0), "--threads 0 is not possible"),
     ],
 )
 def test_what_is_not_here_is_refused(file, options, words):
