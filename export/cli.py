@@ -1,13 +1,15 @@
 """``tinymim-export``: a checkpoint as a verified .onnx file in any precision, or an FP32 file as another one."""
 
 import argparse
+import shlex
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tinymim.cli import run_command
+from tinymim.cli import run_command, spelled
 from tinymim.errors import ConfigError
+from tinymim.files import write_text
 
 HELP = "export a checkpoint to ONNX and verify it against PyTorch; quantise, tune, or make a web page of the file"
 PRECISIONS = ("fp32", "fp16", "int8", "int8-dynamic", "int8-weights")
@@ -69,10 +71,11 @@ def run(args: argparse.Namespace) -> int:
     if args.verify_only is not None:
         return _verify(args)
     if args.tune:
-        return _tune(args)
+        code = _tune(args)
+        return _web(args, args.onnx) if args.web is not None else code
     if args.sensitivity:
         return _with_fp32(args, _sensitivity)
-    if args.web is not None and args.onnx is None:
+    if args.onnx is None:
         return _web(args, args.source)
     code = _with_fp32(args, _reduce) if _reduced(args) else _export(args, args.onnx)
     return _web(args, args.onnx) if args.web is not None and code == 0 else code
@@ -91,6 +94,14 @@ def _check(args: argparse.Namespace) -> None:
         check_options(args.precision, None, "percentile", ())  # bf16 has an explanation of its own
     wrong: list[tuple[Any, str, str]] = [
         (args.checkpoint and args.source, "--checkpoint and --from exclude each other", "both say where to start"),
+        (args.checkpoint and args.checkpoint.endswith(".onnx"), f"{args.checkpoint} is no checkpoint",
+         "it is exported already: start there with --from"),
+        (args.sensitivity and (args.web or args.onnx), "--sensitivity writes no file", "it is a table; leave --web and "
+         "--onnx out, --json keeps it"),
+        (args.verify_only and (args.precision or args.graph or args.onnx or args.calibration or args.web),
+         "--verify-only exports nothing", "leave the options of an export out"),
+        (args.max_miou_drop is not None and args.max_miou_drop < 0, "--max-miou-drop is below 0",
+         "it is the mIoU that may be lost, in points"),
         (args.tune and args.sensitivity, "--tune and --sensitivity exclude each other", "run one after the other"),
         (args.ort_web and not args.web, "--ort-web does nothing without --web", "it is a part of the page"),
         (not args.tune and (args.min_speedup or args.latency_budget or args.runtimes or args.seconds),
@@ -126,7 +137,8 @@ def _check(args: argparse.Namespace) -> None:
             "--checkpoint names the model, --from an FP32 .onnx made of it before",
             "add --checkpoint segmentor.pth",
         )
-    if args.onnx is None and not (args.verify_only or args.sensitivity or (args.web and args.source)):
+    page_only = args.web and args.source and not _reduced(args) and not args.tune
+    if args.onnx is None and not (args.verify_only or args.sensitivity or page_only):
         raise ConfigError("--onnx is missing", "it names the file to write", "add --onnx out.onnx")
     if args.onnx is not None and args.source and not (_reduced(args) or args.tune or args.sensitivity):
         raise ConfigError(
@@ -155,7 +167,7 @@ def _verify(args: argparse.Namespace) -> int:
         result.print()
     print(f"{args.verify_only}: verified")
     _write(args, result)
-    print(f"next: tinymim bench {args.verify_only}")
+    print(f"next: tinymim bench {shlex.quote(args.verify_only)}")
     return 0
 
 
@@ -179,7 +191,7 @@ def _export(args: argparse.Namespace, onnx: str, last: bool = True) -> int:
     made.print()
     if last:
         _write(args, made)
-        print(f"next: tinymim bench {onnx}{' --split' if made.part == 'segmentor' else ''}")
+        print(f"next: tinymim bench {shlex.quote(onnx)}{' --split' if made.part == 'segmentor' else ''}")
     return 0
 
 
@@ -201,6 +213,11 @@ def _scoring(args: argparse.Namespace) -> dict[str, Any]:
         "ignore_label": args.ignore_label,
         "reduce_zero_label": args.reduce_zero_label,
     }
+
+
+def _scored(args: argparse.Namespace) -> str:
+    """The same as it is typed."""
+    return spelled(args, "mode", "resize_to_file", "ignore_label", "reduce_zero_label")
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
@@ -229,8 +246,8 @@ def _reduce(args: argparse.Namespace, fp32: str) -> int:
         made = quantize(fp32, args.onnx, **options)
     made.print()
     _write(args, made)
-    print(f"next: tinymim bench {f'{args.source} ' if args.source else ''}{args.onnx}")
-    print(f"next: tinymim eval {args.onnx} --data {args.data or 'FOLDER'}")
+    print(f"next: tinymim bench {shlex.join([args.source, args.onnx] if args.source else [args.onnx])}")
+    print(f"next: tinymim eval {shlex.quote(args.onnx)} --data {shlex.quote(args.data or 'FOLDER')}{_scored(args)}")
     return 0
 
 
@@ -243,11 +260,11 @@ def _sensitivity(args: argparse.Namespace, fp32: str) -> int:
     result = sensitivity(fp32, args.data, precision=precision, **options)
     result.print()
     _write(args, result)
-    start = f"--from {args.source}" if args.source else f"--checkpoint {args.checkpoint}"
-    graph = f" --graph {' '.join(args.graph)}" if args.graph else ""
-    photos = f" --calibration {args.calibration or args.data}" if precision == "int8" else ""
-    print(f"next: tinymim-export {start} --onnx {precision}.onnx --precision {precision}{graph}{photos} "
-          f"--data {args.data} --max-miou-drop 0.5")  # fmt: skip
+    start = spelled(args, "source" if args.source else "checkpoint").replace("--source", "--from")
+    photos = f" --calibration {shlex.quote(args.calibration or args.data)}" if precision == "int8" else ""
+    graph = spelled(args, "graph")
+    print(f"next: tinymim-export{start} --onnx {precision}.onnx --precision {precision}{graph}{photos} "
+          f"--data {shlex.quote(args.data)} --max-miou-drop 0.5{_scored(args)}")  # fmt: skip
     return 0
 
 
@@ -317,7 +334,7 @@ def _write(args: argparse.Namespace, result: Any) -> None:
     if args.json:
         result.to_json(args.json)
     if args.markdown:
-        Path(args.markdown).write_text(result.to_markdown())
+        write_text(args.markdown, result.to_markdown())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

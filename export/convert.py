@@ -124,6 +124,13 @@ def export(
         parity.require()
         write_metadata(proto, {"verified": True, "parity": parity.summary()})
         temporary.write_bytes(proto.SerializeToString(deterministic=True))
+    notes, rule = list(original.notes), original.contract.get("resize") or {}
+    told = rule.get("scale") and tuple(rule["scale"][::-1])
+    if told and not rule["keep_ratio"] and rule["mode"] == "whole" and not dynamic and told != at:
+        notes.append(
+            f"the model was tested on photos stretched to {told[0]}x{told[1]}, this file takes {at[0]}x{at[1]} only: "
+            "eval, predict and --tune want --resize-to-file"
+        )
     return ExportResult(
         onnx=str(onnx),
         part=original.part,
@@ -135,7 +142,7 @@ def export(
         seconds=time.monotonic() - began,
         sha256=sha256_file(onnx),
         mib=onnx.stat().st_size / 2**20,
-        notes=original.notes,
+        notes=notes,
     )
 
 

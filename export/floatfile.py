@@ -14,7 +14,7 @@ from tinymim_export.blocks import blocks_of
 from tinymim_export.calibrate import Histogram, NetworkInputs, PhotoSet, choose_photos, measure
 from tinymim_export.fuse import Graph, apply_variants
 from tinymim_export.half import to_half
-from tinymim_export.metadata import load_proto, proto_metadata
+from tinymim_export.metadata import is_verified, load_proto, proto_metadata
 from tinymim_export.photos import load_photos
 from tinymim_export.predict import read_photo
 from tinymim_export.qdq import (
@@ -60,6 +60,7 @@ class FloatFile:
                 "give the FP32 file it came from",
             )
         self.sha256 = sha256_file(path)
+        self.verified = is_verified(self.original)
         self.proto = apply_variants(self.original, graph)
         prepare(self.proto)
         self.meta = proto_metadata(self.proto)

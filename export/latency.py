@@ -152,7 +152,7 @@ def bench(
         batch: Images at once.
         size: Height and width for files with free sizes; None takes the size they were exported at.
         split: Also time backbone, pyramid, head and up-sampling apart (needs onnx; ONNX Runtime only).
-        runs: Timed runs a row; None runs for ``seconds``, at least 10 times.
+        runs: Timed runs a row, 10 or more; None runs for ``seconds``, at least 10 times.
         seconds: Time to spend on each row.
         seed: Of the random input.
 
@@ -167,6 +167,7 @@ def bench(
     for name, value in (("batch", batch), ("threads", threads), ("runs", runs)):
         if value is not None and value < 1:
             raise ConfigError(f"{name} {value} is not possible", "it counts something", f"give --{name} 1 or more")
+    _check_time(runs, seconds)
     wanted = settings_of(runtime, precision)
     if split and ("onnxruntime" not in {name for name, _ in wanted}):
         raise ConfigError("--split needs ONNX Runtime", "it times pieces of the graph there", "leave --runtime out")
@@ -197,6 +198,16 @@ def bench(
             for path in paths
         ]
     return result
+
+
+def _check_time(runs: int | None, seconds: float) -> None:
+    """Refuse what gives no interval."""
+    if runs is not None and runs < MIN_RUNS:
+        raise ConfigError(
+            f"--runs {runs} is too few", "so few runs say nothing of how much they vary", f"take {MIN_RUNS} or more"
+        )
+    if not 0 < seconds < float("inf"):
+        raise ConfigError(f"--seconds {seconds:g} is no time", "it is the time for each file", "e.g. --seconds 5")
 
 
 def settings_of(runtime: str | Sequence[str], precision: str | Sequence[str] | None) -> list[Setting]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tinymim.errors import ConfigError, DataError
-from tinymim.files import atomic_path, environment, write_json
+from tinymim.files import atomic_path, environment, write_json, write_text
 from tinymim.progress import Progress
 from tinymim_export.photos import PHOTOS
 from tinymim_export.pictures import (
@@ -81,7 +81,7 @@ class PredictResult:
         """One line a photo; written to ``path`` if given."""
         text = markdown_table(self._table())
         if path is not None:
-            Path(path).write_text(text)
+            write_text(path, text)
         return text
 
     def print(self) -> None:

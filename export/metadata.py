@@ -75,6 +75,13 @@ def graph_sha256(proto: Any) -> str:
     return hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest()
 
 
+def is_verified(proto: Any) -> bool:
+    """Whether the file is marked as verified and its graph is still the one that was."""
+    meta = proto_metadata(proto)
+    recorded = (meta.get("parity") or {}).get("graph_sha256")
+    return bool(meta.get("verified")) and recorded in (None, graph_sha256(proto))
+
+
 def strip(proto: Any) -> None:
     """Remove stack traces, source paths and documentation from every node and tensor."""
     graphs = [proto.graph]

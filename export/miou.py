@@ -14,7 +14,7 @@ import numpy as np
 
 from tinymim.data.folders import IGNORED, Layout, Pair, read_layout
 from tinymim.errors import ConfigError, DataError
-from tinymim.files import environment, write_json
+from tinymim.files import environment, write_json, write_text
 from tinymim.progress import Progress
 from tinymim_export.pictures import save_mask
 from tinymim_export.predict import Predictor, read_photo
@@ -114,7 +114,7 @@ class EvalResult:
         text = "\n".join([head, "", markdown_table(self._rows()), *(f"- {note}" for note in self.notes)])
         text = text.rstrip() + "\n"
         if path is not None:
-            Path(path).write_text(text)
+            write_text(path, text)
         return text
 
     def print(self) -> None:
@@ -186,6 +186,14 @@ def evaluate(
     options = {} if engine else dict(runtime=runtime, provider=provider, precision=precision, threads=threads)
     predictor = Predictor(file, mode=mode, resize_to_file=resize_to_file, mean=mean, std=std, engine=engine, **options)
     layout = read_layout(data, ignore_label=ignore_label, reduce_zero_label=reduce_zero_label)
+    if layout.source != "dataset.json" and not quiet:
+        print(layout, flush=True)
+    if masks is not None and Path(masks).resolve().is_relative_to(layout.root.resolve()):
+        raise ConfigError(
+            f"--masks {masks} lies in the data folder",
+            "masks would stand among its photos or take the place of its labels",
+            "choose a folder of its own",
+        )
     pairs = layout.need(split)
     if limit is not None and limit < len(pairs):
         pairs = [pairs[i * len(pairs) // limit] for i in range(limit)]
@@ -286,7 +294,7 @@ def _same_classes(name: str, have: int, layout: Layout) -> None:
         raise DataError(
             f"{name} knows {have} classes, {layout.root} has {len(layout.classes)}",
             "the segmentor was trained on other data",
-            "give the folder it was trained for, or one whose dataset.json lists the same classes",
+            "give the folder it was trained for; an id that is no class is named by dataset.json or --ignore-label ID",
         )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from tinymim.errors import CheckFailed, DataError
+from tinymim.errors import CheckFailed, ConfigError, DataError
 from tinymim.files import write_json
 from tinymim_export.metadata import (
     first_line,
@@ -178,6 +178,12 @@ def verify(
     if "part" not in meta or "cost" not in meta:
         raise DataError(
             f"{onnx_path} was not written by tinymim-export", "it has no tinymim.* metadata", "export it again"
+        )
+    if meta.get("graph") or (meta.get("precision") or {}).get("name", "fp32") != "fp32":
+        raise ConfigError(
+            f"{onnx_path} is not the plain FP32 file",
+            "other precisions and graphs are compared with the FP32 file they were made from, by their own tolerance",
+            "give that file: --from FP32.onnx in place of --checkpoint",
         )
     original = load_original(checkpoint, config=config, part=meta["part"], num_heads=num_heads)
     extra = []

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from tinymim.data.pixels import to_rgb
 from tinymim.errors import DataError
 
 PHOTOS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -26,7 +27,7 @@ def load_photos(folder: str | Path, limit: int = 4) -> list[Any]:
     for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in PHOTOS):
         try:
             with Image.open(path) as image:
-                found.append(image.convert("RGB"))
+                found.append(to_rgb(image))
         except (OSError, ValueError, SyntaxError) as error:
             bad.append(f"{path.name} ({error})")
         if len(found) == limit:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tinymim.data.pixels import to_rgb
 from tinymim.errors import CheckFailed, ConfigError, DataError
 from tinymim_export.photos import to_input
 from tinymim_export.resize import bands, rescale_size, resize_bilinear, resize_float, resize_nearest
@@ -289,6 +290,12 @@ class Predictor:
                 "three values each, of red, green, blue; std above 0",
                 f"e.g. {IMAGENET}",
             )
+        if (max(mean) < 2) != (max(std) < 2) and list(std) != [1, 1, 1] and any(mean):
+            raise ConfigError(
+                "--mean and --std are in different units",
+                f"mean {list(mean)} and std {list(std)}: one of 0 to 1, the other of 0 to 255",
+                f"give both in one unit, e.g. {IMAGENET}",
+            )
         if has or inside:
             raise ConfigError(
                 f"{self.name} says itself how photos are normalised",
@@ -332,6 +339,6 @@ def read_photo(path: str | Path) -> np.ndarray:
 
     try:
         with Image.open(path) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            return np.asarray(to_rgb(ImageOps.exif_transpose(image)))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"cannot read the photo {path}", str(error), "copy the file again or remove it") from error

@@ -169,13 +169,13 @@ def quantize(
         made = load_proto(temporary)  # what is compared is what was written
         meta = proto_metadata(made)
         parity = _agree(source, made, onnx_out.name, photos, seed)
-        verified = bool(source.meta.get("verified"))
+        verified = source.verified
         write_metadata(made, {"verified": verified, "parity": summary(parity, meta, source.sha256)})
         temporary.write_bytes(made.SerializeToString(deterministic=True))
     notes = list(dict.fromkeys(source.notes))
     if not verified:
         notes.append(
-            "the FP32 file itself is not marked as verified: tinymim-export --verify-only FILE --checkpoint ..."
+            "the FP32 file is not verified, or was changed since: tinymim-export --verify-only FILE --checkpoint ..."
         )
     return QuantizeResult(
         file=str(onnx_out),
@@ -231,7 +231,7 @@ def verify_file(file: str | Path, fp32: str | Path, *, photos: str | Path | None
         write_metadata(made, {"verified": False})
         save_proto(made, file)
         raise
-    if not meta.get("verified") and source.meta.get("verified"):
+    if not meta.get("verified") and source.verified:
         write_metadata(made, {"verified": True, "parity": summary(result, meta, source.sha256)})
         save_proto(made, file)
     return result

@@ -1,9 +1,12 @@
 """What ``--tune`` found: table, JSON, Markdown, and a self-contained page with the Pareto plot."""
 
 import json
+import shlex
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from tinymim.files import write_json
 from tinymim_export.plots import ScatterPoint, scatter
@@ -139,10 +142,16 @@ class TuneResult:
             )
             if value != usual
         )  # fmt: skip
+        fed = "".join(f" --{name} {value}" for name, value in (("mode", self.settings.get("mode")),) if value)
+        fed += " --resize-to-file" * bool(self.settings.get("resize_to_file"))
+        ignored, zero = self.settings.get("ignore_label"), self.settings.get("reduce_zero_label")
+        read = "" if ignored is None else f" --ignore-label {' '.join(map(str, np.atleast_1d(ignored)))}"
+        read += {True: " --reduce-zero-label", False: " --no-reduce-zero-label", None: ""}[zero]
+        onnx, folder, data = (shlex.quote(str(path)) for path in (self.onnx, self.folder, self.settings["data"]))
         return [
-            f"tinymim predict {self.onnx} photo.jpg --out mask.png --overlay{how}",
-            f"tinymim eval {self.onnx} --data {self.settings['data']}{how}",
-            f"tinymim report {self.folder} --out line.html",
+            f"tinymim predict {onnx} photo.jpg --out mask.png --overlay{fed}{how}",
+            f"tinymim eval {onnx} --data {data}{read}{fed}{how}",
+            f"tinymim report {folder} {onnx} --line --out line.html",
         ]
 
 

@@ -24,6 +24,7 @@ import numpy as np
 
 from tinymim.errors import ConfigError, DataError, TinyMIMError
 from tinymim.files import write_json
+from tinymim_export.metadata import is_verified, load_proto
 from tinymim_export.pictures import palette_for
 from tinymim_export.predict import THRESHOLD, Predictor
 from tinymim_export.runtime import Engine, open_engine
@@ -162,7 +163,11 @@ def web_contract(engine: Engine) -> dict[str, Any]:
         notes = ["This file gives masks, which cannot be averaged: photos go through it whole, not in windows."]
     precision = (meta.get("precision") or {}).get("name", "fp32")
     size = "any size" if None in engine.size else "x".join(map(str, engine.size))
-    verified = "verified against its original" if meta.get("verified") else "not verified"
+    try:
+        checked = meta.get("verified") and is_verified(load_proto(engine.path))
+    except ImportError:  # onnx is not needed for a page
+        checked = meta.get("verified")
+    verified = "verified against its original" if checked else "not verified"
     return {
         "name": name,
         "sha256": engine.sha256,

@@ -33,8 +33,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     except OSError as error:
         raise TinyMIMError(
             f"cannot write {path}",
-            f"{error.strerror or error} (nothing was left behind)",
-            "free some space or choose another --out, then run the command again",
+            f"{error.strerror or error} (nothing is left of it)",
+            "free some space or choose another place for it, then run the command again",
         ) from error
     finally:
         with contextlib.suppress(OSError):
@@ -45,6 +45,12 @@ def write_json(path: str | Path, value: Any) -> None:
     """Write ``value`` as indented JSON, atomically."""
     with atomic_path(path) as part:
         part.write_text(json.dumps(value, indent=1) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text, atomically; its folder is made if absent."""
+    with atomic_path(path) as part:
+        part.write_text(text)
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:

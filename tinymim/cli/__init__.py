@@ -5,8 +5,10 @@ Exit codes: 0 done, 1 a check failed, 2 user error, 130 interrupted.
 
 import argparse
 import importlib
+import shlex
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from tinymim.errors import TinyMIMError
 
@@ -34,9 +36,16 @@ def run_command(
     parser = argparse.ArgumentParser(
         prog=prog, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    add_arguments(parser)
     try:
+        add_arguments(parser)
         return run(parser.parse_args(argv))
+    except ModuleNotFoundError as error:
+        if (error.name or "tinymim").split(".")[0] in ("tinymim", "tinymim_export"):
+            raise
+        why = "this command needs more than numpy, Pillow and onnxruntime"
+        fix = "pip install tinymim with its dependencies (without --no-deps)"
+        print(f"{prog}: error: {error.name} is not installed\n  why: {why}\n  fix: {fix}", file=sys.stderr)
+        return 2
     except TinyMIMError as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
         return error.exit_code
@@ -44,6 +53,21 @@ def run_command(
         print(f"\n{prog}: interrupted; a run folder that was being written can be continued with --resume",
               file=sys.stderr)  # fmt: skip
         return 130
+
+
+def spelled(args: argparse.Namespace, *names: str) -> str:
+    """Options that were given, as they are typed, for a command to paste: " --mode slide --limit 10"."""
+    usual = {"runtime": "onnxruntime", "provider": "cpu", "split": "val"}
+    words: list[str] = []
+    for name in names:
+        value, option = getattr(args, name, None), "--" + name.replace("_", "-")
+        if value is None or value == usual.get(name) or (value is False and name != "reduce_zero_label"):
+            continue
+        if isinstance(value, bool):
+            words.append(option if value else f"--no-{option[2:]}")
+        else:
+            words += [option, *map(str, value if isinstance(value, list | tuple) else [value])]
+    return "".join(f" {shlex.quote(word)}" for word in words)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,5 +91,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"did you mean 'tinymim {near[0]}'?" if near else "tinymim --help lists the commands"
         print(f"tinymim: error: unknown command {args[0]!r}; {hint}", file=sys.stderr)
         return 2
-    verb = importlib.import_module(f"tinymim.cli.{args[0]}")
-    return run_command(f"tinymim {args[0]}", VERBS[args[0]], verb.add_arguments, verb.run, args[1:])
+
+    def verb() -> Any:
+        return importlib.import_module(f"tinymim.cli.{args[0]}")
+
+    return run_command(
+        f"tinymim {args[0]}", VERBS[args[0]], lambda p: verb().add_arguments(p), lambda a: verb().run(a), args[1:]
+    )

@@ -1,7 +1,9 @@
 """``tinymim bench``: latency, memory and provider of .onnx files; needs no PyTorch."""
 
 import argparse
-from pathlib import Path
+import shlex
+
+from tinymim.cli import spelled
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,11 +47,12 @@ def run(args: argparse.Namespace) -> int:
         seconds=args.seconds,
     )
     _show(args, result)
-    files = " ".join(args.files)
+    files = shlex.join(args.files) + spelled(args, "provider", "threads", "size")
     if not args.split and any(row.part == "segmentor" for row in result.rows):
         print(f"next: tinymim bench {files} --split")
     elif args.json:
-        print(f"next: tinymim bench {files} --json after.json; tinymim bench --compare {args.json} after.json")
+        before = shlex.quote(args.json)
+        print(f"next: tinymim bench {files} --json after.json; tinymim bench --compare {before} after.json")
     else:
         print(f"next: tinymim bench {files} --json bench.json --markdown bench.md")
     return 0
@@ -59,10 +62,12 @@ def _compare(args: argparse.Namespace) -> int:
     from tinymim.errors import ConfigError
     from tinymim_export.bench_compare import compare_benches
 
-    if args.files:
-        raise ConfigError(
-            "--compare measures nothing", f"{args.files[0]} was named beside it", "leave the .onnx files out"
-        )
+    beside = [
+        *args.files,
+        *(f"--{name}" for name in ("split", "runtime", "precision", "runs", "size") if getattr(args, name)),
+    ]
+    if beside:
+        raise ConfigError("--compare measures nothing", f"{beside[0]} was given beside it", "leave it out")
     result = compare_benches(*args.compare)
     _show(args, result)
     print("next: tinymim bench A.onnx B.onnx  (both in one session, where smaller differences count)")
@@ -71,8 +76,10 @@ def _compare(args: argparse.Namespace) -> int:
 
 def _show(args: argparse.Namespace, result: object) -> None:
     """Print and write a result."""
+    from tinymim.files import write_text
+
     result.print()  # type: ignore[attr-defined]
     if args.json:
         result.to_json(args.json)  # type: ignore[attr-defined]
     if args.markdown:
-        Path(args.markdown).write_text(result.to_markdown())  # type: ignore[attr-defined]
+        write_text(args.markdown, result.to_markdown())  # type: ignore[attr-defined]

@@ -1,6 +1,11 @@
 """``tinymim eval``: mIoU of a segmentor .onnx file on labelled photos; needs no PyTorch."""
 
 import argparse
+import shlex
+
+from tinymim.cli import spelled
+
+ENGINE = ("mode", "resize_to_file", "mean", "std", "runtime", "provider", "precision", "threads")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,8 +44,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
 
 def engine_options(args: argparse.Namespace) -> dict[str, object]:
     """The keywords :func:`add_engine_arguments` stands for."""
-    names = ("mode", "resize_to_file", "mean", "std", "runtime", "provider", "precision", "threads")
-    return {name: getattr(args, name) for name in names}
+    return {name: getattr(args, name) for name in ENGINE}
 
 
 def run(args: argparse.Namespace) -> int:
@@ -62,6 +66,10 @@ def run(args: argparse.Namespace) -> int:
         result.to_json(args.json)
     if args.markdown:
         result.to_markdown(args.markdown)
-    print(f"next: tinymim predict {args.file} {args.data}/images --out masks --overlay" if args.json else
-          f"next: tinymim eval {args.file} --data {args.data} --json eval.json --masks masks")  # fmt: skip
+    file, data = shlex.quote(args.file), shlex.quote(args.data)
+    if args.json:
+        print(f"next: tinymim predict {file} {data}/images --out masks --overlay{spelled(args, *ENGINE)}")
+    else:
+        same = spelled(args, "split", "limit", "ignore_label", "reduce_zero_label", *ENGINE)
+        print(f"next: tinymim eval {file} --data {data}{same} --json eval.json --masks masks")
     return 0

@@ -2,9 +2,11 @@
 
 import argparse
 import json
+import shlex
 from pathlib import Path
 
-from tinymim.cli.eval import add_engine_arguments, engine_options
+from tinymim.cli import spelled
+from tinymim.cli.eval import ENGINE, add_engine_arguments, engine_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,8 +41,12 @@ def run(args: argparse.Namespace) -> int:
     result.print()
     if args.json:
         result.to_json(args.json)
-    print(f"next: tinymim bench {args.file}" if args.overlay else
-          f"next: tinymim predict {args.file} {args.source} --out {args.out} --overlay --overwrite")  # fmt: skip
+    if args.overlay:
+        how = spelled(args, "runtime", "provider", "precision", "threads")
+        print(f"next: tinymim bench {shlex.quote(args.file)}{how}")
+    else:
+        again = shlex.join([args.file, args.source, "--out", args.out]) + spelled(args, "classes", *ENGINE)
+        print(f"next: tinymim predict {again} --overlay --overwrite")
     return 1 if result.skipped else 0
 
 

@@ -1,6 +1,7 @@
 """``tinymim report``: one page for a line of files, or two of them side by side; needs no PyTorch."""
 
 import argparse
+import shlex
 from pathlib import Path
 
 
@@ -36,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
             )
         difference = compare_reports(*paths, checked_out(args.out or "compare.html"))
         difference.print()
-        print(f"next: tinymim report {paths[0]} {paths[1]} --line --out report.html   # both in one line")
+        print(f"next: tinymim report {shlex.join(args.paths)} --line --out report.html   # both in one line")
         return 0
     reading = {"ignore_label": args.ignore_label, "reduce_zero_label": args.reduce_zero_label} if args.data else {}
     result = build_report(paths, args.out or "report.html", data=args.data, **reading)
@@ -45,9 +46,12 @@ def run(args: argparse.Namespace) -> int:
     unscored = [p for p in loose if not any(s.sha256 == f.sha256 for f in result.line.files if f.path == p
                                             for s in result.line.scores)]  # fmt: skip
     if unscored:
-        print(f"next: tinymim eval {unscored[0]} --data FOLDER --json {Path(unscored[0]).with_suffix('.eval.json')}")
+        out = shlex.quote(str(Path(unscored[0]).with_suffix(".eval.json")))
+        print(f"next: tinymim eval {shlex.quote(unscored[0])} --data FOLDER --json {out}")
     elif len(loose) > 1:
-        print(f"next: tinymim report {loose[0]} {loose[1]}   # two of them side by side")
+        print(f"next: tinymim report {shlex.join(loose[:2])}   # two of them side by side")
+    elif loose:
+        print(f"next: tinymim bench {shlex.join(loose)} --json bench.json   # then report again")
     else:
-        print(f"next: tinymim bench {' '.join(loose) or 'FILE.onnx'} --json bench.json   # then report again")
+        print("next: tinymim-export --onnx seg.onnx --checkpoint segmentor.pth   # then report again")
     return 0

@@ -17,6 +17,7 @@ from PIL import Image, ImageEnhance
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from tinymim.data.pixels import to_rgb
 from tinymim.errors import DataError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
@@ -119,7 +120,7 @@ class Photos(Dataset[dict[str, Any]]):
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
-                    image = Image.open(path).convert("RGB")
+                    image = to_rgb(Image.open(path))
                 break
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
                 skipped.append(str(path))

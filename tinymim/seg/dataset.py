@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 from torch.utils.data import Sampler
 
 from tinymim.data.folders import Layout, read_layout
+from tinymim.data.pixels import to_rgb
 from tinymim.errors import DataError
 
 
@@ -36,7 +37,7 @@ class LoadPhoto(BaseTransform):
         path = results["img_path"]
         try:
             with Image.open(path) as image:
-                rgb = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+                rgb = np.asarray(to_rgb(ImageOps.exif_transpose(image)))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise UnreadablePhoto(
                 f"cannot read the photo {path}", str(error), "copy the file again or remove it"

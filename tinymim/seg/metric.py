@@ -14,7 +14,7 @@ from mmseg.registry import METRICS
 
 from tinymim.data.folders import IGNORED
 from tinymim.errors import CheckFailed
-from tinymim.files import write_json
+from tinymim.files import write_json, write_text
 
 
 @dataclass
@@ -112,7 +112,7 @@ class SegResult:
         ]
         text = "\n".join([self.summary(), "", "| class | IoU % |", "|---|---|", *rows]) + "\n"
         if path is not None:
-            Path(path).write_text(text)
+            write_text(path, text)
         return text
 
     def print(self) -> None:
