@@ -273,6 +273,7 @@ def _cosine(a: np.ndarray, b: np.ndarray) -> float:
 def table(results: dict[str, Any]) -> str:
     """Markdown of everything measured."""
     from tinymim_export.tables import billions, markdown_table, millions
+    from tinymim_export.verdict import signed
 
     env = results["environment"]
     head = ["segmentor", "runtime", "MiB", "parameters", "multiply-adds", "p50 ms", "p90", "times plain", "mIoU %",
@@ -281,7 +282,7 @@ def table(results: dict[str, Any]) -> str:
     for row in results["segmentors"]:
         low, high = row["ratio_interval"]
         from_, to = row["change_interval"]
-        change = f"{100 * row['change']:+.2f} ({100 * from_:+.2f} to {100 * to:+.2f})"
+        change = f"{signed(row['change'])} ({signed(from_)} to {signed(to)})"
         lines.append([
             row["name"], row["engine"], f"{row['mib']:.1f}", millions(row["params"]) if row["params"] else "",
             billions(row["macs"]) if row["macs"] else "", f"{row['p50_ms']:.1f}", f"{row['p90_ms']:.1f}",

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 a check failed, 2 user error, 130 interrupted.
 
 import argparse
 import importlib
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -49,6 +50,9 @@ def run_command(
     except TinyMIMError as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # its output goes to "head", which has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print(f"\n{prog}: interrupted; a run folder that was being written can be continued with --resume",
               file=sys.stderr)  # fmt: skip
