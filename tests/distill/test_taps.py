@@ -1,4 +1,4 @@
-"""Taps of our ViT and of real timm architectures: equal to the model's own forward pass, and nothing behind them runs."""
+"""Taps of our ViT and of real timm architectures: equal to the model's own forward pass; nothing behind them runs."""
 
 import pytest
 import timm
@@ -12,7 +12,7 @@ from tinymim.models import ViT
 SMALL = dict(embed_dim=48, num_heads=4, depth=3, num_classes=0, img_size=64)
 TEACHERS = {  # timm name -> keywords; small and random, the real architecture
     "vit_base_patch16_224.mae": SMALL,
-    "deit_tiny_distilled_patch16_224": dict(embed_dim=48, num_heads=4, depth=3, num_classes=0, img_size=64),
+    "deit_tiny_distilled_patch16_224": SMALL,
     "beit_base_patch16_224": SMALL,
     "beitv2_base_patch16_224": SMALL,
     "eva02_tiny_patch14_224": SMALL | dict(img_size=56),
@@ -20,9 +20,8 @@ TEACHERS = {  # timm name -> keywords; small and random, the real architecture
     "vit_small_patch16_dinov3": SMALL,
     "vit_base_patch16_clip_224": SMALL,
     "vit_base_patch16_siglip_224": SMALL,
-    "samvit_base_patch16": dict(embed_dim=48, num_heads=4, depth=3, num_classes=0, img_size=64, global_attn_indexes=(2,),
-                                window_size=2),
-}  # fmt: skip
+    "samvit_base_patch16": SMALL | dict(global_attn_indexes=(2,), window_size=2),
+}
 
 
 def teacher(name):
@@ -129,7 +128,9 @@ def test_patches_left_out(name):
     with torch.no_grad():
         whole = read(model, images, {3: ("output",)})[3]["output"]
         mixed = read(model, images, {3: ("output",)}, order)[3]["output"]
-        torch.testing.assert_close(mixed[:, 1:], whole[:, 1:].gather(1, order[..., None].expand(-1, -1, whole.shape[2])))
+        torch.testing.assert_close(
+            mixed[:, 1:], whole[:, 1:].gather(1, order[..., None].expand(-1, -1, whole.shape[2]))
+        )
         few = read(model, images, {3: ("output",)}, order[:, :4])[3]["output"]
     assert few.shape[1] == 5
     assert not torch.allclose(few[:, 0], whole[:, 0])

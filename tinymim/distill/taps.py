@@ -22,17 +22,16 @@ import timm.models.vision_transformer
 import timm.models.vision_transformer_sam
 import torch
 import torch.nn.functional as F
-from timm.models.beit import Beit
-from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from tinymim.errors import ConfigError
+from tinymim.models.teachers import TIMM
 from tinymim.models.vit import ViT
 
-TAPPABLE = (ViT, VisionTransformer, Beit, Eva, VisionTransformerSAM)
+TAPPABLE = (ViT, *TIMM)
 QKV = ("q", "k", "v")
 TAPS = (*QKV, "attn_pre", "attn_post", "ffn_pre", "output")  # in the order they are computed
 PRE_NORM = (

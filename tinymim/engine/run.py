@@ -263,9 +263,10 @@ def build_method(config: Config, *, pretrained: bool = True) -> tuple[TinyMIM | 
                    mask_ratio=config.mask_ratio, norm_pix=config.norm_pix), None  # fmt: skip
     if config.teacher is None:
         raise ConfigError("no teacher", "the recipe names none", "add --teacher timm/NAME or --teacher FILE")
+    grid = -(-config.img_size // encoder.patch_size) if config.align == "image" else None
     try:
         teacher = load_teacher(config.teacher, img_size=config.img_size, weights=config.teacher_weights,
-                               num_heads=config.teacher_heads, pretrained=pretrained)  # fmt: skip
+                               num_heads=config.teacher_heads, pretrained=pretrained, grid=grid)  # fmt: skip
     except CheckpointError:
         if pretrained or config.teacher.startswith("timm/"):
             raise
@@ -274,7 +275,13 @@ def build_method(config: Config, *, pretrained: bool = True) -> tuple[TinyMIM | 
         stand_in = create_model(larger, img_size=config.img_size).eval().requires_grad_(False)
         teacher = Teacher(stand_in, larger, (0.5,) * 3, (0.5,) * 3, None)
     teacher.sha256 = teacher.sha256 or state_sha256(teacher.model)
-    method = TinyMIM(encoder, teacher.model, target_block=config.target_block, relation_heads=config.relation_heads)
+    method = TinyMIM(
+        encoder, teacher.model, targets=config.targets, target_block=config.target_block,
+        relation_heads=config.relation_heads, softmax=config.softmax, class_token=config.class_token,
+        mask=config.mask, mask_ratio=config.mask_ratio,
+        reconstruct=None if config.reconstruct is None else dict(config.reconstruct),
+        teacher_drop_path=config.teacher_drop_path, align=config.align,
+    )  # fmt: skip
     return method, teacher
 
 
