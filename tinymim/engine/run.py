@@ -54,7 +54,7 @@ def pretrain(recipe: str = "mae_tiny", **options: Any) -> RunResult:
 
 
 def distill(recipe: str = "tinymim_tiny_from_mae_base", **options: Any) -> RunResult:
-    """Distil a student from a teacher by token relations (TinyMIM).
+    """Distil a student from a teacher (TinyMIM): by token relations, or any other target of its study.
 
     Keywords and errors: :func:`run`.
     """
@@ -71,6 +71,7 @@ def run(
     teacher: str | None = None,
     teacher_weights: str | None = None,
     teacher_heads: int | None = None,
+    targets: list[str] | None = None,
     student: str | None = None,
     model: str | None = None,
     img_size: int | None = None,
@@ -100,6 +101,7 @@ def run(
         teacher: ``timm/NAME`` or a checkpoint.
         teacher_weights: File for a timm teacher.
         teacher_heads: Heads of a teacher file that does not say.
+        targets: Words of :mod:`tinymim.distill.targets`.
         student: Registry name; ``model`` is the same word for pretrain.
         model: See ``student``.
         img_size: Side of the crops, pixels.
@@ -124,6 +126,7 @@ def run(
     overrides = dict(
         teacher=teacher, teacher_weights=teacher_weights, teacher_heads=teacher_heads, student=student or model,
         img_size=img_size, epochs=epochs, batch_size=batch_size, workers=workers, seed=seed, save_every=save_every,
+        targets=targets,
     )  # fmt: skip
     config = load_recipe(recipe, {**overrides, **(cfg_options or {})})
     if config.method != method:
