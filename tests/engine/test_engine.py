@@ -105,11 +105,19 @@ def test_resume_after_kill_is_bit_identical(photos, teacher, tmp_path):
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_interrupt_saves_and_resumes(photos, teacher, tmp_path, monkeypatch):
+STUDY = dict(targets=["output@2>1", "qq+kk"], mask="student", mask_ratio=0.5,
+             reconstruct=dict(decoder_dim=16, decoder_depth=1, decoder_heads=2, weight=0.5))  # fmt: skip
+
+
+@pytest.mark.parametrize("study", [{}, STUDY], ids=["published", "masked features with pixels"])
+def test_interrupt_saves_and_resumes(photos, teacher, tmp_path, monkeypatch, study):
     """Ctrl-C finishes the step, writes a checkpoint, and --resume goes on to the same losses."""
     from tinymim.engine.loop import StepLoop
 
-    expected = losses(distill(**options(photos, teacher, out=tmp_path / "whole")).out)
+    chosen = dict(cfg_options=SMALL | study)
+    whole = distill(**options(photos, teacher, out=tmp_path / "whole", **chosen))
+    expected = losses(whole.out)
+    assert set(whole.losses) == ({"output", "qq", "kk", "pixel", "loss"} if study else {"qk", "vv", "loss"})
     original = StepLoop.run_iter
 
     def interrupt(self, batch):
@@ -119,11 +127,14 @@ def test_interrupt_saves_and_resumes(photos, teacher, tmp_path, monkeypatch):
 
     monkeypatch.setattr(StepLoop, "run_iter", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        distill(**options(photos, teacher, out=tmp_path / "cut"))
+        distill(**options(photos, teacher, out=tmp_path / "cut", **chosen))
     assert (tmp_path / "cut/checkpoints/step_00000005.pth").is_file()
     monkeypatch.setattr(StepLoop, "run_iter", original)
-    distill(**options(photos, teacher, out=tmp_path / "cut", resume=True))
+    result = distill(**options(photos, teacher, out=tmp_path / "cut", resume=True, **chosen))
     assert losses(tmp_path / "cut") == expected
+    assert set(torch.load(result.student, weights_only=True)["model"]) == set(
+        torch.load(whole.student, weights_only=True)["model"]
+    )
 
 
 def test_resume_refuses_other_settings(photos, teacher, tmp_path):

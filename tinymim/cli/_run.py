@@ -44,7 +44,7 @@ def run_verb(args: argparse.Namespace, job: Any, next_lines: list[str]) -> int:
     values = {k: v for k, v in vars(args).items() if k in inspect.signature(run).parameters}
     if args.print_config:
         keys = ("teacher", "teacher_weights", "teacher_heads", "img_size", "epochs", "batch_size", "workers", "seed",
-                "save_every")  # fmt: skip
+                "save_every", "targets")  # fmt: skip
         overrides = {k: values.get(k) for k in keys} | {"student": values.get("student") or values.get("model")}
         config = load_recipe(args.recipe, {**overrides, **(args.cfg_options or {})})
         print("\n".join(f"{k} = {v!r}" for k, v in config.to_dict().items()))

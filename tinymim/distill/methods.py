@@ -1,91 +1,123 @@
 """Distillation methods: a student, a frozen teacher, and a dict of named losses.
 
-Legend: B = batch, T = tokens, D = width.
+Legend: B = batch, T = tokens, N = patches, V = visible patches, D = width.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from timm.layers import DropPath
 from torch import Tensor, nn
 
+from tinymim.distill.features import class_token_kl, feature_loss
 from tinymim.distill.relations import relation_losses
-from tinymim.distill.taps import TAPPABLE, num_heads, num_prefix, patch_grid, qkv_at
+from tinymim.distill.taps import (
+    TAPPABLE,
+    TAPS,
+    has_class_token,
+    keep_patches,
+    num_heads,
+    pair_tokens,
+    patch_grid,
+    patch_size,
+    read,
+)
+from tinymim.distill.targets import Target, parse_target
 from tinymim.errors import ConfigError
+from tinymim.models.mae import MAE
 from tinymim.models.vit import ViT
+
+MASKS = (None, "student", "teacher", "both")
+ALIGNS = (None, "image", "tokens")
 
 
 class TinyMIM(nn.Module):
-    """Token-relation distillation, the published default (arXiv 2301.01296, equation 9): Q-K + V-V, KL.
+    """Distillation as TinyMIM studies it (arXiv 2301.01296); the defaults are its winner: relations Q-K + V-V, KL.
 
-    The teacher is frozen, in evaluation mode, and stops inside its target block. The student is read in its last
-    block; what lies behind that block's q, k, v is never computed and needs no gradient, nor do its fixed positions.
+    The teacher is frozen, in evaluation mode, and stops inside its deepest target block. The student is read up to its
+    deepest; what lies behind is never computed and needs no gradient, nor do its fixed positions.
 
     Args:
         student: Our ViT.
-        teacher: Our ViT, or timm's VisionTransformer or BEiT, with the student's patch size.
-        target_block: Teacher block, 1-based; None: 18 of 24, else the last.
+        teacher: Our ViT, or one of timm's (:data:`tinymim.distill.taps.TAPPABLE`).
+        targets: Words of :mod:`tinymim.distill.targets`, several for several pairs of blocks at once.
+        target_block: Teacher block of words that name none, 1-based; None: 18 of 24, else the last.
         relation_heads: Groups the channels of both sides are split into; None: the teacher's heads.
+        softmax: False compares scaled scores (:func:`tinymim.distill.relations.relation_smooth_l1`).
+        class_token: Whether it takes part in relations and features; None: where both sides have one.
+        mask: Who sees only the visible patches: None, "student", "teacher" or "both". The paper does not say what its
+            masked rows (table 12) hide from whom. Here a masked side encodes the visible patches alone, the other one
+            all of them, and tokens are compared where both have one.
+        mask_ratio: Share of the patches hidden.
+        reconstruct: Add MAE's loss on the hidden pixels; keywords of :class:`tinymim.models.mae.MAE` for its decoder,
+            with a ``weight``. Needs a masked student.
+        teacher_drop_path: Stochastic depth of the teacher's blocks, constant (table 13); 0: none.
+        align: For patch grids that differ: "image" resizes the teacher's photo until its grid is the student's,
+            "tokens" resamples the teacher's tokens (bilinear).
 
     Raises:
-        ConfigError: unknown model class, other patch size or prefix tokens, no such block, or heads that do not
-            divide both widths.
+        ConfigError: unknown model class or word, other patch size without ``align``, no such block, or heads that do
+            not divide both widths.
     """
 
     def __init__(
-        self, student: ViT, teacher: Any, *, target_block: int | None = None, relation_heads: int | None = None
+        self,
+        student: ViT,
+        teacher: Any,
+        *,
+        targets: Sequence[str] = ("qk+vv",),
+        target_block: int | None = None,
+        relation_heads: int | None = None,
+        softmax: bool = True,
+        class_token: bool | None = None,
+        mask: str | None = None,
+        mask_ratio: float = 0.75,
+        reconstruct: dict[str, Any] | None = None,
+        teacher_drop_path: float = 0.0,
+        align: str | None = None,
     ) -> None:
         super().__init__()
-        for side, model in (("student", student), ("teacher", teacher)):
-            if not isinstance(model, TAPPABLE):
-                raise ConfigError(
-                    f"the {side} is a {type(model).__name__}",
-                    "relations are read from tinymim's ViT and timm's VisionTransformer and BEiT",
-                    f"use one of these as {side}",
-                )
-        depth = len(teacher.blocks)
-        self.target_block = target_block or (18 if depth == 24 else depth)
-        if not 1 <= self.target_block <= depth:
-            raise ConfigError(
-                f"target_block={target_block} leaves the teacher",
-                f"it has {depth} blocks, counted from 1",
-                f"choose 1 to {depth}",
-            )
+        _check_models(student, teacher)
+        depths = len(teacher.blocks), student.depth
+        words = [targets] if isinstance(targets, str) else targets
+        self.targets = [parse_target(word, *depths, target_block) for word in words]
+        if not self.targets:
+            raise ConfigError("no targets", "nothing would be learned", "e.g. targets=('qk+vv',)")
+        self.target_block = self.targets[0].teacher_block
+        self.softmax, self.mask, self.mask_ratio, self.align = softmax, mask, mask_ratio, align
         self.relation_heads = relation_heads or num_heads(teacher)
-        widths = (student.embed_dim, int(teacher.embed_dim))
-        if any(width % self.relation_heads for width in widths):
-            raise ConfigError(
-                f"{self.relation_heads} relation heads do not divide the widths {widths[0]} and {widths[1]}",
-                "channels of both sides are regrouped into that many heads",
-                "choose relation_heads that divides both",
-            )
-        probe = (224, 224)
-        grids = patch_grid(student, probe), patch_grid(teacher, probe)
-        if grids[0] != grids[1]:
-            raise ConfigError(
-                f"student and teacher cut a {probe[0]}-pixel photo into {grids[0]} and {grids[1]} patches",
-                "a relation pairs tokens one to one, so both need the same patch size",
-                f"choose a teacher with patch {student.patch_size}",
-            )
-        if num_prefix(student) != num_prefix(teacher):
-            raise ConfigError(
-                f"the student has {num_prefix(student)} prefix tokens, the teacher {num_prefix(teacher)}",
-                "the class token takes part in the relation, so both sides need the same tokens",
-                "use a student without distillation token (fine-tuning adds it: new_dist_token=True)",
-            )
+        self._check(student, teacher, class_token, reconstruct)
+        both = has_class_token(student) and has_class_token(teacher)
+        self.class_token = both if class_token is None else class_token
         self.student = student
         self.teacher = teacher.eval().requires_grad_(False)
-        last: Any = student.blocks[-1]
-        unused = (last.attn.proj, last.ls1, last.norm2, last.mlp, last.ls2, student.norm, student.conv1x1)
-        for module in unused:
-            module.requires_grad_(False)
-        if last.attn.relative_position_bias_table is not None:
-            last.attn.relative_position_bias_table.requires_grad_(False)
-        student.pos_embed.requires_grad_(False)
+        self.teacher_drops = _add_drop_path(teacher, teacher_drop_path)
+        widths = student.embed_dim, int(teacher.embed_dim)
+        self.maps = nn.ModuleDict({
+            f"{i}_{part}": nn.Linear(*widths)
+            for i, target in enumerate(self.targets) for part in target.parts
+            if target.kind == "feature" or (target.kind == "class_token" and widths[0] != widths[1])
+        })  # fmt: skip
+        options = dict(reconstruct or {})
+        self.reconstruct_weight = float(options.pop("weight", 1.0))
+        self.mae = MAE(student, mask_ratio=mask_ratio, **options) if reconstruct is not None else None
+        self._freeze_unreached()
+
+    @property
+    def learned(self) -> nn.Module:
+        """Everything a checkpoint must hold to go on, the student's tensors once."""
+        if not self.maps and self.mae is None:
+            return self.student
+        return nn.ModuleDict({"network": self.mae or self.student, "maps": self.maps})
 
     def train(self, mode: bool = True) -> "TinyMIM":
-        """Training mode for the student; the teacher stays in evaluation mode."""
+        """Training mode for the student; the teacher stays in evaluation mode, but for its drop path if asked for."""
         super().train(mode)
         self.teacher.eval()
+        for drop in self.teacher_drops:
+            drop.train(mode)
         return self
 
     def losses(self, student_images: Tensor, teacher_images: Tensor) -> dict[str, Tensor]:
@@ -96,14 +128,182 @@ class TinyMIM(nn.Module):
             teacher_images: The same crops, (B, 3, H, W), normalised the teacher's way.
 
         Returns:
-            ``qk``, ``vv`` and ``loss`` (their sum), differentiable scalars.
+            A differentiable scalar a relation or feature (``qk``, ``vv``; with several pairs of blocks ``qk@18>12``),
+            ``pixel`` with ``reconstruct``, and their weighted sum ``loss``.
         """
+        grid = patch_grid(self.student, (student_images.shape[2], student_images.shape[3]))
+        order_BN = self._order(len(student_images), grid, student_images.device)
+        keep_BV = None if order_BN is None else order_BN[:, : int(order_BN.shape[1] * (1 - self.mask_ratio))]
+        hidden = {side: keep_BV if self.mask in (side, "both") else None for side in ("student", "teacher")}
+        if self.align == "image":
+            size = [side * patch_size(self.teacher) for side in grid]
+            teacher_images = F.interpolate(teacher_images, size=size, mode="bicubic", antialias=True)
         with torch.no_grad():
-            teacher = qkv_at(self.teacher, teacher_images, self.target_block)
-        student = qkv_at(self.student, student_images, self.student.depth)
-        parts = relation_losses(student, teacher, self.relation_heads)
-        return {**parts, "loss": parts["qk"] + parts["vv"]}
+            taught = read(self.teacher, teacher_images, self._wanted("teacher"), hidden["teacher"])
+        wanted = self._wanted("student")
+        if self.mae is not None:
+            wanted[self.student.depth] = (*wanted.get(self.student.depth, ()), "output")
+        learned = read(self.student, student_images, wanted, hidden["student"])
+        losses: dict[str, Tensor] = {}
+        total: Tensor | None = None
+        for i, target in enumerate(self.targets):
+            s = self._tokens(learned[target.student_block], target, "student", keep_BV, grid)
+            t = self._tokens(taught[target.teacher_block], target, "teacher", keep_BV, grid)
+            for name, loss in self._compare(i, target, s, t).items():
+                losses[self._name(target, name)] = loss
+                total = target.weight * loss if total is None else total + target.weight * loss
+        assert total is not None
+        if self.mae is not None:
+            assert order_BN is not None
+            tokens = self.student.norm(learned[self.student.depth]["output"])
+            losses["pixel"] = self.mae.pixel_loss(student_images, tokens, order_BN)
+            total = total + self.reconstruct_weight * losses["pixel"]
+        return {**losses, "loss": total}
 
     def forward(self, student_images: Tensor, teacher_images: Tensor) -> dict[str, Tensor]:
         """Same as :meth:`losses` (what DistributedDataParallel calls)."""
         return self.losses(student_images, teacher_images)
+
+    def _order(self, batch: int, grid: tuple[int, int], device: torch.device) -> Tensor | None:
+        """A permutation of the patches an image, the first ones visible; None without a mask."""
+        if self.mask is None:
+            return None
+        return torch.rand(batch, grid[0] * grid[1], device=device).argsort(dim=1)
+
+    def _wanted(self, side: str) -> dict[int, tuple[str, ...]]:
+        """Block -> taps of one side."""
+        wanted: dict[int, tuple[str, ...]] = {}
+        for target in self.targets:
+            block = target.student_block if side == "student" else target.teacher_block
+            wanted[block] = tuple(dict.fromkeys((*wanted.get(block, ()), *target.taps)))
+        return wanted
+
+    def _tokens(
+        self, taps: dict[str, Tensor], target: Target, side: str, keep_BV: Tensor | None, grid: tuple[int, int]
+    ) -> dict[str, Tensor]:
+        """The tokens that are compared: on the student's grid, those both sides have."""
+        model = self.student if side == "student" else self.teacher
+        if target.kind == "class_token":
+            return {"class_token": taps["output"][:, 0]}
+        out = {}
+        for name in target.taps:
+            x_BTD = pair_tokens(taps[name], model, self.class_token)
+            if side == "teacher" and self.align == "tokens":
+                x_BTD = _resample(x_BTD, int(self.class_token), grid)
+            if keep_BV is not None and self.mask not in (side, "both"):
+                x_BTD = keep_patches(x_BTD, keep_BV, int(self.class_token))
+            out[name] = x_BTD
+        return out
+
+    def _compare(self, i: int, target: Target, s: dict[str, Tensor], t: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Losses of one target."""
+        if target.kind == "relation":
+            return relation_losses(s, t, self.relation_heads, target.parts, self.softmax)
+        out = {}
+        for part in target.parts:
+            mapped = self.maps[f"{i}_{part}"](s[part]) if f"{i}_{part}" in self.maps else s[part]
+            out[part] = (class_token_kl if target.kind == "class_token" else feature_loss)(mapped, t[part])
+        return out
+
+    def _name(self, target: Target, name: str) -> str:
+        """What a loss is called: with its blocks where the same is compared at several."""
+        if sum(name in other.parts for other in self.targets) == 1:
+            return name
+        return f"{name}@{target.teacher_block}>{target.student_block}"
+
+    def _freeze_unreached(self) -> None:
+        """Parameters of the student that no loss depends on need no gradient (and DDP no search for them)."""
+        student = self.student
+        student.pos_embed.requires_grad_(False)
+        student.conv1x1.requires_grad_(False)
+        if self.mae is not None:
+            return
+        wanted = self._wanted("student")
+        deepest = max(wanted)
+        reached = max(TAPS.index(name) for name in wanted[deepest])
+        last: Any = student.blocks[deepest - 1]
+        unused: list[Any] = [student.norm, *student.blocks[deepest:]]
+        if reached < TAPS.index("attn_pre"):
+            unused += [last.attn.proj, last.ls1]
+            if last.attn.relative_position_bias_table is not None:
+                unused.append(last.attn.relative_position_bias_table)
+        if reached < TAPS.index("ffn_pre"):
+            unused += [last.norm2, last.mlp, last.ls2]
+        for part in unused:
+            part.requires_grad_(False)
+
+    def _check(self, student: ViT, teacher: Any, class_token: bool | None, reconstruct: dict[str, Any] | None) -> None:
+        """Refuse what does not fit together."""
+        for name, value, known in (("mask", self.mask, MASKS), ("align", self.align, ALIGNS)):
+            if value not in known:
+                words = ", ".join(map(repr, known))
+                raise ConfigError(f"{name}={value!r} is unknown", f"it is one of {words}", f"set {name}")
+        if self.mask is not None and not 0 < self.mask_ratio < 1:
+            raise ConfigError(f"mask_ratio={self.mask_ratio}", "it is a share between 0 and 1", "e.g. 0.75")
+        if reconstruct is not None and self.mask not in ("student", "both"):
+            raise ConfigError("reconstruct needs a masked student", "hidden pixels are predicted", "add mask='student'")
+        widths = (student.embed_dim, int(teacher.embed_dim))
+        relations = any(target.kind == "relation" for target in self.targets)
+        if relations and any(width % self.relation_heads for width in widths):
+            raise ConfigError(
+                f"{self.relation_heads} relation heads do not divide the widths {widths[0]} and {widths[1]}",
+                "channels of both sides are regrouped into that many heads",
+                "choose relation_heads that divides both",
+            )
+        probe = (224, 224)
+        grids = patch_grid(student, probe), patch_grid(teacher, probe)
+        if grids[0] != grids[1] and self.align is None:
+            raise ConfigError(
+                f"student and teacher cut a {probe[0]}-pixel photo into {grids[0]} and {grids[1]} patches",
+                "tokens are paired one to one",
+                f"choose a teacher with patch size {student.patch_size}, or align='image' (the teacher's photo is "
+                "resized until its grid is the student's) or align='tokens' (its tokens are resampled)",
+            )
+        if self.align == "tokens" and self.mask in ("teacher", "both"):
+            raise ConfigError(
+                "align='tokens' does not go with a masked teacher",
+                "tokens that are not there cannot be resampled",
+                "use align='image'",
+            )
+        for side, model in (("student", student), ("teacher", teacher)):
+            needed = class_token or any(target.kind == "class_token" for target in self.targets)
+            if needed and not has_class_token(model):
+                raise ConfigError(f"the {side} has no class token", "it was asked for", "compare patches only")
+
+
+def _check_models(student: Any, teacher: Any) -> None:
+    if not isinstance(student, ViT):
+        raise ConfigError(
+            f"the student is a {type(student).__name__}", "students are tinymim's ViT", "create_model(...)"
+        )
+    if not isinstance(teacher, TAPPABLE):
+        raise ConfigError(
+            f"the teacher is a {type(teacher).__name__}",
+            f"what is compared is read from {', '.join(kind.__name__ for kind in TAPPABLE)} (tinymim's ViT and timm's)",
+            "use one of these as teacher",
+        )
+
+
+def _add_drop_path(teacher: Any, rate: float) -> list[nn.Module]:
+    """Stochastic depth for a frozen teacher; its modules, to be switched on while the student trains."""
+    if not 0 <= rate < 1:
+        raise ConfigError(f"teacher_drop_path={rate}", "it is a share from 0 to below 1", "e.g. 0.1")
+    drops: list[nn.Module] = []
+    for block in teacher.blocks if rate else ():
+        for name in ("drop_path",) if isinstance(teacher, ViT) else ("drop_path1", "drop_path2"):
+            setattr(block, name, DropPath(rate))
+            drops.append(getattr(block, name))
+    return drops
+
+
+def _resample(x_BTD: Tensor, prefix: int, grid: tuple[int, int]) -> Tensor:
+    """Patch tokens of a square grid on another one, bilinear; prefix tokens stay."""
+    patches = x_BTD[:, prefix:]
+    side = int(patches.shape[1] ** 0.5)
+    if side * side != patches.shape[1]:
+        raise ConfigError(
+            f"{patches.shape[1]} teacher tokens are no square", "their rows are not known", "use square crops"
+        )
+    maps = patches.transpose(1, 2).unflatten(2, (side, side))
+    maps = F.interpolate(maps, size=grid, mode="bilinear", align_corners=False, antialias=True)
+    return torch.cat([x_BTD[:, :prefix], maps.flatten(2).transpose(1, 2)], dim=1)

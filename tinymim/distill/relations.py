@@ -3,8 +3,13 @@
 Legend: B = batch, T = tokens (class token included), D = width, H = relation heads, C = D / H.
 """
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from tinymim.distill.features import BETA
 
 
 def relation_logits(a_BTD: Tensor, b_BTD: Tensor, heads: int) -> Tensor:
@@ -27,21 +32,40 @@ def relation_kl(student_BHTT: Tensor, teacher_BHTT: Tensor) -> Tensor:
     return (log_t.exp() * (log_t - log_s)).sum(-1).mean()
 
 
-def relation_losses(student: dict[str, Tensor], teacher: dict[str, Tensor], heads: int) -> dict[str, Tensor]:
-    """The published pair of losses.
+def relation_smooth_l1(student_BHTT: Tensor, teacher_BHTT: Tensor, beta: float = BETA) -> Tensor:
+    """The loss without softmax: smooth L1 of the scaled scores, mean over all of them.
+
+    The paper has these rows (table 7) and does not name their loss; KL is undefined on signed scores. Smooth L1 with
+    the beta of the feature loss (equation 8) is our reading.
+    """
+    return F.smooth_l1_loss(student_BHTT, teacher_BHTT, beta=beta)
+
+
+def relation_losses(
+    student: dict[str, Tensor],
+    teacher: dict[str, Tensor],
+    heads: int,
+    relations: Sequence[str] = ("qk", "vv"),
+    softmax: bool = True,
+) -> dict[str, Tensor]:
+    """Losses of chosen relations; the default is the published pair.
 
     Args:
-        student: ``q``, ``k``, ``v``, each (B, T, D_s).
-        teacher: ``q``, ``k``, ``v``, each (B, T, D_t).
+        student: ``q``, ``k``, ``v`` as the relations need them, each (B, T, D_s).
+        teacher: The same, each (B, T, D_t).
         heads: Relation heads; must divide both widths.
+        relations: Two letters each, e.g. "qk" (the attention maps), "vv", "qq", "kk".
+        softmax: KL of the rows' softmax (equation 9); else :func:`relation_smooth_l1`.
 
     Returns:
-        ``qk`` (the attention maps) and ``vv``, differentiable scalars.
+        Relation -> differentiable scalar.
     """
     losses = {}
-    for name, (a, b) in {"qk": ("q", "k"), "vv": ("v", "v")}.items():
+    for name in relations:
+        a, b = name[0], name[1]
         with torch.autocast(student[a].device.type, enabled=False):
-            losses[name] = relation_kl(
+            compare = relation_kl if softmax else relation_smooth_l1
+            losses[name] = compare(
                 relation_logits(student[a].float(), student[b].float(), heads),
                 relation_logits(teacher[a].float(), teacher[b].float(), heads),
             )

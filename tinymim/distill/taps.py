@@ -1,77 +1,234 @@
-"""What a vision transformer shows: q, k, v of any block, computing nothing behind them.
+"""What a vision transformer shows: q, k, v and the features of any block, computing nothing behind the deepest one.
 
-Legend: B = batch, T = tokens, D = width.
+    q, k, v      (B, T, D) as they enter the dot product: after q/k norm and rotary embedding, before any additive bias
+    attn_pre     (B, T, D) H, what attention adds to the residual stream     (TinyMIM, arXiv 2301.01296, section 3.1)
+    attn_post    (B, T, D) H-hat, the stream after attention
+    ffn_pre      (B, T, D) H-tilde, what the feed-forward layer adds
+    output       (B, T, D) F_i, the stream after the block
+
+Layer scale counts to what is added, drop path does not. Models of ours are run block by block; timm's are run as they
+are and watched with hooks, so every timm model with ``blocks`` that calls PyTorch's fused attention can be read:
+VisionTransformer (MAE, DeiT, DINOv2, CLIP, SigLIP), BEiT and BEiT v2, EVA-02 and DINOv3, SAM's image encoder.
+
+Legend: B = batch, T = tokens, H = heads, C = channels a head, D = width, V = visible patches.
 """
 
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+import timm.models.beit
+import timm.models.eva
+import timm.models.vision_transformer
+import timm.models.vision_transformer_sam
 import torch
 import torch.nn.functional as F
-from timm.models.beit import Beit
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from timm.models.vision_transformer_sam import VisionTransformerSAM
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from tinymim.errors import ConfigError
+from tinymim.models.teachers import TIMM
 from tinymim.models.vit import ViT
 
-TAPPABLE = (ViT, VisionTransformer, Beit)
+TAPPABLE = (ViT, *TIMM)
+QKV = ("q", "k", "v")
+TAPS = (*QKV, "attn_pre", "attn_post", "ffn_pre", "output")  # in the order they are computed
+PRE_NORM = (
+    timm.models.vision_transformer.Block, timm.models.beit.Block, timm.models.eva.EvaBlock,
+    timm.models.vision_transformer_sam.Block,
+)  # fmt: skip
+MASKABLE = (ViT, VisionTransformer)  # positions are added once: patches may be left out
+
+
+def read(
+    model: Any, images: Tensor, wanted: Mapping[int, Collection[str]], keep_BV: Tensor | None = None
+) -> dict[int, dict[str, Tensor]]:
+    """Run a model up to the deepest tap.
+
+    Args:
+        model: One of :data:`TAPPABLE`.
+        images: (B, 3, H, W), normalised for this model.
+        wanted: Block (1-based) -> names of :data:`TAPS`.
+        keep_BV: Patches to look at, row-major numbers; the others are left out. None: all.
+
+    Returns:
+        Block -> name -> (B, T, D), prefix tokens (class, distillation, registers) first.
+
+    Raises:
+        ConfigError: another kind of model, no such block or tap, a block of windowed attention, or patches left out
+            of a model whose attention depends on where they lie.
+    """
+    _check(model, wanted, keep_BV)
+    if isinstance(model, ViT):
+        return _read_ours(model, images, wanted, keep_BV)
+    return _read_timm(model, images, wanted, keep_BV)
 
 
 def qkv_at(model: Any, images: Tensor, block: int) -> dict[str, Tensor]:
-    """Run ``block - 1`` whole blocks, then norm1 and the q, k, v projection of block ``block`` (1-based), and stop.
-
-    Args:
-        model: Our ViT, or timm's VisionTransformer or BEiT.
-        images: (B, 3, H, W), normalised for this model.
-        block: 1-based block.
-
-    Returns:
-        ``q``, ``k``, ``v``, each (B, T, D), as they enter the dot product (after q/k norm, before any bias), class
-        token first.
-
-    Raises:
-        ConfigError: another kind of model.
-    """
-    if isinstance(model, ViT):
-        x_BTD, grid = model.embed(images)
-        index_TT = model.bias_index(grid)
-        for i in range(block - 1):
-            x_BTD = model.run_block(i, x_BTD, grid, index_TT)
-        last: Any = model.blocks[block - 1]
-        return _split(last.attn.qkv(last.norm1(x_BTD)))
-    if isinstance(model, Beit):
-        x_BTD = model.patch_embed(images)
-        x_BTD = torch.cat([model.cls_token.expand(x_BTD.shape[0], -1, -1), x_BTD], dim=1)
-        if model.pos_embed is not None:
-            x_BTD = x_BTD + model.pos_embed
-        bias = model.rel_pos_bias() if model.rel_pos_bias is not None else None
-        for each in model.blocks[: block - 1]:
-            x_BTD = each(x_BTD, shared_rel_pos_bias=bias)
-        last = model.blocks[block - 1]
-        attn = last.attn
-        bias = None if attn.q_bias is None else torch.cat([attn.q_bias, attn.k_bias, attn.v_bias])
-        return _split(F.linear(last.norm1(x_BTD), attn.qkv.weight, bias))
-    if isinstance(model, VisionTransformer):
-        x_BTD = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
-        for each in model.blocks[: block - 1]:
-            x_BTD = each(x_BTD)
-        last = model.blocks[block - 1]
-        taps = _split(last.attn.qkv(last.norm1(x_BTD)))
-        for name in ("q", "k"):
-            norm = getattr(last.attn, f"{name}_norm", nn.Identity())
-            if not isinstance(norm, nn.Identity):
-                taps[name] = norm(taps[name].unflatten(2, (last.attn.num_heads, -1))).flatten(2)
-        return taps
-    raise ConfigError(
-        f"cannot read q, k, v from a {type(model).__name__}",
-        "taps exist for tinymim's ViT and timm's VisionTransformer and BEiT",
-        "use one of these as teacher or student",
-    )
+    """``q``, ``k``, ``v``, each (B, T, D), of one block (1-based); see :func:`read`."""
+    return read(model, images, {block: QKV})[block]
 
 
-def _split(qkv_BT3D: Tensor) -> dict[str, Tensor]:
-    q, k, v = qkv_BT3D.chunk(3, dim=-1)
-    return {"q": q, "k": k, "v": v}
+def keep_patches(x_BTD: Tensor, keep_BV: Tensor, prefix: int) -> Tensor:
+    """Prefix tokens and the chosen patches: (B, P + N, D) -> (B, P + V, D)."""
+    patches = x_BTD[:, prefix:].gather(1, keep_BV.unsqueeze(-1).expand(-1, -1, x_BTD.shape[-1]))
+    return torch.cat([x_BTD[:, :prefix], patches], dim=1)
+
+
+# ours -------------------------------------------------------------------------------------------------------------
+
+
+def _read_ours(
+    model: ViT, images: Tensor, wanted: Mapping[int, Collection[str]], keep_BV: Tensor | None
+) -> dict[int, dict[str, Tensor]]:
+    x_BTD, grid = model.embed(images)
+    if keep_BV is not None:
+        x_BTD = keep_patches(x_BTD, keep_BV, model.num_prefix_tokens)
+    index_TT = model.bias_index(grid)
+    out: dict[int, dict[str, Tensor]] = {}
+    for block in range(1, max(wanted) + 1):
+        if block not in wanted:
+            x_BTD = model.run_block(block - 1, x_BTD, grid, index_TT)
+            continue
+        deepest = max(wanted[block], key=TAPS.index) if block == max(wanted) else TAPS[-1]
+        seen: dict[str, Tensor] = {}
+        for name, value in _steps(model.blocks[block - 1], x_BTD, grid, index_TT):
+            seen[name] = value
+            if name == deepest:
+                break
+        x_BTD = seen.get("output", x_BTD)
+        out[block] = {name: seen[name] for name in wanted[block]}
+    return out
+
+
+def _steps(block: Any, x_BTD: Tensor, grid: tuple[int, int], index_TT: Tensor | None) -> Iterator[tuple[str, Tensor]]:
+    """One block of ours, tap by tap, in the order of :data:`TAPS`."""
+    q, k, v = block.attn.qkv(block.norm1(x_BTD)).chunk(3, dim=-1)
+    yield from zip(QKV, (q, k, v), strict=True)
+    heads = (x.unflatten(2, (block.attn.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
+    attn_BTD = block.ls1(block.attn.attend(*heads, grid, index_TT))
+    yield "attn_pre", attn_BTD
+    x_BTD = x_BTD + block.drop_path(attn_BTD)
+    yield "attn_post", x_BTD
+    ffn_BTD = block.ls2(block.mlp(block.norm2(x_BTD)))
+    yield "ffn_pre", ffn_BTD
+    yield "output", x_BTD + block.drop_path(ffn_BTD)
+
+
+# timm's -----------------------------------------------------------------------------------------------------------
+
+
+class _Enough(Exception):
+    """The deepest tap has been read."""
+
+
+class _Watch(TorchFunctionMode):
+    """Sees q, k, v where they enter the fused attention of the block that is open; stops there if that is enough."""
+
+    seen: dict[str, Tensor] | None = None
+    stop = False
+    batch = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.seen is not None and func is F.scaled_dot_product_attention:
+            for name, value in zip(QKV, args, strict=False):
+                value_BHTC = value if value.ndim == 4 else value.unflatten(0, (self.batch, -1))  # SAM's: (B * H, T, C)
+                self.seen[name] = value_BHTC.transpose(1, 2).flatten(2)
+            if self.stop:
+                raise _Enough
+        return func(*args, **(kwargs or {}))
+
+
+def _read_timm(
+    model: Any, images: Tensor, wanted: Mapping[int, Collection[str]], keep_BV: Tensor | None
+) -> dict[int, dict[str, Tensor]]:
+    out: dict[int, dict[str, Tensor]] = {block: {} for block in wanted}
+    watch, stream, handles = _Watch(), {}, []
+
+    def hooks(block: int) -> list[Any]:
+        module, last = model.blocks[block - 1], block == max(wanted)
+
+        def enter(_: Any, args: Any) -> None:
+            watch.seen, watch.batch, stream["in"] = out[block], len(args[0]), args[0]
+            watch.stop = last and set(wanted[block]) <= set(QKV)
+
+        def between(_: Any, args: Any) -> None:
+            stream["mid"] = args[0].reshape(stream["in"].shape)  # SAM's is flat from here on
+
+        def leave(_: Any, args: Any, result: Tensor) -> None:
+            watch.seen = None
+            if not set(wanted[block]) <= set(QKV):
+                taps = {"attn_pre": stream["mid"] - stream["in"], "attn_post": stream["mid"],
+                        "ffn_pre": result - stream["mid"], "output": result}  # fmt: skip
+                out[block] |= {name: value.flatten(1, -2) for name, value in taps.items()}
+            if last:
+                raise _Enough
+
+        return [
+            module.register_forward_pre_hook(enter),
+            module.norm2.register_forward_pre_hook(between),
+            module.register_forward_hook(leave),
+        ]
+
+    if keep_BV is not None:
+        first = model.blocks[0].register_forward_pre_hook(
+            lambda _, args: (keep_patches(args[0], keep_BV, num_prefix(model)), *args[1:])
+        )
+        handles.append(first)
+    for block in wanted:
+        handles += hooks(block)
+        model.blocks[block - 1].attn.fused_attn = True
+    try:
+        with watch:
+            model.forward_features(images)
+    except _Enough:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {block: {name: out[block][name] for name in names} for block, names in wanted.items()}
+
+
+# what is what -----------------------------------------------------------------------------------------------------
+
+
+def _check(model: Any, wanted: Mapping[int, Collection[str]], keep_BV: Tensor | None) -> None:
+    """Refuse what :func:`read` cannot give."""
+    if not isinstance(model, TAPPABLE):
+        raise ConfigError(
+            f"cannot read a {type(model).__name__}",
+            f"taps exist for {', '.join(kind.__name__ for kind in TAPPABLE)}",
+            "use one of these as teacher or student",
+        )
+    depth = len(model.blocks)
+    for block, names in wanted.items():
+        if not 1 <= block <= depth:
+            raise ConfigError(
+                f"block {block} leaves the model", f"it has {depth} blocks, counted from 1", f"choose 1 to {depth}"
+            )
+        if unknown := [name for name in names if name not in TAPS]:
+            raise ConfigError(f"no tap {unknown[0]!r}", f"the taps are {', '.join(TAPS)}", "choose of them")
+        module = model.blocks[block - 1]
+        if getattr(module, "window_size", 0) and set(names) & set(QKV):
+            whole = [i + 1 for i, each in enumerate(model.blocks) if not each.window_size]
+            raise ConfigError(
+                f"block {block} attends within windows",
+                "its q, k, v are not those of the whole image",
+                f"choose a block of global attention: {', '.join(map(str, whole))}",
+            )
+        if not isinstance(model, ViT) and not isinstance(module, PRE_NORM) and set(names) - set(QKV):
+            raise ConfigError(
+                f"block {block} is a {type(module).__name__}",
+                "what attention and feed-forward layer add is read from blocks that normalise before them",
+                "choose q, k, v, or another teacher",
+            )
+    if keep_BV is not None and (not isinstance(model, MASKABLE) or getattr(model, "rel_pos_bias", False)):
+        raise ConfigError(
+            f"patches cannot be left out of this {type(model).__name__}",
+            "its attention adds a position to every pair of tokens",
+            "leave the mask out, or use a model with absolute positions",
+        )
 
 
 def num_heads(model: Any) -> int:
@@ -79,13 +236,30 @@ def num_heads(model: Any) -> int:
     return int(model.blocks[0].attn.num_heads)
 
 
+def patch_size(model: Any) -> int:
+    """Side of a patch, pixels."""
+    patch = model.patch_embed.patch_size
+    return int(patch if isinstance(patch, int) else patch[0])
+
+
 def patch_grid(model: Any, size: tuple[int, int]) -> tuple[int, int]:
     """Patch rows and columns the model makes of an image of ``size`` pixels."""
-    patch = model.patch_embed.patch_size
-    ph, pw = (patch, patch) if isinstance(patch, int) else patch
-    return -(-size[0] // int(ph)), -(-size[1] // int(pw))
+    return -(-size[0] // patch_size(model)), -(-size[1] // patch_size(model))
 
 
 def num_prefix(model: Any) -> int:
-    """Tokens before the patches."""
-    return int(getattr(model, "num_prefix_tokens", 1))
+    """Tokens before the patches: class, distillation, registers."""
+    return 0 if isinstance(model, VisionTransformerSAM) else int(getattr(model, "num_prefix_tokens", 1))
+
+
+def has_class_token(model: Any) -> bool:
+    """Whether the first token is a class token."""
+    return getattr(model, "cls_token", None) is not None
+
+
+def pair_tokens(x_BTD: Tensor, model: Any, class_token: bool) -> Tensor:
+    """The tokens that are compared: the class token if asked for, then the patches; registers are dropped."""
+    patches = x_BTD[:, num_prefix(model) :]
+    if num_prefix(model) == int(class_token):
+        return x_BTD
+    return torch.cat([x_BTD[:, :1], patches], dim=1) if class_token else patches

@@ -50,8 +50,8 @@ class PretrainModel(BaseModel):
 
     @property
     def learned(self) -> nn.Module:
-        """Everything a checkpoint must hold to go on: the student, or the whole MAE (never a teacher)."""
-        return self.method.student if hasattr(self.method, "student") else self.method  # type: ignore[return-value]
+        """Everything a checkpoint must hold to go on: student, linear maps, decoder (never a teacher)."""
+        return getattr(self.method, "learned", self.method)
 
     def forward(  # type: ignore[override]
         self, image: Tensor, student_image: Tensor | None = None, mode: str = "loss"

@@ -54,7 +54,7 @@ def pretrain(recipe: str = "mae_tiny", **options: Any) -> RunResult:
 
 
 def distill(recipe: str = "tinymim_tiny_from_mae_base", **options: Any) -> RunResult:
-    """Distil a student from a teacher by token relations (TinyMIM).
+    """Distil a student from a teacher (TinyMIM): by token relations, or any other target of its study.
 
     Keywords and errors: :func:`run`.
     """
@@ -71,6 +71,7 @@ def run(
     teacher: str | None = None,
     teacher_weights: str | None = None,
     teacher_heads: int | None = None,
+    targets: list[str] | None = None,
     student: str | None = None,
     model: str | None = None,
     img_size: int | None = None,
@@ -100,6 +101,7 @@ def run(
         teacher: ``timm/NAME`` or a checkpoint.
         teacher_weights: File for a timm teacher.
         teacher_heads: Heads of a teacher file that does not say.
+        targets: Words of :mod:`tinymim.distill.targets`.
         student: Registry name; ``model`` is the same word for pretrain.
         model: See ``student``.
         img_size: Side of the crops, pixels.
@@ -124,6 +126,7 @@ def run(
     overrides = dict(
         teacher=teacher, teacher_weights=teacher_weights, teacher_heads=teacher_heads, student=student or model,
         img_size=img_size, epochs=epochs, batch_size=batch_size, workers=workers, seed=seed, save_every=save_every,
+        targets=targets,
     )  # fmt: skip
     config = load_recipe(recipe, {**overrides, **(cfg_options or {})})
     if config.method != method:
@@ -263,9 +266,10 @@ def build_method(config: Config, *, pretrained: bool = True) -> tuple[TinyMIM | 
                    mask_ratio=config.mask_ratio, norm_pix=config.norm_pix), None  # fmt: skip
     if config.teacher is None:
         raise ConfigError("no teacher", "the recipe names none", "add --teacher timm/NAME or --teacher FILE")
+    grid = -(-config.img_size // encoder.patch_size) if config.align == "image" else None
     try:
         teacher = load_teacher(config.teacher, img_size=config.img_size, weights=config.teacher_weights,
-                               num_heads=config.teacher_heads, pretrained=pretrained)  # fmt: skip
+                               num_heads=config.teacher_heads, pretrained=pretrained, grid=grid)  # fmt: skip
     except CheckpointError:
         if pretrained or config.teacher.startswith("timm/"):
             raise
@@ -274,7 +278,13 @@ def build_method(config: Config, *, pretrained: bool = True) -> tuple[TinyMIM | 
         stand_in = create_model(larger, img_size=config.img_size).eval().requires_grad_(False)
         teacher = Teacher(stand_in, larger, (0.5,) * 3, (0.5,) * 3, None)
     teacher.sha256 = teacher.sha256 or state_sha256(teacher.model)
-    method = TinyMIM(encoder, teacher.model, target_block=config.target_block, relation_heads=config.relation_heads)
+    method = TinyMIM(
+        encoder, teacher.model, targets=config.targets, target_block=config.target_block,
+        relation_heads=config.relation_heads, softmax=config.softmax, class_token=config.class_token,
+        mask=config.mask, mask_ratio=config.mask_ratio,
+        reconstruct=None if config.reconstruct is None else dict(config.reconstruct),
+        teacher_drop_path=config.teacher_drop_path, align=config.align,
+    )  # fmt: skip
     return method, teacher
 
 

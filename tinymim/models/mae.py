@@ -88,21 +88,26 @@ class MAE(nn.Module):
         Returns:
             ``pixel`` and ``loss`` (the same scalar).
         """
-        target_BNP = self.patchify(images).float()
-        B, N, _ = target_BNP.shape
+        p = self.encoder.patch_size
+        B, N = len(images), (images.shape[2] // p) * (images.shape[3] // p)
         if ids_shuffle_BN is None:
             ids_shuffle_BN = torch.rand(B, N, device=images.device).argsort(dim=1)
-        ids_restore_BN = ids_shuffle_BN.argsort(dim=1)
         visible = int(N * (1 - self.mask_ratio))
+        loss = self.pixel_loss(images, self.encode(images, ids_shuffle_BN[:, :visible]), ids_shuffle_BN)
+        return {"pixel": loss, "loss": loss}
+
+    def pixel_loss(self, images: Tensor, x_BVD: Tensor, ids_shuffle_BN: Tensor) -> Tensor:
+        """Reconstruction error from encoded visible patches (B, 1 + V, D), the first V of ``ids_shuffle_BN``."""
+        target_BNP = self.patchify(images).float()
+        ids_restore_BN = ids_shuffle_BN.argsort(dim=1)
         p = self.encoder.patch_size
         grid = (images.shape[2] // p, images.shape[3] // p)
-        pred_BNP = self.decode(self.encode(images, ids_shuffle_BN[:, :visible]), ids_restore_BN, grid).float()
+        pred_BNP = self.decode(x_BVD, ids_restore_BN, grid).float()
         if self.norm_pix:
             var, mean = torch.var_mean(target_BNP, dim=-1, keepdim=True)
             target_BNP = (target_BNP - mean) / (var + 1e-6).sqrt()
-        masked_BN = (ids_restore_BN >= visible).float()
-        loss = ((pred_BNP - target_BNP).square().mean(-1) * masked_BN).sum() / masked_BN.sum()
-        return {"pixel": loss, "loss": loss}
+        masked_BN = (ids_restore_BN >= x_BVD.shape[1] - 1).float()
+        return ((pred_BNP - target_BNP).square().mean(-1) * masked_BN).sum() / masked_BN.sum()
 
     def forward(self, images: Tensor, ids_shuffle_BN: Tensor | None = None) -> dict[str, Tensor]:
         """Same as :meth:`losses`."""

@@ -1,4 +1,4 @@
-"""Frozen teachers: timm's VisionTransformer and BEiT models by name, or any checkpoint this project reads."""
+"""Frozen teachers: timm's vision transformers by name, or any checkpoint this project reads."""
 
 import os
 import socket
@@ -9,13 +9,22 @@ from typing import Any
 import timm
 import torch
 from timm.models.beit import Beit
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import nn
 
 from tinymim.errors import CheckpointError, ConfigError
 from tinymim.files import sha256_file
 from tinymim.models.checkpoints import load_weights, model_from_checkpoint
 from tinymim.models.vit import IMAGENET_MEAN, IMAGENET_STD
+
+TIMM = (
+    VisionTransformer,
+    Beit,
+    Eva,
+    VisionTransformerSAM,
+)  # MAE, DeiT, DINOv2, CLIP, SigLIP; BEiT; EVA-02, DINOv3; SAM
 
 
 @dataclass
@@ -36,6 +45,7 @@ def load_teacher(
     weights: str | os.PathLike[str] | None = None,
     num_heads: int | None = None,
     pretrained: bool = True,
+    grid: int | None = None,
 ) -> Teacher:
     """Build a teacher, frozen and in evaluation mode.
 
@@ -45,13 +55,14 @@ def load_teacher(
         weights: File to load into a timm model instead of downloading.
         num_heads: Heads a block, for checkpoint files that do not store it (``--teacher-heads``).
         pretrained: False keeps random weights (``--dry-run`` only).
+        grid: Patches a side it will see, whatever its patch size; in place of ``img_size``.
 
     Raises:
-        ConfigError: unknown timm model, or one that is neither VisionTransformer nor BEiT.
+        ConfigError: unknown timm model, or one of another kind than :data:`TIMM`.
         CheckpointError: the weights are absent, cannot be downloaded, or do not fit.
     """
     if name.startswith("timm/"):
-        return _timm_teacher(name, img_size, weights, pretrained)
+        return _timm_teacher(name, img_size, weights, pretrained, grid)
     if weights is not None:
         raise ConfigError(
             "--teacher-weights goes with a timm teacher",
@@ -70,7 +81,9 @@ def load_teacher(
     return Teacher(model.eval().requires_grad_(False), Path(name).name, mean, std, sha256_file(name))
 
 
-def _timm_teacher(name: str, img_size: int, weights: str | os.PathLike[str] | None, pretrained: bool) -> Teacher:
+def _timm_teacher(
+    name: str, img_size: int, weights: str | os.PathLike[str] | None, pretrained: bool, grid: int | None
+) -> Teacher:
     timm_name = name.removeprefix("timm/")
     if not timm.is_model(timm_name.split(".")[0]):
         near = timm.list_models(f"*{timm_name.split('.')[0][:12]}*")[:4]
@@ -79,6 +92,10 @@ def _timm_teacher(name: str, img_size: int, weights: str | os.PathLike[str] | No
             f"near names: {', '.join(near)}" if near else "no name is near",
             "python -c \"import timm; print(timm.list_models('vit_*mae*', pretrained=True))\" lists them",
         )
+    if grid is not None:
+        with torch.device("meta"):
+            probe: Any = timm.create_model(timm_name, num_classes=0)
+        img_size = grid * int(probe.patch_embed.patch_size[0])
     kwargs: dict[str, Any] = dict(num_classes=0, img_size=img_size)
     download = pretrained and weights is None
     if download:
@@ -98,7 +115,7 @@ def _timm_teacher(name: str, img_size: int, weights: str | os.PathLike[str] | No
             f"{type(error).__name__}: {str(error).splitlines()[0][:140]}",
             f"fetch {file} from {where} on a machine with internet, copy it here, and add --teacher-weights {file}",
         ) from error
-    if not isinstance(model, VisionTransformer | Beit):
+    if not isinstance(model, TIMM):
         raise _unsupported(name, type(model).__name__)
     sha = None
     if weights is not None:
@@ -112,7 +129,7 @@ def _timm_teacher(name: str, img_size: int, weights: str | os.PathLike[str] | No
 def _unsupported(name: str, kind: str) -> ConfigError:
     return ConfigError(
         f"{name} is a {kind}",
-        "relations are read from timm's VisionTransformer and BEiT models",
+        f"what is distilled is read from timm's {', '.join(kind.__name__ for kind in TIMM)}",
         "choose e.g. timm/vit_base_patch16_224.mae or timm/beit_base_patch16_224",
     )
 

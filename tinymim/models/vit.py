@@ -69,10 +69,19 @@ class Attention(nn.Module):
     def forward(self, x_BTD: Tensor, grid: tuple[int, int], index_TT: Tensor | None) -> Tensor:
         B, T, D = x_BTD.shape
         q, k, v = self.qkv(x_BTD).reshape(B, T, 3, self.num_heads, D // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.attend(q, k, v, grid, index_TT)
+
+    def attend(
+        self, q_BHTC: Tensor, k_BHTC: Tensor, v_BHTC: Tensor, grid: tuple[int, int], index_TT: Tensor | None
+    ) -> Tensor:
+        """Attention and output projection of q, k, v -> (B, T, D)."""
+        B, H, T, C = q_BHTC.shape
         bias = self.bias(grid, index_TT)
-        x_BHTC = F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
+        x_BHTC = F.scaled_dot_product_attention(
+            q_BHTC, k_BHTC, v_BHTC, attn_mask=None if bias is None else bias.to(q_BHTC.dtype)
+        )
         # clone, not view: torch's ONNX exporter cannot view the transposed output of masked attention
-        x_BTD = x_BHTC.permute(0, 2, 1, 3).clone(memory_format=torch.contiguous_format).reshape(B, T, D)
+        x_BTD = x_BHTC.permute(0, 2, 1, 3).clone(memory_format=torch.contiguous_format).reshape(B, T, H * C)
         return self.proj(x_BTD)
 
 

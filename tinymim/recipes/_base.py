@@ -8,6 +8,13 @@ teacher_weights = None  # file for a timm teacher
 teacher_heads = None  # for files that do not store the head count
 target_block = None  # teacher block, from 1; None: 18 of 24, else the last
 relation_heads = None  # None: the teacher's heads
+targets = ["qk+vv"]  # words of tinymim.distill.targets: WHAT[@TEACHER_BLOCK][>STUDENT_BLOCK][*WEIGHT]
+softmax = True  # of relations; False: smooth L1 of the scaled scores
+class_token = None  # in relations and features; None: where both sides have one
+mask = None  # tinymim: who sees only the visible patches: None | "student" | "teacher" | "both"
+reconstruct = None  # tinymim, masked student: MAE's loss, too, e.g. dict(decoder_dim=512, decoder_depth=8, weight=1.0)
+teacher_drop_path = 0.0  # constant, in every block
+align = None  # patch sizes that differ: "image" resizes the teacher's photo, "tokens" its tokens
 drop_path = 0.1  # constant, in every block before the last
 img_size = 224  # pixels
 crop_scale = (0.2, 1.0)  # area share of the random crop
@@ -19,7 +26,7 @@ base_lr = 1.5e-4  # at batch 256; lr = base_lr * batch / 256
 min_lr = 0.0
 betas = (0.9, 0.95)
 weight_decay = 0.05  # not on 1-D parameters
-mask_ratio = 0.75  # mae
+mask_ratio = 0.75  # mae, and tinymim with a mask
 norm_pix = True  # mae
 decoder = dict(dim=512, depth=8, heads=16)  # mae
 precision = "auto"  # auto | fp32 | bf16 | fp16; auto: bf16 where the processor has it

@@ -1,0 +1,35 @@
+"""Feature and class-token losses (TinyMIM, arXiv 2301.01296, section 3.2, equations 6 to 8) as pure functions.
+
+Legend: B = batch, T = tokens, D = width.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+BETA = 2.0  # of the smooth L1 loss, as published
+
+
+def whiten(x_BTD: Tensor) -> Tensor:
+    """LayerNorm without scale and shift over the channels: what a feature target is compared in (equation 7)."""
+    return F.layer_norm(x_BTD, x_BTD.shape[-1:])
+
+
+def feature_loss(student_BTD: Tensor, teacher_BTD: Tensor, beta: float = BETA) -> Tensor:
+    """Smooth L1 against the whitened teacher, mean over batch, tokens and channels (equation 8).
+
+    Args:
+        student_BTD: After the linear map to the teacher's width.
+        teacher_BTD: As read; whitened here.
+        beta: Where the parabola ends: 0.5 e^2 / beta up to |e| = beta, |e| - beta / 2 beyond.
+    """
+    return F.smooth_l1_loss(student_BTD.float(), whiten(teacher_BTD.float()), beta=beta)
+
+
+def class_token_kl(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
+    """KL(teacher || student) of two class tokens, mean over the batch (equation 6).
+
+    The paper does not say how a token becomes a distribution: a softmax over the channels is our reading, the only one
+    that makes its equation 5 valid. A student of another width is mapped to the teacher's before (linear).
+    """
+    log_s, log_t = student_BD.float().log_softmax(-1), teacher_BD.float().log_softmax(-1)
+    return (log_t.exp() * (log_t - log_s)).sum(-1).mean()
