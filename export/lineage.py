@@ -38,7 +38,7 @@ class LineageResult:
 
     def table(self) -> list[list[str]]:
         """Heading and one line a file, engine and place of measuring (a letter, see :meth:`places`)."""
-        lines = [["file", "role", "sha256", "MiB", "engine", "mIoU %", "against FP32", "p50 ms", "on"]]
+        lines = [["file", "role", "sha256", "MiB", "engine", "mIoU %", "photos", "against FP32", "p50 ms", "on"]]
         letters = self.places()
         for row in self.line.rows():
             for place in list(row.times) or [""]:
@@ -70,7 +70,8 @@ def _cells(row: Row) -> list[str]:
     lost = "" if score is None or score.loss is None else points(score.loss)
     role = row.file.role if row.file.role != "onnx" else row.file.kind or "onnx"
     return [row.file.name, role, row.file.sha256[:10], f"{row.file.mib:.1f}" if row.file.mib else "",
-            row.engine or "", "" if score is None else f"{100 * score.miou:.2f}", lost]  # fmt: skip
+            row.engine or "", "" if score is None else f"{100 * score.miou:.2f}",
+            "" if score is None else str(score.images or ""), lost]  # fmt: skip
 
 
 def build_report(

@@ -1,6 +1,7 @@
 """``tinymim eval`` against tools/test_seg.py on real photos: whole, windows, padding, thresholds; bad files."""
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -222,9 +223,28 @@ def test_files_that_cannot_be_scored(camvid_files, camvid, tmp_path, capsys):
         (["--data", str(camvid), "--limit", "0"], "leaves no photo"),
         (["--data", str(camvid), "--precision", "bf16"], "setting of OpenVINO"),
         (["--data", str(camvid), "--provider", "tensorrt"], "TensorrtExecutionProvider"),
+        (["--data", str(camvid), "--masks", str(camvid / "annotations/validation")], "lies in the data folder"),
     ):
         assert cli.main(["eval", camvid_files["free"], *options]) == 2
         assert words in capsys.readouterr().err
+
+
+def test_units_of_mean_and_std(camvid_files, camvid, tmp_path):
+    bare = strip(camvid_files["free"], tmp_path / "bare.onnx")
+    for mean, std in (([123.675, 116.28, 103.53], [0.229, 0.224, 0.225]), ([0.4] * 3, [58.0] * 3)):
+        with pytest.raises(ConfigError, match="different units"):
+            evaluate(bare, camvid, mean=mean, std=std, threads=1, limit=1, quiet=True)
+
+
+def test_the_next_command_repeats_the_options(camvid_files, camvid, tmp_path, capsys):
+    argv = ["eval", camvid_files["fixed"], "--data", str(camvid), "--limit", "1", "--resize-to-file", "--threads", "1"]
+    assert cli.main([*argv, "--markdown", str(tmp_path / "new folder" / "a.md")]) == 0
+    assert (tmp_path / "new folder" / "a.md").is_file()
+    told = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("next: "))
+    assert "--limit 1 --resize-to-file --threads 1" in told
+    assert cli.main(shlex.split(told.removeprefix("next: tinymim ").replace("eval.json", str(tmp_path / "e.json")).replace(
+        "--masks masks", f"--masks {tmp_path / 'masks'}"))) == 0  # fmt: skip
+    assert (tmp_path / "e.json").is_file()
 
 
 def test_openvino_scores_the_same_file(camvid_files, camvid):

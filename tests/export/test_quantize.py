@@ -22,6 +22,7 @@ from tinymim_export.blocks import blocks_of
 from tinymim_export.fuse import Graph, apply_variants
 from tinymim_export.half import to_half
 from tinymim_export.metadata import load_proto, proto_metadata, save_proto, write_metadata
+from tinymim_export.parity import verify
 from tinymim_export.predict import Predictor
 from tinymim_export.qdq import WEIGHT_BITS, activation_scale, quantise_weight
 from tinymim_export.quantize import FloatFile, quantize, verify_file
@@ -343,6 +344,24 @@ def test_verify_again(made, photos, tmp_path):
         verify_file(made["int8"].file, tmp_path / "other.onnx")
     with pytest.raises(ConfigError, match="does not say what it was made from"):
         verify_file(tmp_path / "other.onnx", made["fp32"])
+
+
+def test_a_file_changed_after_its_verification_does_not_pass_it_on(made, tmp_path):
+    proto = load_proto(made["fp32"])
+    weight = next(t for t in proto.graph.initializer if len(t.dims) == 4)
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1.5), weight.name))
+    save_proto(proto, tmp_path / "changed.onnx")
+    result = quantize(tmp_path / "changed.onnx", tmp_path / "x.onnx", precision="int8-weights")
+    assert proto_metadata(proto)["verified"]
+    assert not result.verified
+    assert any("changed since" in note for note in result.notes)
+
+
+def test_other_precisions_are_not_verified_against_the_checkpoint(made, files):
+    before = sha256_file(made["int8"].file)
+    with pytest.raises(ConfigError, match="not the plain FP32 file"):
+        verify(made["int8"].file, files.segmentor)
+    assert sha256_file(made["int8"].file) == before
 
 
 @pytest.mark.parametrize(

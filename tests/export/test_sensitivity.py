@@ -182,6 +182,11 @@ def test_command_prints_sensitivity(case, tmp_path, capsys):
         (["--from", "a.onnx", "--onnx", "c", "--tune", "--data", "x", "--latency-budget", "soon"], "is no time"),
         (["--from", "a.onnx", "--onnx", "c", "--ort-web", "x", "--precision", "fp16"], "without --web"),
         (["--checkpoint", "a.pth", "--onnx", "c", "--opset", "30"], "18 to 23"),
+        (["--checkpoint", "a.onnx", "--onnx", "c"], "start there with --from"),
+        (["--from", "a.onnx", "--sensitivity", "--data", "x", "--web", "c"], "writes no file"),
+        (["--from", "a.onnx", "--precision", "int8-weights", "--web", "c"], "--onnx is missing"),
+        (["--from", "a.onnx", "--verify-only", "b.onnx", "--precision", "fp16"], "exports nothing"),
+        (["--from", "a.onnx", "--onnx", "c", "--precision", "int8", "--max-miou-drop", "-1", "--data", "x"], "below 0"),
         (["--from", "none.onnx", "--onnx", "c", "--precision", "fp16"], "no file at none.onnx"),
     ],
 )
