@@ -22,10 +22,10 @@ ARROWS = {
     "tinymim.data": set(),
     "tinymim.engine": {"tinymim.distill", "tinymim.data", "tinymim.models", "tinymim.recipes"},
     "tinymim.analysis": {"tinymim.models", "tinymim.distill"},
-    "tinymim.seg": {"tinymim.models", "tinymim.engine", "tinymim.data.folders"},
+    "tinymim.seg": {"tinymim.models", "tinymim.engine", "tinymim.data.folders", "tinymim.data.pixels"},
     "tinymim.recipes": set(),
     "tinymim_mmseg_configs": set(),
-    "tinymim_export": {"tinymim.data.folders"},
+    "tinymim_export": {"tinymim.data.folders", "tinymim.data.pixels"},
 }
 FREE = ("tinymim.cli", "tinymim.__main__", "tinymim_export.cli", "tools")  # commands: may import everything
 # modules of tinymim_export that turn a PyTorch model into a graph or compare with one

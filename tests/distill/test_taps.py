@@ -5,7 +5,8 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from tinymim.distill.taps import QKV, TAPS, num_prefix, pair_tokens, read
+from tinymim.distill.taps import QKV, TAPS, read
+from tinymim.distill.tokens import num_prefix, pair_tokens
 from tinymim.errors import ConfigError
 from tinymim.models import ViT
 

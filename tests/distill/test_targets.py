@@ -242,10 +242,10 @@ def test_teachers_beyond_mae(name, word):
 
 def test_resampled_tokens_of_a_smooth_teacher():
     """Tokens that change evenly over the image keep doing so on the other grid."""
-    from tinymim.distill.methods import _resample
+    from tinymim.distill.tokens import resample
 
     ramp = torch.linspace(0, 1, 6).expand(6, 6).reshape(1, 36, 1)
-    out = _resample(torch.cat([torch.full((1, 1, 1), 9.0), ramp], 1), 1, (3, 3))
+    out = resample(torch.cat([torch.full((1, 1, 1), 9.0), ramp], 1), 1, (3, 3))
     assert out.shape == (1, 10, 1)
     assert out[0, 0] == 9
     rows = out[0, 1:, 0].reshape(3, 3)

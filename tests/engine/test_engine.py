@@ -106,7 +106,7 @@ def test_resume_after_kill_is_bit_identical(photos, teacher, tmp_path):
 
 
 STUDY = dict(targets=["output@2>1", "qq+kk"], mask="student", mask_ratio=0.5,
-             reconstruct=dict(decoder_dim=16, decoder_depth=1, decoder_heads=2, weight=0.5))  # fmt: skip
+             reconstruct=0.5, decoder=dict(dim=16, depth=1, heads=2))  # fmt: skip
 
 
 @pytest.mark.parametrize("study", [{}, STUDY], ids=["published", "masked features with pixels"])

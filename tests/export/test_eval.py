@@ -242,8 +242,8 @@ def test_the_next_command_repeats_the_options(camvid_files, camvid, tmp_path, ca
     assert (tmp_path / "new folder" / "a.md").is_file()
     told = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("next: "))
     assert "--limit 1 --resize-to-file --threads 1" in told
-    assert cli.main(shlex.split(told.removeprefix("next: tinymim ").replace("eval.json", str(tmp_path / "e.json")).replace(
-        "--masks masks", f"--masks {tmp_path / 'masks'}"))) == 0  # fmt: skip
+    told = told.removeprefix("next: tinymim ").replace("eval.json", str(tmp_path / "e.json"))
+    assert cli.main(shlex.split(told.replace("--masks masks", f"--masks {tmp_path / 'masks'}"))) == 0
     assert (tmp_path / "e.json").is_file()
 
 

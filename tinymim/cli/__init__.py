@@ -70,7 +70,10 @@ def spelled(args: argparse.Namespace, *names: str) -> str:
         if isinstance(value, bool):
             words.append(option if value else f"--no-{option[2:]}")
         else:
-            words += [option, *map(str, value if isinstance(value, list | tuple) else [value])]
+            words += [
+                option,
+                *map(str, [value] if isinstance(value, str) or not isinstance(value, Sequence) else value),
+            ]
     return "".join(f" {shlex.quote(word)}" for word in words)
 
 

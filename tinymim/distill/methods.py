@@ -11,26 +11,23 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from tinymim.distill.checks import check_models, check_options
 from tinymim.distill.features import class_token_kl, feature_loss
 from tinymim.distill.relations import relation_losses
-from tinymim.distill.taps import (
-    TAPPABLE,
-    TAPS,
+from tinymim.distill.taps import TAPS, read
+from tinymim.distill.targets import Target, parse_target
+from tinymim.distill.tokens import (
     has_class_token,
     keep_patches,
     num_heads,
     pair_tokens,
     patch_grid,
     patch_size,
-    read,
+    resample,
 )
-from tinymim.distill.targets import Target, parse_target
 from tinymim.errors import ConfigError
 from tinymim.models.mae import MAE
 from tinymim.models.vit import ViT
-
-MASKS = (None, "student", "teacher", "both")
-ALIGNS = (None, "image", "tokens")
 
 
 class TinyMIM(nn.Module):
@@ -79,7 +76,7 @@ class TinyMIM(nn.Module):
         align: str | None = None,
     ) -> None:
         super().__init__()
-        _check_models(student, teacher)
+        check_models(student, teacher)
         depths = len(teacher.blocks), student.depth
         words = [targets] if isinstance(targets, str) else targets
         self.targets = [parse_target(word, *depths, target_block) for word in words]
@@ -88,7 +85,7 @@ class TinyMIM(nn.Module):
         self.target_block = self.targets[0].teacher_block
         self.softmax, self.mask, self.mask_ratio, self.align = softmax, mask, mask_ratio, align
         self.relation_heads = relation_heads or num_heads(teacher)
-        self._check(student, teacher, class_token, reconstruct)
+        check_options(self, student, teacher, class_token, reconstruct)
         both = has_class_token(student) and has_class_token(teacher)
         self.class_token = both if class_token is None else class_token
         self.student = student
@@ -189,7 +186,7 @@ class TinyMIM(nn.Module):
         for name in target.taps:
             x_BTD = pair_tokens(taps[name], model, self.class_token)
             if side == "teacher" and self.align == "tokens":
-                x_BTD = _resample(x_BTD, int(self.class_token), grid)
+                x_BTD = resample(x_BTD, int(self.class_token), grid)
             if keep_BV is not None and self.mask not in (side, "both"):
                 x_BTD = keep_patches(x_BTD, keep_BV, int(self.class_token))
             out[name] = x_BTD
@@ -232,57 +229,6 @@ class TinyMIM(nn.Module):
         for part in unused:
             part.requires_grad_(False)
 
-    def _check(self, student: ViT, teacher: Any, class_token: bool | None, reconstruct: dict[str, Any] | None) -> None:
-        """Refuse what does not fit together."""
-        for name, value, known in (("mask", self.mask, MASKS), ("align", self.align, ALIGNS)):
-            if value not in known:
-                words = ", ".join(map(repr, known))
-                raise ConfigError(f"{name}={value!r} is unknown", f"it is one of {words}", f"set {name}")
-        if self.mask is not None and not 0 < self.mask_ratio < 1:
-            raise ConfigError(f"mask_ratio={self.mask_ratio}", "it is a share between 0 and 1", "e.g. 0.75")
-        if reconstruct is not None and self.mask not in ("student", "both"):
-            raise ConfigError("reconstruct needs a masked student", "hidden pixels are predicted", "add mask='student'")
-        widths = (student.embed_dim, int(teacher.embed_dim))
-        relations = any(target.kind == "relation" for target in self.targets)
-        if relations and any(width % self.relation_heads for width in widths):
-            raise ConfigError(
-                f"{self.relation_heads} relation heads do not divide the widths {widths[0]} and {widths[1]}",
-                "channels of both sides are regrouped into that many heads",
-                "choose relation_heads that divides both",
-            )
-        probe = (224, 224)
-        grids = patch_grid(student, probe), patch_grid(teacher, probe)
-        if grids[0] != grids[1] and self.align is None:
-            raise ConfigError(
-                f"student and teacher cut a {probe[0]}-pixel photo into {grids[0]} and {grids[1]} patches",
-                "tokens are paired one to one",
-                f"choose a teacher with patch size {student.patch_size}, or align='image' (the teacher's photo is "
-                "resized until its grid is the student's) or align='tokens' (its tokens are resampled)",
-            )
-        if self.align == "tokens" and self.mask in ("teacher", "both"):
-            raise ConfigError(
-                "align='tokens' does not go with a masked teacher",
-                "tokens that are not there cannot be resampled",
-                "use align='image'",
-            )
-        for side, model in (("student", student), ("teacher", teacher)):
-            needed = class_token or any(target.kind == "class_token" for target in self.targets)
-            if needed and not has_class_token(model):
-                raise ConfigError(f"the {side} has no class token", "it was asked for", "compare patches only")
-
-
-def _check_models(student: Any, teacher: Any) -> None:
-    if not isinstance(student, ViT):
-        raise ConfigError(
-            f"the student is a {type(student).__name__}", "students are tinymim's ViT", "create_model(...)"
-        )
-    if not isinstance(teacher, TAPPABLE):
-        raise ConfigError(
-            f"the teacher is a {type(teacher).__name__}",
-            f"what is compared is read from {', '.join(kind.__name__ for kind in TAPPABLE)} (tinymim's ViT and timm's)",
-            "use one of these as teacher",
-        )
-
 
 def _add_drop_path(teacher: Any, rate: float) -> list[nn.Module]:
     """Stochastic depth for a frozen teacher; its modules, to be switched on while the student trains."""
@@ -294,16 +240,3 @@ def _add_drop_path(teacher: Any, rate: float) -> list[nn.Module]:
             setattr(block, name, DropPath(rate))
             drops.append(getattr(block, name))
     return drops
-
-
-def _resample(x_BTD: Tensor, prefix: int, grid: tuple[int, int]) -> Tensor:
-    """Patch tokens of a square grid on another one, bilinear; prefix tokens stay."""
-    patches = x_BTD[:, prefix:]
-    side = int(patches.shape[1] ** 0.5)
-    if side * side != patches.shape[1]:
-        raise ConfigError(
-            f"{patches.shape[1]} teacher tokens are no square", "their rows are not known", "use square crops"
-        )
-    maps = patches.transpose(1, 2).unflatten(2, (side, side))
-    maps = F.interpolate(maps, size=grid, mode="bilinear", align_corners=False, antialias=True)
-    return torch.cat([x_BTD[:, :prefix], maps.flatten(2).transpose(1, 2)], dim=1)

@@ -20,13 +20,12 @@ import timm.models.beit
 import timm.models.eva
 import timm.models.vision_transformer
 import timm.models.vision_transformer_sam
-import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
-from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from tinymim.distill.tokens import keep_patches, num_prefix
 from tinymim.errors import ConfigError
 from tinymim.models.teachers import TIMM
 from tinymim.models.vit import ViT
@@ -68,12 +67,6 @@ def read(
 def qkv_at(model: Any, images: Tensor, block: int) -> dict[str, Tensor]:
     """``q``, ``k``, ``v``, each (B, T, D), of one block (1-based); see :func:`read`."""
     return read(model, images, {block: QKV})[block]
-
-
-def keep_patches(x_BTD: Tensor, keep_BV: Tensor, prefix: int) -> Tensor:
-    """Prefix tokens and the chosen patches: (B, P + N, D) -> (B, P + V, D)."""
-    patches = x_BTD[:, prefix:].gather(1, keep_BV.unsqueeze(-1).expand(-1, -1, x_BTD.shape[-1]))
-    return torch.cat([x_BTD[:, :prefix], patches], dim=1)
 
 
 # ours -------------------------------------------------------------------------------------------------------------
@@ -190,9 +183,6 @@ def _read_timm(
     return {block: {name: out[block][name] for name in names} for block, names in wanted.items()}
 
 
-# what is what -----------------------------------------------------------------------------------------------------
-
-
 def _check(model: Any, wanted: Mapping[int, Collection[str]], keep_BV: Tensor | None) -> None:
     """Refuse what :func:`read` cannot give."""
     if not isinstance(model, TAPPABLE):
@@ -229,37 +219,3 @@ def _check(model: Any, wanted: Mapping[int, Collection[str]], keep_BV: Tensor | 
             "its attention adds a position to every pair of tokens",
             "leave the mask out, or use a model with absolute positions",
         )
-
-
-def num_heads(model: Any) -> int:
-    """Heads of the model's blocks."""
-    return int(model.blocks[0].attn.num_heads)
-
-
-def patch_size(model: Any) -> int:
-    """Side of a patch, pixels."""
-    patch = model.patch_embed.patch_size
-    return int(patch if isinstance(patch, int) else patch[0])
-
-
-def patch_grid(model: Any, size: tuple[int, int]) -> tuple[int, int]:
-    """Patch rows and columns the model makes of an image of ``size`` pixels."""
-    return -(-size[0] // patch_size(model)), -(-size[1] // patch_size(model))
-
-
-def num_prefix(model: Any) -> int:
-    """Tokens before the patches: class, distillation, registers."""
-    return 0 if isinstance(model, VisionTransformerSAM) else int(getattr(model, "num_prefix_tokens", 1))
-
-
-def has_class_token(model: Any) -> bool:
-    """Whether the first token is a class token."""
-    return getattr(model, "cls_token", None) is not None
-
-
-def pair_tokens(x_BTD: Tensor, model: Any, class_token: bool) -> Tensor:
-    """The tokens that are compared: the class token if asked for, then the patches; registers are dropped."""
-    patches = x_BTD[:, num_prefix(model) :]
-    if num_prefix(model) == int(class_token):
-        return x_BTD
-    return torch.cat([x_BTD[:, :1], patches], dim=1) if class_token else patches

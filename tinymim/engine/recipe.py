@@ -72,7 +72,7 @@ def _check(recipe: Config) -> None:
     numbers: dict[str, tuple[Any, float]] = {
         "batch_size": (int, 1), "img_size": (int, 16), "workers": (int, 0), "seed": (int, 0),
         "epochs": (int | float, 0), "base_lr": (int | float, 0), "weight_decay": (int | float, 0),
-        "drop_path": (int | float, 0),
+        "drop_path": (int | float, 0), "reconstruct": (int | float, 0), "teacher_drop_path": (int | float, 0),
     }  # fmt: skip
     for key, (kind, least) in numbers.items():
         value = recipe[key]

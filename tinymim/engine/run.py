@@ -278,11 +278,14 @@ def build_method(config: Config, *, pretrained: bool = True) -> tuple[TinyMIM | 
         stand_in = create_model(larger, img_size=config.img_size).eval().requires_grad_(False)
         teacher = Teacher(stand_in, larger, (0.5,) * 3, (0.5,) * 3, None)
     teacher.sha256 = teacher.sha256 or state_sha256(teacher.model)
+    d = config.decoder
+    decoder = dict(decoder_dim=d["dim"], decoder_depth=d["depth"], decoder_heads=d["heads"], norm_pix=config.norm_pix,
+                   weight=config.reconstruct)  # fmt: skip
     method = TinyMIM(
         encoder, teacher.model, targets=config.targets, target_block=config.target_block,
         relation_heads=config.relation_heads, softmax=config.softmax, class_token=config.class_token,
         mask=config.mask, mask_ratio=config.mask_ratio,
-        reconstruct=None if config.reconstruct is None else dict(config.reconstruct),
+        reconstruct=decoder if config.reconstruct else None,
         teacher_drop_path=config.teacher_drop_path, align=config.align,
     )  # fmt: skip
     return method, teacher

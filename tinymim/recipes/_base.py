@@ -12,7 +12,7 @@ targets = ["qk+vv"]  # words of tinymim.distill.targets: WHAT[@TEACHER_BLOCK][>S
 softmax = True  # of relations; False: smooth L1 of the scaled scores
 class_token = None  # in relations and features; None: where both sides have one
 mask = None  # tinymim: who sees only the visible patches: None | "student" | "teacher" | "both"
-reconstruct = None  # tinymim, masked student: MAE's loss, too, e.g. dict(decoder_dim=512, decoder_depth=8, weight=1.0)
+reconstruct = 0.0  # tinymim, masked student: weight of MAE's loss beside the others
 teacher_drop_path = 0.0  # constant, in every block
 align = None  # patch sizes that differ: "image" resizes the teacher's photo, "tokens" its tokens
 drop_path = 0.1  # constant, in every block before the last
@@ -27,8 +27,8 @@ min_lr = 0.0
 betas = (0.9, 0.95)
 weight_decay = 0.05  # not on 1-D parameters
 mask_ratio = 0.75  # mae, and tinymim with a mask
-norm_pix = True  # mae
-decoder = dict(dim=512, depth=8, heads=16)  # mae
+norm_pix = True  # mae, reconstruct
+decoder = dict(dim=512, depth=8, heads=16)  # mae, reconstruct
 precision = "auto"  # auto | fp32 | bf16 | fp16; auto: bf16 where the processor has it
 grad_checkpointing = False
 micro_batch = None  # images a forward pass; None: by memory

@@ -1,0 +1,70 @@
+"""Student, teacher and options that do not fit together, refused with what to type instead."""
+
+from typing import Any
+
+from tinymim.distill.taps import TAPPABLE
+from tinymim.distill.tokens import has_class_token, patch_grid
+from tinymim.errors import ConfigError
+from tinymim.models.vit import ViT
+
+MASKS = (None, "student", "teacher", "both")
+ALIGNS = (None, "image", "tokens")
+
+
+def check_models(student: Any, teacher: Any) -> None:
+    """Refuse models that cannot be read.
+
+    Raises:
+        ConfigError: naming what can.
+    """
+    if not isinstance(student, ViT):
+        raise ConfigError(
+            f"the student is a {type(student).__name__}", "students are tinymim's ViT", "create_model(...)"
+        )
+    if not isinstance(teacher, TAPPABLE):
+        raise ConfigError(
+            f"the teacher is a {type(teacher).__name__}",
+            f"what is compared is read from {', '.join(kind.__name__ for kind in TAPPABLE)} (tinymim's ViT and timm's)",
+            "use one of these as teacher",
+        )
+
+
+def check_options(
+    method: Any, student: ViT, teacher: Any, class_token: bool | None, reconstruct: dict[str, Any] | None
+) -> None:
+    """Refuse what does not fit together."""
+    for name, value, known in (("mask", method.mask, MASKS), ("align", method.align, ALIGNS)):
+        if value not in known:
+            words = ", ".join(map(repr, known))
+            raise ConfigError(f"{name}={value!r} is unknown", f"it is one of {words}", f"set {name}")
+    if method.mask is not None and not 0 < method.mask_ratio < 1:
+        raise ConfigError(f"mask_ratio={method.mask_ratio}", "it is a share between 0 and 1", "e.g. 0.75")
+    if reconstruct is not None and method.mask not in ("student", "both"):
+        raise ConfigError("reconstruct needs a masked student", "hidden pixels are predicted", "add mask='student'")
+    widths = (student.embed_dim, int(teacher.embed_dim))
+    relations = any(target.kind == "relation" for target in method.targets)
+    if relations and any(width % method.relation_heads for width in widths):
+        raise ConfigError(
+            f"{method.relation_heads} relation heads do not divide the widths {widths[0]} and {widths[1]}",
+            "channels of both sides are regrouped into that many heads",
+            "choose relation_heads that divides both",
+        )
+    probe = (224, 224)
+    grids = patch_grid(student, probe), patch_grid(teacher, probe)
+    if grids[0] != grids[1] and method.align is None:
+        raise ConfigError(
+            f"student and teacher cut a {probe[0]}-pixel photo into {grids[0]} and {grids[1]} patches",
+            "tokens are paired one to one",
+            f"choose a teacher with patch size {student.patch_size}, or align='image' (the teacher's photo is "
+            "resized until its grid is the student's) or align='tokens' (its tokens are resampled)",
+        )
+    if method.align == "tokens" and method.mask in ("teacher", "both"):
+        raise ConfigError(
+            "align='tokens' does not go with a masked teacher",
+            "tokens that are not there cannot be resampled",
+            "use align='image'",
+        )
+    for side, model in (("student", student), ("teacher", teacher)):
+        needed = class_token or any(target.kind == "class_token" for target in method.targets)
+        if needed and not has_class_token(model):
+            raise ConfigError(f"the {side} has no class token", "it was asked for", "compare patches only")
