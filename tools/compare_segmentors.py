@@ -162,9 +162,18 @@ def collect(out: Path) -> dict[str, Any]:
     for path in sorted(out.glob("*/seed*/*.json")):
         if path.stem in STAGES:
             seeds = models.setdefault(path.parent.parent.name, {})
-            seeds.setdefault(path.parent.name.removeprefix("seed"), {})[path.stem] = json.loads(path.read_text())
-    timing = json.loads((out / "measure.json").read_text()) if (out / "measure.json").is_file() else None
+            seeds.setdefault(path.parent.name.removeprefix("seed"), {})[path.stem] = without_folders(path)
+    timing = without_folders(out / "measure.json") if (out / "measure.json").is_file() else None
     return {"kind": "tinymim.compare", "models": models, "measure": timing, "environment": environment()}
+
+
+def without_folders(path: Path) -> dict[str, Any]:
+    """A stage's numbers; files by name, wherever they lie here."""
+    told = json.loads(path.read_text())
+    for row in (told, *told.get("rows", [])):
+        if "file" in row:
+            row["file"] = Path(row["file"]).name
+    return told
 
 
 def table(results: dict[str, Any]) -> str:
