@@ -253,6 +253,21 @@ def test_resampled_tokens_of_a_smooth_teacher():
     torch.testing.assert_close(rows[:, 1], torch.full((3,), 0.5))
 
 
+def test_suggested_teachers_are_what_timm_has(capsys):
+    from tinymim.cli import main
+    from tinymim.models.teachers import SUGGESTED, describe_teacher
+
+    assert main(["list", "teachers"]) == 0
+    told = capsys.readouterr().out
+    assert all(f"timm/{name}" in told for name in SUGGESTED)
+    large = describe_teacher("timm/vit_large_patch16_224.mae")
+    assert (large.width, large.heads, large.blocks, large.patch, large.target_block) == (1024, 16, 24, 16, 18)
+    assert large.licence == "cc-by-nc-4.0"
+    for name in ("resnet18", "no_such_model"):
+        with pytest.raises(ConfigError):
+            describe_teacher(name)
+
+
 def test_a_timm_teacher_of_a_grid(tmp_path):
     teacher = load_teacher("timm/vit_small_patch14_dinov2", pretrained=False, grid=4)
     assert teacher.model.patch_embed.img_size == (56, 56)

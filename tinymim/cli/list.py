@@ -1,11 +1,13 @@
-"""``tinymim list``: models, recipes and segmentation configs."""
+"""``tinymim list``: models, teachers, recipes and segmentation configs."""
 
 import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
-    parser.add_argument("what", nargs="?", choices=("models", "recipes", "configs"), help="default: all three")
+    parser.add_argument(
+        "what", nargs="?", choices=("models", "teachers", "recipes", "configs"), help="default: all of these"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -36,6 +38,14 @@ def run(args: argparse.Namespace) -> int:
             print(
                 f"  {name:24} width {model.embed_dim}, {model.num_heads} heads, {model.depth} blocks, {millions:.1f} M"
             )
+    if args.what in (None, "teachers"):
+        from tinymim.models.teachers import SUGGESTED, describe_teacher
+
+        print("teachers (--teacher), the block that is read if nothing is said, licence of the weights:")
+        for name in SUGGESTED:
+            t = describe_teacher(name)
+            print(f"  {t.name:48} width {t.width:4}, {t.heads:2} heads, {t.blocks} blocks, patch {t.patch}, "
+                  f"block {t.target_block}, {t.licence}")  # fmt: skip
     if args.what in (None, "recipes"):
         print("recipes (tinymim pretrain|distill --recipe):")
         for name in recipe_names():

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from tinymim.distill.taps import QKV
 from tinymim.errors import ConfigError
+from tinymim.models.teachers import default_target_block
 
 FEATURES = ("output", "attn_pre", "attn_post", "ffn_pre")
 WORDS = ("class_token", *FEATURES, "ffn_post", "qkv")
@@ -68,7 +69,7 @@ def parse_target(word: str, teacher_depth: int, student_depth: int, teacher_bloc
             "e.g. qk+vv, output@18, qkv@12>6*0.5",
         )
     what, at_teacher, at_student, weight = match.groups()
-    default = teacher_block or (18 if teacher_depth == 24 else teacher_depth)
+    default = teacher_block or default_target_block(teacher_depth)
     blocks = int(at_teacher or default), int(at_student or student_depth)
     for side, block, depth in zip(("teacher", "student"), blocks, (teacher_depth, student_depth), strict=True):
         if not 1 <= block <= depth:

@@ -25,6 +25,55 @@ TIMM = (
     Eva,
     VisionTransformerSAM,
 )  # MAE, DeiT, DINOv2, CLIP, SigLIP; BEiT; EVA-02, DINOv3; SAM
+SUGGESTED = (  # by timm's names; any other of these kinds will do
+    "vit_base_patch16_224.mae", "vit_large_patch16_224.mae", "vit_huge_patch14_224.mae",
+    "deit_base_distilled_patch16_224.fb_in1k", "beit_base_patch16_224.in22k_ft_in22k",
+    "beitv2_base_patch16_224.in1k_ft_in22k", "beitv2_large_patch16_224.in1k_ft_in22k",
+    "eva02_base_patch14_224.mim_in22k", "eva02_large_patch14_224.mim_in22k",
+    "vit_small_patch14_reg4_dinov2.lvd142m", "vit_base_patch14_reg4_dinov2.lvd142m",
+    "vit_large_patch14_reg4_dinov2.lvd142m", "vit_small_patch16_dinov3.lvd1689m", "vit_base_patch16_dinov3.lvd1689m",
+    "vit_large_patch16_dinov3.lvd1689m", "vit_base_patch16_clip_224.openai", "vit_large_patch14_clip_224.openai",
+    "vit_base_patch16_siglip_224.webli", "samvit_base_patch16.sa1b", "samvit_large_patch16.sa1b",
+)  # fmt: skip
+
+
+def default_target_block(depth: int) -> int:
+    """Where a teacher is read if nothing is said: block 18 of 24 (TinyMIM's table 10), else the last; from 1."""
+    return 18 if depth == 24 else depth
+
+
+@dataclass
+class TeacherFacts:
+    """What a timm teacher is, without its weights."""
+
+    name: str
+    width: int
+    heads: int
+    blocks: int
+    patch: int
+    target_block: int
+    licence: str
+
+
+def describe_teacher(name: str) -> TeacherFacts:
+    """Facts of a timm model by name (no download).
+
+    Raises:
+        ConfigError: timm has no such model, or it is of another kind than :data:`TIMM`.
+    """
+    short = name.removeprefix("timm/")
+    if not timm.is_model(short.split(".")[0]):
+        raise ConfigError(f"timm has no model {short!r}", "the name is another one", "see: tinymim list teachers")
+    with torch.device("meta"):
+        model: Any = timm.create_model(short.split(".")[0], num_classes=0)
+    if not isinstance(model, TIMM):
+        raise _unsupported(name, type(model).__name__)
+    depth = len(model.blocks)
+    return TeacherFacts(
+        f"timm/{short}", int(model.embed_dim), int(model.blocks[0].attn.num_heads), depth,
+        int(model.patch_embed.patch_size[0]), default_target_block(depth),
+        getattr(timm.get_pretrained_cfg(short), "license", None) or "not told",
+    )  # fmt: skip
 
 
 @dataclass
