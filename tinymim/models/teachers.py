@@ -66,8 +66,9 @@ def describe_teacher(name: str) -> TeacherFacts:
         raise ConfigError(f"timm has no model {short!r}", "the name is another one", "see: tinymim list teachers")
     with torch.device("meta"):
         model: Any = timm.create_model(short.split(".")[0], num_classes=0)
-    if not isinstance(model, TIMM):
-        raise _unsupported(name, type(model).__name__)
+    kind = type(model)
+    if not issubclass(kind, TIMM):
+        raise _unsupported(name, kind.__name__)
     depth = len(model.blocks)
     return TeacherFacts(
         f"timm/{short}", int(model.embed_dim), int(model.blocks[0].attn.num_heads), depth,
