@@ -4,6 +4,7 @@ ONNX Runtime runs a file as it is. OpenVINO can run the same FP32 file with bflo
 where the processor has it: a setting of the session, not another file.
 """
 
+import functools
 import os
 import time
 from collections import Counter
@@ -252,12 +253,12 @@ def open_engine(
 def openvino_core(precision: str) -> Any:
     """OpenVINO's core, after checking that it can do ``precision`` on this processor."""
     try:
-        import openvino
+        import openvino  # noqa: F401
     except ImportError as error:
         raise ConfigError(
             "OpenVINO is not installed", "--runtime openvino needs it", 'pip install "tinymim[openvino]"'
         ) from error
-    core = openvino.Core()
+    core = _the_core()
     able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if precision == "bf16" and "BF16" not in able:
         raise ConfigError(
@@ -266,6 +267,18 @@ def openvino_core(precision: str) -> Any:
             "leave --precision out, or measure on a processor with AMX or AVX512-BF16",
         )
     return core
+
+
+@functools.cache
+def _the_core() -> Any:
+    """One core a process, never destroyed before its end.
+
+    Each core gives the thread a stack for signals and, when it dies, puts back the one it found: of two, the second to
+    die puts back the freed stack of the first, and the next signal (a data-loading worker that ends) kills the process.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 def cores() -> int:

@@ -167,7 +167,9 @@ def test_two_processes_equal_one(photos, teacher, tmp_path):
     a, b = (torch.load(o / "student.pth", weights_only=True)["model"] for o in (tmp_path / "two", one.out))
     for key in a:
         torch.testing.assert_close(a[key], b[key], rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(losses(tmp_path / "two"), losses(one.out), rtol=1e-4)
+    two = losses(tmp_path / "two")
+    np.testing.assert_allclose(two[0], losses(one.out)[0], rtol=1e-5)
+    np.testing.assert_allclose(two, losses(one.out), rtol=2e-3)  # as for micro-batches, see there
 
 
 def test_command_and_damaged_photo(photos, teacher, tmp_path):

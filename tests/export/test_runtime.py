@@ -1,5 +1,6 @@
 """Engines on real small files: the same pixels everywhere, sizes, clear refusals; profiles, pairs, CPU features."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -215,3 +216,21 @@ def test_facts_and_stamp_are_plain_values(file):
     assert list(known["nodes"]) == ["CPUExecutionProvider"]
     assert known["unfused_pairs"] == 0
     assert {"cpu", "cores", "platform", "cpu_features", "versions"} <= machine().keys()
+
+
+def test_signals_still_arrive_after_engines_were_dropped(file):
+    """OpenVINO puts a signal stack back when a core dies; two cores would leave the thread a freed one."""
+    code = (
+        "import gc, signal, subprocess, sys\n"
+        "from tinymim_export.runtime import open_engine\n"
+        "signal.signal(signal.SIGCHLD, lambda *_: None)\n"
+        "engines = [open_engine(sys.argv[1], runtime='openvino', threads=1) for _ in range(3)]\n"
+        "[engine.timer((1, 3, 64, 96))() for engine in engines]\n"
+        "del engines[0]; gc.collect(); engines.clear(); gc.collect()\n"
+        "[subprocess.run(['true']) for _ in range(20)]\n"
+        "print('alive')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(file)], capture_output=True, text=True, cwd=Path(__file__).parents[2]
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "alive"), done.stderr
