@@ -36,7 +36,7 @@ def images():
 
 
 def test_words():
-    target = parse_target("qk+vv@18>6*0.5", 24, 12)
+    target = parse_target("qk+vv@18:6=0.5", 24, 12)
     assert (target.kind, target.parts, target.teacher_block, target.student_block, target.weight) == (
         "relation", ("qk", "vv"), 18, 6, 0.5,
     )  # fmt: skip
@@ -46,12 +46,12 @@ def test_words():
     assert parse_target("vv", 12, 12).teacher_block == 12
     assert parse_target("vv", 24, 12, teacher_block=21).teacher_block == 21
     assert parse_target("ffn_post", 12, 12) == parse_target("output", 12, 12)
-    assert parse_target("qkv>3", 12, 12).parts == ("q", "k", "v")
+    assert parse_target("qkv:3", 12, 12).parts == ("q", "k", "v")
     assert parse_target("class_token", 12, 12).taps == ("output",)
 
 
 @pytest.mark.parametrize(
-    "word", ["", "qx", "qk+", "QK", "features", "qk@", "qk@0", "qk@25", "qk>13", "qk*", "output+vv"]
+    "word", ["", "qx", "qk+", "QK", "features", "qk@", "qk@0", "qk@25", "qk:13", "qk=", "output+vv"]
 )
 def test_other_words_are_refused(word):
     with pytest.raises(ConfigError):
@@ -83,7 +83,7 @@ def test_formulas(seed, scale):
 def test_losses_by_hand():
     """What the method returns is the formula on what the taps give."""
     student, teacher = pair()
-    method = TinyMIM(student, teacher, targets=("qkv@2>3", "class_token@4>2*0.25", "attn_post@3>1"))
+    method = TinyMIM(student, teacher, targets=("qkv@2:3", "class_token@4:2=0.25", "attn_post@3:1"))
     x = images()
     losses = method.losses(x, x)
     t, s = (read(m, x, {b: ("q", "k", "v", "attn_post", "output") for b in range(1, 5 - (m is student))})
@@ -112,9 +112,9 @@ def test_scores_without_softmax():
 def test_several_pairs_keep_their_names():
     student, teacher = pair()
     x = images()
-    losses = TinyMIM(student, teacher, targets=("qk+vv@4>3", "qk@2>1")).losses(x, x)
-    assert set(losses) == {"qk@4>3", "qk@2>1", "vv", "loss"}
-    torch.testing.assert_close(losses["loss"], losses["qk@4>3"] + losses["vv"] + losses["qk@2>1"])
+    losses = TinyMIM(student, teacher, targets=("qk+vv@4:3", "qk@2:1")).losses(x, x)
+    assert set(losses) == {"qk@4:3", "qk@2:1", "vv", "loss"}
+    torch.testing.assert_close(losses["loss"], losses["qk@4:3"] + losses["vv"] + losses["qk@2:1"])
 
 
 # gradients --------------------------------------------------------------------------------------------------------
@@ -122,7 +122,7 @@ def test_several_pairs_keep_their_names():
 
 @pytest.mark.parametrize("more", [{}, {"mask": "student"}, {"mask": "student", "reconstruct": dict(
     decoder_dim=16, decoder_depth=1, decoder_heads=2)}], ids=["raw", "masked", "reconstructed"])  # fmt: skip
-@pytest.mark.parametrize("word", [*WORDS, "output>2", "attn_pre>2", "qk>2"])
+@pytest.mark.parametrize("word", [*WORDS, "output:2", "attn_pre:2", "qk:2"])
 def test_exactly_what_is_reached_needs_a_gradient(word, more):
     """DDP needs no search for unused parameters, and nothing that learns is frozen."""
     if more:

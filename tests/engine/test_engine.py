@@ -105,7 +105,7 @@ def test_resume_after_kill_is_bit_identical(photos, teacher, tmp_path):
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
-STUDY = dict(targets=["output@2>1", "qq+kk"], mask="student", mask_ratio=0.5,
+STUDY = dict(targets=["output@2:1", "qq+kk"], mask="student", mask_ratio=0.5,
              reconstruct=0.5, decoder=dict(dim=16, depth=1, heads=2))  # fmt: skip
 
 

@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--teacher", help="timm/NAME, e.g. timm/vit_large_patch16_224.mae, or a checkpoint file")
     parser.add_argument("--teacher-weights", metavar="FILE", help="weights for a timm teacher, instead of downloading")
     parser.add_argument("--targets", nargs="+", metavar="WORD",
-                        help="what is compared, WHAT[@TEACHER_BLOCK][>STUDENT_BLOCK][*WEIGHT]: qk+vv (default), "
+                        help="what is compared, WHAT[@TEACHER_BLOCK][:STUDENT_BLOCK][=WEIGHT]: qk+vv (default), "
                              "output, attn_pre, attn_post, ffn_pre, qkv, class_token")  # fmt: skip
     parser.add_argument("--teacher-heads", type=int, help="heads a block of a teacher file that does not say")
 

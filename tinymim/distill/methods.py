@@ -125,7 +125,7 @@ class TinyMIM(nn.Module):
             teacher_images: The same crops, (B, 3, H, W), normalised the teacher's way.
 
         Returns:
-            A differentiable scalar a relation or feature (``qk``, ``vv``; with several pairs of blocks ``qk@18>12``),
+            A differentiable scalar a relation or feature (``qk``, ``vv``; with several pairs of blocks ``qk@18:12``),
             ``pixel`` with ``reconstruct``, and their weighted sum ``loss``.
         """
         grid = patch_grid(self.student, (student_images.shape[2], student_images.shape[3]))
@@ -206,7 +206,7 @@ class TinyMIM(nn.Module):
         """What a loss is called: with its blocks where the same is compared at several."""
         if sum(name in other.parts for other in self.targets) == 1:
             return name
-        return f"{name}@{target.teacher_block}>{target.student_block}"
+        return f"{name}@{target.teacher_block}:{target.student_block}"
 
     def _freeze_unreached(self) -> None:
         """Parameters of the student that no loss depends on need no gradient (and DDP no search for them)."""

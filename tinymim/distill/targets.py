@@ -1,6 +1,6 @@
-"""What is compared, in one word: ``qk+vv``, ``output``, ``qkv@18``, ``attn_pre@12>6*0.5``.
+"""What is compared, in one word: ``qk+vv``, ``output``, ``qkv@18``, ``attn_pre@12:6=0.5``.
 
-    WHAT[@TEACHER_BLOCK][>STUDENT_BLOCK][*WEIGHT]
+    WHAT[@TEACHER_BLOCK][:STUDENT_BLOCK][=WEIGHT]
 
     qk+vv, qq+kk+vv, ...                     relations, summed (TinyMIM's tables 7 and 8)
     output, attn_pre, attn_post, ffn_pre     features (table 6); ffn_post is another name of output
@@ -60,13 +60,13 @@ def parse_target(word: str, teacher_depth: int, student_depth: int, teacher_bloc
     Raises:
         ConfigError: not such a word, or a block the model does not have.
     """
-    match = re.fullmatch(rf"({RELATION}|{'|'.join(WORDS)})(?:@(\d+))?(?:>(\d+))?(?:\*([0-9.]+(?:e-?\d+)?))?", word)
+    match = re.fullmatch(rf"({RELATION}|{'|'.join(WORDS)})(?:@(\d+))?(?::(\d+))?(?:=([0-9.]+(?:e-?\d+)?))?", word)
     if match is None:
         raise ConfigError(
             f"target {word!r} is not understood",
-            f"it is a sum of relations like qk+vv, or one of {', '.join(WORDS)}; then @TEACHER_BLOCK, >STUDENT_BLOCK, "
-            "*WEIGHT",
-            "e.g. qk+vv, output@18, qkv@12>6*0.5",
+            f"it is a sum of relations like qk+vv, or one of {', '.join(WORDS)}; then @TEACHER_BLOCK, :STUDENT_BLOCK, "
+            "=WEIGHT",
+            "e.g. qk+vv, output@18, qkv@12:6=0.5",
         )
     what, at_teacher, at_student, weight = match.groups()
     default = teacher_block or default_target_block(teacher_depth)

@@ -8,7 +8,7 @@ teacher_weights = None  # file for a timm teacher
 teacher_heads = None  # for files that do not store the head count
 target_block = None  # teacher block, from 1; None: 18 of 24, else the last
 relation_heads = None  # None: the teacher's heads
-targets = ["qk+vv"]  # words of tinymim.distill.targets: WHAT[@TEACHER_BLOCK][>STUDENT_BLOCK][*WEIGHT]
+targets = ["qk+vv"]  # words of tinymim.distill.targets: WHAT[@TEACHER_BLOCK][:STUDENT_BLOCK][=WEIGHT]
 softmax = True  # of relations; False: smooth L1 of the scaled scores
 class_token = None  # in relations and features; None: where both sides have one
 mask = None  # tinymim: who sees only the visible patches: None | "student" | "teacher" | "both"
