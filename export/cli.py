@@ -10,9 +10,9 @@ from typing import Any
 from tinymim.cli import run_command, spelled
 from tinymim.errors import ConfigError
 from tinymim.files import write_text
+from tinymim_export.metadata import PRECISIONS
 
 HELP = "export a checkpoint to ONNX and verify it against PyTorch; quantise, tune, or make a web page of the file"
-PRECISIONS = ("fp32", "fp16", "int8", "int8-dynamic", "int8-weights")
 ONLY_FROM_CHECKPOINT = ("config", "part", "size", "dynamic", "output", "num_heads", "opset")
 
 

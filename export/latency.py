@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from tinymim.errors import ConfigError, TinyMIMError
-from tinymim.files import write_json
+from tinymim.files import cores, write_json
 from tinymim_export.explain import gpus, machine
-from tinymim_export.runtime import Engine, cores, open_engine
+from tinymim_export.runtime import Engine, open_engine
 from tinymim_export.sessions import PROVIDERS
 from tinymim_export.stats import bootstrap_median, distinguishable, drift, ratio_interval, unsteady
 from tinymim_export.tables import markdown_table, text_table
@@ -164,7 +164,7 @@ def bench(
     paths = [Path(file) for file in ([files] if isinstance(files, str | Path) else files)]
     if not paths:
         raise ConfigError("no files to measure", "the list is empty", "tinymim bench out.onnx")
-    for name, value in (("batch", batch), ("threads", threads), ("runs", runs)):
+    for name, value in (("batch", batch), ("threads", threads)):
         if value is not None and value < 1:
             raise ConfigError(f"{name} {value} is not possible", "it counts something", f"give --{name} 1 or more")
     _check_time(runs, seconds)

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from tinymim_export.metadata import PRECISIONS
 from tinymim_export.stats import bootstrap_miou_drop
 
 PYTORCH = "PyTorch"
 TUNED = "tuner:"  # photos of scores the tuner summed up
 ROLES = ("teacher", "student", "segmentor", "onnx")
-PRECISIONS = ("fp32", "fp16", "int8", "int8-dynamic", "int8-weights")
 
 
 @dataclass

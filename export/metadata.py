@@ -15,6 +15,7 @@ from tinymim.errors import DataError
 from tinymim.files import atomic_path
 
 PREFIX = "tinymim."
+PRECISIONS = ("fp32", "fp16", "int8", "int8-dynamic", "int8-weights")  # names in the key "precision"
 
 
 def decode(properties: dict[str, str]) -> dict[str, Any]:

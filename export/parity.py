@@ -257,6 +257,11 @@ def _rows(session: Any, original: Any, images: np.ndarray, source: str, mask: bo
     return rows
 
 
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    """Cosine of two float64 vectors."""
+    return float(a @ b) / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-30)
+
+
 def figures(row: Row, got: np.ndarray, wanted: np.ndarray) -> Row:
     """Fill in the errors of ``got`` against ``wanted`` and decide."""
     if got.shape != wanted.shape or got.dtype != wanted.dtype:
@@ -266,7 +271,7 @@ def figures(row: Row, got: np.ndarray, wanted: np.ndarray) -> Row:
     largest = float(np.abs(b).max())
     row.max_error = float(np.abs(a - b).max())
     row.relative_error = row.max_error / max(largest, 1e-12)
-    row.cosine = float(a @ b) / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-30)
+    row.cosine = cosine(a, b)
     row.passed = bool(row.relative_error <= MAX_ERROR and row.cosine >= MIN_COSINE)  # False for NaN
     if row.name == "logits":
         ids = [x[:, 0] > 0 if x.shape[1] == 1 else x.argmax(axis=1) for x in (got, wanted)]

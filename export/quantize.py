@@ -22,11 +22,10 @@ from tinymim_export.agreement import compare_files, summary, tolerance_of
 from tinymim_export.blocks import choose_blocks
 from tinymim_export.calibrate import METHODS
 from tinymim_export.floatfile import FloatFile
-from tinymim_export.metadata import load_proto, proto_metadata, save_proto, write_metadata
+from tinymim_export.metadata import PRECISIONS, load_proto, proto_metadata, save_proto, write_metadata
 from tinymim_export.parity import ParityResult
 
 __all__ = ["PRECISIONS", "FloatFile", "QuantizeResult", "check_options", "quantize", "verify_file"]
-PRECISIONS = ("fp32", "fp16", "int8", "int8-dynamic", "int8-weights")
 
 
 @dataclass

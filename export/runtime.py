@@ -5,7 +5,6 @@ where the processor has it: a setting of the session, not another file.
 """
 
 import functools
-import os
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tinymim.errors import ConfigError, DataError
-from tinymim.files import sha256_file
+from tinymim.files import cores, sha256_file
 from tinymim_export.metadata import first_line, read_metadata
 from tinymim_export.sessions import IMAGES, nodes_per_provider, open_session, refuse_fallback, runner
 
@@ -279,11 +278,6 @@ def _the_core() -> Any:
     import openvino
 
     return openvino.Core()
-
-
-def cores() -> int:
-    """CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def random_input(shape: tuple[int, ...], dtype: Any, seed: int) -> np.ndarray:

@@ -19,18 +19,17 @@ from typing import Any
 
 from tinymim.data.folders import read_layout
 from tinymim.errors import CheckFailed, ConfigError, DataError, TinyMIMError
-from tinymim.files import describe_files, sha256_file
+from tinymim.files import cores, describe_files, sha256_file
 from tinymim_export.calibrate import choose_photos
 from tinymim_export.fuse import APPROXIMATE, VARIANTS
-from tinymim_export.metadata import load_proto, proto_metadata, save_proto
+from tinymim_export.metadata import PRECISIONS, load_proto, proto_metadata, save_proto
 from tinymim_export.miou import evaluate
-from tinymim_export.runtime import Engine, cores
+from tinymim_export.runtime import Engine
 from tinymim_export.tune_result import TuneResult
 from tinymim_export.tune_run import Run, Target, Wanted
 from tinymim_export.verdict import Budget, loses_too_much, variants_that_pay
 
 EXACT_VARIANTS = tuple(name for name in VARIANTS if name not in APPROXIMATE)
-PRECISIONS = ("fp32", "fp16", "int8", "int8-dynamic", "int8-weights")
 WITHIN = "int8 within the budget"  # some blocks left in float
 
 # fp16 on a CPU is float32 with casts; dynamic INT8 and packed weights are made for ONNX Runtime's own CPU kernels;

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tinymim.files import write_json
+from tinymim.files import write_json, write_text
 from tinymim_export.plots import ScatterPoint, scatter
 from tinymim_export.report import Section, cards, commands, environment_table, files_table, table, write_report
 from tinymim_export.report import verdict as sentence
@@ -60,7 +60,7 @@ class TuneResult:
         folder = Path(self.folder)
         self.next = self._next()
         self.to_json(folder / "tune.json")
-        (folder / "tune.md").write_text(self.to_markdown())
+        write_text(folder / "tune.md", self.to_markdown())
         write_tune_report(self, folder / "report.html")
 
     def ranked(self) -> list[Candidate]:

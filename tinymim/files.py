@@ -137,6 +137,11 @@ def versions() -> dict[str, str]:
     return found
 
 
+def cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def environment() -> dict[str, Any]:
     """The machine and software stamp kept in ``env.json`` and in every result."""
     cpu = platform.processor() or platform.machine()
@@ -146,6 +151,6 @@ def environment() -> dict[str, Any]:
     return {
         "platform": platform.platform(),
         "cpu": cpu,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "versions": versions(),
     }

@@ -24,7 +24,7 @@ from typing import Any
 
 from tinymim.cli import run_command
 from tinymim.errors import ConfigError
-from tinymim.files import environment, sha256_file, write_json
+from tinymim.files import environment, sha256_file, write_json, write_text
 
 MODELS = ["upernet_tinymim_t_64_camvid", "segformer_b0_camvid", "pidnet_s_camvid", "deeplabv3plus_r18_camvid"]
 STAGES = ["train", "export", "score", "measure"]
@@ -178,6 +178,8 @@ def without_folders(path: Path) -> dict[str, Any]:
 
 def table(results: dict[str, Any]) -> str:
     """The Markdown table of what has been done so far, fastest first."""
+    from tinymim_export.tables import markdown_table
+
     timing = results["measure"] or {"rows": []}
     ms = {row["sha256"]: row for row in timing["rows"]}
     rows = []
@@ -198,11 +200,11 @@ def table(results: dict[str, Any]) -> str:
         ]))  # fmt: skip
     head = ["model", "backbone from", "parameters", "multiply-adds", "file MiB", "p50 ms", "p90 ms",
             "mIoU % of the file", "mIoU % in PyTorch", "steps", "optimizer, rate", "sha256"]  # fmt: skip
-    lines = ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *(row for _, row in sorted(rows))]]
+    lines = markdown_table([head, *(row for _, row in sorted(rows))])
     trained = next((stages["train"] for seeds in results["models"].values() for stages in seeds.values()
                     if "train" in stages), None)  # fmt: skip
     about = timing.get("environment", results["environment"])
-    text = ["# Segmentors on the same data with the same steps", "", *lines, ""]
+    text = ["# Segmentors on the same data with the same steps", "", lines]
     if trained:
         sizes = ["x".join(map(str, trained[key])) for key in ("size", "crop")]
         text.append(f"Photos stretched to {sizes[0]}, {trained['batch_size']} crops of {sizes[1]} a step; best "
@@ -247,7 +249,7 @@ def write(out: Path) -> str:
     results = collect(out)
     write_json(out / "compare.json", results)
     text = table(results)
-    (out / "compare.md").write_text(text)
+    write_text(out / "compare.md", text)
     return text
 
 

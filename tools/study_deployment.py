@@ -20,7 +20,7 @@ import numpy as np
 
 from tinymim.cli import run_command
 from tinymim.errors import ConfigError, TinyMIMError
-from tinymim.files import atomic_path, environment, sha256_file, write_json
+from tinymim.files import atomic_path, environment, sha256_file, write_json, write_text
 
 CALIBRATION = 64  # photos, from the training split
 
@@ -215,6 +215,7 @@ def backbone(args: argparse.Namespace) -> list[dict[str, Any]]:
     """The bare backbone: every precision and runtime, time and cosine of its features on real photos."""
     from tinymim_export import export
     from tinymim_export.latency import interleave
+    from tinymim_export.parity import cosine
     from tinymim_export.photos import load_photos, normalise
     from tinymim_export.quantize import quantize
     from tinymim_export.runtime import open_engine
@@ -253,21 +254,17 @@ def backbone(args: argparse.Namespace) -> list[dict[str, Any]]:
     ]
     real = load_photos(photos / "validation", limit=16)
     images = np.stack([normalise(photo, (side, side), engines[0].meta) for photo in real])
-    want = [engines[0].run(image[None]) for image in images]
+    want = [engines[0].run(image[None]).astype(np.float64).ravel() for image in images]
     times = interleave([engine.timer((1, 3, side, side)) for engine in engines], runs=None, seconds=args.seconds)
     made = []
     for row, engine, ms in zip(rows, engines, times, strict=True):
-        cosines = [_cosine(engine.run(image[None]), b) for image, b in zip(images, want, strict=True)]
+        got = [engine.run(image[None]).astype(np.float64).ravel() for image in images]
+        cosines = [cosine(a, b) for a, b in zip(got, want, strict=True)]
         made.append({"name": row.name, "file": row.file.name, "sha256": engine.sha256, "engine": engine.label,
                      "p50_ms": float(np.median(ms)), "p90_ms": float(np.percentile(ms, 90)),
                      "interval": bootstrap_median(ms), "speedup": float(np.median(times[0]) / np.median(ms)),
                      "cosine": min(cosines), "photos": len(cosines)})  # fmt: skip
     return made
-
-
-def _cosine(a: np.ndarray, b: np.ndarray) -> float:
-    x, y = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
-    return float(x @ y / np.linalg.norm(x) / np.linalg.norm(y))
 
 
 def table(results: dict[str, Any]) -> str:
@@ -336,8 +333,7 @@ def run(args: argparse.Namespace) -> int:
                "checkpoint_sha256": sha256_file(args.checkpoint), "segmentors": made,
                "backbone_size": args.backbone_size, "backbone": backbone(args)}  # fmt: skip
     write_json(args.out / "deployment.json", results)
-    with atomic_path(args.out / "deployment.md") as part:
-        part.write_text(table(results))
+    write_text(args.out / "deployment.md", table(results))
     print(table(results))
     print(f"next: tinymim report {args.out} --out {args.out}/report.html")
     return 0

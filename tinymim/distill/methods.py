@@ -18,7 +18,6 @@ from tinymim.distill.taps import TAPS, read
 from tinymim.distill.targets import Target, parse_target
 from tinymim.distill.tokens import (
     has_class_token,
-    keep_patches,
     num_heads,
     pair_tokens,
     patch_grid,
@@ -26,7 +25,7 @@ from tinymim.distill.tokens import (
     resample,
 )
 from tinymim.errors import ConfigError
-from tinymim.models.mae import MAE
+from tinymim.models.mae import MAE, keep_patches
 from tinymim.models.vit import ViT
 
 

@@ -25,8 +25,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from tinymim.distill.tokens import keep_patches, num_prefix
+from tinymim.distill.tokens import num_prefix
 from tinymim.errors import ConfigError
+from tinymim.models.mae import keep_patches
 from tinymim.models.teachers import TIMM
 from tinymim.models.vit import ViT
 

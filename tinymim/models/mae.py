@@ -10,6 +10,12 @@ from tinymim.models.position import resize_position, sincos_position
 from tinymim.models.vit import Block, ViT, _init_weights
 
 
+def keep_patches(x_BTD: Tensor, keep_BV: Tensor, prefix: int) -> Tensor:
+    """Prefix tokens and the chosen patches: (B, P + N, D) -> (B, P + V, D)."""
+    patches = x_BTD[:, prefix:].gather(1, keep_BV.unsqueeze(-1).expand(-1, -1, x_BTD.shape[-1]))
+    return torch.cat([x_BTD[:, :prefix], patches], dim=1)
+
+
 class MAE(nn.Module):
     """Pre-training wrapper; keep ``encoder`` afterwards.
 
@@ -59,8 +65,7 @@ class MAE(nn.Module):
     def encode(self, images: Tensor, ids_keep_BV: Tensor) -> Tensor:
         """Encode visible patches only -> (B, 1 + V, D) after the final norm."""
         x_BTD, grid = self.encoder.embed(images)
-        patches = x_BTD[:, 1:].gather(1, ids_keep_BV.unsqueeze(-1).expand(-1, -1, x_BTD.shape[-1]))
-        x_BTD = torch.cat([x_BTD[:, :1], patches], dim=1)
+        x_BTD = keep_patches(x_BTD, ids_keep_BV, 1)
         for i in range(self.encoder.depth):
             x_BTD = self.encoder.run_block(i, x_BTD, grid, None)
         return self.encoder.norm(x_BTD)

@@ -143,9 +143,7 @@ def _timm_teacher(
             "python -c \"import timm; print(timm.list_models('vit_*mae*', pretrained=True))\" lists them",
         )
     if grid is not None:
-        with torch.device("meta"):
-            probe: Any = timm.create_model(timm_name, num_classes=0)
-        img_size = grid * int(probe.patch_embed.patch_size[0])
+        img_size = grid * describe_teacher(timm_name).patch
     kwargs: dict[str, Any] = dict(num_classes=0, img_size=img_size)
     download = pretrained and weights is None
     if download:
