@@ -1,10 +1,6 @@
 """Recipe -> MMEngine Runner: ``pretrain`` and ``distill``, the two long jobs, and what they return."""
 
-import hashlib
 import json
-import os
-import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,21 +10,19 @@ from mmengine.config import Config
 from torch import nn
 from torch.utils.data import DataLoader
 
-from tinymim.compat import launched_processes, start_cpu_processes, use_device
+from tinymim.compat import use_device
 from tinymim.data.photos import Photos, StepSampler, collate, leave_signals_to_the_main_process, list_photos
 from tinymim.distill import TinyMIM
-from tinymim.engine.loop import MonitorHook, NonFiniteLoss, SaveHook, dump_bad_batch
+from tinymim.engine.loop import MonitorHook, SaveHook, ScheduleHook
 from tinymim.engine.model import PretrainModel, parameter_groups, pick_precision
-from tinymim.engine.plan import Plan, make_plan, measure, micro_batch
+from tinymim.engine.plan import make_plan, measure, micro_batch
 from tinymim.engine.recipe import load_recipe
+from tinymim.engine.session import join_processes, make_runner, open_folder, train, write_settings
 from tinymim.errors import CheckpointError, ConfigError
-from tinymim.files import atomic_path, describe_file, describe_files, note_output, prepare_out, write_env
+from tinymim.files import describe_file, describe_files, note_output
 from tinymim.models import ViT, create_model, load_weights, save_student
 from tinymim.models.mae import MAE
 from tinymim.models.teachers import Teacher, load_teacher, state_sha256
-
-PLACES = {"workers", "data", "val_data", "teacher", "teacher_weights", "init_from"}  # env.json names these by content
-MAY_CHANGE = {"workers", "data", "val_data"}  # on resume; everything else would change the numbers
 
 
 @dataclass
@@ -142,12 +136,7 @@ def run(
                 "init_from": init_from, "lr": lr, "max_steps": max_steps, "world": world,
                 "photos": len(photos)}  # fmt: skip
     folder = Path(out or f"runs/{Path(recipe).stem}")
-    state = None
-    if not dry_run:
-        if rank == 0:
-            prepare_out(folder, resume=resume, overwrite=overwrite)
-        barrier()
-        state = _resume_state(folder, settings) if resume else None
+    state = None if dry_run else open_folder(folder, settings, rank, resume=resume, overwrite=overwrite)
 
     torch.manual_seed(config.seed)
     autocast, scaled = pick_precision(config.precision, place)
@@ -197,49 +186,20 @@ def run(
         folder, title, 1 if place == "cpu" else 10, val_loader, config.val_every or plan.steps_per_epoch
     )
     saver = SaveHook(folder, config.save_every or plan.steps_per_epoch, write_student, state, plan.micro_batch)
-    if rank == 0 and not resume:
-        with atomic_path(folder / "config.py") as part:
-            part.write_text(f'"""Resolved recipe of this run (tinymim {" ".join(sys.argv[1:])})."""\n\n'
-                            + "".join(f"{k} = {v!r}\n" for k, v in settings.items()))  # fmt: skip
-        (folder / "plots").mkdir(exist_ok=True)
     if rank == 0:
-        write_env(folder, {
+        write_settings(folder, settings, {
             "teacher": {"file": master.name, "sha256": master.sha256} if master else None,
             "init_from": describe_file(init_from) if init_from and Path(init_from).is_file() else None,
             "data": describe_files(data, photos),
-            "recipe_sha256": hashlib.sha256(json.dumps({key: value for key, value in settings.items()
-                                                        if key not in PLACES}, sort_keys=True).encode()).hexdigest(),
         })  # fmt: skip
-    runner = _runner(folder, wrapped, loader, plan, config, scaled, start, [monitor, saver], options)
-    began = time.monotonic()
-    try:
-        runner.train()
-    except NonFiniteLoss as error:
-        dump = dump_bad_batch(folder, runner)
-        kept = "student.pth and checkpoints/ hold the last good state" if (folder / "student.pth").is_file() else (
-            "nothing was saved yet")  # fmt: skip
-        raise NonFiniteLoss(f"{error.what} at step {runner.iter}", f"{error.why}; the batch is in {dump}, {kept}",
-                            error.fix) from None  # fmt: skip
-    return RunResult(folder, folder / "student.pth", folder / "metrics.jsonl", plan.steps, time.monotonic() - began,
+    schedule = ScheduleHook(plan.steps, plan.warmup, plan.peak_lr, config.min_lr)
+    optimizer = torch.optim.AdamW(parameter_groups(wrapped, config.weight_decay), lr=plan.peak_lr,
+                                  betas=tuple(config.betas))  # fmt: skip
+    runner = make_runner(folder, wrapped, loader, plan, config, optimizer, [schedule, monitor, saver], scaled=scaled,
+                         start=start, options=options)  # fmt: skip
+    seconds = train(runner, folder)
+    return RunResult(folder, folder / "student.pth", folder / "metrics.jsonl", plan.steps, seconds,
                      getattr(monitor, "last", {}), monitor.val, monitor.skipped)  # fmt: skip
-
-
-def join_processes(place: str, options: dict[str, Any]) -> tuple[int, int]:
-    """Rank and number of processes; under torchrun the group is joined (nccl, or gloo on CPU)."""
-    if launched_processes() == 1:
-        return 0, 1
-    if place == "cpu":
-        start_cpu_processes(options)
-    elif not torch.distributed.is_initialized():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        torch.distributed.init_process_group("nccl")
-    return torch.distributed.get_rank(), torch.distributed.get_world_size()
-
-
-def barrier() -> None:
-    """Wait for the other processes, if any."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()
 
 
 def build_method(config: Config, *, pretrained: bool = True) -> tuple[TinyMIM | MAE, Teacher | None]:
@@ -289,62 +249,3 @@ def build_method(config: Config, *, pretrained: bool = True) -> tuple[TinyMIM | 
         teacher_drop_path=config.teacher_drop_path, align=config.align,
     )  # fmt: skip
     return method, teacher
-
-
-def _resume_state(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The newest checkpoint of a run of ours, if the settings are the run's own.
-
-    Raises:
-        ConfigError: settings differ, or the folder holds another kind of run.
-    """
-    if not (folder / "config.py").is_file():
-        raise ConfigError(f"{folder} holds no run to resume", "config.py is missing", "leave --resume out")
-    before = json.loads(json.dumps(Config.fromfile(folder / "config.py").to_dict()))
-    changed = [f"{k}: {before.get(k)!r} -> {v!r}" for k, v in settings.items()
-               if k not in MAY_CHANGE and before.get(k) != v]  # fmt: skip
-    if changed:
-        raise ConfigError(
-            "the settings differ from the run's own",
-            "; ".join(changed),
-            "resume with the same options, or start a new run with --init-from its student.pth",
-        )
-    found = sorted((folder / "checkpoints").glob("step_*.pth"))
-    if not found:
-        print(f"note: {folder} was stopped before its first checkpoint; it starts again from step 0")
-        return None
-    state = torch.load(found[-1], map_location="cpu", weights_only=True)
-    print(f"resuming at step {state['step']}")
-    return state
-
-
-def _runner(
-    folder: Path, model: PretrainModel, loader: DataLoader, plan: Plan, config: Config, scaled: bool, start: int,
-    hooks: list[Any], options: dict[str, Any],
-) -> Any:  # fmt: skip
-    from mmengine.optim import AmpOptimWrapper, OptimWrapper
-    from mmengine.runner import Runner
-
-    groups = parameter_groups(model, config.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=plan.peak_lr, betas=tuple(config.betas))
-    parts = plan.batch // launched_processes() // plan.micro_batch
-    wrapper = dict(optimizer=optimizer, accumulative_counts=parts)
-    optim = AmpOptimWrapper(dtype="float16", **wrapper) if scaled else OptimWrapper(**wrapper)  # type: ignore[arg-type]
-    schedule = dict(type="ScheduleHook", steps=plan.steps, warmup=plan.warmup, peak=plan.peak_lr, final=config.min_lr)
-    off = dict.fromkeys(("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint"))
-    return Runner(
-        model,
-        work_dir=str(folder / "log"),
-        train_dataloader=loader,
-        train_cfg=dict(
-            type="StepLoop", max_iters=plan.steps, start=start, micro_batch=plan.micro_batch, seed=config.seed
-        ),
-        optim_wrapper=optim,
-        default_hooks=off,
-        custom_hooks=[schedule, *hooks],
-        default_scope="mmengine",
-        launcher=options.pop("launcher", "pytorch" if launched_processes() > 1 else "none"),
-        randomness=dict(seed=config.seed),
-        log_level="ERROR",
-        cfg=options,
-        experiment_name=folder.name,
-    )

@@ -1,0 +1,160 @@
+"""What every training job shares: processes, the run folder's settings, exact resume, MMEngine's Runner."""
+
+import hashlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from torch.utils.data import DataLoader
+
+from tinymim.compat import launched_processes, start_cpu_processes
+from tinymim.engine.loop import NonFiniteLoss, dump_bad_batch
+from tinymim.engine.plan import Plan
+from tinymim.errors import ConfigError
+from tinymim.files import atomic_path, prepare_out, write_env
+
+PLACES = {"workers", "data", "val_data", "teacher", "teacher_weights", "init_from", "student_file"}  # named by content
+MAY_CHANGE = {"workers", "data", "val_data"}  # on resume; everything else would change the numbers
+
+
+def join_processes(place: str, options: dict[str, Any]) -> tuple[int, int]:
+    """Rank and number of processes; under torchrun the group is joined (nccl, or gloo on CPU)."""
+    if launched_processes() == 1:
+        return 0, 1
+    if place == "cpu":
+        start_cpu_processes(options)
+    elif not torch.distributed.is_initialized():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.distributed.init_process_group("nccl")
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def barrier() -> None:
+    """Wait for the other processes, if any."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
+def open_folder(
+    folder: Path, settings: dict[str, Any], rank: int, *, resume: bool, overwrite: bool
+) -> dict[str, Any] | None:
+    """Make or reopen a run folder; the state of its newest checkpoint on resume.
+
+    Raises:
+        ConfigError: see :func:`tinymim.files.prepare_out` and :func:`resume_state`.
+    """
+    if rank == 0:
+        prepare_out(folder, resume=resume, overwrite=overwrite)
+    barrier()
+    return resume_state(folder, settings) if resume else None
+
+
+def write_settings(folder: Path, settings: dict[str, Any], inputs: dict[str, Any]) -> None:
+    """``config.py`` (once) and ``env.json`` of a run folder.
+
+    Args:
+        folder: Run folder.
+        settings: Every resolved setting.
+        inputs: Files the run reads, with their sha256.
+    """
+    if not (folder / "config.py").is_file():
+        with atomic_path(folder / "config.py") as part:
+            part.write_text(f'"""Resolved recipe of this run (tinymim {" ".join(sys.argv[1:])})."""\n\n'
+                            + "".join(f"{k} = {v!r}\n" for k, v in settings.items()))  # fmt: skip
+        (folder / "plots").mkdir(exist_ok=True)
+    content = json.dumps({key: value for key, value in settings.items() if key not in PLACES}, sort_keys=True)
+    write_env(folder, {**inputs, "recipe_sha256": hashlib.sha256(content.encode()).hexdigest()})
+
+
+def resume_state(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The newest checkpoint of a run of ours, if the settings are the run's own.
+
+    Raises:
+        ConfigError: settings differ, or the folder holds another kind of run.
+    """
+    if not (folder / "config.py").is_file():
+        raise ConfigError(f"{folder} holds no run to resume", "config.py is missing", "leave --resume out")
+    before = json.loads(json.dumps(Config.fromfile(folder / "config.py").to_dict()))
+    changed = [f"{k}: {before.get(k)!r} -> {v!r}" for k, v in settings.items()
+               if k not in MAY_CHANGE and before.get(k) != v]  # fmt: skip
+    if changed:
+        raise ConfigError(
+            "the settings differ from the run's own",
+            "; ".join(changed),
+            "resume with the same options, or start a new run with --init-from its student.pth",
+        )
+    found = sorted((folder / "checkpoints").glob("step_*.pth"))
+    if not found:
+        print(f"note: {folder} was stopped before its first checkpoint; it starts again from step 0")
+        return None
+    state = torch.load(found[-1], map_location="cpu", weights_only=True)
+    print(f"resuming at step {state['step']}")
+    return state
+
+
+def make_runner(
+    folder: Path, model: Any, loader: DataLoader, plan: Plan, config: Config, optimizer: torch.optim.Optimizer,
+    hooks: list[Any], *, scaled: bool, start: int, options: dict[str, Any],
+) -> Any:  # fmt: skip
+    """MMEngine's Runner around our loop.
+
+    Args:
+        folder: Run folder.
+        model: The BaseModel.
+        loader: Batches from ``start`` on.
+        plan: The arithmetic.
+        config: The recipe.
+        optimizer: With its parameter groups.
+        hooks: In the order they run.
+        scaled: Whether float16 losses are scaled.
+        start: First step.
+        options: What :func:`join_processes` left.
+    """
+    from mmengine.optim import AmpOptimWrapper, OptimWrapper
+    from mmengine.runner import Runner
+
+    parts = plan.batch // launched_processes() // plan.micro_batch
+    wrapper: dict[str, Any] = dict(optimizer=optimizer, accumulative_counts=parts)
+    optim = AmpOptimWrapper(dtype="float16", **wrapper) if scaled else OptimWrapper(**wrapper)
+    off = dict.fromkeys(("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint"))
+    return Runner(
+        model,
+        work_dir=str(folder / "log"),
+        train_dataloader=loader,
+        train_cfg=dict(
+            type="StepLoop", max_iters=plan.steps, start=start, micro_batch=plan.micro_batch, seed=config.seed
+        ),
+        optim_wrapper=optim,
+        default_hooks=off,
+        custom_hooks=hooks,
+        default_scope="mmengine",
+        launcher=options.pop("launcher", "pytorch" if launched_processes() > 1 else "none"),
+        randomness=dict(seed=config.seed),
+        log_level="ERROR",
+        cfg=options,
+        experiment_name=folder.name,
+    )
+
+
+def train(runner: Any, folder: Path) -> float:
+    """Run to the end; seconds.
+
+    Raises:
+        NonFiniteLoss: with where the batch lies and what was saved.
+    """
+    began = time.monotonic()
+    try:
+        runner.train()
+    except NonFiniteLoss as error:
+        dump = dump_bad_batch(folder, runner)
+        kept = (
+            "the checkpoints hold the last good state" if any(folder.glob("checkpoints/*")) else "nothing was saved yet"
+        )
+        raise NonFiniteLoss(f"{error.what} at step {runner.iter}", f"{error.why}; the batch is in {dump}, {kept}",
+                            error.fix) from None  # fmt: skip
+    return time.monotonic() - began

@@ -1,0 +1,167 @@
+"""A classifier on our ViT, under timm's key names, as MAE and TinyMIM fine-tune it and as TinyMIM*-T must have been.
+
+Legend: B = batch, P = prefix tokens (class, distillation), N = patches, D = width, K = classes.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tinymim.errors import CheckpointError, ConfigError
+from tinymim.files import versions
+from tinymim.models.checkpoints import load_weights, model_from_checkpoint, save_torch
+from tinymim.models.formats import Checkpoint
+from tinymim.models.vit import IMAGENET_MEAN, IMAGENET_STD, ViT
+
+HEADS = ("fc_norm", "head", "head_dist")
+
+
+class Classifier(nn.Module):
+    """ViT -> mean of the patch tokens -> LayerNorm -> linear layer; the ViT's own final norm is left out, as published.
+
+    With a distillation token there is a second linear layer on it, and the two answers are averaged in evaluation
+    (DeiT, arXiv 2012.12877, section 3). The authors' code of TinyMIM*-T is not published; its files hold ``conv1x1``,
+    ``fc_norm``, ``head`` and ``head_dist``. Our reading: ``conv1x1`` (LayerNorm, Linear to 1280, GELU) acts on every
+    token, as in their segmentation code, one ``fc_norm`` of that width on both answers.
+
+    Args:
+        backbone: The ViT.
+        num_classes: K.
+    """
+
+    def __init__(self, backbone: ViT, num_classes: int) -> None:
+        super().__init__()
+        if backbone.config["last_dim"] is None:
+            backbone.norm = nn.Identity()
+        self.backbone, self.num_classes = backbone, num_classes
+        width = backbone.num_features
+        self.fc_norm = nn.LayerNorm(width, eps=1e-6)
+        self.head = _linear(width, num_classes)
+        self.head_dist = _linear(width, num_classes) if backbone.dist_token is not None else None
+
+    def answers(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Images (B, 3, H, W), normalised -> logits (B, K) of the class head and, if there is one, the second head."""
+        x_BTD = self.backbone(images)
+        logits_BK = self.head(self.fc_norm(x_BTD[:, self.backbone.num_prefix_tokens :].mean(dim=1)))
+        return logits_BK, None if self.head_dist is None else self.head_dist(self.fc_norm(x_BTD[:, 1]))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W), normalised -> logits (B, K); with two heads their mean."""
+        own_BK, taught_BK = self.answers(images)
+        return own_BK if taught_BK is None else (own_BK + taught_BK) / 2
+
+    def layer_of(self, name: str) -> int:
+        """Layer of a parameter for layer decay: 0 embeddings and tokens, i + 1 block i, depth + 1 the rest (MAE)."""
+        name = name.removeprefix("backbone.")
+        top, _, rest = name.partition(".")
+        if top in ("cls_token", "dist_token", "pos_embed", "patch_embed"):
+            return 0
+        return int(rest.partition(".")[0]) + 1 if top == "blocks" else self.backbone.depth + 1
+
+    def layer_groups(self, lr: float, layer_decay: float, weight_decay: float) -> list[dict[str, Any]]:
+        """Optimizer groups: rate * layer_decay ** (depth + 1 - layer); no decay on 1-D parameters, tokens, positions.
+
+        timm's schedulers and ours multiply by ``lr_scale``.
+        """
+        groups: dict[tuple[int, bool], dict[str, Any]] = {}
+        for name, parameter in self.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            last = name.rpartition(".")[2]
+            plain = parameter.ndim <= 1 or last in ("pos_embed", "cls_token", "dist_token", _TABLE)
+            layer = self.layer_of(name)
+            scale = layer_decay ** (self.backbone.depth + 1 - layer)
+            group = groups.setdefault((layer, plain), {
+                "params": [], "lr": lr * scale, "lr_scale": scale, "weight_decay": 0.0 if plain else weight_decay,
+            })  # fmt: skip
+            group["params"].append(parameter)
+        return [groups[key] for key in sorted(groups)]
+
+
+_TABLE = "relative_position_bias_table"
+
+
+def _linear(width: int, num_classes: int) -> nn.Linear:
+    """A head that starts almost at zero (MAE's fine-tuning: std 2e-5)."""
+    layer = nn.Linear(width, num_classes)
+    nn.init.trunc_normal_(layer.weight, std=2e-5)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def save_classifier(
+    model: Classifier, path: str | os.PathLike[str], classes: Sequence[str], meta: dict[str, Any] | None = None
+) -> None:
+    """Write ``{"model": tensors under timm's names, "meta": plain dict}``; also a student for every other command.
+
+    Args:
+        model: The classifier.
+        path: File to write, aside and renamed.
+        classes: Names of the K classes.
+        meta: Added to name, constructor arguments, classes, mean, std and versions.
+    """
+    state = {k.removeprefix("backbone."): v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    save_torch({"model": state, "meta": {
+        "name": "Classifier", "config": model.backbone.config, "classes": [*classes], "mean": list(IMAGENET_MEAN),
+        "std": list(IMAGENET_STD), "recipe": None, "versions": versions(),
+    } | (meta or {})}, path)  # fmt: skip
+
+
+def load_classifier(path: str | os.PathLike[str], *, num_heads: int | None = None) -> tuple[Classifier, Checkpoint]:
+    """Build the classifier a file holds: ours, or the published fine-tuned layouts (TinyMIM-FT, TinyMIM-FT-Tstar).
+
+    Args:
+        path: The file.
+        num_heads: Heads a block, for files that do not store it.
+
+    Raises:
+        CheckpointError: no classifier's tensors in the file, or of another arrangement.
+    """
+    backbone, checkpoint = model_from_checkpoint(path, num_heads=num_heads)
+    state = checkpoint.state
+    if "head.weight" not in state or "fc_norm.weight" not in state:
+        raise CheckpointError(
+            f"{path} holds no classifier",
+            "a fine-tuned model has head.weight and fc_norm.weight (mean of the patch tokens)",
+            f"train one: tinymim finetune --student {path} --data TRAIN --val-data VAL",
+        )
+    model = Classifier(backbone, len(state["head.weight"]))
+    fill_heads(model, state)
+    return model.eval(), checkpoint
+
+
+def fill_heads(model: Classifier, state: dict[str, Tensor]) -> None:
+    """Copy ``fc_norm``, ``head`` and ``head_dist`` into a classifier.
+
+    Raises:
+        CheckpointError: one of them is missing or of another shape.
+    """
+    own = {k: v for k, v in model.state_dict().items() if k.startswith(HEADS)}
+    for key, value in own.items():
+        if key not in state or state[key].shape != value.shape:
+            found = tuple(state[key].shape) if key in state else "absent"
+            raise CheckpointError(
+                f"{key} is {found} in the file and {tuple(value.shape)} in the classifier",
+                "the file's head is arranged in another way (whose code was perhaps never published)",
+                "fine-tune its encoder again: tinymim finetune --student FILE",
+            )
+    with torch.no_grad():
+        for key, value in own.items():
+            value.copy_(state[key])
+
+
+def check_classes(model: Classifier, classes: Sequence[str], path: object) -> None:
+    """Refuse photos of other classes than the file was trained for.
+
+    Raises:
+        ConfigError: another number of classes.
+    """
+    if len(classes) != model.num_classes:
+        raise ConfigError(
+            f"{path} knows {model.num_classes} classes, the photos have {len(classes)}",
+            "their numbers would not mean the same",
+            "give the folder it was trained for, one sub-folder a class",
+        )
