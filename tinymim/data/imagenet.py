@@ -182,7 +182,8 @@ def _check_classes(root: Path, kind: str) -> tuple[list[str], int]:
         if deeper:
             why, fix = "the class folders lie one level deeper", f"give {' or '.join(map(str, deeper))}"
         elif all(re.fullmatch(r"n\d{8}", name) for name in unknown):
-            why, fix = f"these are wnids, but not among its {len(known)}", "move them out of the folder"
+            why = f"these are wnids, but not among its {len(known)}"
+            fix = f"check that this is {kind}, or move them out of the folder"
         elif len(unknown) == len(found):
             why = f"class folders are named by wnids, as {known[0]}"
             fix = "unpack the official download, or rename each folder to its wnid"
