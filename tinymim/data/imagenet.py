@@ -293,5 +293,5 @@ def _some(names: Iterable[str], most: int = 5) -> str:
 
 
 def _count(names: Sequence[str], one: str, many: str = "") -> str:
-    """ "1 folder", "2 folders"."""
+    """A number and its word: 1 folder, 2 folders."""
     return f"{len(names)} {one if len(names) == 1 else many or one + 's'}"
