@@ -181,11 +181,12 @@ def test_limit_is_spread_over_the_classes(tmp_path):
     assert seen == [0, 1, 2, 3]
 
 
-def test_damaged_photos_are_skipped_and_named(tmp_path, capsys):
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_damaged_photos_are_skipped_and_named(tmp_path, capsys, batch_size):
     write_classes(tmp_path, ALL[:2], photos=2)
     broken = tmp_path / ALL[0] / "1.JPEG"
     broken.write_bytes(broken.read_bytes()[:200])
-    result = evaluate(read_colour, imagenet=tmp_path, batch_size=1, progress=True)["imagenet"]
+    result = evaluate(read_colour, imagenet=tmp_path, batch_size=batch_size, progress=True)["imagenet"]
     assert (result["top1"], result["photos"], result["skipped"]) == (1, 3, [str(broken)])
     assert f"skipped damaged photo {broken}" in capsys.readouterr().out
     for path in tmp_path.rglob("*.JPEG"):
