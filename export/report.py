@@ -245,7 +245,7 @@ def run_report(run_folder: str | Path, *, next_commands: Iterable[tuple[str, str
     steps = max((int(x) for points in metrics.values() for x, _ in points), default=0)
     env = json.loads((folder / "env.json").read_text()) if (folder / "env.json").is_file() else {}
     config = hide_paths((folder / "config.py").read_text()) if (folder / "config.py").is_file() else ""
-    first = [name for name in ("loss", "val_loss", "mIoU", "mAcc", "aAcc") if name in metrics]
+    first = [name for name in ("loss", "val_loss", "val_top1", "val_top5", "mIoU", "mAcc", "aAcc") if name in metrics]
     headline = []
     for name in first or list(metrics)[:4]:
         start, end = metrics[name][0][1], metrics[name][-1][1]
@@ -253,9 +253,11 @@ def run_report(run_folder: str | Path, *, next_commands: Iterable[tuple[str, str
             start, end = 100 * start, 100 * end
         note = f"from {number(start)}" if math.isfinite(start) and len(metrics[name]) > 1 else ""
         headline.append((name, f"{number(end)} %" if is_ratio(name) else number(end), note, ""))
-    kinds = {"segmentor.pth": "segmentation run", "student.pth": "pre-training run"}
+    kinds = {"segmentor.pth": "segmentation run", "student.pth": "pre-training run",
+             "classifier.pth": "fine-tuning run"}  # fmt: skip
     kind = next((text for file, text in kinds.items() if (folder / file).is_file()), "run")
-    left = [folder / name for name in ("segmentor.pth", "student.pth", "config.py", "metrics.jsonl")]
+    left = [folder / name 
+            for name in ("segmentor.pth", "student.pth", "classifier.pth", "config.py", "metrics.jsonl")]  # fmt: skip
     return write_report(
         folder / "report.html",
         folder.name,
@@ -280,6 +282,10 @@ def _next_commands(folder: Path) -> list[tuple[str, str]]:
         return [("Export it to ONNX and prove that it gives the same masks",
                  f"tinymim-export --onnx {at}/model.onnx --checkpoint {at}/segmentor.pth"),
                 ("See where its milliseconds go", f"tinymim bench {at}/model.onnx --split")]  # fmt: skip
+    if (folder / "classifier.pth").is_file():
+        return [("Score it again, or on ImageNet-A, -R, -C", f"tinymim eval {at}/classifier.pth --data VAL"),
+                ("Train a segmentor on it", "python tools/train_seg.py mmseg_configs/upernet_tinymim_t_light.py "
+                 f"--data-root FOLDER --work-dir runs/seg --student {at}/classifier.pth")]  # fmt: skip
     if (folder / "student.pth").is_file():
         return [("Train a segmentor on it", "python tools/train_seg.py mmseg_configs/upernet_tinymim_t_light.py "
                  f"--data-root FOLDER --work-dir runs/seg --student {at}/student.pth"),

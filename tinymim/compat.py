@@ -1,8 +1,9 @@
-"""The one place that bends MMEngine and MMCV to today's PyTorch and to machines without a GPU.
+"""The one place that bends MMEngine, MMCV and timm to today's PyTorch and Pillow, and to machines without a GPU.
 
 - ``install_mmcv_stand_in``: MMSegmentation imports MMCV's compiled operators although a plain UperNet needs none;
   with ``mmcv-lite`` they do not exist. A stand-in module lets the import pass and complains when an operator is used.
 - ``use_device``: MMEngine picks the first accelerator it sees, once, at import.
+- ``let_timm_posterize``: timm's RandAugment now and then posterizes to 0 bits, which newer Pillow refuses.
 - ``start_cpu_processes``: MMEngine's launcher calls ``torch.cuda.set_device`` whatever the machine has.
 """
 
@@ -44,6 +45,20 @@ def _missing_operator(name: str) -> Any:
         )
 
     return operator
+
+
+def let_timm_posterize() -> None:
+    """0 bits give a black image in timm's RandAugment, as they did before Pillow raised an error for them."""
+    from PIL import Image, ImageOps
+    from timm.data import auto_augment
+
+    def posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+        if bits >= 8:
+            return image
+        return ImageOps.posterize(image, bits) if bits >= 1 else Image.new(image.mode, image.size)
+
+    for name in ("Posterize", "PosterizeIncreasing", "PosterizeOriginal"):
+        auto_augment.NAME_TO_OP[name] = posterize
 
 
 def launched_processes() -> int:

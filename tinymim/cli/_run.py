@@ -1,4 +1,4 @@
-"""Options and last words the verbs ``pretrain`` and ``distill`` share."""
+"""Options and last words the verbs ``pretrain``, ``distill`` and ``finetune`` share."""
 
 import argparse
 import inspect
@@ -8,16 +8,20 @@ from typing import Any
 from mmengine.config import DictAction
 
 
-def add_run_arguments(parser: argparse.ArgumentParser, recipe: str, model_option: str) -> None:
-    """The common options; their names are the keywords of :func:`tinymim.engine.run.run`."""
+def add_run_arguments(parser: argparse.ArgumentParser, recipe: str, method: str) -> None:
+    """The common options; their names are the keywords of the function the verb stands for."""
     from tinymim.engine.recipe import recipe_names
 
-    names = [n for n in recipe_names() if n.startswith("mae_") == (model_option == "--model")]
-    parser.add_argument("--recipe", default=recipe, help=f"one of {', '.join(names)}, or a .py file of the same keys")
-    parser.add_argument("--data", metavar="FOLDER", help="photos, searched recursively")
-    parser.add_argument("--val-data", metavar="FOLDER", help="held-out photos for val_loss")
+    names = ", ".join(recipe_names(method))
+    labelled = method == "finetune"
+    parser.add_argument("--recipe", default=recipe, help=f"one of {names}, or a .py file of the same keys")
+    data, val = "photos, searched recursively", "held-out photos for val_loss"
+    if labelled:
+        data, val = "photos, one sub-folder a class", "held-out photos to score, the same sub-folders"
+    parser.add_argument("--data", metavar="FOLDER", help=data)
+    parser.add_argument("--val-data", metavar="FOLDER", help=val)
     parser.add_argument("--out", metavar="FOLDER", help="run folder; default runs/<recipe>")
-    parser.add_argument(model_option, help="registry name, e.g. tinymim_vit_tiny")
+    parser.add_argument("--student" if method == "tinymim" else "--model", help="registry name, e.g. tinymim_vit_tiny")
     parser.add_argument("--img-size", type=int, help="side of the crops in pixels")
     parser.add_argument("--epochs", type=float, help="passes over the photos")
     parser.add_argument("--batch-size", type=int, help="global batch; split over processes and micro-batches")
@@ -27,7 +31,8 @@ def add_run_arguments(parser: argparse.ArgumentParser, recipe: str, model_option
     parser.add_argument("--workers", type=int, help="data-loading processes")
     parser.add_argument("--seed", type=int, help="fixes order, crops, masks and start values")
     parser.add_argument("--device", help="cpu, cuda or cuda:N; default a GPU if there is one")
-    parser.add_argument("--init-from", metavar="FILE", help="checkpoint to start from (a new run)")
+    if not labelled:
+        parser.add_argument("--init-from", metavar="FILE", help="checkpoint to start from (a new run)")
     parser.add_argument("--resume", action="store_true", help="go on exactly where the run in --out stopped")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     parser.add_argument("--dry-run", action="store_true", help="one step: memory and time, no files")
@@ -37,15 +42,16 @@ def add_run_arguments(parser: argparse.ArgumentParser, recipe: str, model_option
 
 def run_verb(args: argparse.Namespace, job: Any, next_lines: list[str]) -> int:
     """Call the job with the parsed options, write the report, print what to type next."""
+    from tinymim.engine.finetune import finetune
     from tinymim.engine.recipe import load_recipe
     from tinymim.engine.run import run
     from tinymim.errors import ConfigError
 
-    values = {k: v for k, v in vars(args).items() if k in inspect.signature(run).parameters}
+    keywords = inspect.signature(finetune if job is finetune else run).parameters
+    values = {k: v for k, v in vars(args).items() if k in keywords}
     if args.print_config:
-        keys = ("teacher", "teacher_weights", "teacher_heads", "img_size", "epochs", "batch_size", "workers", "seed",
-                "save_every", "targets")  # fmt: skip
-        overrides = {k: values.get(k) for k in keys} | {"student": values.get("student") or values.get("model")}
+        overrides = {k: v for k, v in values.items() if k in load_recipe(args.recipe)}
+        overrides["student"] = values.get("model") if "model" in values else values["student"]
         config = load_recipe(args.recipe, {**overrides, **(args.cfg_options or {})})
         print("\n".join(f"{k} = {v!r}" for k, v in config.to_dict().items()))
         return 0
@@ -60,6 +66,7 @@ def run_verb(args: argparse.Namespace, job: Any, next_lines: list[str]) -> int:
         from tinymim_export.report import run_report
 
         report = run_report(result.out)
-        print(f"student: {result.student}\nreport:  {report}")
-        print("\n".join(f"next:    {line.format(student=result.student, out=Path(result.out))}" for line in next_lines))
+        file = getattr(result, "student", None) or result.classifier
+        print(f"student: {file}\nreport:  {report}")
+        print("\n".join(f"next:    {line.format(student=file, out=Path(result.out))}" for line in next_lines))
     return 0

@@ -7,7 +7,7 @@ from tinymim.cli._run import add_run_arguments, run_verb
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
-    add_run_arguments(parser, "tinymim_tiny_from_mae_base", "--student")
+    add_run_arguments(parser, "tinymim_tiny_from_mae_base", "tinymim")
     parser.add_argument("--teacher", help="timm/NAME, e.g. timm/vit_large_patch16_224.mae, or a checkpoint file")
     parser.add_argument("--teacher-weights", metavar="FILE", help="weights for a timm teacher, instead of downloading")
     parser.add_argument("--targets", nargs="+", metavar="WORD",

@@ -7,7 +7,7 @@ from tinymim.cli._run import add_run_arguments, run_verb
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
-    add_run_arguments(parser, "mae_tiny", "--model")
+    add_run_arguments(parser, "mae_tiny", "mae")
 
 
 def run(args: argparse.Namespace) -> int:

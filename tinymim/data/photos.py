@@ -80,6 +80,27 @@ def center_box(size: tuple[int, int]) -> tuple[int, int, int, int]:
     return left, top, left + side, top + side
 
 
+def open_near(photos: Sequence[Path], index: int) -> tuple[Image.Image, int, list[str]]:
+    """Open a photo; where it cannot be read, the next one that can.
+
+    Returns:
+        The RGB image, the index it has, and the files that were skipped.
+
+    Raises:
+        DataError: none can be read.
+    """
+    skipped: list[str] = []
+    for step in range(len(photos)):
+        at = (index + step) % len(photos)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return to_rgb(Image.open(photos[at])), at, skipped
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            skipped.append(str(photos[at]))
+    raise DataError("no photo can be read", f"all {len(photos)} files are damaged", "check the folder")
+
+
 class Photos(Dataset[dict[str, Any]]):
     """Crops of photos, as uint8.
 
@@ -114,18 +135,7 @@ class Photos(Dataset[dict[str, Any]]):
     def __getitem__(self, key: Any) -> dict[str, Any]:
         epoch, index = key
         rng = random.Random(f"{self.seed}/{epoch}/{index}")
-        skipped: list[str] = []
-        for step in range(len(self.photos)):
-            path = self.photos[(index + step) % len(self.photos)]
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    image = to_rgb(Image.open(path))
-                break
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-                skipped.append(str(path))
-        else:
-            raise DataError("no photo can be read", f"all {len(self.photos)} files are damaged", "check the folder")
+        image, _, skipped = open_near(self.photos, index)
         box = crop_box(image.size, self.scale, rng) if self.train else center_box(image.size)
         image = image.resize((self.img_size, self.img_size), Image.Resampling.BICUBIC, box=box)
         if self.train and rng.random() < 0.5:
@@ -143,10 +153,8 @@ def to_tensor(image: Image.Image) -> Tensor:
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stack the views, join the lists of skipped files."""
-    batch: dict[str, Any] = {
-        key: torch.stack([s[key] for s in samples]) for key in ("image", "student_image") if key in samples[0]
-    }
+    """Stack views and labels, join the lists of skipped files."""
+    batch: dict[str, Any] = {key: torch.stack([s[key] for s in samples]) for key in samples[0] if key != "skipped"}
     batch["skipped"] = [path for s in samples for path in s["skipped"]]
     return batch
 

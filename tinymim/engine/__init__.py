@@ -1,6 +1,9 @@
 """Recipe -> MMEngine Runner: loops, hooks, schedules, exact resume."""
 
+from tinymim.engine.finetune import FinetuneResult, finetune
 from tinymim.engine.recipe import learning_rate, load_recipe, recipe_names
 from tinymim.engine.run import RunResult, distill, pretrain
 
-__all__ = ["RunResult", "distill", "learning_rate", "load_recipe", "pretrain", "recipe_names"]
+__all__ = [
+    "FinetuneResult", "RunResult", "distill", "finetune", "learning_rate", "load_recipe", "pretrain", "recipe_names",
+]  # fmt: skip

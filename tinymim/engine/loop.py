@@ -16,16 +16,17 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS, LOOPS
 from mmengine.runner import BaseLoop
+from torch import Tensor
 from torch.utils.data import DataLoader
 
-from tinymim.engine.model import NonFiniteLoss, PretrainModel
+from tinymim.engine.model import NonFiniteLoss, Trainable
 from tinymim.engine.recipe import learning_rate
 from tinymim.files import atomic_path
 from tinymim.models.checkpoints import save_torch
 from tinymim.progress import Progress
 
 
-def bare(runner: Any) -> PretrainModel:
+def bare(runner: Any) -> Trainable:
     """The model without its DDP wrapper."""
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
@@ -83,7 +84,7 @@ class StepLoop(BaseLoop):
         try:
             runner.call_hook("before_train")
             runner.model.train()
-            batches = iter(self.dataloader)
+            batches: Any = iter(self.dataloader)
             while self._iter < self._max_iters:
                 began = time.monotonic()
                 batch = next(batches)
@@ -94,6 +95,7 @@ class StepLoop(BaseLoop):
                     raise KeyboardInterrupt
             runner.call_hook("after_train")
         finally:
+            batches = None  # ends the data workers: they ignore SIGTERM, and Python would wait for them after an error
             for number, handler in previous.items():
                 signal.signal(number, handler)
         return runner.model
@@ -105,7 +107,7 @@ class StepLoop(BaseLoop):
         skipped = batch.pop("skipped")
         runner.call_hook("before_train_iter", batch_idx=self._iter, data_batch=batch)
         count = len(batch["image"])
-        total: dict[str, torch.Tensor] = {}
+        total: dict[str, Tensor] = {}
         for first in range(0, count, self.micro_batch):
             micro = {key: value[first : first + self.micro_batch] for key, value in batch.items()}
             losses = runner.model.train_step(micro, optim_wrapper=runner.optim_wrapper)
@@ -153,6 +155,7 @@ class MonitorHook(Hook):
         self.val_loader, self.val_every = val_loader, val_every
         self.skipped: dict[str, int] = {}
         self.val: list[tuple[int, float]] = []
+        self.last_val: dict[str, float] = {}
 
     def before_train(self, runner: Any) -> None:
         self.line = Progress(self.title, runner.max_iters, start=runner.iter)
@@ -167,7 +170,7 @@ class MonitorHook(Hook):
             values = torch.stack([value.float() for value in outputs.values()])
             all_reduce(values, "mean")  # over processes: the loss of the global batch
             self.last = dict(zip(outputs, values.tolist(), strict=True))
-            self._write({"step": step, **self.last, "lr": runner.optim_wrapper.param_groups[0]["lr"]})
+            self._write({"step": step, **self.last, "lr": max(g["lr"] for g in runner.optim_wrapper.param_groups)})
         for path in data_batch["skipped"]:
             self.skipped[path] = self.skipped.get(path, 0) + 1
             if self.skipped[path] == 1:
@@ -189,23 +192,25 @@ class MonitorHook(Hook):
 
     @torch.no_grad()
     def _validate(self, runner: Any) -> None:
-        """Mean held-out losses under fixed masks; every process runs them, the first one writes."""
+        """Mean held-out losses under fixed masks, over what each process was given; the first one writes."""
         if self.val_loader is None:
             return
         model = bare(runner)
         model.eval()
-        sums: dict[str, float] = {}
-        count = 0
+        sums: dict[str, Tensor] = {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             for batch in self.val_loader:
                 views = {k: v.to(next(model.parameters()).device) for k, v in batch.items() if k != "skipped"}
                 n = len(views["image"])
-                for key, value in model(**views).items():
-                    sums[key] = sums.get(key, 0.0) + float(value) * n
-                count += n
+                for key, value in (model(**views) | {"count": torch.ones(())}).items():
+                    sums[key] = sums.get(key, 0.0) + value.detach().double().cpu() * n
         runner.model.train()
-        means = {f"val_{key}": value / count for key, value in sums.items()}
+        totals = torch.stack([*sums.values()]).to(next(model.parameters()).device)
+        all_reduce(totals)
+        *values, count = totals.tolist()
+        means = {f"val_{key}": value / count for key, value in zip(sums, values, strict=False)}
+        self.last_val = means
         self.val.append((runner.iter, means["val_loss"]))
         self._write({"step": runner.iter, **means})
 

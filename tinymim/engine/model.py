@@ -1,6 +1,7 @@
 """What MMEngine's Runner trains: a method of ours behind the BaseModel interface, uint8 photos in, named losses out."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -17,7 +18,48 @@ class NonFiniteLoss(TinyMIMError):
     exit_code = 1
 
 
-class PretrainModel(BaseModel):
+class Trainable(BaseModel):
+    """What our loop trains: named losses of a batch, checked before the update. Its parts are the subclasses' own.
+
+    Args:
+        autocast: torch.bfloat16 or None. (float16 comes from MMEngine's AmpOptimWrapper, which scales the loss.)
+    """
+
+    def __init__(self, autocast: torch.dtype | None) -> None:
+        super().__init__()
+        self.autocast = autocast
+        self.last_batch: dict[str, Tensor] = {}
+
+    @property
+    def learned(self) -> nn.Module:
+        """Everything a checkpoint must hold to go on (never a teacher)."""
+        raise NotImplementedError
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The network that is kept."""
+        raise NotImplementedError
+
+    def example(self, config: Any, count: int, place: str) -> dict[str, Tensor]:
+        """A batch of random pixels, to measure with."""
+        raise NotImplementedError
+
+    def cast(self, device: str) -> Any:
+        """The context of a forward pass; not a disabled autocast, which would undo AmpOptimWrapper's."""
+        return nullcontext() if self.autocast is None else torch.autocast(device, dtype=self.autocast)
+
+    def parse_losses(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
+        """MMEngine's hook between loss and update: refuse what is not finite."""
+        if not torch.isfinite(losses["loss"]):
+            raise NonFiniteLoss(
+                f"the loss is {float(losses['loss'].detach())}",
+                "the learning rate is too high, the precision too low, or a photo is broken",
+                "see the dumped batch, then resume with a lower --lr or --cfg-options precision=fp32",
+            )
+        return losses["loss"], {k: v.detach() for k, v in losses.items()}
+
+
+class PretrainModel(Trainable):
     """Normalise each side its own way, run the method under autocast, check the loss.
 
     Args:
@@ -35,13 +77,12 @@ class PretrainModel(BaseModel):
         teacher_mean: Sequence[float] = IMAGENET_MEAN,
         teacher_std: Sequence[float] = IMAGENET_STD,
     ) -> None:
-        super().__init__()
-        self.method, self.autocast = method, autocast
+        super().__init__(autocast)
+        self.method = method
         for name, value in {
             "mean": IMAGENET_MEAN, "std": IMAGENET_STD, "teacher_mean": teacher_mean, "teacher_std": teacher_std,
         }.items():  # fmt: skip
             self.register_buffer(name, torch.tensor(value).view(1, 3, 1, 1), persistent=False)
-        self.last_batch: dict[str, Tensor] = {}
 
     @property
     def encoder(self) -> nn.Module:
@@ -62,20 +103,14 @@ class PretrainModel(BaseModel):
         views = [own]
         if student_image is not None:
             views.append((image.float() / 255 - self.teacher_mean) / self.teacher_std)
-        if self.autocast is None:  # not a disabled autocast: that would undo AmpOptimWrapper's
-            return self.method(*views)
-        with torch.autocast(image.device.type, dtype=self.autocast):
+        with self.cast(image.device.type):
             return self.method(*views)
 
-    def parse_losses(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
-        """MMEngine's hook between loss and update: refuse what is not finite."""
-        if not torch.isfinite(losses["loss"]):
-            raise NonFiniteLoss(
-                f"the loss is {float(losses['loss'].detach())}",
-                "the learning rate is too high, the precision too low, or a photo is broken",
-                "see the dumped batch, then resume with a lower --lr or --cfg-options precision=fp32",
-            )
-        return losses["loss"], {k: v.detach() for k, v in losses.items()}
+    def example(self, config: Any, count: int, place: str) -> dict[str, Tensor]:
+        """Random uint8 views of the recipe's size."""
+        views = ["image"] if config.color_jitter is None else ["image", "student_image"]
+        shape = (count, 3, config.img_size, config.img_size)
+        return {k: torch.randint(0, 256, shape, dtype=torch.uint8, device=place) for k in views}
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -110,7 +145,7 @@ def cpu_has_bf16() -> bool:
     return any(bool(getattr(torch.cpu, name, bool)()) for name in checks)
 
 
-def saved_bytes_per_image(model: PretrainModel, batch: dict[str, Tensor]) -> int:
+def saved_bytes_per_image(model: Trainable, batch: dict[str, Tensor]) -> int:
     """Bytes autograd keeps per image of one forward pass, counted through its saved tensors (any device)."""
     seen: dict[int, int] = {}
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from mmengine.config import Config
 
-from tinymim.engine.model import PretrainModel, saved_bytes_per_image
+from tinymim.engine.model import Trainable, saved_bytes_per_image
 from tinymim.errors import ConfigError
 
 
@@ -59,7 +59,7 @@ def make_plan(config: Config, photos: int, world: int, lr: float | None, max_ste
     return Plan(photos, batch, per_epoch, steps, warmup, lr or config.base_lr * batch / 256, notes=notes)
 
 
-def micro_batch(config: Config, model: PretrainModel, share: int, place: str) -> int:
+def micro_batch(config: Config, model: Trainable, share: int, place: str) -> int:
     """Images a pass: the largest divisor of this process's share whose activations fit in 60 % of the free memory."""
     if config.micro_batch:
         limit = int(config.micro_batch)
@@ -68,7 +68,7 @@ def micro_batch(config: Config, model: PretrainModel, share: int, place: str) ->
             free = torch.cuda.mem_get_info()[0]
         else:
             free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4 << 30
-        limit = max(int(0.6 * free / (1.5 * saved_bytes_per_image(model, _example(config, place)))), 1)
+        limit = max(int(0.6 * free / (1.5 * saved_bytes_per_image(model, model.example(config, 2, place)))), 1)
         if place == "cpu":
             limit = min(limit, 128)
     if torch.distributed.is_initialized():
@@ -78,19 +78,12 @@ def micro_batch(config: Config, model: PretrainModel, share: int, place: str) ->
     return next(n for n in range(min(limit, share), 0, -1) if share % n == 0)
 
 
-def _example(config: Config, place: str, count: int = 2) -> dict[str, torch.Tensor]:
-    """Random uint8 views of the recipe's size."""
-    views = ["image"] if config.color_jitter is None else ["image", "student_image"]
-    shape = (count, 3, config.img_size, config.img_size)
-    return {k: torch.randint(0, 256, shape, dtype=torch.uint8, device=place) for k in views}
-
-
-def measure(model: PretrainModel, config: Config, plan: Plan, place: str) -> None:
+def measure(model: Trainable, config: Config, plan: Plan, place: str) -> None:
     """One forward and backward pass on random pixels; prints memory and time, writes nothing."""
     model.train()
-    per_image = saved_bytes_per_image(model, _example(config, place))
+    per_image = saved_bytes_per_image(model, model.example(config, 2, place))
     count = min(plan.micro_batch, 8)
-    batch = _example(config, place, count)
+    batch = model.example(config, count, place)
     for _ in range(2):
         began = time.monotonic()
         model(**batch)["loss"].backward()

@@ -12,23 +12,27 @@ from tinymim.errors import ConfigError
 from tinymim.models.registry import model_names
 
 FOLDER = Path(__file__).resolve().parents[1] / "recipes"
-CHOICES = {"method": ("tinymim", "mae"), "precision": ("auto", "fp32", "bf16", "fp16")}
+CHOICES = {"method": ("tinymim", "mae", "finetune"), "precision": ("auto", "fp32", "bf16", "fp16"),
+           "distillation": ("hard", "soft")}  # fmt: skip
+VERBS = {"mae": "pretrain", "tinymim": "distill", "finetune": "finetune"}  # method -> the command that runs it
 
 
-def recipe_names() -> list[str]:
-    """Recipes that ship with the package."""
-    return sorted(p.stem for p in FOLDER.glob("[!_]*.py"))
+def recipe_names(method: str | None = None) -> list[str]:
+    """Recipes that ship with the package, of one method or all."""
+    first = {"mae": "mae_", "tinymim": "tinymim_", "finetune": "finetune_", None: ""}[method]
+    return sorted(p.stem for p in FOLDER.glob("[!_]*.py") if p.stem.startswith(first))
 
 
-def load_recipe(name: str, overrides: dict[str, Any] | None = None) -> Config:
+def load_recipe(name: str, overrides: dict[str, Any] | None = None, method: str | None = None) -> Config:
     """Read a shipped recipe by name, or any file of the same keys, and apply overrides.
 
     Args:
         name: e.g. ``tinymim_base_from_mae_large``, or a path ending in ``.py``.
         overrides: Dotted keys, e.g. ``{"student_args.depth": 4}``; None values are ignored.
+        method: The method the recipe must be of; None: any.
 
     Raises:
-        ConfigError: unknown recipe or key, or a value of the wrong kind.
+        ConfigError: unknown recipe or key, a value of the wrong kind, or a recipe of another command.
     """
     path = Path(name) if name.endswith(".py") else FOLDER / f"{name}.py"
     if not path.is_file() or path.name.startswith("_"):
@@ -38,9 +42,9 @@ def load_recipe(name: str, overrides: dict[str, Any] | None = None) -> Config:
             f"the recipes are {', '.join(recipe_names())}",
             f"did you mean {near[0]!r}?" if near else "choose one of these, or a .py file of the same keys",
         )
-    known = Config.fromfile(FOLDER / "_base.py")
     try:
         recipe = Config.fromfile(path)
+        known = Config.fromfile(FOLDER / ("_finetune.py" if recipe.get("method") == "finetune" else "_base.py"))
         changes = {k: copy.deepcopy(v) for k, v in (overrides or {}).items() if v is not None}
         if changes:
             recipe.merge_from_dict(changes)
@@ -55,12 +59,16 @@ def load_recipe(name: str, overrides: dict[str, Any] | None = None) -> Config:
                 f"did you mean {near[0]!r}?" if near else "remove it; --print-config shows what there is",
             )
     _check(recipe)
+    if method is not None and recipe.method != method:
+        raise ConfigError(
+            f"{name} is a {recipe.method} recipe", "another command runs it", f"tinymim {VERBS[recipe.method]}"
+        )
     return recipe
 
 
 def _check(recipe: Config) -> None:
     for key, allowed in CHOICES.items():
-        if recipe[key] not in allowed:
+        if key in recipe and recipe[key] not in allowed:
             raise ConfigError(f"{key}={recipe[key]!r}", f"it must be one of {', '.join(allowed)}", f"set {key}")
     if recipe.student not in model_names():
         near = difflib.get_close_matches(str(recipe.student), model_names(), n=1)
@@ -73,9 +81,11 @@ def _check(recipe: Config) -> None:
         "batch_size": (int, 1), "img_size": (int, 16), "workers": (int, 0), "seed": (int, 0),
         "epochs": (int | float, 0), "base_lr": (int | float, 0), "weight_decay": (int | float, 0),
         "drop_path": (int | float, 0), "reconstruct": (int | float, 0), "teacher_drop_path": (int | float, 0),
+        "layer_decay": (int | float, 0), "mixup": (int | float, 0), "cutmix": (int | float, 0),
+        "smoothing": (int | float, 0), "reprob": (int | float, 0), "alpha": (int | float, 0),
     }  # fmt: skip
     for key, (kind, least) in numbers.items():
-        value = recipe[key]
+        value = recipe.get(key, least)
         if isinstance(value, bool) or not isinstance(value, kind) or not least <= value < math.inf:
             raise ConfigError(
                 f"{key}={value!r}", f"it must be a number of at least {least}", f"set --cfg-options {key}=N"

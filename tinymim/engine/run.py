@@ -122,10 +122,7 @@ def run(
         img_size=img_size, epochs=epochs, batch_size=batch_size, workers=workers, seed=seed, save_every=save_every,
         targets=targets,
     )  # fmt: skip
-    config = load_recipe(recipe, {**overrides, **(cfg_options or {})})
-    if config.method != method:
-        verb = "pretrain" if config.method == "mae" else "distill"
-        raise ConfigError(f"{recipe} is a {config.method} recipe", "another command runs it", f"tinymim {verb}")
+    config = load_recipe(recipe, {**overrides, **(cfg_options or {})}, method)
     place = use_device(device)
     options: dict[str, Any] = {}
     rank, world = join_processes(place, options)

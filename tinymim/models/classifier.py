@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from tinymim.errors import CheckpointError, ConfigError
 from tinymim.files import versions
-from tinymim.models.checkpoints import load_weights, model_from_checkpoint, save_torch
-from tinymim.models.formats import Checkpoint
+from tinymim.models.checkpoints import model_from_checkpoint, save_torch
+from tinymim.models.formats import TABLE, Checkpoint
 from tinymim.models.vit import IMAGENET_MEAN, IMAGENET_STD, ViT
 
 HEADS = ("fc_norm", "head", "head_dist")
@@ -61,27 +61,24 @@ class Classifier(nn.Module):
             return 0
         return int(rest.partition(".")[0]) + 1 if top == "blocks" else self.backbone.depth + 1
 
-    def layer_groups(self, lr: float, layer_decay: float, weight_decay: float) -> list[dict[str, Any]]:
-        """Optimizer groups: rate * layer_decay ** (depth + 1 - layer); no decay on 1-D parameters, tokens, positions.
+    def layer_groups(self, layer_decay: float, weight_decay: float) -> list[dict[str, Any]]:
+        """Optimizer groups with ``lr_scale`` = layer_decay ** (depth + 1 - layer), by which timm's schedulers multiply.
 
-        timm's schedulers and ours multiply by ``lr_scale``.
+        No weight decay on 1-D parameters, tokens, positions and relative-position tables.
         """
         groups: dict[tuple[int, bool], dict[str, Any]] = {}
         for name, parameter in self.named_parameters():
             if not parameter.requires_grad:
                 continue
             last = name.rpartition(".")[2]
-            plain = parameter.ndim <= 1 or last in ("pos_embed", "cls_token", "dist_token", _TABLE)
+            plain = parameter.ndim <= 1 or last in ("pos_embed", "cls_token", "dist_token", TABLE)
             layer = self.layer_of(name)
             scale = layer_decay ** (self.backbone.depth + 1 - layer)
             group = groups.setdefault((layer, plain), {
-                "params": [], "lr": lr * scale, "lr_scale": scale, "weight_decay": 0.0 if plain else weight_decay,
+                "params": [], "lr_scale": scale, "weight_decay": 0.0 if plain else weight_decay,
             })  # fmt: skip
             group["params"].append(parameter)
         return [groups[key] for key in sorted(groups)]
-
-
-_TABLE = "relative_position_bias_table"
 
 
 def _linear(width: int, num_classes: int) -> nn.Linear:

@@ -2,21 +2,24 @@
 
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
 from timm.models.beit import Beit
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_sam import VisionTransformerSAM
-from torch import nn
+from torch import Tensor, nn
 
 from tinymim.errors import CheckpointError, ConfigError
 from tinymim.files import sha256_file
-from tinymim.models.checkpoints import load_weights, model_from_checkpoint
+from tinymim.models.checkpoints import load_weights, model_from_checkpoint, read_checkpoint
+from tinymim.models.classifier import load_classifier
 from tinymim.models.vit import IMAGENET_MEAN, IMAGENET_STD
 
 TIMM = (
@@ -135,34 +138,13 @@ def _timm_teacher(
     name: str, img_size: int, weights: str | os.PathLike[str] | None, pretrained: bool, grid: int | None
 ) -> Teacher:
     timm_name = name.removeprefix("timm/")
-    if not timm.is_model(timm_name.split(".")[0]):
-        near = timm.list_models(f"*{timm_name.split('.')[0][:12]}*")[:4]
-        raise ConfigError(
-            f"timm has no model {timm_name!r}",
-            f"near names: {', '.join(near)}" if near else "no name is near",
-            "python -c \"import timm; print(timm.list_models('vit_*mae*', pretrained=True))\" lists them",
-        )
+    _check_name(timm_name)
     if grid is not None:
         img_size = grid * describe_teacher(timm_name).patch
-    kwargs: dict[str, Any] = dict(num_classes=0, img_size=img_size)
-    download = pretrained and weights is None
-    if download:
-        _go_offline_if_unreachable()
     try:
-        model = timm.create_model(timm_name, pretrained=download, **kwargs)
+        model = _create_timm(name, weights, pretrained, num_classes=0, img_size=img_size)
     except TypeError as error:
         raise _unsupported(name, "model without img_size") from error
-    except Exception as error:  # the hub's client raises a dozen unrelated classes
-        if not download:
-            raise
-        cfg = timm.get_pretrained_cfg(timm_name)
-        where = getattr(cfg, "url", None) or f"https://huggingface.co/{getattr(cfg, 'hf_hub_id', 'timm/')}{timm_name}"
-        file = Path(where).name if where.endswith((".pth", ".pt", ".safetensors")) else "model.safetensors"
-        raise CheckpointError(
-            f"the weights of {name} cannot be downloaded",
-            f"{type(error).__name__}: {str(error).splitlines()[0][:140]}",
-            f"fetch {file} from {where} on a machine with internet, copy it here, and add --teacher-weights {file}",
-        ) from error
     if not isinstance(model, TIMM):
         raise _unsupported(name, type(model).__name__)
     sha = None
@@ -172,6 +154,110 @@ def _timm_teacher(
     own: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     mean, std = tuple(own.get("mean") or IMAGENET_MEAN), tuple(own.get("std") or IMAGENET_STD)
     return Teacher(model.eval().requires_grad_(False), name, mean, std, sha)
+
+
+def _check_name(timm_name: str) -> None:
+    if not timm.is_model(timm_name.split(".")[0]):
+        near = timm.list_models(f"*{timm_name.split('.')[0][:12]}*")[:4]
+        raise ConfigError(
+            f"timm has no model {timm_name!r}",
+            f"near names: {', '.join(near)}" if near else "no name is near",
+            "python -c \"import timm; print(timm.list_models('vit_*mae*', pretrained=True))\" lists them",
+        )
+
+
+def _create_timm(name: str, weights: str | os.PathLike[str] | None, pretrained: bool, **kwargs: Any) -> nn.Module:
+    """``timm.create_model``; where weights are wanted and none are given, they are downloaded."""
+    timm_name = name.removeprefix("timm/")
+    download = pretrained and weights is None
+    if download:
+        _go_offline_if_unreachable()
+    try:
+        return timm.create_model(timm_name, pretrained=download, **kwargs)
+    except Exception as error:  # the hub's client raises a dozen unrelated classes
+        if not download or isinstance(error, TypeError):
+            raise
+        cfg = timm.get_pretrained_cfg(timm_name)
+        where = getattr(cfg, "url", None) or f"https://huggingface.co/{getattr(cfg, 'hf_hub_id', 'timm/')}{timm_name}"
+        file = Path(where).name if where.endswith((".pth", ".pt", ".safetensors")) else "model.safetensors"
+        raise CheckpointError(
+            f"the weights of {name} cannot be downloaded",
+            f"{type(error).__name__}: {str(error).splitlines()[0][:140]}",
+            f"fetch {file} from {where} on a machine with internet, copy it here, and add --teacher-weights {file}",
+        ) from error
+
+
+@dataclass
+class LabelTeacher:
+    """A frozen classifier that teaches fine-tuning, and how it wants its photos."""
+
+    model: nn.Module
+    view: Callable[[Tensor], Tensor]
+    name: str
+    sha256: str | None
+
+
+def load_label_teacher(
+    name: str, num_classes: int, *, img_size: int = 224, weights: str | os.PathLike[str] | None = None,
+    pretrained: bool = True,
+) -> LabelTeacher:  # fmt: skip
+    """A classifier of any of timm's architectures, or a file of ``tinymim finetune``, as DeiT's teacher.
+
+    Args:
+        name: ``timm/NAME``, e.g. ``timm/regnety_160.deit_in1k``, or a ``classifier.pth``.
+        num_classes: Classes of the photos; the teacher must have the same.
+        img_size: Side of the photos it will be given; a timm teacher sees them at its own size.
+        weights: File to load into a timm model instead of downloading.
+        pretrained: False keeps random weights (``--dry-run`` only).
+
+    Raises:
+        ConfigError: unknown timm model, or other classes.
+        CheckpointError: the weights are absent, cannot be downloaded, or do not fit.
+    """
+    size, mean, std = img_size, IMAGENET_MEAN, IMAGENET_STD
+    if name.startswith("timm/"):
+        _check_name(name.removeprefix("timm/"))
+        own = weights is not None or not pretrained
+        model = _create_timm(name, weights, pretrained, **(dict(num_classes=num_classes) if own else {}))
+        cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+        size = int((cfg.get("input_size") or (3, size, size))[-1])
+        mean, std = tuple(cfg.get("mean") or mean), tuple(cfg.get("std") or std)
+        found, sha = int(model.num_classes), None  # type: ignore[arg-type]
+        if weights is not None:
+            try:
+                model.load_state_dict(read_checkpoint(weights).state)
+            except RuntimeError as error:
+                raise CheckpointError(
+                    f"{weights} does not fit {name} with {num_classes} classes",
+                    str(error).splitlines()[-1].strip(), "give the weights of this model, trained on these classes",
+                ) from None  # fmt: skip
+            sha = sha256_file(weights)
+    else:
+        classifier = load_classifier(name)[0]
+        model, found, sha = classifier, classifier.num_classes, sha256_file(name)
+        size = int(classifier.backbone.img_size[0])
+    if found != num_classes:
+        raise ConfigError(
+            f"the teacher {name} knows {found} classes, the photos have {num_classes}",
+            "its answers would not mean the same", "take a teacher trained on these classes",
+        )  # fmt: skip
+    return LabelTeacher(model.eval().requires_grad_(False), renormalise(mean, std, size), name, sha)
+
+
+def renormalise(mean: tuple[float, ...], std: tuple[float, ...], size: int) -> Callable[[Tensor], Tensor]:
+    """A function from images in ImageNet's normalisation to another one, resized to ``size`` pixels (B, 3, S, S)."""
+
+    def view(image: Tensor) -> Tensor:
+        def row(values: tuple[float, ...]) -> Tensor:
+            return torch.tensor(values, device=image.device, dtype=image.dtype).view(1, 3, 1, 1)
+
+        if image.shape[-1] != size:
+            image = F.interpolate(image, size=(size, size), mode="bicubic", antialias=True)
+        if (*mean, *std) == (*IMAGENET_MEAN, *IMAGENET_STD):
+            return image
+        return (image * row(IMAGENET_STD) + row(IMAGENET_MEAN) - row(mean)) / row(std)
+
+    return view
 
 
 def _unsupported(name: str, kind: str) -> ConfigError:

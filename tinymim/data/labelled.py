@@ -1,0 +1,64 @@
+"""Labelled photos for fine-tuning, through timm's augmentation; every draw fixed by (seed, epoch, index)."""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from tinymim.data.photos import open_near
+
+
+@contextmanager
+def fixed_draws(*key: int) -> Iterator[None]:
+    """Python's, NumPy's and PyTorch's generators start from ``key`` inside, and are as before afterwards."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    start = int(np.random.SeedSequence(key).generate_state(1)[0])
+    random.seed(start)
+    np.random.seed(start)
+    torch.manual_seed(start)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
+
+
+class LabelledPhotos(Dataset[dict[str, Any]]):
+    """Photos with the number of their class.
+
+    Args:
+        photos: Files.
+        labels: A class number each.
+        transform: RGB image -> normalised tensor (3, S, S), e.g. of ``timm.data.create_transform``.
+        seed: Together with epoch and index it fixes every draw of the transform.
+
+    An item is asked for as ``(epoch, index)`` and is ``{"image": (3, S, S) float32, "label": (), "skipped": files}``. A
+    photo that cannot be read is replaced by the next one, with its label, and named in ``skipped``.
+    """
+
+    def __init__(
+        self,
+        photos: Sequence[Path],
+        labels: Sequence[int] | np.ndarray,
+        transform: Callable[[Image.Image], Tensor],
+        seed: int = 0,
+    ) -> None:
+        self.photos, self.labels, self.transform, self.seed = list(photos), list(labels), transform, seed
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def __getitem__(self, key: Any) -> dict[str, Any]:
+        epoch, index = key
+        image, at, skipped = open_near(self.photos, index)
+        with fixed_draws(self.seed, epoch, index):
+            view = self.transform(image)
+        return {"image": view, "label": torch.tensor(int(self.labels[at])), "skipped": skipped}

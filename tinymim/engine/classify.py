@@ -1,0 +1,135 @@
+"""What fine-tuning trains: a classifier behind our loop, timm's mixup, average of weights and schedule as hooks."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from timm.data import Mixup
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.scheduler import CosineLRScheduler
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from tinymim.data.labelled import fixed_draws
+from tinymim.distill.logits import hard_distillation, soft_distillation
+from tinymim.engine.loop import bare
+from tinymim.engine.model import Trainable
+from tinymim.models.classifier import Classifier
+from tinymim.models.teachers import LabelTeacher
+
+
+class ClassifyModel(Trainable):
+    """Cross entropy, and with a teacher DeiT's distillation: (1 - alpha) * labels + alpha * teacher.
+
+    The labels teach the class head, the teacher the second head of a model with a distillation token; without one both
+    teach the same head. In evaluation it scores the running average of the weights if there is one.
+
+    Args:
+        network: The classifier.
+        smoothing: Label smoothing where labels are not mixed (mixed ones are smoothed by timm's Mixup).
+        ema_decay: Of the running average of the weights; None: none is kept.
+        teacher: Frozen, with the same classes.
+        distillation: "hard" or "soft".
+        alpha: Weight of the teacher (DeiT: 0.5).
+        tau: Temperature of soft distillation (DeiT: 1 in its released code).
+        autocast: torch.bfloat16 or None.
+    """
+
+    def __init__(
+        self, network: Classifier, *, smoothing: float = 0.1, ema_decay: float | None = None,
+        teacher: LabelTeacher | None = None, distillation: str = "hard", alpha: float = 0.5, tau: float = 1.0,
+        autocast: torch.dtype | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(autocast)
+        self.network = network
+        self.ema = None if ema_decay is None else ModelEmaV3(network, decay=ema_decay, use_warmup=True)
+        self.criterion = LabelSmoothingCrossEntropy(smoothing)
+        self.teacher = None if teacher is None else teacher.model
+        self.view = None if teacher is None else teacher.view
+        self.distillation, self.alpha, self.tau = distillation, alpha, tau
+
+    @property
+    def encoder(self) -> Classifier:
+        """The classifier that is written: the average of the weights where there is one."""
+        return self.network if self.ema is None else self.ema.module  # type: ignore[return-value]
+
+    @property
+    def learned(self) -> nn.Module:
+        """The classifier and its average."""
+        return self.network if self.ema is None else nn.ModuleDict({"network": self.network, "ema": self.ema.module})
+
+    def train(self, mode: bool = True) -> "ClassifyModel":
+        """Training mode for the classifier; teacher and average stay in evaluation mode."""
+        super().train(mode)
+        for frozen in (self.teacher, self.ema):
+            if frozen is not None:
+                frozen.eval()
+        return self
+
+    def forward(self, image: Tensor, label: Tensor, mode: str = "loss") -> dict[str, Tensor]:  # type: ignore[override]
+        """Normalised (B, 3, S, S) and labels (B,), or mixed ones (B, K) -> named losses; shares in evaluation."""
+        self.last_batch = {"image": image, "label": label}
+        with self.cast(image.device.type):
+            if not self.training:
+                return self._scores(self.encoder(image).float(), label)
+            own_BK, taught_BK = self.network.answers(image)
+            criterion = self.criterion if label.ndim == 1 else SoftTargetCrossEntropy()
+            loss = criterion(own_BK.float(), label)
+            if self.teacher is None or self.view is None:
+                return {"loss": loss}
+            with torch.no_grad():
+                told_BK = self.teacher(self.view(image))
+            learner_BK = own_BK if taught_BK is None else taught_BK
+            if self.distillation == "hard":
+                distilled = hard_distillation(learner_BK, told_BK)
+            else:
+                distilled = soft_distillation(learner_BK, told_BK, self.tau)
+        return {"labels": loss, "teacher": distilled, "loss": (1 - self.alpha) * loss + self.alpha * distilled}
+
+    @staticmethod
+    def _scores(logits_BK: Tensor, label_B: Tensor) -> dict[str, Tensor]:
+        best = logits_BK.topk(min(5, logits_BK.shape[1])).indices == label_B[:, None]
+        return {"loss": F.cross_entropy(logits_BK, label_B), "top1": best[:, 0].float().mean(),
+                "top5": best.any(dim=1).float().mean()}  # fmt: skip
+
+    def example(self, config: Any, count: int, place: str) -> dict[str, Tensor]:
+        """Random pixels and labels."""
+        image = torch.randn(count, 3, config.img_size, config.img_size, device=place)
+        return {"image": image, "label": torch.zeros(count, dtype=torch.long, device=place)}
+
+
+@HOOKS.register_module()
+class MixupHook(Hook):
+    """timm's mixup and cutmix on each process's share of the batch, fixed by (seed, step, process)."""
+
+    def __init__(self, mixup: Mixup, seed: int, device: str) -> None:
+        self.mixup, self.seed, self.device = mixup, seed, device
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        image, label = (data_batch[key].to(self.device, non_blocking=True) for key in ("image", "label"))
+        with fixed_draws(self.seed, batch_idx, get_rank()):
+            data_batch["image"], data_batch["label"] = self.mixup(image, label)
+
+
+@HOOKS.register_module()
+class AverageHook(Hook):
+    """timm's running average of the weights, after every step."""
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        model: Any = bare(runner)
+        model.ema.update(model.network, step=batch_idx)
+
+
+@HOOKS.register_module()
+class CosineHook(Hook):
+    """timm's cosine schedule by step: linear warm-up from 0, half a cosine down to ``final``; each times ``lr_scale``."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, steps: int, warmup: int, final: float) -> None:
+        self.scheduler = CosineLRScheduler(optimizer, t_initial=max(steps - warmup, 1), lr_min=final, warmup_t=warmup,
+                                           warmup_lr_init=0.0, warmup_prefix=True, t_in_epochs=False)  # fmt: skip
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        self.scheduler.step_update(batch_idx)
