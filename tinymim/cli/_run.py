@@ -42,7 +42,8 @@ def add_run_arguments(parser: argparse.ArgumentParser, recipe: str, method: str)
 
 def run_verb(args: argparse.Namespace, job: Any, next_lines: list[str]) -> int:
     """Call the job with the parsed options, write the report, print what to type next."""
-    from tinymim.engine.finetune import finetune
+    from tinymim.engine.build import named_teachers
+    from tinymim.engine.finetuning import finetune
     from tinymim.engine.recipe import load_recipe
     from tinymim.engine.run import run
     from tinymim.errors import ConfigError
@@ -50,6 +51,8 @@ def run_verb(args: argparse.Namespace, job: Any, next_lines: list[str]) -> int:
     keywords = inspect.signature(finetune if job is finetune else run).parameters
     values = {k: v for k, v in vars(args).items() if k in keywords}
     if args.print_config:
+        if "teacher" in values:
+            values |= named_teachers(values["teacher"], values["teacher_weights"])
         overrides = {k: v for k, v in values.items() if k in load_recipe(args.recipe)}
         overrides["student"] = values.get("model") if "model" in values else values["student"]
         config = load_recipe(args.recipe, {**overrides, **(args.cfg_options or {})})
@@ -67,6 +70,8 @@ def run_verb(args: argparse.Namespace, job: Any, next_lines: list[str]) -> int:
 
         report = run_report(result.out)
         file = getattr(result, "student", None) or result.classifier
+        if getattr(result, "top1", None) is not None:
+            print(f"top-1:   {100 * result.top1:.2f} %  (top-5 {100 * result.top5:.2f} %, {result.photos} photos)")
         print(f"student: {file}\nreport:  {report}")
         print("\n".join(f"next:    {line.format(student=file, out=Path(result.out))}" for line in next_lines))
     return 0

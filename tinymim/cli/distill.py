@@ -8,8 +8,11 @@ from tinymim.cli._run import add_run_arguments, run_verb
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     add_run_arguments(parser, "tinymim_tiny_from_mae_base", "tinymim")
-    parser.add_argument("--teacher", help="timm/NAME, e.g. timm/vit_large_patch16_224.mae, or a checkpoint file")
-    parser.add_argument("--teacher-weights", metavar="FILE", help="weights for a timm teacher, instead of downloading")
+    parser.add_argument("--teacher", nargs="+", metavar="TEACHER",
+                        help="timm/NAME, e.g. timm/vit_large_patch16_224.mae, or a checkpoint file; "
+                             "several (NAME=WEIGHT) teach at once")  # fmt: skip
+    parser.add_argument("--teacher-weights", nargs="+", metavar="FILE",
+                        help="weights for a timm teacher, instead of downloading; for several one each")  # fmt: skip
     parser.add_argument("--targets", nargs="+", metavar="WORD",
                         help="what is compared, WHAT[@TEACHER_BLOCK][:STUDENT_BLOCK][=WEIGHT]: qk+vv (default), "
                              "output, attn_pre, attn_post, ffn_pre, qkv, class_token")  # fmt: skip

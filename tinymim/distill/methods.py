@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from tinymim.distill.checks import check_models, check_options
 from tinymim.distill.features import class_token_kl, feature_loss
+from tinymim.distill.freeze import freeze_unreached
 from tinymim.distill.relations import relation_losses
-from tinymim.distill.taps import TAPS, read
+from tinymim.distill.taps import read
 from tinymim.distill.targets import Target, parse_target
 from tinymim.distill.tokens import (
     has_class_token,
@@ -99,7 +100,7 @@ class TinyMIM(nn.Module):
         options = dict(reconstruct or {})
         self.reconstruct_weight = float(options.pop("weight", 1.0))
         self.mae = MAE(student, mask_ratio=mask_ratio, **options) if reconstruct is not None else None
-        self._freeze_unreached()
+        freeze_unreached(student, self.student_taps(), pixels=self.mae is not None)
 
     @property
     def learned(self) -> nn.Module:
@@ -127,19 +128,22 @@ class TinyMIM(nn.Module):
             A differentiable scalar a relation or feature (``qk``, ``vv``; with several pairs of blocks ``qk@18:12``),
             ``pixel`` with ``reconstruct``, and their weighted sum ``loss``.
         """
+        order_BN = self.order(student_images)
+        learned = read(self.student, student_images, self.student_taps(), self.visible(order_BN, "student"))
+        return self.compare(student_images, teacher_images, learned, order_BN)
+
+    def compare(
+        self, student_images: Tensor, teacher_images: Tensor, learned: dict[int, dict[str, Tensor]],
+        order_BN: Tensor | None,
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """:meth:`losses` of a student that has been read at :meth:`student_taps`."""
         grid = patch_grid(self.student, (student_images.shape[2], student_images.shape[3]))
-        order_BN = self._order(len(student_images), grid, student_images.device)
-        keep_BV = None if order_BN is None else order_BN[:, : int(order_BN.shape[1] * (1 - self.mask_ratio))]
-        hidden = {side: keep_BV if self.mask in (side, "both") else None for side in ("student", "teacher")}
+        keep_BV = self.visible(order_BN)
         if self.align == "image":
             size = [side * patch_size(self.teacher) for side in grid]
             teacher_images = F.interpolate(teacher_images, size=size, mode="bicubic", antialias=True)
         with torch.no_grad():
-            taught = read(self.teacher, teacher_images, self._wanted("teacher"), hidden["teacher"])
-        wanted = self._wanted("student")
-        if self.mae is not None:
-            wanted[self.student.depth] = (*wanted.get(self.student.depth, ()), "output")
-        learned = read(self.student, student_images, wanted, hidden["student"])
+            taught = read(self.teacher, teacher_images, self._wanted("teacher"), self.visible(order_BN, "teacher"))
         losses: dict[str, Tensor] = {}
         total: Tensor | None = None
         for i, target in enumerate(self.targets):
@@ -160,11 +164,25 @@ class TinyMIM(nn.Module):
         """Same as :meth:`losses` (what DistributedDataParallel calls)."""
         return self.losses(student_images, teacher_images)
 
-    def _order(self, batch: int, grid: tuple[int, int], device: torch.device) -> Tensor | None:
-        """A permutation of the patches an image, the first ones visible; None without a mask."""
+    def order(self, student_images: Tensor) -> Tensor | None:
+        """A permutation of the patches an image (B, N), the first ones visible; None without a mask."""
         if self.mask is None:
             return None
-        return torch.rand(batch, grid[0] * grid[1], device=device).argsort(dim=1)
+        grid = patch_grid(self.student, (student_images.shape[2], student_images.shape[3]))
+        return torch.rand(len(student_images), grid[0] * grid[1], device=student_images.device).argsort(dim=1)
+
+    def visible(self, order_BN: Tensor | None, side: str | None = None) -> Tensor | None:
+        """The visible patches (B, V), or those one side alone is shown; None: all."""
+        if order_BN is None or (side is not None and self.mask not in (side, "both")):
+            return None
+        return order_BN[:, : int(order_BN.shape[1] * (1 - self.mask_ratio))]
+
+    def student_taps(self) -> dict[int, tuple[str, ...]]:
+        """What the losses read from the student: block -> taps."""
+        wanted = self._wanted("student")
+        if self.mae is not None:
+            wanted[self.student.depth] = (*wanted.get(self.student.depth, ()), "output")
+        return wanted
 
     def _wanted(self, side: str) -> dict[int, tuple[str, ...]]:
         """Block -> taps of one side."""
@@ -206,27 +224,6 @@ class TinyMIM(nn.Module):
         if sum(name in other.parts for other in self.targets) == 1:
             return name
         return f"{name}@{target.teacher_block}:{target.student_block}"
-
-    def _freeze_unreached(self) -> None:
-        """Parameters of the student that no loss depends on need no gradient (and DDP no search for them)."""
-        student = self.student
-        student.pos_embed.requires_grad_(False)
-        student.conv1x1.requires_grad_(False)
-        if self.mae is not None:
-            return
-        wanted = self._wanted("student")
-        deepest = max(wanted)
-        reached = max(TAPS.index(name) for name in wanted[deepest])
-        last: Any = student.blocks[deepest - 1]
-        unused: list[Any] = [student.norm, *student.blocks[deepest:]]
-        if reached < TAPS.index("attn_pre"):
-            unused += [last.attn.proj, last.ls1]
-            if last.attn.relative_position_bias_table is not None:
-                unused.append(last.attn.relative_position_bias_table)
-        if reached < TAPS.index("ffn_pre"):
-            unused += [last.norm2, last.mlp, last.ls2]
-        for part in unused:
-            part.requires_grad_(False)
 
 
 def _add_drop_path(teacher: Any, rate: float) -> list[nn.Module]:

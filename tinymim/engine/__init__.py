@@ -1,6 +1,6 @@
 """Recipe -> MMEngine Runner: loops, hooks, schedules, exact resume."""
 
-from tinymim.engine.finetune import FinetuneResult, finetune
+from tinymim.engine.finetuning import FinetuneResult, finetune
 from tinymim.engine.recipe import learning_rate, load_recipe, recipe_names
 from tinymim.engine.run import RunResult, distill, pretrain
 

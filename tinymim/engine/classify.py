@@ -125,7 +125,7 @@ class AverageHook(Hook):
 
 @HOOKS.register_module()
 class CosineHook(Hook):
-    """timm's cosine schedule by step: linear warm-up from 0, half a cosine down to ``final``; each times ``lr_scale``."""
+    """timm's cosine schedule by step: linear warm-up from 0, half a cosine down to ``final``, times ``lr_scale``."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, steps: int, warmup: int, final: float) -> None:
         self.scheduler = CosineLRScheduler(optimizer, t_initial=max(steps - warmup, 1), lr_min=final, warmup_t=warmup,

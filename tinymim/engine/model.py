@@ -65,8 +65,7 @@ class PretrainModel(Trainable):
     Args:
         method: ``TinyMIM`` or ``MAE``: ``losses(...)`` returns a dict with ``loss``.
         autocast: torch.bfloat16 or None. (float16 comes from MMEngine's AmpOptimWrapper, which scales the loss.)
-        teacher_mean: Of the teacher's normalisation, channel values in 0..1.
-        teacher_std: The same.
+        teachers: (mean, std) of each teacher's normalisation, channel values in 0..1.
     """
 
     def __init__(
@@ -74,15 +73,13 @@ class PretrainModel(Trainable):
         method: nn.Module,
         *,
         autocast: torch.dtype | None = None,
-        teacher_mean: Sequence[float] = IMAGENET_MEAN,
-        teacher_std: Sequence[float] = IMAGENET_STD,
+        teachers: Sequence[tuple[Sequence[float], Sequence[float]]] = (),
     ) -> None:
         super().__init__(autocast)
         self.method = method
-        for name, value in {
-            "mean": IMAGENET_MEAN, "std": IMAGENET_STD, "teacher_mean": teacher_mean, "teacher_std": teacher_std,
-        }.items():  # fmt: skip
-            self.register_buffer(name, torch.tensor(value).view(1, 3, 1, 1), persistent=False)
+        pairs = [(IMAGENET_MEAN, IMAGENET_STD), *teachers]
+        for name, rows in zip(("mean", "std"), zip(*pairs, strict=True), strict=True):  # (sides, 1, 3, 1, 1)
+            self.register_buffer(name, torch.tensor(rows).view(len(pairs), 1, 3, 1, 1), persistent=False)
 
     @property
     def encoder(self) -> nn.Module:
@@ -99,10 +96,9 @@ class PretrainModel(Trainable):
     ) -> dict[str, Tensor]:
         """uint8 (B, 3, S, S) views -> named losses."""
         self.last_batch = {"image": image} | ({} if student_image is None else {"student_image": student_image})
-        own = (((image if student_image is None else student_image).float() / 255) - self.mean) / self.std
-        views = [own]
-        if student_image is not None:
-            views.append((image.float() / 255 - self.teacher_mean) / self.teacher_std)
+        mean, std = self.mean, self.std
+        views = [((image if student_image is None else student_image).float() / 255 - mean[0]) / std[0]]
+        views += [(image.float() / 255 - m) / s for m, s in zip(mean[1:], std[1:], strict=True)]
         with self.cast(image.device.type):
             return self.method(*views)
 

@@ -1,28 +1,26 @@
 """Recipe -> MMEngine Runner: ``pretrain`` and ``distill``, the two long jobs, and what they return."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config
 from torch import nn
 from torch.utils.data import DataLoader
 
 from tinymim.compat import use_device
 from tinymim.data.photos import Photos, StepSampler, collate, leave_signals_to_the_main_process, list_photos
-from tinymim.distill import TinyMIM
+from tinymim.engine.build import build_method, learned_relations, named_teachers
 from tinymim.engine.loop import MonitorHook, SaveHook, ScheduleHook
 from tinymim.engine.model import PretrainModel, parameter_groups, pick_precision
 from tinymim.engine.plan import make_plan, measure, micro_batch
 from tinymim.engine.recipe import load_recipe
 from tinymim.engine.session import join_processes, make_runner, open_folder, train, write_settings
-from tinymim.errors import CheckpointError, ConfigError
 from tinymim.files import describe_file, describe_files, note_output
-from tinymim.models import ViT, create_model, load_weights, save_student
+from tinymim.models import ViT, load_weights, save_student
 from tinymim.models.mae import MAE
-from tinymim.models.teachers import Teacher, load_teacher, state_sha256
 
 
 @dataclass
@@ -62,8 +60,8 @@ def run(
     data: str | Path,
     out: str | Path | None = None,
     val_data: str | Path | None = None,
-    teacher: str | None = None,
-    teacher_weights: str | None = None,
+    teacher: str | Sequence[str] | None = None,
+    teacher_weights: str | Sequence[str] | None = None,
     teacher_heads: int | None = None,
     targets: list[str] | None = None,
     student: str | None = None,
@@ -92,8 +90,8 @@ def run(
         data: Folder of photos, searched recursively.
         out: Run folder; None: ``runs/<recipe>``.
         val_data: Folder of held-out photos for ``val_loss``.
-        teacher: ``timm/NAME`` or a checkpoint.
-        teacher_weights: File for a timm teacher.
+        teacher: ``timm/NAME`` or a checkpoint; several, each ``NAME`` or ``NAME=WEIGHT``, teach at once.
+        teacher_weights: File for a timm teacher; for several one each, "-" where there is none.
         teacher_heads: Heads of a teacher file that does not say.
         targets: Words of :mod:`tinymim.distill.targets`.
         student: Registry name; ``model`` is the same word for pretrain.
@@ -118,7 +116,7 @@ def run(
         TinyMIMError: see the message; bad input exits 2, a non-finite loss 1.
     """
     overrides = dict(
-        teacher=teacher, teacher_weights=teacher_weights, teacher_heads=teacher_heads, student=student or model,
+        **named_teachers(teacher, teacher_weights), teacher_heads=teacher_heads, student=student or model,
         img_size=img_size, epochs=epochs, batch_size=batch_size, workers=workers, seed=seed, save_every=save_every,
         targets=targets,
     )  # fmt: skip
@@ -137,12 +135,10 @@ def run(
 
     torch.manual_seed(config.seed)
     autocast, scaled = pick_precision(config.precision, place)
-    network, master = build_method(config, pretrained=not dry_run)
+    network, teachers = build_method(config, pretrained=not dry_run)
     if init_from and state is None:
-        load_weights(network.student if isinstance(network, TinyMIM) else network.encoder, init_from)  # type: ignore[arg-type]
-    wrapped = PretrainModel(
-        network, autocast=autocast, **({"teacher_mean": master.mean, "teacher_std": master.std} if master else {})
-    ).to(place)
+        load_weights(network.encoder if isinstance(network, MAE) else network.student, init_from)
+    wrapped = PretrainModel(network, autocast=autocast, teachers=[(t.mean, t.std) for t in teachers]).to(place)
     if state is not None:
         wrapped.learned.load_state_dict(state["model"])
     plan.micro_batch = state["micro_batch"] if state else micro_batch(config, wrapped, plan.batch // world, place)
@@ -170,8 +166,9 @@ def run(
             batch_size=min(plan.micro_batch, len(held_out)), num_workers=0, collate_fn=collate,
         )  # fmt: skip
     meta = {"name": config.student, "recipe": Path(recipe).stem, "method": method,
-            "teacher": master.name if master else None, "teacher_sha256": master.sha256 if master else None,
-            "steps": plan.steps}  # fmt: skip
+            "teacher": " + ".join(t.name for t in teachers) or None,
+            "teacher_sha256": " + ".join(str(t.sha256) for t in teachers) or None,
+            "relations": learned_relations(network), "steps": plan.steps}  # fmt: skip
 
     def write_student(encoder: nn.Module) -> None:
         assert isinstance(encoder, ViT)
@@ -185,7 +182,7 @@ def run(
     saver = SaveHook(folder, config.save_every or plan.steps_per_epoch, write_student, state, plan.micro_batch)
     if rank == 0:
         write_settings(folder, settings, {
-            "teacher": {"file": master.name, "sha256": master.sha256} if master else None,
+            "teacher": [{"file": t.name, "sha256": t.sha256} for t in teachers],
             "init_from": describe_file(init_from) if init_from and Path(init_from).is_file() else None,
             "data": describe_files(data, photos),
         })  # fmt: skip
@@ -197,52 +194,3 @@ def run(
     seconds = train(runner, folder)
     return RunResult(folder, folder / "student.pth", folder / "metrics.jsonl", plan.steps, seconds,
                      getattr(monitor, "last", {}), monitor.val, monitor.skipped)  # fmt: skip
-
-
-def build_method(config: Config, *, pretrained: bool = True) -> tuple[TinyMIM | MAE, Teacher | None]:
-    """The method of a recipe, with its teacher.
-
-    Raises:
-        TinyMIMError: models that do not fit each other, or a teacher without weights.
-    """
-    arguments = dict(config.student_args)
-    if config.drop_path and "drop_path_rate" not in arguments:
-        depth = int(arguments.get("depth", 12))
-        arguments["drop_path_rate"] = [float(config.drop_path)] * (depth - 1) + [0.0]
-    encoder = create_model(config.student, img_size=config.img_size, **arguments)
-    encoder.set_grad_checkpointing(bool(config.grad_checkpointing))
-    if config.method == "mae":
-        if encoder.num_prefix_tokens != 1 or config.img_size % encoder.patch_size:
-            raise ConfigError(
-                f"{config.student} at {config.img_size} pixels cannot be masked",
-                "MAE needs a class token only and sizes that are whole patches",
-                f"use a plain model and a multiple of {encoder.patch_size}",
-            )
-        d = config.decoder
-        return MAE(encoder, decoder_dim=d["dim"], decoder_depth=d["depth"], decoder_heads=d["heads"],
-                   mask_ratio=config.mask_ratio, norm_pix=config.norm_pix), None  # fmt: skip
-    if config.teacher is None:
-        raise ConfigError("no teacher", "the recipe names none", "add --teacher timm/NAME or --teacher FILE")
-    grid = -(-config.img_size // encoder.patch_size) if config.align == "image" else None
-    try:
-        teacher = load_teacher(config.teacher, img_size=config.img_size, weights=config.teacher_weights,
-                               num_heads=config.teacher_heads, pretrained=pretrained, grid=grid)  # fmt: skip
-    except CheckpointError:
-        if pretrained or config.teacher.startswith("timm/"):
-            raise
-        print(f"note: {config.teacher} is not there yet; the dry run measures a stand-in of the next larger size")
-        larger = {"tinymim_vit_tiny": "tinymim_vit_small"}.get(config.student, "tinymim_vit_base")
-        stand_in = create_model(larger, img_size=config.img_size).eval().requires_grad_(False)
-        teacher = Teacher(stand_in, larger, (0.5,) * 3, (0.5,) * 3, None)
-    teacher.sha256 = teacher.sha256 or state_sha256(teacher.model)
-    d = config.decoder
-    decoder = dict(decoder_dim=d["dim"], decoder_depth=d["depth"], decoder_heads=d["heads"], norm_pix=config.norm_pix,
-                   weight=config.reconstruct)  # fmt: skip
-    method = TinyMIM(
-        encoder, teacher.model, targets=config.targets, target_block=config.target_block,
-        relation_heads=config.relation_heads, softmax=config.softmax, class_token=config.class_token,
-        mask=config.mask, mask_ratio=config.mask_ratio,
-        reconstruct=decoder if config.reconstruct else None,
-        teacher_drop_path=config.teacher_drop_path, align=config.align,
-    )  # fmt: skip
-    return method, teacher

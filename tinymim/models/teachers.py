@@ -82,13 +82,18 @@ def describe_teacher(name: str) -> TeacherFacts:
 
 @dataclass
 class Teacher:
-    """A frozen model and what a run must know of it."""
+    """A frozen model and what a run must know of it.
+
+    ``relations`` is (block, heads) for a student of ours that was itself distilled by relations: the block they were
+    learned at and the number of heads they were grouped into, which is that of the chain's first teacher.
+    """
 
     model: nn.Module
     name: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
     sha256: str | None
+    relations: tuple[int, int] | None = None
 
 
 def load_teacher(
@@ -131,7 +136,9 @@ def load_teacher(
     model, checkpoint = model_from_checkpoint(name, num_heads=num_heads, option="--teacher-heads")
     mean = tuple(checkpoint.meta.get("mean") or IMAGENET_MEAN)
     std = tuple(checkpoint.meta.get("std") or IMAGENET_STD)
-    return Teacher(model.eval().requires_grad_(False), Path(name).name, mean, std, sha256_file(name))
+    learned = checkpoint.meta.get("relations")
+    return Teacher(model.eval().requires_grad_(False), Path(name).name, mean, std, sha256_file(name),
+                   (int(learned[0]), int(learned[1])) if learned else None)  # fmt: skip
 
 
 def _timm_teacher(

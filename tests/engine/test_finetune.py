@@ -1,0 +1,299 @@
+"""Fine-tuning on real small models: recipes, exact resume, mixing, averages, DeiT's distillation, bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image, ImageFilter
+
+from tinymim.cli import main
+from tinymim.engine import finetune, load_recipe
+from tinymim.engine.classify import ClassifyModel, CosineHook
+from tinymim.engine.finetuning import build_classifier, eval_transform, train_transform
+from tinymim.errors import CheckpointError, ConfigError, DataError
+from tinymim.models import ViT, create_model, model_from_checkpoint, save_student
+from tinymim.models.classifier import Classifier, load_classifier, save_classifier
+from tinymim.models.teachers import load_label_teacher
+
+SMALL = {"student_args": dict(depth=2, embed_dim=24, num_heads=2), "crop_scale": (0.5, 1.0)}
+CLASSES = {"blue": (40, 60, 200), "green": (40, 190, 60), "red": (210, 50, 40)}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Three classes that colour tells apart: 12 photos each to train on, 4 each to score."""
+    root = tmp_path_factory.mktemp("labelled")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 12), ("val", 4)):
+        for name, colour in CLASSES.items():
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                noise = rng.normal(0, 40, (44, 52, 3)) + np.array(colour)
+                photo = Image.fromarray(noise.clip(0, 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(2))
+                photo.save(root / split / name / f"{i}.png")
+    return root
+
+
+def options(folders, **more):
+    cfg = SMALL | more.pop("cfg_options", {})
+    return dict(data=folders / "train", val_data=folders / "val", img_size=32, batch_size=12, epochs=4, workers=0,
+                device="cpu", cfg_options=cfg) | more  # fmt: skip
+
+
+def records(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_published_recipe_of_the_base_model():
+    """README and code of the paper; S and T say that they are ours."""
+    base = load_recipe("finetune_base")
+    assert (base.student, base.batch_size, base.epochs, base.warmup_epochs) == ("tinymim_vit_base", 1024, 100, 5)
+    assert (base.base_lr, base.min_lr, base.layer_decay, base.weight_decay) == (5e-4, 1e-6, 0.65, 0.05)
+    assert (base.drop_path, base.mixup, base.cutmix, base.reprob, base.smoothing) == (0.2, 0.8, 1.0, 0.25, 0.1)
+    assert (base.aa, tuple(base.betas), base.ema) == ("rand-m9-mstd0.5-inc1", (0.9, 0.999), None)
+    star = load_recipe("finetune_star_tiny")
+    assert (star.num_heads, star.epochs, star.distillation) == (12, 1000, "hard")
+    for name in ("finetune_small", "finetune_tiny"):
+        assert "Our numbers" in (load_recipe(name).text)
+
+
+def test_layer_decay_and_schedule():
+    """0.65^13 for the embeddings of ViT-B, 1 for the head; warm-up from 0, then a cosine down to min_lr, all scaled."""
+    network = Classifier(create_model("tinymim_vit_base", img_size=32), 5)
+    groups = network.layer_groups(0.65, 0.05)
+    scales = {round(g["lr_scale"], 6) for g in groups}
+    assert scales == {round(0.65**k, 6) for k in range(14)}
+    assert sum(p.numel() for g in groups for p in g["params"]) == sum(p.numel() for p in network.parameters())
+    plain = {id(p) for g in groups if not g["weight_decay"] for p in g["params"]}
+    assert id(network.backbone.pos_embed) in plain
+    assert id(network.backbone.cls_token) in plain
+    assert id(network.head.weight) not in plain
+    optimizer = torch.optim.AdamW(groups, lr=2e-3)
+    hook = CosineHook(optimizer, steps=100, warmup=10, final=1e-6)
+    for step, expected in ((0, 0.0), (5, 1e-3), (10, 2e-3), (55, (2e-3 + 1e-6) / 2), (99, 1e-6 + 2e-3 * 0.000305)):
+        hook.before_train_iter(None, step)
+        for group in optimizer.param_groups:
+            assert group["lr"] == pytest.approx(expected * group["lr_scale"], rel=2e-3, abs=1e-12)
+
+
+def test_it_learns_and_the_file_says_the_same(folders, tmp_path):
+    """Colours are learned; the written file gives the written scores, and is a student for every other reader."""
+    result = finetune(**options(folders, out=tmp_path / "run", epochs=30, lr=5e-3, cfg_options={"ema": 0.9}))
+    assert result.top1 > 0.6
+    assert json.loads((tmp_path / "run/result.json").read_text())["top1"] == result.top1
+    model, checkpoint = load_classifier(result.classifier)
+    assert checkpoint.meta["classes"] == [*CLASSES]
+    view, right = eval_transform(32), 0
+    for label, name in enumerate(CLASSES):
+        for path in sorted((folders / "val" / name).iterdir()):
+            with torch.no_grad():
+                right += int(model(view(Image.open(path).convert("RGB"))[None]).argmax()) == label
+    assert right == round(result.top1 * 12)
+    backbone, _ = model_from_checkpoint(result.classifier)
+    assert all(torch.equal(v, model.backbone.state_dict()[k]) for k, v in backbone.state_dict().items()
+               if not k.startswith("norm."))  # fmt: skip
+    assert max(r["lr"] for r in records(result.out) if "lr" in r) == pytest.approx(5e-3)
+
+
+@pytest.mark.parametrize("extra", [{}, {"ema": 0.99, "mixup": 0.0, "reprob": 0.5}], ids=["mixed", "averaged"])
+def test_interrupt_and_resume_are_exact(folders, tmp_path, monkeypatch, extra):
+    """Order, RandAugment, mixing, drop path and the average continue as if nothing had happened."""
+    from tinymim.engine.loop import StepLoop
+
+    chosen = {"drop_path": 0.2, "mixup": 0.8, "cutmix": 1.0} | extra | ({"cutmix": 0.0} if "ema" in extra else {})
+    whole = finetune(**options(folders, out=tmp_path / "whole", cfg_options=chosen))
+    original = StepLoop.run_iter
+
+    def interrupt(self, batch):
+        original(self, batch)
+        if self.iter == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(StepLoop, "run_iter", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(**options(folders, out=tmp_path / "cut", cfg_options=chosen))
+    monkeypatch.setattr(StepLoop, "run_iter", original)
+    result = finetune(**options(folders, out=tmp_path / "cut", cfg_options=chosen, resume=True))
+    assert records(result.out) == records(whole.out)
+    a, b = (torch.load(r.classifier, weights_only=True)["model"] for r in (whole, result))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_star_distils_from_a_timm_teacher(folders, tmp_path):
+    """12 heads, token, wide layer; a 6-head student is regrouped, its token copied; hard and soft losses are DeiT's."""
+    torch.manual_seed(0)
+    source = ViT(img_size=32, embed_dim=48, depth=2, num_heads=6)
+    save_student(source, tmp_path / "student.pth")
+    teacher = timm.create_model("resnet10t", num_classes=3)
+    torch.save(teacher.state_dict(), tmp_path / "resnet.pth")
+    result = finetune("finetune_star_tiny", **options(
+        folders, out=tmp_path / "run", student=str(tmp_path / "student.pth"), teacher="timm/resnet10t",
+        teacher_weights=str(tmp_path / "resnet.pth"), epochs=1, cfg_options={"student_args": dict(last_dim=64)},
+    ))  # fmt: skip
+    model, _ = load_classifier(result.classifier)
+    assert (model.backbone.num_heads, model.head.in_features, model.head_dist.out_features) == (12, 64, 3)
+    assert {"labels", "teacher", "loss"} <= set(records(result.out)[1])
+
+    images = torch.randn(4, 3, 32, 32)
+    own, taught = model.answers(images)
+    assert torch.allclose(model(images), (own + taught) / 2)
+    taught_by = load_label_teacher("timm/resnet10t", 3, img_size=32, weights=tmp_path / "resnet.pth")
+    told = taught_by.model(taught_by.view(images))
+    for kind, expected in (
+        ("hard", -taught.log_softmax(1)[range(4), told.argmax(1)].mean()),
+        ("soft", 9 * ((told / 3).softmax(1) * ((told / 3).log_softmax(1) - (taught / 3).log_softmax(1))).sum(1).mean()),
+    ):
+        wrapped = ClassifyModel(model, teacher=taught_by, distillation=kind, alpha=0.3, tau=3.0, smoothing=0.0).train()
+        model.eval()
+        losses = wrapped(images, torch.tensor([0, 1, 2, 0]))
+        assert losses["teacher"].item() == pytest.approx(expected.item(), rel=1e-4)
+        assert losses["loss"].item() == pytest.approx(0.7 * losses["labels"].item() + 0.3 * expected.item(), rel=1e-4)
+
+
+def test_a_classifier_of_ours_teaches_in_its_own_normalisation(folders, tmp_path):
+    network = Classifier(ViT(img_size=32, embed_dim=24, depth=1, num_heads=2), 3)
+    save_classifier(network, tmp_path / "c.pth", [*CLASSES])
+    taught = load_label_teacher(str(tmp_path / "c.pth"), 3, img_size=48)
+    images = torch.randn(2, 3, 48, 48)
+    assert taught.view(images).shape == (2, 3, 32, 32)
+    result = finetune(**options(folders, out=tmp_path / "run", teacher=str(tmp_path / "c.pth"), epochs=1))
+    assert "teacher" in records(result.out)[1]
+
+
+def published(layout, tmp_path):
+    """The authors' layouts (facts, section 10), small: pre-trained, fine-tuned, starred and fine-tuned."""
+    torch.manual_seed(3)
+    shape = dict(img_size=32, embed_dim=24, depth=2, num_heads=2)
+    if layout == "PT":
+        state = ViT(**shape).state_dict()
+    elif layout == "FT":
+        full = Classifier(ViT(**shape), 3).state_dict()
+        state = {k.removeprefix("backbone."): v for k, v in full.items()}
+        assert not any(k.startswith("norm.") for k in state)
+    else:
+        full = Classifier(ViT(**shape, dist_token=True, last_dim=40), 3).state_dict()
+        state = {k.removeprefix("backbone."): v for k, v in full.items()}
+        assert {"dist_token", "conv1x1.0.weight", "conv1x1.1.weight", "head.weight", "head_dist.weight",
+                "fc_norm.weight"} <= set(state)  # fmt: skip
+    torch.save({"model": state}, tmp_path / f"{layout}.pth")
+    return tmp_path / f"{layout}.pth", state
+
+
+@pytest.mark.parametrize("layout", ["PT", "FT", "Tstar"])
+def test_published_layouts_become_classifiers_and_teachers(layout, tmp_path, folders):
+    """Into fine-tuning (the named model gives the heads), as a classifier as they are, and as a teacher."""
+    from tinymim.models.teachers import load_teacher
+
+    path, state = published(layout, tmp_path)
+    config = load_recipe("finetune_tiny", {"img_size": 32, "num_heads": 2} | SMALL | (
+        {"student_args.dist_token": True, "student_args.last_dim": 40} if layout == "Tstar" else {}))  # fmt: skip
+    network = build_classifier(config, 5, str(path))
+    assert torch.equal(network.backbone.blocks[1].attn.qkv.weight, state["blocks.1.attn.qkv.weight"])
+    assert network.backbone.num_heads == 2
+    teacher = load_teacher(str(path), num_heads=2)
+    assert len(teacher.model.blocks) == 2
+    if layout == "PT":
+        with pytest.raises(CheckpointError, match="holds no classifier"):
+            load_classifier(path, num_heads=2)
+    else:
+        model, _ = load_classifier(path, num_heads=2)
+        assert torch.equal(model.head.weight, state["head.weight"])
+        assert model(torch.randn(1, 3, 32, 32)).shape == (1, 3)
+
+
+def test_other_widths_take_the_files_shape_and_ask_for_heads(tmp_path):
+    torch.save({"model": ViT(img_size=32, embed_dim=48, depth=2, num_heads=4).state_dict()}, tmp_path / "f.pth")
+    with pytest.raises(ConfigError, match="head count of"):
+        build_classifier(load_recipe("finetune_tiny", {"img_size": 32}), 5, str(tmp_path / "f.pth"))
+    network = build_classifier(load_recipe("finetune_tiny", {"img_size": 64, "num_heads": 4}), 5,
+                               str(tmp_path / "f.pth"))  # fmt: skip
+    assert (network.backbone.embed_dim, network.backbone.depth, network.backbone.num_heads) == (48, 2, 4)
+    assert network.backbone.pos_embed.shape == (1, 17, 48)
+
+
+def test_augmentation_is_timms_and_survives_zero_bits(folders):
+    """RandAugment posterizes to 0 bits now and then: a black photo, as timm says of itself, not an error."""
+    from timm.data import auto_augment
+
+    transform = train_transform(load_recipe("finetune_base", {"img_size": 32}))
+    assert "RandAugment" in repr(transform)
+    photo = Image.open(next((folders / "train/red").iterdir()))
+    assert not np.asarray(auto_augment.NAME_TO_OP["PosterizeIncreasing"](photo, 0)).any()
+    assert np.asarray(auto_augment.NAME_TO_OP["PosterizeIncreasing"](photo, 8)).any()
+    assert eval_transform(224)(photo).shape == (3, 224, 224)
+
+
+def test_damaged_photo_is_replaced_with_its_neighbours_label(folders):
+    from tinymim.data.labelled import LabelledPhotos
+
+    files = [folders / "missing.png", next((folders / "train/red").iterdir())]
+    item = LabelledPhotos(files, [0, 2], eval_transform(32))[(0, 0)]
+    assert (int(item["label"]), item["skipped"]) == (2, [str(files[0])])
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "words"),
+    [
+        (dict(data="nowhere"), DataError, "no folder"),
+        (dict(recipe="mae_tiny"), ConfigError, "another command"),
+        (dict(recipe="finetune_star_tiny", cfg_options={"teacher": ""}), ConfigError, "nobody to teach"),
+        (dict(batch_size=9, cfg_options={"mixup": 0.8}), ConfigError, "mixed"),
+        (dict(teacher="timm/nothing"), ConfigError, "timm has no model"),
+        (dict(student="nowhere.pth"), CheckpointError, "no checkpoint"),
+        (dict(cfg_options={"distillation": "warm"}), ConfigError, "one of hard, soft"),
+        (dict(cfg_options={"layer_dekay": 0.5}), ConfigError, "did you mean 'layer_decay'"),
+    ],
+)
+def test_bad_input(folders, tmp_path, change, kind, words):
+    more = options(folders, out=tmp_path / "run", **{k: v for k, v in change.items() if k != "recipe"})
+    with pytest.raises(kind, match=words):
+        finetune(change.get("recipe", "finetune_tiny"), **more)
+    assert not (tmp_path / "run/student.pth").exists()
+
+
+def test_teacher_of_other_classes_is_refused(folders, tmp_path):
+    save_classifier(Classifier(ViT(img_size=32, embed_dim=24, depth=1, num_heads=2), 7), tmp_path / "c.pth", "abcdefg")
+    with pytest.raises(ConfigError, match="knows 7 classes, the photos have 3"):
+        finetune(**options(folders, out=tmp_path / "run", teacher=str(tmp_path / "c.pth")))
+
+
+def test_command_dry_run_and_eval(folders, tmp_path, capsys):
+    """The command in a process of its own; then --dry-run and --print-config in this one."""
+    words = ["--data", str(folders / "train"), "--val-data", str(folders / "val"), "--img-size", "32", "--batch-size",
+             "12", "--epochs", "2", "--workers", "1", "--device", "cpu"]  # fmt: skip
+    small = ["--cfg-options", "student_args.depth=2", "student_args.embed_dim=24", "student_args.num_heads=2"]
+    done = subprocess.run([sys.executable, "-m", "tinymim", "finetune", *words, "--out", str(tmp_path / "run"), *small],
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "top-1" in done.stdout
+    assert "next:    tinymim eval" in done.stdout
+    assert (tmp_path / "run/report.html").is_file()
+    assert main(["finetune", *words, "--dry-run", "--out", str(tmp_path / "dry"), *small]) == 0
+    assert "hours on one such cpu" in capsys.readouterr().out
+    assert not (tmp_path / "dry").exists()
+    assert main(["finetune", "--recipe", "finetune_base", "--print-config", "--model", "tinymim_vit_small"]) == 0
+    out = capsys.readouterr().out
+    assert "layer_decay = 0.65" in out
+    assert "student = 'tinymim_vit_small'" in out
+
+
+def test_an_error_in_a_worker_does_not_hang(folders, tmp_path):
+    """Workers ignore SIGTERM; a job that dies of an unforeseen error must still end (it once waited for them)."""
+    code = ("import sys, tinymim.engine.finetuning as f\n"
+            "def broken(config):\n"
+            "    def view(image): raise RuntimeError('unforeseen')\n"
+            "    return view\n"
+            "f.train_transform = broken\n"
+            "from tinymim.cli import main; sys.exit(main(sys.argv[1:]))")  # fmt: skip
+    words = ["finetune", "--data", str(folders / "train"), "--img-size", "32", "--batch-size", "12", "--workers", "2",
+             "--device", "cpu", "--out", str(tmp_path / "run"), "--cfg-options", "student_args.depth=1",
+             "student_args.embed_dim=24", "student_args.num_heads=2"]  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=90)
+    assert done.returncode == 1
+    assert "unforeseen" in done.stderr
