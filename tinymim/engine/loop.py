@@ -31,6 +31,12 @@ def bare(runner: Any) -> Trainable:
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
+def stop_workers(batches: Any) -> None:
+    """End the data workers of a loader's iterator: they ignore SIGTERM, and after an error Python would wait for them."""
+    if hasattr(batches, "_shutdown_workers"):
+        batches._shutdown_workers()
+
+
 @LOOPS.register_module()
 class StepLoop(BaseLoop):
     """Optimizer steps: draw a batch, split it into micro-batches, accumulate, update.
@@ -81,10 +87,11 @@ class StepLoop(BaseLoop):
         previous = {s: signal.signal(s, self._ask_to_stop) for s in (signal.SIGINT, signal.SIGTERM)} if (
             threading.current_thread() is threading.main_thread()
         ) else {}  # fmt: skip
+        batches: Any = None
         try:
             runner.call_hook("before_train")
             runner.model.train()
-            batches: Any = iter(self.dataloader)
+            batches = iter(self.dataloader)
             while self._iter < self._max_iters:
                 began = time.monotonic()
                 batch = next(batches)
@@ -95,7 +102,7 @@ class StepLoop(BaseLoop):
                     raise KeyboardInterrupt
             runner.call_hook("after_train")
         finally:
-            batches = None  # ends the data workers: they ignore SIGTERM, and Python would wait for them after an error
+            stop_workers(batches)
             for number, handler in previous.items():
                 signal.signal(number, handler)
         return runner.model
@@ -200,11 +207,15 @@ class MonitorHook(Hook):
         sums: dict[str, Tensor] = {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            for batch in self.val_loader:
-                views = {k: v.to(next(model.parameters()).device) for k, v in batch.items() if k != "skipped"}
-                n = len(views["image"])
-                for key, value in (model(**views) | {"count": torch.ones(())}).items():
-                    sums[key] = sums.get(key, 0.0) + value.detach().double().cpu() * n
+            batches = iter(self.val_loader)
+            try:
+                for batch in batches:
+                    views = {k: v.to(next(model.parameters()).device) for k, v in batch.items() if k != "skipped"}
+                    n = len(views["image"])
+                    for key, value in (model(**views) | {"count": torch.ones(())}).items():
+                        sums[key] = sums.get(key, 0.0) + value.detach().double().cpu() * n
+            finally:
+                stop_workers(batches)
         runner.model.train()
         totals = torch.stack([*sums.values()]).to(next(model.parameters()).device)
         all_reduce(totals)

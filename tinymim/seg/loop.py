@@ -17,6 +17,7 @@ from mmengine.runner import IterBasedTrainLoop
 from mmengine.runner.base_loop import BaseLoop
 from mmseg.registry import LOOPS
 
+from tinymim.engine.loop import stop_workers
 from tinymim.errors import CheckFailed, ConfigError
 from tinymim.models.checkpoints import save_torch
 from tinymim.seg.dataset import mix_seed
@@ -68,9 +69,9 @@ class ResumableTrainLoop(IterBasedTrainLoop):
                 while self._iter < self._max_iters and not self.stop_training:
                     self._step(batches)
         finally:
-            stop_workers(self.dataloader, batches)
+            stop_loader(self.dataloader, batches)
             if isinstance(runner._val_loop, BaseLoop):
-                stop_workers(runner._val_loop.dataloader)
+                stop_loader(runner._val_loop.dataloader)
         runner.call_hook("after_train_epoch")
         runner.call_hook("after_train")
         return runner.model
@@ -178,12 +179,10 @@ class ResumableTrainLoop(IterBasedTrainLoop):
         raise KeyboardInterrupt
 
 
-def stop_workers(loader: Any, batches: Any = None) -> None:
+def stop_loader(loader: Any, batches: Any = None) -> None:
     """End the data workers of a loader at once; left to the garbage collector each would take 5 seconds."""
-    iterator: Any
     for iterator in (batches, getattr(loader, "_iterator", None)):
-        if hasattr(iterator, "_shutdown_workers"):
-            iterator._shutdown_workers()
+        stop_workers(iterator)
     loader._iterator = None
 
 

@@ -20,7 +20,7 @@ from tinymim.errors import CheckpointError, ConfigError, DataError, TinyMIMError
 from tinymim.files import prepare_out
 from tinymim.progress import Progress
 from tinymim.seg.config import find_config, merge_options, name_run, say, set_data, set_device
-from tinymim.seg.loop import stop_workers
+from tinymim.seg.loop import stop_loader
 from tinymim.seg.metric import SegMetric, SegResult
 from tinymim.seg.segmentor import load_segmentor
 
@@ -80,7 +80,7 @@ def train_segmentor(
         metric = next(m for m in runner.val_evaluator.metrics if isinstance(m, SegMetric))
         if metric.last is None:  # resumed after the last step
             runner.val_loop.run()
-            stop_workers(runner.val_loop.dataloader)
+            stop_loader(runner.val_loop.dataloader)
     assert metric.last is not None
     result = metric.last
     result.files = {name: str(folder / file) for name, file in
@@ -154,7 +154,7 @@ def test_segmentor(
                 progress.update(i + 1, images=len(samples) * get_world_size())
         if progress is not None:
             progress.close()
-        stop_workers(loader)
+        stop_loader(loader)
         metric.evaluate(len(loader.dataset))
     assert metric.last is not None
     return metric.last
