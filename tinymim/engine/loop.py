@@ -32,7 +32,7 @@ def bare(runner: Any) -> Trainable:
 
 
 def stop_workers(batches: Any) -> None:
-    """End the data workers of a loader's iterator: they ignore SIGTERM, and after an error Python would wait for them."""
+    """End the data workers of a loader's iterator: they ignore SIGTERM; after an error Python would wait."""
     if hasattr(batches, "_shutdown_workers"):
         batches._shutdown_workers()
 
