@@ -17,6 +17,7 @@ VERBS = {
     "demo": "photos to a deployed, measured segmentor in minutes (start here)",
     "pretrain": "pre-train a masked autoencoder (MAE) to be a teacher",
     "distill": "distil a small student from a masked-image-modelling teacher",
+    "study": "a table of distillation variants x seeds, beside the paper's",
     "bench": "measure .onnx files: latency, memory, where the milliseconds go",
     "eval": "score a segmentor .onnx file in mIoU on labelled photos",
     "predict": "segment a photo, a folder or a video with an .onnx file",

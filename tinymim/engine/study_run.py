@@ -83,7 +83,7 @@ def run_trials(
     *,
     parallel: int = 1,
     minutes: float | None = None,
-    ended: Callable[[], None] = lambda: None,
+    ended: Callable[[], object] = lambda: None,
 ) -> dict[Path, str]:
     """Run what some trials need and write the result file of each as soon as its last stage has ended.
 
@@ -118,8 +118,10 @@ def run_trials(
                 elif blocked := next((need.folder for need in stage.needs if need.folder in failed), None):
                     failed[stage.folder] = failed[blocked]
                     waiting.remove(stage)
-                elif len(children) < parallel and time.monotonic() < stop_at and all(n.done for n in stage.needs):
-                    if started := _start(stage, threads):
+                else:
+                    free = len(children) < parallel and time.monotonic() < stop_at
+                    ready = free and all(need.done for need in stage.needs)
+                    if ready and (started := _start(stage, threads)):
                         children.append(started)
                         waiting.remove(stage)
             for trial in list(left):
