@@ -39,7 +39,7 @@ class Stage:
     """One run of a verb.
 
     Attributes:
-        folder: ``<out>/stages/<name>-<hash>``; the run itself is in ``run/``, its output in ``log.txt``, and
+        folder: ``<out>/stages/<verb>-<hash>``; the run itself is in ``run/``, its output in ``log.txt``, and
             ``done.json`` is written when the command has ended with 0.
         verb: "pretrain", "distill", "finetune" or "segment".
         options: Long options without dashes -> values.
@@ -165,7 +165,8 @@ def make_stages(
         options = _fill(_flat(stages[name]), typed)
         text = json.dumps(_fill(setting, hashed), sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:10]
-        made[name] = Stage(out / "stages" / f"{name}-{digest}", options.pop("verb"), options, tuple(needs.values()))
+        verb = options.pop("verb")
+        made[name] = Stage(out / "stages" / f"{verb}-{digest}", verb, options, tuple(needs.values()))
     return made
 
 
