@@ -216,7 +216,7 @@ def _rule(values: Mapping[str, Any]) -> str:
         "The rule: t is the difference of the means over its standard error; reproduced or reversed where the "
         f"two-sided p of Student's t is below {values['level']:g}, else within noise. Paired by seed where both cells "
         "have the same seeds, else Welch's test; sd is the sample's (n - 1). Pairs are judged one at a time, with no "
-        "correction for their number; cells of one number in the paper have no order. Cells without a number were not run."
+        "correction for their number; cells of one number in the paper have no order. Empty cells were not run."
     )
 
 

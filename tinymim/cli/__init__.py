@@ -23,7 +23,7 @@ VERBS = {
     "predict": "segment a photo, a folder or a video with an .onnx file",
     "report": "one HTML for the whole line: teacher, student, segmentor, files",
     "doctor": "replay the golden numbers and print versions and providers",
-    "list": "list models, teachers, recipes and segmentation configs",
+    "list": "list models, teachers, recipes, studies and segmentation configs",
 }
 
 

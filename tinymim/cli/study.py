@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         given = [
             option for option, word in (("--data", "photos"), ("--seg-data", "segments")) if word in values["data"]
         ]
-        words = ["tinymim study", shlex.quote(args.study), *(f"{option} FOLDER" for option in given)]
+        words = ["tinymim study", shlex.quote(Path(args.study).name), *(f"{option} FOLDER" for option in given)]
         words += ["--seeds", *map(str, seeds)] if args.seeds else []
         return write_study(values, args.out / study.name, " ".join(words))
 

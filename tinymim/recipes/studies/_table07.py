@@ -1,4 +1,4 @@
-"""Rows of table 7. The loss without softmax is ours (smooth L1 of the scaled scores): the paper does not state its own."""
+"""Rows of table 7. Without softmax the loss is ours (smooth L1 of the scaled scores): the paper states none."""
 
 paper = dict(table=7, metric="ImageNet-1k top-1, ViT-B, 100 epochs", note="Q-K and V-V with softmax are the default")
 cells = [

@@ -18,44 +18,52 @@ TO_SMALL = {
 }
 stages = dict(base=DISTILL, small={**DISTILL, **TO_SMALL}, distill=dict(epochs=300))
 
-CHAIN = {  # size -> what the distillation of that size differs in
-    "base": {},
-    "small": {
-        "distill.recipe": "tinymim_small_from_tinymim_base",
-        "distill.teacher": "{base.student}",
-        "distill.cfg_options.target_block": None,
-    },
+CHAIN = {  # size -> its distillation; the student's last block reads the teacher's last, but for MAE-L
     "tiny": {
         "distill.recipe": "tinymim_tiny_from_tinymim_small",
         "distill.teacher": "{small.student}",
         "distill.cfg_options.target_block": None,
+        "finetune.recipe": "finetune_tiny",
+        "finetune.model": "tinymim_vit_tiny",
+        "finetune.epochs": None,
     },
-}
-FINETUNE = {
+    "small": {
+        "distill.recipe": "tinymim_small_from_tinymim_base",
+        "distill.teacher": "{base.student}",
+        "distill.cfg_options.target_block": None,
+        "finetune.recipe": "finetune_small",
+        "finetune.model": "tinymim_vit_small",
+        "finetune.epochs": None,
+    },
     "base": {},
-    "small": {"finetune.recipe": "finetune_small", "finetune.epochs": None},
-    "tiny": {"finetune.recipe": "finetune_tiny", "finetune.epochs": None},
 }
 SCRATCH = {
     "finetune.student": None,
+    "finetune.recipe": "finetune_base",
     "finetune.epochs": 300,
     "finetune.lr": 1e-3,
     "finetune.cfg_options.layer_decay": 1.0,
     "finetune.cfg_options.drop_path": 0.1,
 }
-cells = []
-for size, numbers in {
+STRATEGIES = {
+    "scratch": SCRATCH,
+    "MAE": {"finetune.student": "{mae.student}"},
+    "class token": {"distill.targets": ["class_token"]},
+    "feature": {"distill.targets": ["qkv"]},
+    "relation": {},
+}
+TOP1 = {
     "tiny": (72.2, 71.6, 70.6, 73.4, 75.8),
     "small": (79.9, 80.6, 79.6, 80.8, 83.0),
     "base": (81.2, 83.6, 82.6, 83.8, 85.0),
-}.items():
-    changes = {
-        "scratch": {**SCRATCH, "finetune.model": f"tinymim_vit_{size}"},
-        "MAE": {**FINETUNE[size], "mae.recipe": f"mae_{size}", "finetune.student": "{mae.student}"},
-        "class token": {**CHAIN[size], **FINETUNE[size], "distill.targets": ["class_token"]},
-        "feature": {**CHAIN[size], **FINETUNE[size], "distill.targets": ["qkv"]},
-        "relation": {**CHAIN[size], **FINETUNE[size]},
-    }
-    for (strategy, change), number in zip(changes.items(), numbers):
-        cells.append(dict(name=f"{size}: {strategy}", group=f"ViT-{size[0].upper()}", paper=number, set=change))
-del size, numbers, changes, strategy, change, number
+}
+cells = [
+    dict(
+        name=f"{size}: {strategy}",
+        group=f"ViT-{size[0].upper()}",
+        paper=number,
+        set={**CHAIN[size], "mae.recipe": f"mae_{size}", **change},
+    )
+    for size, numbers in TOP1.items()
+    for (strategy, change), number in zip(STRATEGIES.items(), numbers, strict=True)
+]

@@ -7,7 +7,9 @@ S and T are fine-tuned stands in a supplement that is not public: those recipes 
 
 _base_ = "./_full.py"
 title = "Table 11: chain (full size)"
-paper = dict(table=11, metric="ImageNet-1k top-1, 100 epochs a hop", note="A teacher of the next size is the better one")
+paper = dict(
+    table=11, metric="ImageNet-1k top-1, 100 epochs a hop", note="A teacher of the next size is the better one"
+)
 
 DISTILL = _base_.stages.distill
 LAST = {**DISTILL["cfg_options"], "target_block": None}
