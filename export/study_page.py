@@ -3,16 +3,17 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tinymim.files import write_json, write_text
 from tinymim_export.plots import escape, tick_label, ticks
-from tinymim_export.report import Section, commands, environment_table, table, write_report
+from tinymim_export.report import Section, commands, table, write_report
 from tinymim_export.tables import markdown_table
 
 WIDTH, ROW, HEAD, FOOT = 820, 28, 26, 30  # of a plot, in SVG units
-PANELS = ((232, 476), (516, 806))  # left and right end of the paper's panel and of ours
+LEFT, MIDDLE, RIGHT = 232, (476, 516), 806  # ends of the paper's panel and of ours
 COLOURS = """<style>
 svg { --ink: #1c1d20; --soft: #5d6068; --grid: #dcdcd8; --c0: #2f6fdb; --c1: #d8602a; }
 @media (prefers-color-scheme: dark) {
@@ -46,7 +47,7 @@ def write_study(values: Mapping[str, Any], folder: Path, command: str) -> list[P
 
 def markdown(values: Mapping[str, Any]) -> str:
     """The whole page for the docs."""
-    parts = [f"# {values['title']}\n", f"{_lead(values)}\n"]
+    parts = [f"# {values['title']}\n", *(f"{lead}\n" for lead in [_lead(values)] if lead)]
     for score in values["scores"]:
         parts += [f"## {_heading(score)}\n", markdown_table(_rows(values, score)), f"![{score}]({score}.svg)\n"]
         if pairs := _order(values, score):
@@ -55,10 +56,42 @@ def markdown(values: Mapping[str, Any]) -> str:
                 markdown_table(pairs),
                 f"{_count(values, score)}\n",
             ]
-    parts += [f"{_rule(values)}\n", "## How it was made\n", f"```\n{values['command']}\n```\n", _made(values)]
+    parts += [f"{_rule(values)}\n"] if values["pairs"] else []
+    parts += ["## How it was made\n", f"```\n{values['command']}\n```\n", _made(values)]
     files = markdown_table([("file", "sha256"), *values["files"].items()])
     parts += ["<details><summary>Result files (sha256)</summary>\n", files, "</details>\n"]
     return "\n".join(parts)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A strip of a plot with a scale of its own."""
+
+    left: float
+    right: float
+    numbers: Sequence[float]
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """The values at its ends."""
+        low, high = (min(self.numbers), max(self.numbers)) if self.numbers else (0.0, 1.0)
+        pad = 0.08 * (high - low) or 0.5
+        return low - pad, high + pad
+
+    def x(self, value: float) -> float:
+        """Where a value is."""
+        low, high = self.span
+        return round(self.left + (value - low) / (high - low) * (self.right - self.left), 1)
+
+    def axis(self, head: str, bottom: float) -> list[str]:
+        """Heading, lines and their numbers."""
+        out = [f'<text x="{self.left}" y="14">{head}</text>']
+        places = ticks(*self.span, 6) if self.numbers else []
+        for value in places:
+            out.append(f'<path class="grid" d="M{self.x(value)},{HEAD - 4}V{bottom}"/>')
+            out.append(f'<text x="{self.x(value)}" y="{bottom + 18}" text-anchor="middle">{tick_label(value, places)}'
+                       "</text>")  # fmt: skip
+        return out
 
 
 def dots(values: Mapping[str, Any], score: str, *, alone: bool = False) -> str:
@@ -88,52 +121,36 @@ def dots(values: Mapping[str, Any], score: str, *, alone: bool = False) -> str:
     size = f' xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}"' if alone else ""
     out = [f'<svg class="scatter" viewBox="0 0 {WIDTH} {height}"{size} role="img" aria-label="{escape(score)}">']
     out += [COLOURS] if alone else []
-    scales = []
-    for (left, right), numbers, head in zip(PANELS, seen, ("in the paper", "here"), strict=True):
-        out.append(f'<text x="{left}" y="14">{head}</text>')
-        low, high = (min(numbers), max(numbers)) if numbers else (0.0, 1.0)
-        pad = 0.08 * (high - low) or 0.5
-        low, high = low - pad, high + pad
-        scales.append((left, (right - left) / (high - low), low))
-        places = ticks(low, high, 4) if numbers else []
-        for value in places:
-            x = round(left + (value - low) * scales[-1][1], 1)
-            out.append(f'<path class="grid" d="M{x},{HEAD - 4}V{bottom}"/>')
-            out.append(f'<text x="{x}" y="{bottom + 18}" text-anchor="middle">{tick_label(value, places)}</text>')
+    paper = Panel(LEFT, MIDDLE[0], seen[0])
+    here = Panel(MIDDLE[1] if seen[0] else LEFT, RIGHT, seen[1])
+    out += [*(paper.axis("in the paper", bottom) if seen[0] else []), *here.axis("here", bottom)]
     for i, (name, row) in enumerate(lines):
         y = HEAD + ROW * (i + 0.5)
         if row is None:
             out.append(f'<text x="0" y="{y + 5}" style="font-weight:650">{escape(name)}</text>')
             continue
         out.append(f'<path class="grid" d="M0,{y + ROW / 2}H{WIDTH}"/>')
-        fit = f' textLength="{PANELS[0][0] - 16}" lengthAdjust="spacingAndGlyphs"' if len(name) > 33 else ""
+        fit = f' textLength="{LEFT - 16}" lengthAdjust="spacingAndGlyphs"' if len(name) > 33 else ""
         out.append(f'<text x="0" y="{y + 4}" style="fill:var(--ink)"{fit}>{escape(name)}</text>')
-        out += _marks(row["scores"][score], scales, y, unit, bool(row["failed"]))
+        out += _marks(row["scores"][score], paper, here, y, unit, bool(row["failed"]))
     return "".join(out) + "</svg>"
 
 
-def _marks(
-    s: Mapping[str, Any], scales: Sequence[tuple[float, float, float]], y: float, unit: float, failed: bool
-) -> list[str]:
+def _marks(s: Mapping[str, Any], paper: Panel, here: Panel, y: float, unit: float, failed: bool) -> list[str]:
     """The dots of one row."""
-
-    def place(panel: int, value: float) -> float:
-        left, factor, low = scales[panel]
-        return round(left + (value - low) * factor, 1)
-
     out = []
     if s["paper"] is not None:
-        out.append(f'<circle cx="{place(0, s["paper"])}" cy="{y}" r="5" style="fill:var(--c1)">'
+        out.append(f'<circle cx="{paper.x(s["paper"])}" cy="{y}" r="5" style="fill:var(--c1)">'
                    f"<title>{s['paper']}</title></circle>")  # fmt: skip
     if s["mean"] is None:
-        return [*out, f'<text x="{PANELS[1][0]}" y="{y + 4}">{"failed" if failed else "not run"}</text>']
-    x = place(1, unit * s["mean"])
+        return [*out, f'<text x="{here.left}" y="{y + 4}">{"failed" if failed else "not run"}</text>']
+    x = here.x(unit * s["mean"])
     if s["sd"] is not None:
-        ends = [place(1, unit * (s["mean"] + sign * s["sd"])) for sign in (-1, 1)]
+        ends = [here.x(unit * (s["mean"] + sign * s["sd"])) for sign in (-1, 1)]
         out.append(f'<path d="M{ends[0]},{y}H{ends[1]}" style="stroke:var(--c0);stroke-width:2"/>')
     out.append(f'<path d="M{x},{y - 9}V{y + 9}" style="stroke:var(--c0);stroke-width:2.4"/>')
     for seed, value in s["values"].items():
-        out.append(f'<circle cx="{place(1, unit * value)}" cy="{y}" r="4" style="fill:var(--c0);fill-opacity:.45">'
+        out.append(f'<circle cx="{here.x(unit * value)}" cy="{y}" r="4" style="fill:var(--c0);fill-opacity:.45">'
                    f"<title>seed {seed}: {unit * value:.4g}</title></circle>")  # fmt: skip
     return out
 
@@ -164,7 +181,15 @@ def _lead(values: Mapping[str, Any]) -> str:
 def _rows(values: Mapping[str, Any], score: str) -> list[list[str]]:
     """Heading and rows: cell, the paper's number, ours with its deviation, each seed, how many, how long."""
     grouped = any(row["group"] for row in values["rows"])
-    columns = ["cell", "paper", "mean \u00b1 sd", *(f"seed {seed}" for seed in values["seeds"]), "n", "minutes"]
+    known = any(row["scores"][score]["paper"] is not None for row in values["rows"])
+    columns = [
+        "cell",
+        *["paper"] * known,
+        "mean \u00b1 sd",
+        *(f"seed {seed}" for seed in values["seeds"]),
+        "n",
+        "minutes",
+    ]
     lines = [["group"] * grouped + columns]
     for row in values["rows"]:
         s = row["scores"][score]
@@ -174,9 +199,9 @@ def _rows(values: Mapping[str, Any], score: str) -> list[list[str]]:
         seeds = [
             "failed" if seed in row["failed"] else _shown(score, s["values"].get(str(seed))) for seed in values["seeds"]
         ]
-        minutes = "" if row["seconds"] is None else f"{row['seconds'] / 60:.1f}"
-        paper = "" if s["paper"] is None else f"{s['paper']:g}"
-        lines.append([row["group"]] * grouped + [row["cell"], paper, mean, *seeds, str(row["n"]), minutes])
+        minutes = f"{sum(row['seconds'].values()) / 60:.1f}" if row["n"] else ""
+        paper = ["" if s["paper"] is None else f"{s['paper']:g}"] * known
+        lines.append([row["group"]] * grouped + [row["cell"], *paper, mean, *seeds, str(row["n"]), minutes])
     return lines
 
 
@@ -241,6 +266,9 @@ def _made(values: Mapping[str, Any]) -> str:
     """Data, settings and machines as a list."""
     lines = [f"- {word}: {item['folder']}, {item['files']} files, list sha256 {item['list_sha256']}"
              for word, item in values["data"].items()]  # fmt: skip
+    shared = {stage: spent for row in values["rows"] for stage, spent in row["shared_seconds"].items()}
+    apart = ", ".join(f"{stage} {spent / 60:.1f}" for stage, spent in shared.items())
+    lines.append("- minutes: of the stages that follow the seed" + (f"; run once for all: {apart}" if apart else ""))
     common = _common(values)
     for stage, options in common.items():
         lines.append(f"- {stage}: {_words(options)}")
@@ -269,14 +297,18 @@ def _page(values: Mapping[str, Any], path: Path) -> Path:
     for score in values["scores"]:
         head, *rows = _rows(values, score)
         legend = "Orange: the paper. Blue dots: seeds; bar and line: mean and standard deviation. Scales differ."
-        figure = f'<figure><div class="wide">{dots(values, score)}</div></figure>'
+        figure = f'<figure style="margin-bottom:14px"><div class="wide">{dots(values, score)}</div></figure>'
         sections.append(Section(_heading(score), [figure, table(head, rows)], legend))
         if pairs := _order(values, score):
             sections.append(Section(f"The paper's order: {score}", [table(pairs[0], pairs[1:])], _count(values, score)))
+    rule = f'<p class="note">{escape(_rule(values))}</p>' if values["pairs"] else ""
+    made = [rule, commands([("", values["command"])]), f"<pre>{escape(_made(values))}</pre>"]
+    files = [table(("file", "sha256"), values["files"].items())]
     return write_report(
-        path, values["title"], _lead(values), *sections,
-        Section("How it was made", [f"<p class='note'>{escape(_rule(values))}</p>", commands([("", values["command"])]),
-                                    f"<pre>{escape(_made(values))}</pre>"]),
-        Section("Machine", [environment_table(machine) for machine in values["machines"]]),
-        Section("Result files", [table(("file", "sha256"), values["files"].items())]),
-    )  # fmt: skip
+        path,
+        values["title"],
+        _lead(values),
+        *sections,
+        Section("How it was made", made),
+        Section("Result files", files),
+    )

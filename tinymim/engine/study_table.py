@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tinymim.engine.study import Cell, Study, read_result, result_file
-from tinymim.engine.study_stages import Folder
+from tinymim.engine.study_stages import Folder, settings
 from tinymim.errors import DataError
 from tinymim.files import sha256_file
 
@@ -84,13 +84,15 @@ def _row(
             "mean": statistics.fmean(values.values()) if values else None,
             "sd": statistics.stdev(values.values()) if len(values) > 1 else None,
         }
-    seconds = [sum(item["seconds"].values()) for item in own.values()]
+    by_seed = [settings(cell.stages, study.wanted, seed) for seed in (0, 1)]
+    seconds = {stage: statistics.fmean(item["seconds"][stage] for item in own.values()) for stage in by_seed[0] if own}
     return {
         "cell": cell.name,
         "group": cell.group,
         "n": len(own),
         "scores": scores,
-        "seconds": statistics.fmean(seconds) if seconds else None,
+        "seconds": {stage: spent for stage, spent in seconds.items() if by_seed[0][stage] != by_seed[1][stage]},
+        "shared_seconds": {stage: spent for stage, spent in seconds.items() if by_seed[0][stage] == by_seed[1][stage]},
         "failed": [seed for seed in sorted(seeds) if result_file(study, cell, seed, out) in failed],
     }
 
