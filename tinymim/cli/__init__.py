@@ -18,12 +18,13 @@ VERBS = {
     "pretrain": "pre-train a masked autoencoder (MAE) to be a teacher",
     "distill": "distil a small student from a masked-image-modelling teacher",
     "finetune": "train a classifier on a student, with mixing, layer decay or a teacher",
+    "study": "a table of distillation variants x seeds, beside the paper's",
     "bench": "measure .onnx files: latency, memory, where the milliseconds go",
     "eval": "score a segmentor .onnx file in mIoU on labelled photos",
     "predict": "segment a photo, a folder or a video with an .onnx file",
     "report": "one HTML for the whole line: teacher, student, segmentor, files",
     "doctor": "replay the golden numbers and print versions and providers",
-    "list": "list models, teachers, recipes and segmentation configs",
+    "list": "list models, teachers, recipes, studies and segmentation configs",
 }
 
 

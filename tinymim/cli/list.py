@@ -1,4 +1,4 @@
-"""``tinymim list``: models, teachers, recipes and segmentation configs."""
+"""``tinymim list``: models, teachers, recipes, studies and segmentation configs."""
 
 import argparse
 
@@ -6,8 +6,9 @@ import argparse
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     parser.add_argument(
-        "what", nargs="?", choices=("models", "teachers", "recipes", "configs"), help="default: all of these"
-    )
+        "what", nargs="?", choices=("models", "teachers", "recipes", "studies", "configs"),
+        help="default: all of these",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,6 +51,13 @@ def run(args: argparse.Namespace) -> int:
         print("recipes (tinymim pretrain|distill --recipe):")
         for name in recipe_names():
             print(f"  {name:32} {summary(FOLDER / f'{name}.py')}")
+    if args.what in (None, "studies"):
+        from tinymim.engine.study import FOLDER as STUDIES
+        from tinymim.engine.study import study_names
+
+        print("studies (tinymim study NAME --data FOLDER):")
+        for name in study_names():
+            print(f"  {name:32} {summary(STUDIES / f'{name}.py')}")
     if args.what in (None, "configs"):
         print("segmentation configs (python tools/train_seg.py mmseg_configs/NAME.py):")
         folder = Path(tinymim_mmseg_configs.__file__).parent

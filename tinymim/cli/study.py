@@ -1,0 +1,75 @@
+"""``tinymim study``: a grid of overrides x seeds, each stage run once, one table beside the paper's numbers."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Collection
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the verb."""
+    parser.add_argument("study", help="a shipped study (tinymim list studies), or a .py file of the same keys")
+    parser.add_argument("--data", metavar="FOLDER", help="class folders below train/ and val/; with --val-data the "
+                        "training photos")  # fmt: skip
+    parser.add_argument("--val-data", metavar="FOLDER", help="class folders to score on")
+    parser.add_argument(
+        "--seg-data", metavar="FOLDER", help="labelled folder in ADE20K layout, for studies that segment"
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/studies"), help="folder of all studies")
+    parser.add_argument("--only", nargs="+", metavar="CELL", help="these cells")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="default: the study's")
+    parser.add_argument("--parallel", type=int, default=1, metavar="N", help="stages at a time, each with its share of "
+                        "the cores")  # fmt: skip
+    parser.add_argument("--time-limit", type=float, metavar="MINUTES", help="start no stage after so long")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be run")
+    parser.add_argument("--table", action="store_true", help="only write the table of what is there")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run what is missing, write the table after every cell."""
+    from tinymim.engine.study import choose_cells, load_study, make_trials, read_result
+    from tinymim.engine.study_run import command, open_stages, run_trials
+    from tinymim.engine.study_stages import find_data
+    from tinymim.engine.study_table import study_table
+    from tinymim.errors import ConfigError
+    from tinymim_export.study_page import write_study
+
+    if args.parallel < 1:
+        raise ConfigError(f"--parallel {args.parallel}", "at least one stage runs at a time", "use --parallel 1")
+    study = load_study(args.study)
+    cells = choose_cells(study, args.only)
+    seeds = list(dict.fromkeys(args.seeds or study.seeds))
+    data = find_data(args.data, args.val_data, args.seg_data)
+
+    def tell(failed: Collection[Path] = ()) -> list[Path]:
+        values = study_table(study, seeds, args.out, data, failed)
+        given = [
+            option for option, word in (("--data", "photos"), ("--seg-data", "segments")) if word in values["data"]
+        ]
+        words = ["tinymim study", shlex.quote(Path(args.study).name), *(f"{option} FOLDER" for option in given)]
+        words += ["--seeds", *map(str, seeds)] if args.seeds else []
+        return write_study(values, args.out / study.name, " ".join(words))
+
+    if args.table:
+        print("\n".join(map(str, tell())))
+        return 0
+    trials = [t for t in make_trials(study, cells, seeds, data, args.out)
+              if read_result(study, t.cell, t.seed, args.out, data) is None]  # fmt: skip
+    stages = open_stages(trials)
+    total = len(cells) * len(seeds)
+    print(f"{study.name}: {len(cells)} cells x {len(seeds)} seeds, {total - len(trials)} of {total} done; "
+          f"{len(stages)} stages to run")  # fmt: skip
+    if args.dry_run:
+        print("\n".join(shlex.join(command(stage)) for stage in stages))
+        return 0
+    try:
+        lost = run_trials(study, trials, data, parallel=args.parallel, minutes=args.time_limit, ended=tell)
+    except KeyboardInterrupt:
+        print("\nstopped; what was running is saved: the same command goes on with it", file=sys.stderr)
+        return 130
+    files = tell(lost)
+    for path, why in lost.items():
+        print(f"failed: {path.parent.name}, {path.stem}: {why}", file=sys.stderr)
+    print("\n".join(map(str, files)))
+    return 1 if lost else 0
