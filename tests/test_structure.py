@@ -20,7 +20,7 @@ ARROWS = {
     "tinymim.models": set(),
     "tinymim.distill": {"tinymim.models"},
     "tinymim.data": set(),
-    "tinymim.engine": {"tinymim.distill", "tinymim.data", "tinymim.models", "tinymim.recipes"},
+    "tinymim.engine": {"tinymim.analysis", "tinymim.distill", "tinymim.data", "tinymim.models", "tinymim.recipes"},
     "tinymim.analysis": {"tinymim.models", "tinymim.distill"},
     "tinymim.seg": {"tinymim.models", "tinymim.engine", "tinymim.data.folders", "tinymim.data.pixels"},
     "tinymim.recipes": set(),
