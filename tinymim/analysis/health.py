@@ -19,7 +19,7 @@ from tinymim.errors import ConfigError
 from tinymim.models.vit import ViT
 
 LAYERS = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}  # what INT8 multiplies
-USUAL = 0.999  # quantile that stands for the ordinary values
+USUAL, ORDINARY = 0.999, 0.9  # quantiles of a channel's values, and of the channels: see outlier
 OUTLIER_LIMIT = 20.0  # largest value over the quantile; see activation_outliers
 PART = 8  # images whose attention maps are held at once
 
@@ -125,7 +125,7 @@ class Outlier(NamedTuple):
 
     Attributes:
         largest: Absolute value.
-        usual: The 99.9 % quantile of the absolute values of an ordinary channel (the median channel's).
+        usual: What 99.9 % of the absolute values of a channel stay below, in nine channels of ten.
         channel: Which channel holds the largest, from 0.
     """
 
@@ -140,11 +140,18 @@ class Outlier(NamedTuple):
 
 
 def outlier(x: Tensor) -> Outlier:
-    """:class:`Outlier` of a tensor (..., D)."""
+    """:class:`Outlier` of a tensor (..., D).
+
+    The 99.9 % quantile is taken a channel, and the 90 % quantile of those over the channels: of the whole tensor it
+    would be blind where it matters. Outliers sit in a few channels, at every token; one channel is 1 / D of the values,
+    more than 0.1 % in any model narrower than 1,000. (Planted 40 times the usual value in one channel of a trained
+    128-wide ViT: the quantile of the whole tensor tells a ratio of 2.)
+    """
     size_DN = x.detach().abs().float().flatten(0, -2).T.contiguous()
-    rank = max(round(USUAL * size_DN.shape[1]), 1)
-    largest, channel = size_DN.amax(1).max(0)
-    return Outlier(float(largest), float(size_DN.kthvalue(rank, dim=1).values.median()), int(channel))
+    above = size_DN.shape[1] - round(USUAL * size_DN.shape[1])
+    top_DK = size_DN.topk(max(above, 1), dim=1).values
+    largest, channel = top_DK[:, 0].max(0)
+    return Outlier(float(largest), float(top_DK[:, -1].quantile(ORDINARY)), int(channel))
 
 
 @torch.no_grad()

@@ -16,6 +16,8 @@ def add_run_arguments(parser: argparse.ArgumentParser, recipe: str, model_option
     parser.add_argument("--recipe", default=recipe, help=f"one of {', '.join(names)}, or a .py file of the same keys")
     parser.add_argument("--data", metavar="FOLDER", help="photos, searched recursively")
     parser.add_argument("--val-data", metavar="FOLDER", help="held-out photos for val_loss")
+    parser.add_argument("--probe-data", metavar="FOLDER", help="a sub-folder a class (or train/ and val/ of such): "
+                        "k-NN and linear probe while it learns")  # fmt: skip
     parser.add_argument("--out", metavar="FOLDER", help="run folder; default runs/<recipe>")
     parser.add_argument(model_option, help="registry name, e.g. tinymim_vit_tiny")
     parser.add_argument("--img-size", type=int, help="side of the crops in pixels")

@@ -21,14 +21,16 @@ from tinymim.engine.loop import MonitorHook, NonFiniteLoss, SaveHook, dump_bad_b
 from tinymim.engine.model import PretrainModel, parameter_groups, pick_precision
 from tinymim.engine.plan import Plan, make_plan, measure, micro_batch
 from tinymim.engine.recipe import load_recipe
+from tinymim.engine.watch import read_probe, watch_hooks
 from tinymim.errors import CheckpointError, ConfigError
 from tinymim.files import atomic_path, describe_file, describe_files, note_output, prepare_out, write_env
 from tinymim.models import ViT, create_model, load_weights, save_student
 from tinymim.models.mae import MAE
 from tinymim.models.teachers import Teacher, load_teacher, state_sha256
 
-PLACES = {"workers", "data", "val_data", "teacher", "teacher_weights", "init_from"}  # env.json names these by content
-MAY_CHANGE = {"workers", "data", "val_data"}  # on resume; everything else would change the numbers
+WATCHING = {"watch_every", "probe_data", "probe_photos", "tensorboard"}
+MAY_CHANGE = {"workers", "data", "val_data", *WATCHING}  # on resume; everything else would change the numbers
+PLACES = {*MAY_CHANGE, "teacher", "teacher_weights", "init_from"}  # env.json names these by content, or not at all
 
 
 @dataclass
@@ -68,6 +70,7 @@ def run(
     data: str | Path,
     out: str | Path | None = None,
     val_data: str | Path | None = None,
+    probe_data: str | Path | None = None,
     teacher: str | None = None,
     teacher_weights: str | None = None,
     teacher_heads: int | None = None,
@@ -98,6 +101,7 @@ def run(
         data: Folder of photos, searched recursively.
         out: Run folder; None: ``runs/<recipe>``.
         val_data: Folder of held-out photos for ``val_loss``.
+        probe_data: Folder with a sub-folder a class, or with such folders train and val: k-NN and linear probe.
         teacher: ``timm/NAME`` or a checkpoint.
         teacher_weights: File for a timm teacher.
         teacher_heads: Heads of a teacher file that does not say.
@@ -137,10 +141,11 @@ def run(
     rank, world = join_processes(place, options)
     photos = list_photos(data)
     held_out = list_photos(val_data) if val_data else []
+    probe = read_probe(probe_data, config.probe_photos) if probe_data else None
     plan = make_plan(config, len(photos), world, lr, max_steps)
     settings = {**json.loads(json.dumps(config.to_dict())), "data": str(data), "val_data": str(val_data or ""),
-                "init_from": init_from, "lr": lr, "max_steps": max_steps, "world": world,
-                "photos": len(photos)}  # fmt: skip
+                "probe_data": str(probe_data or ""), "init_from": init_from, "lr": lr, "max_steps": max_steps,
+                "world": world, "photos": len(photos)}  # fmt: skip
     folder = Path(out or f"runs/{Path(recipe).stem}")
     state = None
     if not dry_run:
@@ -196,6 +201,7 @@ def run(
     monitor = MonitorHook(
         folder, title, 1 if place == "cpu" else 10, val_loader, config.val_every or plan.steps_per_epoch
     )
+    watching = watch_hooks(folder, config, plan.steps_per_epoch, held_out or photos, probe)
     saver = SaveHook(folder, config.save_every or plan.steps_per_epoch, write_student, state, plan.micro_batch)
     if rank == 0 and not resume:
         with atomic_path(folder / "config.py") as part:
@@ -210,7 +216,7 @@ def run(
             "recipe_sha256": hashlib.sha256(json.dumps({key: value for key, value in settings.items()
                                                         if key not in PLACES}, sort_keys=True).encode()).hexdigest(),
         })  # fmt: skip
-    runner = _runner(folder, wrapped, loader, plan, config, scaled, start, [monitor, saver], options)
+    runner = _runner(folder, wrapped, loader, plan, config, scaled, start, [monitor, *watching, saver], options)
     began = time.monotonic()
     try:
         runner.train()
