@@ -162,6 +162,13 @@ def activation_outliers(model: Any, images: Tensor) -> list[dict[str, Outlier]]:
     (``tinymim_export.qdq``); these are looked at. ``stream`` is the block's output: float in our files, quantised by
     tools that put every sum into INT8, and the place where outliers grow.
 
+    :data:`OUTLIER_LIMIT`: with one scale a tensor, largest / 127, whatever is below largest / 254 rounds to 0, and at a
+    ratio r the ordinary values keep 127 / r levels on either side. Rounding noise is scale^2 / 12; for bell-shaped
+    values (usual = 3.3 sigma) that leaves them 42.5 - 20 log10 r dB: 22 at 10, 16 at 20, 10 at 40. Measured with one
+    channel scaled up in front of every qkv, proj and fc1 of two trained ViTs (its weights scaled down: the same float
+    model), all four inputs in INT8: the error of the features, a share of their variance, is 0.02 % without, 0.2 % at
+    10, 1 % at 20, 4 to 6 % at 40, 23 to 37 % at 80. The limit is where it passes 1 %.
+
     Args:
         model: Our ViT, or timm's VisionTransformer.
         images: (B, 3, H, W), normalised for this model.
