@@ -8,6 +8,7 @@ from tinymim_export.plots import LEFT, RIGHT, TOP, WIDTH, Series, chart, escape,
 Curves = dict[str, list[tuple[float, float]]]
 WATCHED = re.compile(r"(kl_[^/]+|entropy|outlier|outlier_channel)/|(knn|linear)_top1$")
 PLACES = ("qkv", "proj", "fc1", "fc2", "stream")  # the last one stays in float in our INT8 files
+INT8 = "tinymim-export --checkpoint segmentor.pth --precision int8 --calibration PHOTOS --data FOLDER"
 MOST_HEADS = 8  # lines of a chart
 ROW = 24  # height of a row, in SVG units
 NOTE = (
@@ -46,9 +47,8 @@ def outlier_verdict(metrics: Curves) -> str:
     return (
         f'<p class="verdict bad">Outliers announce trouble for INT8: the largest input of {escape(layer)} in block '
         f"{int(block[-2:])} (channel {channel:.0f}) is {over[worst]:.0f} times the usual one; {len(over)} of "
-        f"{len(inputs)} inputs exceed {limit:g}.</p><div>What each block costs in INT8, and the worst ones left in "
-        "float</div><pre>tinymim-export --checkpoint segmentor.pth --onnx int8.onnx --precision int8 --calibration "
-        "PHOTOS --data FOLDER --sensitivity --max-miou-drop 0.5</pre>"
+        f"{len(inputs)} inputs exceed {limit:g}.</p><p>Once a segmentor is trained, see what INT8 costs block by block, "
+        f"and leave the worst in float:</p><pre>{INT8} --sensitivity\n{INT8} --onnx int8.onnx --max-miou-drop 0.5</pre>"
     )
 
 

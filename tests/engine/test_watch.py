@@ -14,6 +14,7 @@ from tinymim.engine import distill, pretrain
 from tinymim.engine.watch import read_labelled, read_probe
 from tinymim.errors import ConfigError, DataError
 from tinymim.models import ViT, model_from_checkpoint, save_student
+from tinymim_export.cli import main as export
 from tinymim_export.report import read_metrics, run_report
 
 SMALL = {"student_args": dict(depth=2, embed_dim=24, num_heads=2), "watch_every": 4}
@@ -172,8 +173,13 @@ def test_outliers_are_announced_once_with_what_to_type(classes, teacher, tmp_pat
     printed = capsys.readouterr().out
     assert printed.count("outliers announce trouble for INT8") == 1
     assert "in block 1 the largest input of fc1 (channel 7)" in printed
-    assert "--precision int8" in printed
+    commands = [line.split() for line in printed.splitlines() if line.strip().startswith("tinymim-export")]
+    assert len(commands) == 2
+    for words in commands:  # understood as they are; only the segmentor is not there
+        assert export(words[1:]) == 2
+        assert "segmentor.pth" in capsys.readouterr().err
     page = run_report(out).read_text()
+    assert all(" ".join(words) in page for words in commands)
     assert "the largest input of fc1 in block 1 (channel 7)" in page
     assert "1 of 8 inputs exceed 20" in page
     assert page.count("var(--bad) 70%") == 1

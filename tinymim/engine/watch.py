@@ -34,6 +34,7 @@ from tinymim.errors import ConfigError, DataError
 
 WATCHED = 32  # photos whose activations are looked at
 BATCH = 64  # photos embedded at once
+INT8 = "tinymim-export --checkpoint segmentor.pth --precision int8 --calibration PHOTOS --data FOLDER"
 HELD_OUT = 5  # every so many photos of a folder that is not split are for validation
 
 
@@ -227,8 +228,9 @@ def outlier_warning(outliers: list[dict[str, Outlier]]) -> str:
     return (
         f"warning: outliers announce trouble for INT8: in block {block} the largest input of {name} (channel "
         f"{outliers[block - 1][name].channel}) is {ratio:.0f} times the usual one; {len(over)} of {len(worst)} inputs "
-        f"exceed {OUTLIER_LIMIT:g}\n  now: tinymim-export ... --precision int8 --sensitivity --data FOLDER tells what "
-        "each block costs; --max-miou-drop 0.5 leaves the worst in float"
+        f"exceed {OUTLIER_LIMIT:g}\n  why: one scale a tensor leaves the usual values {127 / ratio:.0f} levels of 127\n"
+        "  fix: once a segmentor is trained, see what INT8 costs block by block and leave the worst in float:\n"
+        f"       {INT8} --sensitivity\n       {INT8} --onnx int8.onnx --max-miou-drop 0.5"
     )
 
 
