@@ -47,7 +47,7 @@ def outlier_verdict(metrics: Curves) -> str:
     return (
         f'<p class="verdict bad">Outliers announce trouble for INT8: the largest input of {escape(layer)} in block '
         f"{int(block[-2:])} (channel {channel:.0f}) is {over[worst]:.0f} times the usual one; {len(over)} of "
-        f"{len(inputs)} inputs exceed {limit:g}.</p><p>Once a segmentor is trained, see what INT8 costs block by block, "
+        f"{len(inputs)} inputs exceed {limit:g}.</p><p>Once a segmentor is trained, see what INT8 costs a block, "
         f"and leave the worst in float:</p><pre>{INT8} --sensitivity\n{INT8} --onnx int8.onnx --max-miou-drop 0.5</pre>"
     )
 
