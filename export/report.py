@@ -20,6 +20,7 @@ from tinymim.errors import DataError
 from tinymim.files import atomic_path, sha256_file
 from tinymim_export.plots import Series, chart, data_uri, escape, mask_image, number, swatch
 from tinymim_export.style import STYLE
+from tinymim_export.watching import NOTE, is_watched, outlier_verdict, watching_pictures
 
 NOT_CURVES = {"step", "iter", "epoch", "time", "data_time", "memory", "eta", "seconds", "images_per_second"}
 
@@ -193,7 +194,7 @@ def read_metrics(path: str | Path) -> dict[str, list[tuple[float, float]]]:
 
 def is_ratio(name: str) -> bool:
     """Whether a metric is a share (mIoU, accuracy), in 0..1 or in percent."""
-    return bool(re.search(r"(?i)iou|acc", name)) and "loss" not in name
+    return bool(re.search(r"(?i)iou|acc|top\d", name)) and "loss" not in name
 
 
 def metric_charts(metrics: dict[str, list[tuple[float, float]]]) -> list[str]:
@@ -245,7 +246,8 @@ def run_report(run_folder: str | Path, *, next_commands: Iterable[tuple[str, str
     steps = max((int(x) for points in metrics.values() for x, _ in points), default=0)
     env = json.loads((folder / "env.json").read_text()) if (folder / "env.json").is_file() else {}
     config = hide_paths((folder / "config.py").read_text()) if (folder / "config.py").is_file() else ""
-    first = [name for name in ("loss", "val_loss", "val_top1", "val_top5", "mIoU", "mAcc", "aAcc") if name in metrics]
+    headlines = ("loss", "val_loss", "val_top1", "val_top5", "mIoU", "mAcc", "aAcc", "knn_top1", "linear_top1")
+    first = [name for name in headlines if name in metrics]
     headline = []
     for name in first or list(metrics)[:4]:
         start, end = metrics[name][0][1], metrics[name][-1][1]
@@ -256,14 +258,18 @@ def run_report(run_folder: str | Path, *, next_commands: Iterable[tuple[str, str
     kinds = {"segmentor.pth": "segmentation run", "student.pth": "pre-training run",
              "classifier.pth": "fine-tuning run"}  # fmt: skip
     kind = next((text for file, text in kinds.items() if (folder / file).is_file()), "run")
-    left = [folder / name 
-            for name in ("segmentor.pth", "student.pth", "classifier.pth", "config.py", "metrics.jsonl")]  # fmt: skip
+    plain = {name: points for name, points in metrics.items() if not is_watched(name)}
+    files = ("segmentor.pth", "student.pth", "classifier.pth", "config.py", "metrics.jsonl")
+    left = [folder / name for name in files]
     return write_report(
         folder / "report.html",
         folder.name,
         f"Report of a {kind}: {steps:,} steps.",
         Section("Last values", [cards(headline)]),
-        Section("Curves", [charts(*metric_charts(metrics))], "Faint: every logged step. Strong: moving average."),
+        Section("Curves", [charts(*metric_charts(plain))], "Faint: every logged step. Strong: moving average."),
+        Section(
+            "Watching it learn", [outlier_verdict(metrics), *(charts(*row) for row in watching_pictures(metrics))], NOTE
+        ),
         Section("Next", [commands(next_commands or _next_commands(folder))], where_to_run(folder)),
         Section("Files", [files_table(folder, left)]),
         Section(

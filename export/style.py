@@ -55,6 +55,7 @@ section { margin-top: 44px; }
 }
 
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 14px; }
+.charts + .charts, pre + .charts { margin-top: 14px; }
 figure { margin: 0; padding: 14px 16px 8px; }
 figcaption { font-weight: 600; }
 svg { display: block; width: 100%; height: auto; }

@@ -20,7 +20,7 @@ ARROWS = {
     "tinymim.models": set(),
     "tinymim.distill": {"tinymim.models"},
     "tinymim.data": set(),
-    "tinymim.engine": {"tinymim.distill", "tinymim.data", "tinymim.models", "tinymim.recipes"},
+    "tinymim.engine": {"tinymim.analysis", "tinymim.distill", "tinymim.data", "tinymim.models", "tinymim.recipes"},
     "tinymim.analysis": {"tinymim.models", "tinymim.distill"},
     "tinymim.seg": {"tinymim.models", "tinymim.engine", "tinymim.data.folders", "tinymim.data.pixels"},
     "tinymim.recipes": set(),
@@ -33,7 +33,7 @@ WITH_PYTORCH = ("convert", "cost", "graph", "originals", "parity", "wrappers")
 ON_THE_TARGET = (  # numpy, Pillow, onnxruntime
     "latency", "sessions", "runtime", "stats", "resize", "photos", "miou", "predict", "masks", "pictures", "lineage",
     "line", "sources", "weights", "pages", "evidence", "shots", "versus", "report", "plots", "figures", "style",
-    "bench_compare", "verdict", "explain", "tables", "metadata", "web",
+    "bench_compare", "verdict", "explain", "tables", "metadata", "web", "watching",
 )  # fmt: skip
 HEAVY = {"torch", "torchvision", "timm", "mmengine", "mmcv", "mmseg", "onnx", "onnxscript"}
 LIMIT, ALGORITHM_LIMIT = 400, 250  # lines

@@ -59,7 +59,8 @@ def options(photos, teacher, **more):
 
 
 def losses(out):
-    return [json.loads(line)["loss"] for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
+    records = map(json.loads, (Path(out) / "metrics.jsonl").read_text().splitlines())
+    return [record["loss"] for record in records if "loss" in record]
 
 
 def command(photos, teacher, out, *more):

@@ -241,7 +241,7 @@ def _pretraining(
         save_every=max(steps // 3, 1),
         cfg_options={
             "student_args": shape, "warmup_epochs": 0.1 * steps / per_epoch, "drop_path": 0.0,
-            "crop_scale": (0.35, 1.0), "val_every": -(-steps // 4),
+            "crop_scale": (0.35, 1.0), "val_every": -(-steps // 4), "watch_every": -(-steps // 4),
         },
         **options,
     )  # fmt: skip

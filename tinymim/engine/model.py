@@ -96,11 +96,14 @@ class PretrainModel(Trainable):
     ) -> dict[str, Tensor]:
         """uint8 (B, 3, S, S) views -> named losses."""
         self.last_batch = {"image": image} | ({} if student_image is None else {"student_image": student_image})
-        mean, std = self.mean, self.std
-        views = [((image if student_image is None else student_image).float() / 255 - mean[0]) / std[0]]
-        views += [(image.float() / 255 - m) / s for m, s in zip(mean[1:], std[1:], strict=True)]
+        views = self.views(image.float() / 255, None if student_image is None else student_image.float() / 255)
         with self.cast(image.device.type):
             return self.method(*views)
+
+    def views(self, image: Tensor, student_image: Tensor | None = None) -> list[Tensor]:
+        """Pixels in 0..1 -> what each side sees: the student its own copy, every teacher the plain one, normalised."""
+        pixels = [image if student_image is None else student_image, *[image] * (len(self.mean) - 1)]
+        return [(x - m) / s for x, m, s in zip(pixels, self.mean, self.std, strict=True)]
 
     def example(self, config: Any, count: int, place: str) -> dict[str, Tensor]:
         """Random uint8 views of the recipe's size."""

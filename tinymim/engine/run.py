@@ -18,6 +18,7 @@ from tinymim.engine.model import PretrainModel, parameter_groups, pick_precision
 from tinymim.engine.plan import make_plan, measure, micro_batch
 from tinymim.engine.recipe import load_recipe
 from tinymim.engine.session import join_processes, make_runner, open_folder, train, write_settings
+from tinymim.engine.watch import read_probe, watch_hooks
 from tinymim.files import describe_file, describe_files, note_output
 from tinymim.models import ViT, load_weights, save_student
 from tinymim.models.mae import MAE
@@ -60,6 +61,7 @@ def run(
     data: str | Path,
     out: str | Path | None = None,
     val_data: str | Path | None = None,
+    probe_data: str | Path | None = None,
     teacher: str | Sequence[str] | None = None,
     teacher_weights: str | Sequence[str] | None = None,
     teacher_heads: int | None = None,
@@ -90,6 +92,7 @@ def run(
         data: Folder of photos, searched recursively.
         out: Run folder; None: ``runs/<recipe>``.
         val_data: Folder of held-out photos for ``val_loss``.
+        probe_data: Folder with a sub-folder a class, or with such folders train and val: k-NN and linear probe.
         teacher: ``timm/NAME`` or a checkpoint; several, each ``NAME`` or ``NAME=WEIGHT``, teach at once.
         teacher_weights: File for a timm teacher; for several one each, "-" where there is none.
         teacher_heads: Heads of a teacher file that does not say.
@@ -126,10 +129,11 @@ def run(
     rank, world = join_processes(place, options)
     photos = list_photos(data)
     held_out = list_photos(val_data) if val_data else []
+    probe = read_probe(probe_data, config.probe_photos) if probe_data else None
     plan = make_plan(config, len(photos), world, lr, max_steps)
     settings = {**json.loads(json.dumps(config.to_dict())), "data": str(data), "val_data": str(val_data or ""),
-                "init_from": init_from, "lr": lr, "max_steps": max_steps, "world": world,
-                "photos": len(photos)}  # fmt: skip
+                "probe_data": str(probe_data or ""), "init_from": init_from, "lr": lr, "max_steps": max_steps,
+                "world": world, "photos": len(photos)}  # fmt: skip
     folder = Path(out or f"runs/{Path(recipe).stem}")
     state = None if dry_run else open_folder(folder, settings, rank, resume=resume, overwrite=overwrite)
 
@@ -179,6 +183,7 @@ def run(
     monitor = MonitorHook(
         folder, title, 1 if place == "cpu" else 10, val_loader, config.val_every or plan.steps_per_epoch
     )
+    watching = watch_hooks(folder, config, plan.steps_per_epoch, held_out or photos, probe)
     saver = SaveHook(folder, config.save_every or plan.steps_per_epoch, write_student, state, plan.micro_batch)
     if rank == 0:
         write_settings(folder, settings, {
@@ -189,8 +194,9 @@ def run(
     schedule = ScheduleHook(plan.steps, plan.warmup, plan.peak_lr, config.min_lr)
     optimizer = torch.optim.AdamW(parameter_groups(wrapped, config.weight_decay), lr=plan.peak_lr,
                                   betas=tuple(config.betas))  # fmt: skip
-    runner = make_runner(folder, wrapped, loader, plan, config, optimizer, [schedule, monitor, saver], scaled=scaled,
-                         start=start, options=options)  # fmt: skip
+    hooks = [schedule, monitor, *watching, saver]
+    runner = make_runner(folder, wrapped, loader, plan, config, optimizer, hooks, scaled=scaled, start=start,
+                         options=options)  # fmt: skip
     seconds = train(runner, folder)
     return RunResult(folder, folder / "student.pth", folder / "metrics.jsonl", plan.steps, seconds,
                      getattr(monitor, "last", {}), monitor.val, monitor.skipped)  # fmt: skip

@@ -18,8 +18,9 @@ from tinymim.engine.plan import Plan
 from tinymim.errors import ConfigError
 from tinymim.files import atomic_path, prepare_out, write_env
 
-PLACES = {"workers", "data", "val_data", "teacher", "teacher_weights", "init_from", "student_file"}  # named by content
-MAY_CHANGE = {"workers", "data", "val_data"}  # on resume; everything else would change the numbers
+WATCHING = {"watch_every", "probe_data", "probe_photos", "tensorboard"}
+MAY_CHANGE = {"workers", "data", "val_data", *WATCHING}  # on resume; everything else would change the numbers
+PLACES = {*MAY_CHANGE, "teacher", "teachers", "teacher_weights", "init_from", "student_file"}  # env.json has contents
 
 
 def join_processes(place: str, options: dict[str, Any]) -> tuple[int, int]:
