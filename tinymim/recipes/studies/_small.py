@@ -4,14 +4,15 @@ The teacher is pre-trained on the same photos, once for all studies (its seed is
 nearest to 18 of 24. What a cell does not change is written out, so that the default cell of several tables is one run.
 """
 
-TEACHER_EPOCHS, MAE_EPOCHS, DISTILL_EPOCHS, FINETUNE_EPOCHS = 30, 10, 10, 10
+TEACHER_EPOCHS, MAE_EPOCHS, DISTILL_EPOCHS, FINETUNE_EPOCHS = 30, 5, 2, 3
 TEACHER_LR, MAE_LR, DISTILL_LR, FINETUNE_LR = 1e-3, 1e-3, 1e-3, 1e-3
 BATCH, WORKERS = 64, 1
+SPEED = dict(precision="fp32", watch_every=0, val_every=100_000)  # scored at the end only
 TEACHER = dict(embed_dim=256, depth=10, num_heads=8)
 STUDENT = dict(embed_dim=128, depth=8, num_heads=4)
 
 PHOTOS = dict(data="{photos}", img_size=96, batch_size=BATCH, workers=WORKERS)
-PRETRAIN = dict(warmup_epochs=0.5, crop_scale=(0.25, 1.0))
+PRETRAIN = dict(warmup_epochs=0.5, crop_scale=(0.25, 1.0), **SPEED)
 DECODER = dict(dim=128, depth=2, heads=4)
 
 stages = dict(
@@ -61,7 +62,16 @@ stages = dict(
         epochs=FINETUNE_EPOCHS,
         lr=FINETUNE_LR,
         seed="{seed}",
-        cfg_options=dict(student_args=STUDENT, warmup_epochs=0.5),
+        cfg_options=dict(
+            student_args=STUDENT,
+            warmup_epochs=0.5,
+            layer_decay=0.85,
+            crop_scale=(0.25, 1.0),
+            aa="",  # three epochs: light augmentation
+            mixup=0.0,
+            smoothing=0.1,
+            **SPEED,
+        ),
         **PHOTOS,
     ),
 )
