@@ -33,7 +33,7 @@ WITH_PYTORCH = ("convert", "cost", "graph", "originals", "parity", "wrappers")
 ON_THE_TARGET = (  # numpy, Pillow, onnxruntime
     "latency", "sessions", "runtime", "stats", "resize", "photos", "miou", "predict", "masks", "pictures", "lineage",
     "line", "sources", "weights", "pages", "evidence", "shots", "versus", "report", "plots", "figures", "style",
-    "bench_compare", "verdict", "explain", "tables", "metadata", "web", "watching",
+    "bench_compare", "verdict", "explain", "tables", "metadata", "web", "chain_page", "watching",
 )  # fmt: skip
 HEAVY = {"torch", "torchvision", "timm", "mmengine", "mmcv", "mmseg", "onnx", "onnxscript"}
 LIMIT, ALGORITHM_LIMIT = 400, 250  # lines

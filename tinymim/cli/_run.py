@@ -45,18 +45,21 @@ def add_run_arguments(parser: argparse.ArgumentParser, recipe: str, method: str)
 def run_verb(args: argparse.Namespace, job: Any, next_lines: list[str]) -> int:
     """Call the job with the parsed options, write the report, print what to type next."""
     from tinymim.engine.build import named_teachers
+    from tinymim.engine.chain import distill_chain
     from tinymim.engine.finetuning import finetune
     from tinymim.engine.recipe import load_recipe
     from tinymim.engine.run import run
     from tinymim.errors import ConfigError
 
-    keywords = inspect.signature(finetune if job is finetune else run).parameters
+    keywords = {*inspect.signature(finetune if job is finetune else run).parameters}
+    if job is distill_chain:
+        keywords = keywords - {"student", "model", "teacher", "init_from", "title"} | {"chain"}
     values = {k: v for k, v in vars(args).items() if k in keywords}
     if args.print_config:
-        if "teacher" in values:
+        if {"teacher", "teacher_weights"} <= set(values):
             values |= named_teachers(values["teacher"], values["teacher_weights"])
         overrides = {k: v for k, v in values.items() if k in load_recipe(args.recipe)}
-        overrides["student"] = values.get("model") if "model" in values else values["student"]
+        overrides["student"] = values.get("model") or (None if job is finetune else values.get("student"))
         config = load_recipe(args.recipe, {**overrides, **(args.cfg_options or {})})
         print("\n".join(f"{k} = {v!r}" for k, v in config.to_dict().items()))
         return 0
@@ -68,9 +71,10 @@ def run_verb(args: argparse.Namespace, job: Any, next_lines: list[str]) -> int:
     import os
 
     if int(os.environ.get("RANK", 0)) == 0:
+        from tinymim_export.chain_page import chain_report
         from tinymim_export.report import run_report
 
-        report = run_report(result.out)
+        report = (chain_report if job is distill_chain else run_report)(result.out)
         file = getattr(result, "student", None) or result.classifier
         if getattr(result, "top1", None) is not None:
             print(f"top-1:   {100 * result.top1:.2f} %  (top-5 {100 * result.top5:.2f} %, {result.photos} photos)")

@@ -4,10 +4,12 @@ import argparse
 
 from tinymim.cli._run import add_run_arguments, run_verb
 
+DEFAULT = "tinymim_tiny_from_mae_base"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
-    add_run_arguments(parser, "tinymim_tiny_from_mae_base", "tinymim")
+    add_run_arguments(parser, DEFAULT, "tinymim")
     parser.add_argument("--teacher", nargs="+", metavar="TEACHER",
                         help="timm/NAME, e.g. timm/vit_large_patch16_224.mae, or a checkpoint file; "
                              "several (NAME=WEIGHT) teach at once")  # fmt: skip
@@ -16,15 +18,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--targets", nargs="+", metavar="WORD",
                         help="what is compared, WHAT[@TEACHER_BLOCK][:STUDENT_BLOCK][=WEIGHT]: qk+vv (default), "
                              "output, attn_pre, attn_post, ffn_pre, qkv, class_token")  # fmt: skip
+    parser.add_argument("--chain", metavar="TEACHER:STUDENT:STUDENT",
+                        help="e.g. mae_large:base:small:tiny; each student is the next teacher")  # fmt: skip
     parser.add_argument("--teacher-heads", type=int, help="heads a block of a teacher file that does not say")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Distil."""
-    from tinymim.engine import distill
+    """Distil, once or in a chain."""
+    from tinymim.engine import distill, load_recipe
 
-    return run_verb(args, distill, [
-        "python tools/train_seg.py mmseg_configs/upernet_tinymim_t_light.py --data-root FOLDER --student {student} "
-        "--work-dir runs/seg",
-        "tinymim-export --onnx backbone.onnx --checkpoint {student} --part backbone",
-    ])  # fmt: skip
+    if args.chain or (args.recipe and load_recipe(args.recipe).get("chain")):
+        return _run_chain(args)
+    return run_verb(args, distill, NEXT)
+
+
+NEXT = [
+    "python tools/train_seg.py mmseg_configs/upernet_tinymim_t_light.py --data-root FOLDER --student {student} "
+    "--work-dir runs/seg",
+    "tinymim finetune --student {student} --data TRAIN --val-data VAL",
+    "tinymim-export --onnx backbone.onnx --checkpoint {student} --part backbone",
+]
+
+
+def _run_chain(args: argparse.Namespace) -> int:
+    """Every hop, then one report for the chain."""
+    from tinymim.engine import distill_chain
+    from tinymim.errors import ConfigError
+
+    for name in ("teacher", "student", "init_from"):
+        if getattr(args, name):
+            raise ConfigError(f"--{name.replace('_', '-')} does not go with a chain",
+                              "the chain names the first teacher and every student",
+                              "write it into --chain TEACHER:STUDENT:STUDENT, or leave --chain out")  # fmt: skip
+    if args.recipe == DEFAULT:
+        args.recipe = "tinymim_chain"
+    return run_verb(args, distill_chain, NEXT)

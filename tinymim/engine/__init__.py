@@ -1,9 +1,11 @@
 """Recipe -> MMEngine Runner: loops, hooks, schedules, exact resume."""
 
+from tinymim.engine.chain import ChainResult, distill_chain
 from tinymim.engine.finetuning import FinetuneResult, finetune
 from tinymim.engine.recipe import learning_rate, load_recipe, recipe_names
 from tinymim.engine.run import RunResult, distill, pretrain
 
 __all__ = [
-    "FinetuneResult", "RunResult", "distill", "finetune", "learning_rate", "load_recipe", "pretrain", "recipe_names",
+    "ChainResult", "FinetuneResult", "RunResult", "distill", "distill_chain", "finetune", "learning_rate",
+    "load_recipe", "pretrain", "recipe_names",
 ]  # fmt: skip

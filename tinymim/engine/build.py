@@ -79,7 +79,7 @@ def each_teacher(config: Config) -> list[dict[str, Any]]:
     """
     common = {key: config[key] for key in TEACHER_KEYS if key != "weight"}
     if not config.teachers:
-        if config.teacher is None:
+        if not config.teacher:
             raise ConfigError("no teacher", "the recipe names none", "add --teacher timm/NAME or --teacher FILE")
         return [common]
     for entry in config.teachers:

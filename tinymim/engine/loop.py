@@ -162,11 +162,11 @@ class MonitorHook(Hook):
         self.val_loader, self.val_every = val_loader, val_every
         self.skipped: dict[str, int] = {}
         self.val: list[tuple[int, float]] = []
+        self.last: dict[str, float] = {}
         self.last_val: dict[str, float] = {}
 
     def before_train(self, runner: Any) -> None:
         self.line = Progress(self.title, runner.max_iters, start=runner.iter)
-        self.last: dict[str, float] = {}
         self._keep_lines_until(runner.iter)
         if runner.iter == 0:
             self._validate(runner)

@@ -36,6 +36,7 @@ class RunResult:
     losses: dict[str, float] = field(default_factory=dict)
     val: list[tuple[int, float]] = field(default_factory=list)
     skipped: dict[str, int] = field(default_factory=dict)
+    relations: tuple[int, int] | None = None  # student block and heads of the relations it learned
 
 
 def pretrain(recipe: str = "mae_tiny", **options: Any) -> RunResult:
@@ -150,7 +151,7 @@ def run(
         print(plan)
     if dry_run:
         measure(wrapped, config, plan, place)
-        return RunResult(folder, Path(), Path(), plan.steps, 0.0)
+        return RunResult(folder, Path(), Path(), plan.steps, 0.0, relations=learned_relations(network))
 
     data_args = dict(img_size=config.img_size, scale=tuple(config.crop_scale), jitter=config.color_jitter,
                      seed=config.seed)  # fmt: skip
@@ -198,5 +199,5 @@ def run(
     runner = make_runner(folder, wrapped, loader, plan, config, optimizer, hooks, scaled=scaled, start=start,
                          options=options)  # fmt: skip
     seconds = train(runner, folder)
-    return RunResult(folder, folder / "student.pth", folder / "metrics.jsonl", plan.steps, seconds,
-                     getattr(monitor, "last", {}), monitor.val, monitor.skipped)  # fmt: skip
+    return RunResult(folder, folder / "student.pth", folder / "metrics.jsonl", plan.steps, seconds, monitor.last,
+                     monitor.val, monitor.skipped, learned_relations(network))  # fmt: skip

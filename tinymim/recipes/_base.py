@@ -7,6 +7,8 @@ teacher = None  # timm/NAME or a checkpoint file
 teacher_weights = None  # file for a timm teacher
 teacher_heads = None  # for files that do not store the head count
 teachers: list = []  # several at once: dicts of teacher, weight, and of teacher_weights .. align here for its own
+chain = ""  # e.g. mae_large:base:small:tiny; hop by hop, every student is the next teacher
+hops: list = []  # of a chain: a dict of overrides a student
 target_block = None  # teacher block, from 1; None: 18 of 24, else the last
 relation_heads = None  # None: the teacher's heads
 targets = ["qk+vv"]  # words of tinymim.distill.targets: WHAT[@TEACHER_BLOCK][:STUDENT_BLOCK][=WEIGHT]

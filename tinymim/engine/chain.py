@@ -1,0 +1,155 @@
+"""Sequential distillation: each student is the next teacher, in the head grouping of its own relations."""
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from tinymim.engine.recipe import load_recipe
+from tinymim.engine.run import RunResult, run
+from tinymim.errors import ConfigError
+from tinymim.files import prepare_out, write_json
+from tinymim.models import ViT, create_model, save_student
+from tinymim.models.registry import model_names
+
+TEACHERS = {
+    "mae_base": "timm/vit_base_patch16_224.mae",
+    "mae_large": "timm/vit_large_patch16_224.mae",
+    "mae_huge": "timm/vit_huge_patch14_224.mae",
+}
+
+
+@dataclass
+class ChainResult:
+    """What a chain left behind: the last student, and the run of every hop."""
+
+    out: Path
+    student: Path
+    hops: list[RunResult] = field(default_factory=list)
+
+
+def parse_chain(text: str) -> tuple[str, list[str]]:
+    """``mae_large:base:small:tiny`` -> the first teacher and the students' registry names.
+
+    Args:
+        text: The first word is one of :data:`TEACHERS`, ``timm/NAME`` or a checkpoint file; the others are registry
+            names, with or without ``tinymim_vit_``.
+
+    Raises:
+        ConfigError: no student, or one that is unknown.
+    """
+    teacher, *students = text.split(":")
+    names = [word if word in model_names() else f"tinymim_vit_{word}" for word in students]
+    wrong = [word for word, name in zip(students, names, strict=True) if name not in model_names()]
+    if not teacher or not students or wrong:
+        short = ", ".join(name.removeprefix("tinymim_vit_") for name in model_names())
+        raise ConfigError(
+            f"the chain {text!r} " + (f"has the unknown student {wrong[0]!r}" if wrong else "has no student"),
+            f"it is TEACHER:STUDENT:STUDENT..., students are {short}",
+            "e.g. --chain mae_large:base:small:tiny",
+        )
+    return TEACHERS.get(teacher, teacher), names
+
+
+def distill_chain(
+    chain: str | None = None,
+    recipe: str = "tinymim_chain",
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    teacher_weights: str | None = None,
+    cfg_options: dict[str, Any] | None = None,
+    **options: Any,
+) -> ChainResult:
+    """Distil hop by hop; every hop is a run folder ``out/1_base``, ``out/2_small``, ... and starts from random weights.
+
+    The relations a student has learned at its last block are grouped into the heads of the chain's first teacher, not
+    into its own; as a teacher it is read in that grouping (its file says which). The published code reads its own
+    number of heads there (12 instead of 16 for the base model), or cannot pair the maps at all.
+
+    Args:
+        chain: e.g. ``mae_large:base:small:tiny``; None: the recipe's ``chain``.
+        recipe: Settings of every hop; its ``hops`` (a dict of overrides for each) change single ones.
+        out: Folder of the chain; None: ``runs/<recipe>``.
+        resume: Go on where the chain stopped, in the middle of a hop or between two.
+        overwrite: Replace what is in ``out``.
+        dry_run: One step of every hop, memory and time, no files.
+        teacher_weights: File for a timm teacher (of the first hop).
+        cfg_options: Dotted recipe keys, for every hop.
+        options: Other keywords of :func:`tinymim.engine.run.run`, for every hop.
+
+    Raises:
+        TinyMIMError: a chain that cannot be, or what a hop raises.
+    """
+    named = {"chain": chain, **(cfg_options or {})}
+    config = load_recipe(recipe, named, "tinymim")
+    if not config.chain:
+        raise ConfigError(f"{recipe} names no chain", "chain is empty", "add --chain mae_large:base:small:tiny")
+    teacher, students = parse_chain(config.chain)
+    hops = [dict(hop) for hop in config.hops] or [{} for _ in students]
+    if len(hops) != len(students):
+        raise ConfigError(f"{recipe} has {len(hops)} hops for {len(students)} students",
+                          "each student may have a dict of overrides", "give one a student, {} for none")  # fmt: skip
+    folder = Path(out or f"runs/{Path(recipe).stem}")
+    if not dry_run and is_first_process():
+        _open(folder, config.chain, resume=resume, overwrite=overwrite)
+    common = {k: v for k, v in (cfg_options or {}).items() if k not in ("chain", "hops")}
+    result, told = ChainResult(folder, Path()), []
+    scratch = TemporaryDirectory()  # of a dry run: untrained students, to measure the next hop with
+    for number, (student, hop) in enumerate(zip(students, hops, strict=True), 1):
+        name = f"{number}_{student.removeprefix('tinymim_vit_')}"
+        begun = (folder / name / "config.py").is_file()
+        print(f"hop {number} of {len(students)}: {student} from {teacher}")
+        done = run(
+            recipe, "tinymim", teacher=teacher, student=student, out=folder / name, resume=resume and begun,
+            overwrite=not begun, dry_run=dry_run, teacher_weights=teacher_weights if number == 1 else None,
+            title=f"hop {number}/{len(students)}", cfg_options={**common, **hop}, **options,
+        )  # fmt: skip
+        result.hops.append(done)
+        told.append({"run": name, "student": student, "teacher": teacher, "relations": done.relations,
+                     "steps": done.steps, "seconds": round(done.seconds, 1)})  # fmt: skip
+        if not dry_run and is_first_process():
+            write_json(folder / "chain.json", {"chain": config.chain, "hops": told})
+        result.student = folder / name / "student.pth"
+        teacher = str(result.student)
+        if dry_run:
+            teacher = str(Path(scratch.name) / f"{name}.pth")
+            save_student(
+                _untrained(recipe, student, {**common, **hop}, options), teacher, {"relations": done.relations}
+            )
+    scratch.cleanup()
+    return result
+
+
+def _untrained(recipe: str, student: str, overrides: dict[str, Any], options: dict[str, Any]) -> ViT:
+    """The student of a hop, as the next hop of a dry run needs it."""
+    config = load_recipe(recipe, {"student": student, "img_size": options.get("img_size"), **overrides})
+    return create_model(config.student, img_size=config.img_size, **config.student_args)
+
+
+def _open(folder: Path, chain: str, *, resume: bool, overwrite: bool) -> None:
+    """Make or reopen the chain's folder.
+
+    Raises:
+        ConfigError: it holds something else, or another chain.
+    """
+    file = folder / "chain.json"
+    if resume:
+        before = json.loads(file.read_text())["chain"] if file.is_file() else None
+        if before != chain:
+            raise ConfigError(
+                f"{folder} holds " + (f"the chain {before}" if before else "no chain to resume"),
+                f"{chain} was asked for", "resume with the same chain, or choose another --out",
+            )  # fmt: skip
+        return
+    prepare_out(folder, overwrite=overwrite)
+    write_json(file, {"chain": chain, "hops": []})
+
+
+def is_first_process() -> bool:
+    """Whether this is the only process, or the first of those torchrun has started."""
+    return int(os.environ.get("RANK", 0)) == 0
