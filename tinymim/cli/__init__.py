@@ -20,7 +20,7 @@ VERBS = {
     "finetune": "train a classifier on a student, with mixing, layer decay or a teacher",
     "study": "a table of distillation variants x seeds, beside the paper's",
     "bench": "measure .onnx files: latency, memory, where the milliseconds go",
-    "eval": "score a segmentor .onnx file in mIoU on labelled photos",
+    "eval": "score a segmentor .onnx in mIoU, or a classifier on ImageNet-1k, -A, -R, -C",
     "predict": "segment a photo, a folder or a video with an .onnx file",
     "report": "one HTML for the whole line: teacher, student, segmentor, files",
     "doctor": "replay the golden numbers and print versions and providers",
@@ -63,7 +63,7 @@ def run_command(
 
 def spelled(args: argparse.Namespace, *names: str) -> str:
     """Options that were given, as they are typed, for a command to paste: " --mode slide --limit 10"."""
-    usual = {"runtime": "onnxruntime", "provider": "cpu", "split": "val"}
+    usual = {"runtime": "onnxruntime", "provider": "cpu", "split": "val", "batch_size": 64, "workers": 2}
     words: list[str] = []
     for name in names:
         value, option = getattr(args, name, None), "--" + name.replace("_", "-")

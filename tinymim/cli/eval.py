@@ -1,17 +1,19 @@
-"""``tinymim eval``: mIoU of a segmentor .onnx file on labelled photos; needs no PyTorch."""
+"""``tinymim eval``: mIoU of a segmentor .onnx file (needs no PyTorch), or the accuracy of a ``classifier.pth``."""
 
 import argparse
 import shlex
 
 from tinymim.cli import spelled
 
+CLASSIFIER = ("imagenet_a", "imagenet_r", "imagenet_c", "img_size", "num_heads", "batch_size", "workers", "device")
 ENGINE = ("mode", "resize_to_file", "mean", "std", "runtime", "provider", "precision", "threads")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
-    parser.add_argument("file", metavar="FILE.onnx", help="a segmentor")
-    parser.add_argument("--data", required=True, metavar="FOLDER", help="labelled photos in ADE20K layout")
+    parser.add_argument("file", metavar="FILE", help="a segmentor .onnx, or a classifier .pth")
+    parser.add_argument("--data", metavar="FOLDER",
+                        help="labelled photos: ADE20K layout, or for a classifier a sub-folder a class")  # fmt: skip
     parser.add_argument("--split", choices=["val", "train"], default="val", help="photos to score")
     parser.add_argument("--limit", type=int, metavar="N", help="score N photos, evenly spread over the split")
     parser.add_argument("--ignore-label", type=int, nargs="+", metavar="ID", help="label ids that count for nothing")
@@ -21,6 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_engine_arguments(parser)
     parser.add_argument("--json", metavar="FILE", help="write the result as JSON")
     parser.add_argument("--markdown", metavar="FILE", help="write the result as Markdown")
+    classifier = parser.add_argument_group("for a classifier")
+    for name, text in (("a", "scored among its 200 classes"), ("r", "the same"), ("c", "mCE, normalised by AlexNet")):
+        classifier.add_argument(f"--imagenet-{name}", metavar="FOLDER", help=f"ImageNet-{name.upper()}: {text}")
+    classifier.add_argument("--img-size", type=int, help="side in pixels; default: as it was fine-tuned")
+    classifier.add_argument("--num-heads", type=int, help="heads a block of a file that does not say")
+    classifier.add_argument("--batch-size", type=int, default=64, help="photos a pass")
+    classifier.add_argument("--workers", type=int, default=2, help="data-loading processes")
+    classifier.add_argument("--device", help="cpu, cuda or cuda:N; default a GPU if there is one")
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +59,13 @@ def engine_options(args: argparse.Namespace) -> dict[str, object]:
 
 def run(args: argparse.Namespace) -> int:
     """Score, print, write."""
+    if args.file.endswith((".pth", ".pt", ".safetensors")):
+        return _run_classifier(args)
+    from tinymim.errors import ConfigError
     from tinymim_export.miou import evaluate
+
+    if args.data is None:
+        raise ConfigError("no photos to score on", "--data is missing", "add --data FOLDER (labelled, ADE20K layout)")
 
     result = evaluate(
         args.file,
@@ -72,4 +88,23 @@ def run(args: argparse.Namespace) -> int:
     else:
         same = spelled(args, "split", "limit", "ignore_label", "reduce_zero_label", *ENGINE)
         print(f"next: tinymim eval {file} --data {data}{same} --json eval.json --masks masks")
+    return 0
+
+
+def _run_classifier(args: argparse.Namespace) -> int:
+    from tinymim.engine import evaluate_classifier
+
+    given = (*CLASSIFIER, "data", "limit")
+    result = evaluate_classifier(args.file, **{name: getattr(args, name) for name in given})
+    result.print()
+    if args.json:
+        result.to_json(args.json)
+    if args.markdown:
+        result.to_markdown(args.markdown)
+    file = shlex.quote(args.file)
+    if not args.json:
+        print(f"next: tinymim eval {file}{spelled(args, 'data', 'limit', *CLASSIFIER)} --json scores.json")
+    else:
+        print(f"next: python tools/train_seg.py mmseg_configs/upernet_tinymim_t_light.py --data-root FOLDER "
+              f"--student {file} --work-dir runs/seg")  # fmt: skip
     return 0
