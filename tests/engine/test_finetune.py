@@ -98,7 +98,9 @@ def test_it_learns_and_the_file_says_the_same(folders, tmp_path):
     backbone, _ = model_from_checkpoint(result.classifier)
     assert all(torch.equal(v, model.backbone.state_dict()[k]) for k, v in backbone.state_dict().items()
                if not k.startswith("norm."))  # fmt: skip
-    assert max(r["lr"] for r in records(result.out) if "lr" in r) == pytest.approx(5e-3)
+    rates = [r["lr"] for r in records(result.out) if "lr" in r]
+    assert max(rates) == pytest.approx(5e-3)
+    assert rates[-1] < 2e-5
 
 
 @pytest.mark.parametrize("extra", [{}, {"ema": 0.99, "mixup": 0.0, "reprob": 0.5}], ids=["mixed", "averaged"])
@@ -275,7 +277,9 @@ def test_command_dry_run_and_eval(folders, tmp_path, capsys):
     assert "next:    tinymim eval" in done.stdout
     assert (tmp_path / "run/report.html").is_file()
     assert main(["finetune", *words, "--dry-run", "--out", str(tmp_path / "dry"), *small]) == 0
-    assert "hours on one such cpu" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "hours on one such cpu" in said
+    assert "GFLOP an image" in said
     assert not (tmp_path / "dry").exists()
     assert main(["finetune", "--recipe", "finetune_base", "--print-config", "--model", "tinymim_vit_small"]) == 0
     out = capsys.readouterr().out

@@ -177,7 +177,8 @@ class MonitorHook(Hook):
             values = torch.stack([value.float() for value in outputs.values()])
             all_reduce(values, "mean")  # over processes: the loss of the global batch
             self.last = dict(zip(outputs, values.tolist(), strict=True))
-            self._write({"step": step, **self.last, "lr": max(g["lr"] for g in runner.optim_wrapper.param_groups)})
+            groups = runner.optim_wrapper.optimizer.param_groups  # the wrapper's own list has one more, never stepped
+            self._write({"step": step, **self.last, "lr": max(group["lr"] for group in groups)})
         for path in data_batch["skipped"]:
             self.skipped[path] = self.skipped.get(path, 0) + 1
             if self.skipped[path] == 1:

@@ -6,9 +6,12 @@ from dataclasses import dataclass, field
 
 import torch
 from mmengine.config import Config
+from torch.utils.flop_counter import FlopCounterMode
 
 from tinymim.engine.model import Trainable, saved_bytes_per_image
 from tinymim.errors import ConfigError
+
+SUSTAINED = 40e12  # FLOP/s of the dry run's second estimate: a third of a V100's peak in half precision
 
 
 @dataclass
@@ -84,6 +87,9 @@ def measure(model: Trainable, config: Config, plan: Plan, place: str) -> None:
     per_image = saved_bytes_per_image(model, model.example(config, 2, place))
     count = min(plan.micro_batch, 8)
     batch = model.example(config, count, place)
+    with FlopCounterMode(display=False) as counter:
+        model(**batch)["loss"].backward()
+    flop = counter.get_total_flops() / count
     for _ in range(2):
         began = time.monotonic()
         model(**batch)["loss"].backward()
@@ -93,7 +99,11 @@ def measure(model: Trainable, config: Config, plan: Plan, place: str) -> None:
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     fixed = sum(p.numel() for p in model.parameters()) * 4 + trainable * 12
     need = fixed + int(1.5 * per_image * plan.micro_batch)
+    whole = flop * plan.batch * plan.steps
     hours = seconds / count * plan.batch * plan.steps / 3600
     print(f"dry run: {trainable / 1e6:.2f} M trained parameters; about {need / 2**30:.1f} GiB a process "
           f"({per_image / 2**20:.1f} MiB an image); about {hours:.1f} hours on one such {place} "
-          f"({count / seconds:.1f} images/s without data loading)")  # fmt: skip
+          f"({count / seconds:.1f} images/s without data loading)\n"
+          f"{flop / 1e9:.1f} GFLOP an image, all passes and teachers: {whole / 1e18:.3g} EFLOP, "
+          f"{whole / SUSTAINED / 3600:.1f} hours at {SUSTAINED / 1e12:.0f} TFLOP/s (a third of a V100's peak), over "
+          "the number of GPUs")  # fmt: skip
