@@ -135,7 +135,7 @@ def run_trials(
                         ended()
             if left:
                 line.update(len(trials) - len(left), running=len(children))
-            if asked.is_set():
+            if asked:
                 raise KeyboardInterrupt
             if not children and time.monotonic() >= stop_at:
                 break
@@ -228,14 +228,14 @@ def _write_result(study: Study, trial: Trial, data: Mapping[str, Folder]) -> str
 
 
 @contextlib.contextmanager
-def _stop_signal() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C or SIGTERM sets; a second one raises KeyboardInterrupt at once."""
-    asked = threading.Event()
+def _stop_signal() -> Iterator[list[float]]:
+    """When Ctrl-C or SIGTERM came first, once one has; another one a second later raises KeyboardInterrupt at once."""
+    asked: list[float] = []  # no threading.Event: two signals at once, as "timeout" sends them, would lock it for good
 
     def ask(number: int, frame: Any) -> None:
-        if asked.is_set():
+        asked.append(time.monotonic())
+        if asked[-1] - asked[0] > 1:
             raise KeyboardInterrupt
-        asked.set()
 
     main = threading.current_thread() is threading.main_thread()
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM) if main}

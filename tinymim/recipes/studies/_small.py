@@ -7,12 +7,12 @@ nearest to 18 of 24. What a cell does not change is written out, so that the def
 TEACHER_EPOCHS, MAE_EPOCHS, DISTILL_EPOCHS, FINETUNE_EPOCHS = 30, 5, 2, 3
 TEACHER_LR, MAE_LR, DISTILL_LR, FINETUNE_LR = 1e-3, 1e-3, 1e-3, 1e-3
 BATCH, WORKERS = 64, 1
-SPEED = dict(precision="fp32", watch_every=0, val_every=100_000)  # scored at the end only
+SPEED = dict(precision="fp32", val_every=100_000)  # scored at the end only
 TEACHER = dict(embed_dim=256, depth=10, num_heads=8)
 STUDENT = dict(embed_dim=128, depth=8, num_heads=4)
 
 PHOTOS = dict(data="{photos}", img_size=96, batch_size=BATCH, workers=WORKERS)
-PRETRAIN = dict(warmup_epochs=0.5, crop_scale=(0.25, 1.0), **SPEED)
+PRETRAIN = dict(warmup_epochs=0.5, crop_scale=(0.25, 1.0), watch_every=0, **SPEED)
 DECODER = dict(dim=128, depth=2, heads=4)
 
 stages = dict(
