@@ -144,6 +144,14 @@ def test_resume_refuses_other_settings(photos, teacher, tmp_path):
         distill(**options(photos, teacher, out=tmp_path / "run", max_steps=2, batch_size=4, resume=True))
 
 
+def test_resume_of_a_run_older_than_a_key(photos, teacher, tmp_path):
+    """A recipe key that did not exist when the run began has its default, and is no other setting."""
+    distill(**options(photos, teacher, out=tmp_path / "run", max_steps=2))
+    config = tmp_path / "run/config.py"
+    config.write_text("".join(line for line in config.read_text().splitlines(True) if not line.startswith("chain =")))
+    distill(**options(photos, teacher, out=tmp_path / "run", max_steps=2, resume=True))
+
+
 def test_micro_batches_give_the_same_losses(photos, teacher, tmp_path):
     """Gradient accumulation is exact up to rounding (drop path off: its draws differ by micro-batch).
 

@@ -23,6 +23,11 @@ def recipe_names(method: str | None = None) -> list[str]:
     return sorted(p.stem for p in FOLDER.glob("[!_]*.py") if p.stem.startswith(first))
 
 
+def default_recipe(method: str | None) -> Config:
+    """Every key a recipe of this method may have, with its default."""
+    return Config.fromfile(FOLDER / ("_finetune.py" if method == "finetune" else "_base.py"))
+
+
 def load_recipe(name: str, overrides: dict[str, Any] | None = None, method: str | None = None) -> Config:
     """Read a shipped recipe by name, or any file of the same keys, and apply overrides.
 
@@ -44,7 +49,7 @@ def load_recipe(name: str, overrides: dict[str, Any] | None = None, method: str 
         )
     try:
         recipe = Config.fromfile(path)
-        known = Config.fromfile(FOLDER / ("_finetune.py" if recipe.get("method") == "finetune" else "_base.py"))
+        known = default_recipe(recipe.get("method"))
         changes = {k: copy.deepcopy(v) for k, v in (overrides or {}).items() if v is not None}
         if changes:
             recipe.merge_from_dict(changes)

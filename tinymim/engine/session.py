@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from tinymim.compat import launched_processes, start_cpu_processes
 from tinymim.engine.loop import NonFiniteLoss, dump_bad_batch
 from tinymim.engine.plan import Plan
+from tinymim.engine.recipe import default_recipe
 from tinymim.errors import ConfigError
 from tinymim.files import atomic_path, prepare_out, write_env
 
@@ -80,7 +81,8 @@ def resume_state(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | Non
     """
     if not (folder / "config.py").is_file():
         raise ConfigError(f"{folder} holds no run to resume", "config.py is missing", "leave --resume out")
-    before = json.loads(json.dumps(Config.fromfile(folder / "config.py").to_dict()))
+    before = Config.fromfile(folder / "config.py").to_dict()  # a key that is newer than the run has its default
+    before = json.loads(json.dumps({**default_recipe(before.get("method")).to_dict(), **before}))
     changed = [f"{k}: {before.get(k)!r} -> {v!r}" for k, v in settings.items()
                if k not in MAY_CHANGE and before.get(k) != v]  # fmt: skip
     if changed:
