@@ -209,7 +209,9 @@ def _write_result(study: Study, trial: Trial, data: Mapping[str, Folder]) -> str
     for score in study.scores:
         stage, _, key = score.partition(".")
         if key not in (found := done[stage]["result"]):
-            return f"{trial.stages[stage].folder} holds no {key!r}, but {', '.join(found) or 'no number at all'}"
+            there = ", ".join(found) or "no number at all"
+            return (f"{trial.stages[stage].folder} holds no {key!r}, but {there}; correct the study's score, or delete "
+                    "this folder to run the stage again")  # fmt: skip
         scores[score] = found[key]
     own = settings(trial.cell.stages, study.wanted, trial.seed)
     write_json(trial.file, {
