@@ -123,6 +123,7 @@ def test_interrupt_and_resume_are_exact(folders, tmp_path, monkeypatch, extra):
     monkeypatch.setattr(StepLoop, "run_iter", original)
     result = finetune(**options(folders, out=tmp_path / "cut", cfg_options=chosen, resume=True))
     assert records(result.out) == records(whole.out)
+    assert finetune(**options(folders, out=tmp_path / "cut", cfg_options=chosen, resume=True)).top1 == whole.top1
     a, b = (torch.load(r.classifier, weights_only=True)["model"] for r in (whole, result))
     assert all(torch.equal(a[k], b[k]) for k in a)
 

@@ -247,6 +247,7 @@ class MonitorHook(Hook):
                 kept.append(text)
                 if "val_loss" in record:
                     self.val.append((record["step"], record["val_loss"]))
+                    self.last_val = {name: value for name, value in record.items() if name.startswith("val_")}
         with atomic_path(path) as part:
             part.write_text("".join(f"{text}\n" for text in kept))
 

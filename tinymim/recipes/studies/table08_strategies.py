@@ -1,9 +1,9 @@
 """Table 8: from scratch, MAE, and what is distilled, for three sizes, 300 epochs, full size.
 
 The paper's chain: MAE ViT-L -> TinyMIM-B -> TinyMIM-S -> TinyMIM-T; the main text does not say who taught the S and T
-of the class-token and feature columns, here it is the teacher of the relation column. Relations are grouped by the
-teacher's own heads (16, 12, 6). Features are Q, K and V, the best of table 6. Scratch is DeiT's recipe. How S and T are
-fine-tuned stands in a supplement that is not public: those recipes are ours.
+of the class-token and feature columns, here it is the teacher of the relation column. A student that teaches is read
+in the groups its relations were learned in (MAE-L's 16). Features are Q, K and V, the best of table 6. Scratch is
+DeiT's recipe. How S and T are fine-tuned stands in a supplement that is not public: those recipes are ours.
 """
 
 _base_ = "./_full.py"

@@ -1,8 +1,8 @@
 """Table 11: one hop or two, 100 epochs each, full size.
 
-Relations are grouped by the teacher's own heads: 16 of MAE-L, 12 of MAE-B and TinyMIM-B, 6 of MAE-S and TinyMIM-S. The
-published code trains TinyMIM-B's last block in 16 groups and reads it in 12; for the hop from S to T it cannot run. How
-S and T are fine-tuned stands in a supplement that is not public: those recipes are ours.
+A student that teaches is read in the groups its relations were learned in: TinyMIM-B in MAE-L's 16, TinyMIM-S in
+MAE-B's 12; an MAE in its own heads. The published code reads TinyMIM-B in 12, and cannot run the hop from S to T.
+How S and T are fine-tuned stands in a supplement that is not public: those recipes are ours.
 """
 
 _base_ = "./_full.py"
