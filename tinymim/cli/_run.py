@@ -2,7 +2,8 @@
 
 import argparse
 import inspect
-from pathlib import Path
+import os
+import shlex
 from typing import Any
 
 from mmengine.config import DictAction
@@ -68,8 +69,6 @@ def run_verb(args: argparse.Namespace, job: Any, next_lines: list[str]) -> int:
     result = job(**values)
     if args.dry_run:
         return 0
-    import os
-
     if int(os.environ.get("RANK", 0)) == 0:
         from tinymim_export.chain_page import chain_report
         from tinymim_export.report import run_report
@@ -79,5 +78,7 @@ def run_verb(args: argparse.Namespace, job: Any, next_lines: list[str]) -> int:
         if getattr(result, "top1", None) is not None:
             print(f"top-1:   {100 * result.top1:.2f} %  (top-5 {100 * result.top5:.2f} %, {result.photos} photos)")
         print(f"student: {file}\nreport:  {report}")
-        print("\n".join(f"next:    {line.format(student=file, out=Path(result.out))}" for line in next_lines))
+        words = {"student": file, "data": args.data, "val": args.val_data or "VAL"}
+        words = {name: shlex.quote(str(word)) for name, word in words.items()}
+        print("\n".join(f"next:    {line.format(**words)}" for line in next_lines))
     return 0

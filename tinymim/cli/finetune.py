@@ -19,7 +19,7 @@ def run(args: argparse.Namespace) -> int:
     from tinymim.engine import finetune
 
     return run_verb(args, finetune, [
-        "tinymim eval {student} --data VAL",
+        "tinymim eval {student} --data {val}",
         "python tools/train_seg.py mmseg_configs/upernet_tinymim_t_light.py --data-root FOLDER --student {student} "
         "--work-dir runs/seg",
     ])  # fmt: skip

@@ -26,6 +26,9 @@ from tinymim.progress import Progress
 POLL = 0.1  # seconds between looks at the children
 
 
+MODELS = ("classifier.pth", "segmentor.pth", "student.pth")  # what a stage may leave
+
+
 @dataclass
 class Child:
     """A running stage. Its lock is held by the process too, so it outlives a study that is killed."""
@@ -174,13 +177,13 @@ def _finish(child: Child, threads: int) -> str:
         file.write(f"{time.monotonic() - child.began:.1f}\n")
     why = ""
     if code == 0:
-        student = stage.run / "student.pth"
+        models = [file for name in MODELS if (file := stage.run / name).is_file()]
         gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
         write_json(stage.folder / "done.json", {
             "command": command(stage),
             "seconds": [float(text) for text in times.read_text().split()],  # one a session
             "machine": {**environment(), "threads": threads, "gpu": gpu},
-            "student_sha256": sha256_file(student) if student.is_file() else None,
+            "student_sha256": sha256_file(models[0]) if models else None,
             "result": _result(stage.run),
         })  # fmt: skip
     else:
