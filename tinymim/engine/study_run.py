@@ -177,7 +177,7 @@ def _finish(child: Child, threads: int) -> str:
         file.write(f"{time.monotonic() - child.began:.1f}\n")
     why = ""
     if code == 0:
-        models = [file for name in MODELS if (file := stage.run / name).is_file()]
+        models = [path for name in MODELS if (path := stage.run / name).is_file()]
         gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
         write_json(stage.folder / "done.json", {
             "command": command(stage),
