@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 import tinymim
 from tinymim.errors import CheckpointError, ConfigError
 from tinymim.models import save_student
+from tinymim.models.classifier import Classifier, save_classifier
 from tinymim.models.vit import ViT
 from tinymim.seg import TinyMIMBackbone
 
@@ -123,6 +124,30 @@ def test_init_cfg_loads_a_student_and_says_when_there_is_none(tmp_path, capsys):
     assert "resized: pos_embed" in capsys.readouterr().out
     TinyMIMBackbone(**TINY).init_weights()
     assert "from scratch" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("layout", ["PT", "FT", "Tstar", "ours"])
+def test_published_layouts_and_our_classifiers(layout, tmp_path):
+    """TinyMIM-PT, -FT and -FT-Tstar as the authors wrote them, and a classifier.pth: the trunk arrives, all of it."""
+    star = dict(dist_token=True, last_dim=40) if layout == "Tstar" else {}
+    shape = dict(img_size=64, embed_dim=24, depth=4, num_heads=2, **star)
+    trunk = ViT(**shape)
+    tuned = Classifier(ViT(**shape), 5)
+    state = trunk.state_dict() if layout == "PT" else {
+        k.removeprefix("backbone."): v for k, v in tuned.state_dict().items()}  # fmt: skip
+    path = tmp_path / "file.pth"
+    if layout == "ours":
+        save_classifier(tuned, path, "abcde")
+    else:
+        torch.save({"model": state, "epoch": 99}, path)
+    wide = dict(pyramid_dim=32, **star) if star else {}
+    backbone = TinyMIMBackbone(**TINY, **wide, init_cfg=dict(type="Pretrained", checkpoint=str(path)))
+    backbone.init_weights()
+    own = backbone.state_dict()
+    for key, value in state.items():
+        if not key.startswith(("norm.", "head", "fc_norm")):
+            assert torch.equal(own[key], value), key
+    assert len(backbone(torch.randn(1, 3, 64, 64))) == 4
 
 
 def test_another_head_count_names_the_option(tmp_path):
