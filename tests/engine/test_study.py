@@ -31,7 +31,7 @@ from tinymim.engine.study_table import compare
 from tinymim.errors import ConfigError, TinyMIMError
 
 FAKE = """
-import json, pathlib, signal, sys, time
+import json, os, pathlib, signal, sys, time
 options, run = json.loads(sys.argv[1]), pathlib.Path(sys.argv[2])
 run.mkdir(parents=True, exist_ok=True)
 (run / "config.py").touch()
@@ -48,6 +48,7 @@ if options.get("fail") and not (run.parent.parent.parent / "mended").exists():
 (run / "result.json").write_text(json.dumps({"top1": options.get("top1", 0.5) + 0.01 * options.get("seed", 0)}))
 with open(run / "argv.txt", "a") as file:
     file.write(f"end {time.time()}\\n")
+(run / "gpu.txt").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
 """
 STAGES = {
     "teacher": dict(verb="pretrain", data="{photos}", seed=0, top1=0.1),
@@ -219,6 +220,15 @@ def test_two_studies_never_run_one_stage(fake, folders):
         assert run(path, folders) == 0
     assert not (teacher.run / "argv.txt").exists()
     assert table(path)["rows"][0]["n"] == 1
+
+
+@pytest.mark.parametrize(("shown", "expected"), [("4,7", {"4", "7"}), ("3", {"3"})])
+def test_each_job_has_a_gpu_of_its_own(fake, folders, monkeypatch, shown, expected):
+    """With several GPUs two jobs at once share none; a single one is left to both."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+    slow = [dict(name=name, set={"distill.sleep": 0.5, "distill.cfg_options.mask": name}) for name in "ab"]
+    assert run(write(fake, cells=slow, paper={}, seeds=[0]), folders, "--parallel", "2") == 0
+    assert {path.read_text() for path in fake.glob("out/stages/distill-*/run/gpu.txt")} == expected
 
 
 def test_parallel_keeps_the_order(fake, folders):

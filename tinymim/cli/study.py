@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", nargs="+", metavar="CELL", help="these cells")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="default: the study's")
     parser.add_argument("--parallel", type=int, default=1, metavar="N", help="stages at a time, each with its share of "
-                        "the cores")  # fmt: skip
+                        "the cores and, of several GPUs, its own")  # fmt: skip
     parser.add_argument("--time-limit", type=float, metavar="MINUTES", help="start no stage after so long")
     parser.add_argument("--dry-run", action="store_true", help="print what would be run")
     parser.add_argument("--table", action="store_true", help="only write the table of what is there")

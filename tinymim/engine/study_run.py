@@ -37,6 +37,7 @@ class Child:
     process: subprocess.Popen[bytes]
     lock: IO[str]
     began: float
+    slot: int  # place among those that run at once; with several GPUs its own one
 
 
 def command(stage: Stage) -> list[str]:
@@ -94,7 +95,7 @@ def run_trials(
         study: Theirs.
         trials: Those without a result.
         data: The data folders they were made with.
-        parallel: Stages at a time; each gets its share of the cores.
+        parallel: Stages at a time; each gets its share of the cores, and with several GPUs one of them, in turn.
         minutes: Start no stage after so long.
         ended: Called after every result file.
 
@@ -124,7 +125,8 @@ def run_trials(
                 else:
                     free = len(children) < parallel and time.monotonic() < stop_at
                     ready = free and all(need.done for need in stage.needs)
-                    if ready and (started := _start(stage, threads)):
+                    slot = next(i for i in range(parallel + 1) if all(c.slot != i for c in children))
+                    if ready and (started := _start(stage, threads, slot)):
                         children.append(started)
                         waiting.remove(stage)
             for trial in list(left):
@@ -147,7 +149,14 @@ def run_trials(
     return lost
 
 
-def _start(stage: Stage, threads: int) -> Child | None:
+def _gpu(slot: int) -> dict[str, str]:
+    """The environment that gives a slot one of several GPUs, in turn; nothing where there is one or none."""
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [str(i) for i in range(torch.cuda.device_count())] if shown is None else shown.split(",")
+    return {"CUDA_VISIBLE_DEVICES": names[slot % len(names)]} if len(names) > 1 else {}
+
+
+def _start(stage: Stage, threads: int, slot: int) -> Child | None:
     """Start a stage, or go on with it; None if another study is at it or has just ended it."""
     stage.folder.mkdir(parents=True, exist_ok=True)
     lock = open(stage.folder / "lock", "a")  # noqa: SIM115  (held until the stage has ended)
@@ -163,10 +172,10 @@ def _start(stage: Stage, threads: int) -> Child | None:
     with open(stage.folder / "log.txt", "a") as log:
         process = subprocess.Popen(
             [*command(stage), *again], stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads)}, pass_fds=[lock.fileno()],
+            env={**os.environ, "OMP_NUM_THREADS": str(threads), **_gpu(slot)}, pass_fds=[lock.fileno()],
             start_new_session=True,  # the terminal's Ctrl-C is for the study, which ends its stages one by one
         )  # fmt: skip
-    return Child(stage, process, lock, time.monotonic())
+    return Child(stage, process, lock, time.monotonic(), slot)
 
 
 def _finish(child: Child, threads: int) -> str:
