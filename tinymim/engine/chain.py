@@ -98,6 +98,7 @@ def distill_chain(
     if not dry_run and is_first_process():
         _open(folder, config.chain, resume=resume, overwrite=overwrite)
     common = {k: v for k, v in (cfg_options or {}).items() if k not in ("chain", "hops")}
+    ended = json.loads((folder / "chain.json").read_text())["hops"] if resume else []
     result, told = ChainResult(folder, Path()), []
     scratch = TemporaryDirectory()  # of a dry run: untrained students, to measure the next hop with
     for number, (student, hop) in enumerate(zip(students, hops, strict=True), 1):
@@ -110,8 +111,9 @@ def distill_chain(
             title=f"hop {number}/{len(students)}", cfg_options={**common, **hop}, **options,
         )  # fmt: skip
         result.hops.append(done)
-        told.append({"run": name, "student": student, "teacher": teacher, "relations": done.relations,
-                     "steps": done.steps, "seconds": round(done.seconds, 1)})  # fmt: skip
+        entry = {"run": name, "student": student, "teacher": teacher, "relations": done.relations, "steps": done.steps,
+                 "seconds": round(done.seconds, 1)}  # fmt: skip
+        told.append(ended[number - 1] if number <= len(ended) else entry)
         if not dry_run and is_first_process():
             write_json(folder / "chain.json", {"chain": config.chain, "hops": told})
         result.student = folder / name / "student.pth"
