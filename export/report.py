@@ -258,6 +258,7 @@ def run_report(run_folder: str | Path, *, next_commands: Iterable[tuple[str, str
     kinds = {"segmentor.pth": "segmentation run", "student.pth": "pre-training run",
              "classifier.pth": "fine-tuning run"}  # fmt: skip
     kind = next((text for file, text in kinds.items() if (folder / file).is_file()), "run")
+    kind = "distillation run" if "method = 'tinymim'" in config else kind
     plain = {name: points for name, points in metrics.items() if not is_watched(name)}
     files = ("segmentor.pth", "student.pth", "classifier.pth", "config.py", "metrics.jsonl")
     left = [folder / name for name in files]

@@ -296,7 +296,8 @@ def _page(values: Mapping[str, Any], path: Path) -> Path:
     sections = []
     for score in values["scores"]:
         head, *rows = _rows(values, score)
-        legend = "Orange: the paper. Blue dots: seeds; bar and line: mean and standard deviation. Scales differ."
+        told = any(row["scores"][score]["paper"] is not None for row in values["rows"])
+        legend = "Orange: the paper; scales differ. " * told + "Blue dots: seeds; bar and line: mean and deviation."
         figure = f'<figure style="margin-bottom:14px"><div class="wide">{dots(values, score)}</div></figure>'
         sections.append(Section(_heading(score), [figure, table(head, rows)], legend))
         if pairs := _order(values, score):

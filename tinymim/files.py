@@ -102,12 +102,12 @@ def note_output(folder: str | Path, name: str) -> None:
     write_json(path, value)
 
 
-def prepare_out(out: str | Path, *, resume: bool = False, overwrite: bool = False) -> Path:
-    """Make a run folder, refusing to mix two runs.
+def prepare_out(out: str | Path, *, resume: bool = False, overwrite: bool = False, make: bool = True) -> Path:
+    """Make a run folder, refusing to mix two runs; with ``make=False`` only refuse, and touch nothing.
 
     Raises:
         ConfigError: the folder already holds files and neither ``resume`` nor ``overwrite`` was given, or ``resume``
-            was given and there is nothing to resume.
+            was given and there is nothing to resume; or the folder cannot be made.
     """
     out = Path(out)
     used = out.is_dir() and any(out.iterdir())
@@ -115,16 +115,20 @@ def prepare_out(out: str | Path, *, resume: bool = False, overwrite: bool = Fals
         raise ConfigError(f"{out} is a file", "a run writes a folder", "choose another --out")
     if resume and not used:
         raise ConfigError(f"{out} holds no run to resume", "the folder is missing or empty", "leave --resume out")
-    if used and overwrite:
+    if used and overwrite and make:
         shutil.rmtree(out)
-    elif used and not resume:
+    elif used and not resume and not overwrite:
         free = next(name for i in range(2, 10_000) if not (name := out.with_name(f"{out.name}-{i}")).exists())
         raise ConfigError(
             f"{out} already holds a run",
             "two runs in one folder could not be told apart",
             f"add --resume to go on, --overwrite to start again, or --out {free}",
         )
-    out.mkdir(parents=True, exist_ok=True)
+    if make:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"cannot make the folder {out}", str(error), "choose another --out") from None
     return out
 
 

@@ -185,6 +185,8 @@ def test_bad_teachers(photos, teacher, tmp_path):
     shared = dict(data=photos, out=tmp_path / "x", img_size=32, batch_size=8, workers=0, device="cpu")
     for change, words in (
         (dict(teacher=[str(teacher), str(teacher)], teacher_weights=["a.pth"]), "2 teachers and 1 files"),
+        (dict(teacher=[str(teacher), f"{teacher}=abc"]), "the weight 'abc'"),
+        (dict(teacher=[str(teacher), f"{teacher}=-1"]), "the weight '-1'"),
         (dict(cfg_options={"teachers": [dict(teacher=str(teacher), wait=1)]}), "its keys are teacher"),
         (dict(cfg_options={"teachers": [dict(teacher=str(teacher), weight=0), dict(teacher=str(teacher))]}), "above 0"),
         (dict(cfg_options={"teacher": ""}), "no teacher"),

@@ -220,6 +220,31 @@ def test_other_widths_take_the_files_shape_and_ask_for_heads(tmp_path):
     assert network.backbone.pos_embed.shape == (1, 17, 48)
 
 
+def test_what_is_said_of_a_file_and_a_folder(folders, tmp_path, capsys):
+    """Another shape than the named model's, arguments against the file, a class without held-out photos, an .onnx."""
+    save_student(ViT(img_size=32, embed_dim=24, depth=1, num_heads=2), tmp_path / "s.pth")
+    few = tmp_path / "few"
+    for name in ("blue", "red"):
+        (few / name).mkdir(parents=True)
+        Image.new("RGB", (40, 40)).save(few / name / "0.png")
+    finetune(**options(folders, out=tmp_path / "run", student=str(tmp_path / "s.pth"), val_data=few, max_steps=1,
+                       cfg_options={"student_args": {}}))  # fmt: skip
+    said = capsys.readouterr().out
+    assert "its shape holds, not tinymim_vit_tiny's" in said
+    assert "has no photos of green: the score is over 2 classes" in said
+    load_classifier(tmp_path / "run/classifier.pth")
+    said = capsys.readouterr().out
+    assert "loaded the classifier" in said
+    assert "missing" not in said
+    with pytest.raises(ConfigError, match=r"student_args.embed_dim=48 is not the student's"):
+        finetune(**options(folders, out=tmp_path / "x", student=str(tmp_path / "s.pth"),
+                           cfg_options={"student_args": dict(embed_dim=48)}))  # fmt: skip
+    (tmp_path / "b.onnx").write_bytes(b"\x08\x07\x12")
+    with pytest.raises(CheckpointError) as error:
+        finetune(**options(folders, out=tmp_path / "x", student=str(tmp_path / "b.onnx")))
+    assert "weights_only" not in str(error.value)
+
+
 def test_augmentation_is_timms_and_survives_zero_bits(folders):
     """RandAugment posterizes to 0 bits now and then: a black photo, as timm says of itself, not an error."""
     from timm.data import auto_augment
@@ -244,20 +269,30 @@ def test_damaged_photo_is_replaced_with_its_neighbours_label(folders):
     ("change", "kind", "words"),
     [
         (dict(data="nowhere"), DataError, "no folder"),
-        (dict(recipe="mae_tiny"), ConfigError, "another command"),
+        (dict(recipe="mae_tiny"), ConfigError, "tinymim pretrain runs such recipes"),
         (dict(recipe="finetune_star_tiny", cfg_options={"teacher": ""}), ConfigError, "nobody to teach"),
         (dict(batch_size=9, cfg_options={"mixup": 0.8}), ConfigError, "mixed"),
         (dict(teacher="timm/nothing"), ConfigError, "timm has no model"),
         (dict(student="nowhere.pth"), CheckpointError, "no checkpoint"),
+        (dict(lr=float("nan")), ConfigError, "the rate is nan"),
+        (dict(lr=0), ConfigError, "the rate is 0"),
+        (dict(max_steps=0), ConfigError, "a step at least"),
+        (dict(epochs=0), ConfigError, r"--epochs N"),
+        (dict(cfg_options={"layer_decay": 0}), ConfigError, r"from 0 to 1 \(not 0\)"),
+        (dict(cfg_options={"drop_path": 1.5}), ConfigError, "drop_path=1.5"),
+        (dict(cfg_options={"ema": 2}), ConfigError, "ema=2"),
+        (dict(cfg_options={"alpha": 2}), ConfigError, "alpha=2"),
+        (dict(cfg_options={"aa": "foo"}), ConfigError, "timm knows no such augmentation"),
+        (dict(out="/proc/nowhere/x"), ConfigError, "cannot make the folder"),
         (dict(cfg_options={"distillation": "warm"}), ConfigError, "one of hard, soft"),
         (dict(cfg_options={"layer_dekay": 0.5}), ConfigError, "did you mean 'layer_decay'"),
     ],
 )
 def test_bad_input(folders, tmp_path, change, kind, words):
-    more = options(folders, out=tmp_path / "run", **{k: v for k, v in change.items() if k != "recipe"})
+    more = options(folders, **{"out": tmp_path / "run"} | {k: v for k, v in change.items() if k != "recipe"})
     with pytest.raises(kind, match=words):
         finetune(change.get("recipe", "finetune_tiny"), **more)
-    assert not (tmp_path / "run/student.pth").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_teacher_of_other_classes_is_refused(folders, tmp_path):

@@ -81,7 +81,7 @@ def test_own_classes(tmp_path, capsys):
     with pytest.raises(ConfigError, match="cannot be scored on imagenet-a"):
         evaluate_classifier(tmp_path / "c.pth", imagenet_a=tmp_path / "val", workers=0, device="cpu")
     assert main(["eval", str(tmp_path / "c.pth"), "--device", "cpu"]) == 2
-    assert "nothing to evaluate" in capsys.readouterr().err
+    assert "no photos to score on" in capsys.readouterr().err
     state = {k.removeprefix("backbone."): v for k, v in network.state_dict().items()}
     torch.save({"model": state}, tmp_path / "foreign.pth")
     with pytest.raises(ConfigError, match="nobody knows the 2 classes"):

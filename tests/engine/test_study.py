@@ -478,6 +478,28 @@ def test_table_shows_what_is_there(fake, folders):
     assert str(fake) not in page
 
 
+@pytest.mark.parametrize(("change", "words"), [
+    ({"distill.lrr": 1e-3}, "unknown option of distill: 'lrr'"),
+    ({"distill.cfg_options.drop_paht": 0.1}, "did you mean 'drop_path'"),
+    ({"distill.cfg_options.drop_path": 2}, "drop_path=2"),
+    ({"distill.recipe": "mae_tiny"}, "tinymim pretrain runs such recipes"),
+])  # fmt: skip
+def test_what_a_verb_would_refuse_is_said_first(tmp_path, folders, capsys, change, words):
+    """In the dry run too, before any stage has run."""
+    stages = {"distill": dict(verb="distill", teacher="x.pth", data="{photos}", seed="{seed}")}
+    path = write(tmp_path, stages=stages, score="distill.loss", paper={}, cells=[dict(name="a", set=change)])
+    (tmp_path / "x.pth").touch()
+    for more in (["--dry-run"], []):
+        assert run(path, folders, *more) == 2
+        assert words in capsys.readouterr().err
+    assert not list(tmp_path.glob("out/stages/*"))
+
+
+def test_unknown_score(tmp_path, folders, capsys):
+    assert run(write(tmp_path, score="finetune.top11", paper={}), folders) == 2
+    assert "did you mean 'top1'" in capsys.readouterr().err
+
+
 def test_slugs():
     assert slug("QK + VV, softmax") == "qk-vv-softmax"
     assert slug("teacher 0.1, student 0.2") == "teacher-0.1-student-0.2"

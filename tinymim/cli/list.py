@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"  {t.name:48} width {t.width:4}, {t.heads:2} heads, {t.blocks} blocks, patch {t.patch}, "
                   f"block {t.target_block}, {t.licence}")  # fmt: skip
     if args.what in (None, "recipes"):
-        print("recipes (tinymim pretrain|distill --recipe):")
+        print("recipes (tinymim pretrain|distill|finetune --recipe):")
         for name in recipe_names():
             print(f"  {name:32} {summary(FOLDER / f'{name}.py')}")
     if args.what in (None, "studies"):

@@ -271,7 +271,7 @@ def _photos(folder: Path) -> list[Path]:
 def _no_classes(root: Path) -> DataError:
     """Why a folder without sub-folders cannot be read."""
     photos = _photos(root)
-    if photos and photos[0].name.startswith("ILSVRC2012_val_"):
+    if len(photos) > 1000 and photos[0].name.startswith("ILSVRC2012_val_"):
         return DataError(
             f"{root} holds {len(photos)} validation photos and no class folders",
             "ILSVRC2012_img_val.tar does not say the classes; they are in ILSVRC2012_devkit_t12.tar.gz",

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
@@ -66,6 +67,9 @@ def named_teachers(names: str | Sequence[str] | None, files: str | Sequence[str]
     for name, file in zip(names, files or ["-"] * len(names), strict=True):
         plain, _, weight = name.rpartition("=")
         number = re.fullmatch(r"\d*\.?\d+(e-?\d+)?", weight) if plain else None
+        if plain and not number and not name.startswith("timm/") and not Path(name).is_file():
+            raise ConfigError(f"the weight {weight!r} of the teacher {plain}", "it is no number above 0",
+                              f"e.g. --teacher {plain}=0.5")  # fmt: skip
         entry = dict(teacher=plain if number else name, weight=float(weight) if number else 1.0)
         entries.append(entry | ({} if file == "-" else {"teacher_weights": file}))
     return {"teachers": entries}

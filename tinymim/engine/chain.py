@@ -99,12 +99,13 @@ def distill_chain(
         _open(folder, config.chain, resume=resume, overwrite=overwrite)
     common = {k: v for k, v in (cfg_options or {}).items() if k not in ("chain", "hops")}
     ended = json.loads((folder / "chain.json").read_text())["hops"] if resume else []
-    result, told = ChainResult(folder, Path()), []
+    result = ChainResult(folder, Path())
+    told: list[dict[str, Any]] = []
     scratch = TemporaryDirectory()  # of a dry run: untrained students, to measure the next hop with
     for number, (student, hop) in enumerate(zip(students, hops, strict=True), 1):
         name = f"{number}_{student.removeprefix('tinymim_vit_')}"
         begun = (folder / name / "config.py").is_file()
-        print(f"hop {number} of {len(students)}: {student} from {teacher}")
+        print(f"hop {number} of {len(students)}: {student} from {teacher if number == 1 else told[-1]['run']}")
         done = run(
             recipe, "tinymim", teacher=teacher, student=student, out=folder / name, resume=resume and begun,
             overwrite=not begun, dry_run=dry_run, teacher_weights=teacher_weights if number == 1 else None,

@@ -20,12 +20,13 @@ from tinymim.engine.loop import MonitorHook, SaveHook
 from tinymim.engine.model import pick_precision
 from tinymim.engine.plan import make_plan, measure, micro_batch
 from tinymim.engine.recipe import load_recipe
-from tinymim.engine.session import join_processes, make_runner, open_folder, train, write_settings
+from tinymim.engine.session import barrier, check_folder, join_processes, make_runner, open_folder, train
 from tinymim.errors import ConfigError
 from tinymim.files import describe_file, describe_files, note_output, write_json
 from tinymim.models import create_model, load_weights, read_checkpoint
 from tinymim.models.classifier import Classifier, save_classifier
 from tinymim.models.formats import describe, infer_config
+from tinymim.models.registry import SIZES
 from tinymim.models.teachers import LabelTeacher, load_label_teacher
 
 SHAPE = ("patch_size", "embed_dim", "depth", "mlp_ratio", "rel_pos_bias", "init_values")  # what a file decides
@@ -126,7 +127,7 @@ def finetune(
                 "student_file": student, "lr": lr, "max_steps": max_steps, "world": world,
                 "photos": len(photos.files), "classes": photos.classes}  # fmt: skip
     folder = Path(out or f"runs/{Path(recipe).stem}")
-    state = None if dry_run else open_folder(folder, settings, rank, resume=resume, overwrite=overwrite)
+    state = None if dry_run else check_folder(folder, settings, rank, resume=resume, overwrite=overwrite)
 
     torch.manual_seed(config.seed)
     autocast, scaled = pick_precision(config.precision, place)
@@ -140,6 +141,10 @@ def finetune(
     plan.micro_batch = state["micro_batch"] if state else micro_batch(config, wrapped, plan.batch // world, place)
     if rank == 0:
         print(f"{photos}\n{plan}")
+        if held_out is not None and (lacking := sorted(set(range(len(photos.classes))) - {*held_out.labels.tolist()})):
+            print(f"note: {val_data} has no photos of {', '.join(photos.classes[i] for i in lacking[:5])}"
+                  + (f" and {len(lacking) - 5} more" if len(lacking) > 5 else "")
+                  + f": the score is over {len(photos.classes) - len(lacking)} classes")  # fmt: skip
     if dry_run:
         measure(wrapped, config, plan, place)
         return FinetuneResult(folder, Path(), Path(), plan.steps, 0.0, len(photos.classes), 0)
@@ -183,12 +188,13 @@ def finetune(
         SaveHook(folder, config.save_every or plan.steps_per_epoch, write_classifier, state, plan.micro_batch),
     ]
     if rank == 0:
-        write_settings(folder, settings, {
+        open_folder(folder, settings, {
             "student": describe_file(student) if student else None,
             "teacher": {"file": master.name, "sha256": master.sha256} if master else None,
             "data": describe_files(data, photos.files),
             "val_data": describe_files(val_data, held_out.files) if val_data and held_out else None,
-        })  # fmt: skip
+        }, resume=resume, overwrite=overwrite)  # fmt: skip
+    barrier()
     runner = make_runner(folder, wrapped, loader, plan, config, optimizer, hooks, scaled=scaled, start=start,
                          options=options)  # fmt: skip
     seconds = train(runner, folder)
@@ -205,17 +211,25 @@ def build_classifier(config: Config, num_classes: int, student: str | None) -> C
     """The classifier of a recipe, its encoder loaded from a file if one is given.
 
     Raises:
-        TinyMIMError: no such file, or one whose head count nobody knows.
+        TinyMIMError: no such file, one whose head count nobody knows, or arguments that contradict it.
     """
     shape: dict[str, Any] = dict(config.student_args)
     checkpoint = read_checkpoint(student) if student else None
-    plain = create_model(config.student, img_size=config.img_size, **shape)
     if checkpoint is not None:
         told = checkpoint.config or infer_config(checkpoint.state) or {}
+        named = {"depth": 12, **SIZES[config.student], **shape}
+        if wrong := [key for key in SHAPE if key in shape and key in told and shape[key] != told[key]]:
+            raise ConfigError(
+                f"student_args.{wrong[0]}={shape[wrong[0]]} is not the student's", f"{student} has {told[wrong[0]]}",
+                f"leave student_args.{wrong[0]} out: the file says it",
+            )  # fmt: skip
         shape |= {key: told[key] for key in SHAPE if key in told}
         heads = told.get("num_heads")
-        if heads is None and told.get("embed_dim", plain.embed_dim) == plain.embed_dim:
-            heads = plain.num_heads  # a published file, and a model of its size was named
+        same = all(told.get(key, named[key]) == named[key] for key in ("embed_dim", "depth"))
+        if not same:
+            print(f"note: {student} is {describe(checkpoint.state, told)}; its shape holds, not {config.student}'s")
+        if heads is None and told.get("embed_dim") == named["embed_dim"]:
+            heads = named["num_heads"]  # a published file, and a model of its size was named
         if heads is None and config.num_heads is None:
             raise ConfigError(
                 f"the head count of {student} is unknown",
@@ -253,12 +267,20 @@ def _teacher(config: Config, network: Classifier, num_classes: int, *, pretraine
 
 
 def train_transform(config: Config) -> Any:
-    """timm's training augmentation with a recipe's words."""
+    """timm's training augmentation with a recipe's words.
+
+    Raises:
+        ConfigError: a word for RandAugment or the like that timm does not know.
+    """
     let_timm_posterize()
-    return create_transform(
-        config.img_size, is_training=True, scale=tuple(config.crop_scale), auto_augment=config.aa or None,
-        color_jitter=config.color_jitter or 0.0, interpolation="bicubic", re_prob=config.reprob, re_mode="pixel",
-    )  # fmt: skip
+    try:
+        return create_transform(
+            config.img_size, is_training=True, scale=tuple(config.crop_scale), auto_augment=config.aa or None,
+            color_jitter=config.color_jitter or 0.0, interpolation="bicubic", re_prob=config.reprob, re_mode="pixel",
+        )  # fmt: skip
+    except (AssertionError, ValueError, KeyError) as error:
+        raise ConfigError(f"aa={config.aa!r}", f"timm knows no such augmentation ({error})",
+                          "e.g. --cfg-options aa=rand-m9-mstd0.5-inc1, or aa= for none") from None  # fmt: skip
 
 
 def eval_transform(img_size: int) -> Any:

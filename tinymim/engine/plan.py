@@ -1,5 +1,6 @@
 """The arithmetic of a run before it starts: batch, steps, rate, micro-batch by memory, and the dry run."""
 
+import math
 import os
 import time
 from dataclasses import dataclass, field
@@ -39,8 +40,12 @@ def make_plan(config: Config, photos: int, world: int, lr: float | None, max_ste
     """Batch, steps and rate; a data set smaller than the batch lowers both, and says so.
 
     Raises:
-        ConfigError: a batch that the processes cannot share.
+        ConfigError: a batch that the processes cannot share, no steps, or a rate that is none.
     """
+    if lr is not None and not 0 < lr < math.inf:
+        raise ConfigError(f"the rate is {lr}", "nothing would be learned, or nothing but noise", "use --lr 1e-3 or so")
+    if max_steps is not None and max_steps < 1:
+        raise ConfigError(f"--max-steps {max_steps}", "a run has a step at least", "use --max-steps 1 or more")
     batch, notes = config.batch_size, []
     if photos < batch:
         batch = max(photos // world, 1) * world

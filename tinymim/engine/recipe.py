@@ -14,6 +14,18 @@ from tinymim.models.registry import model_names
 FOLDER = Path(__file__).resolve().parents[1] / "recipes"
 CHOICES = {"method": ("tinymim", "mae", "finetune"), "precision": ("auto", "fp32", "bf16", "fp16"),
            "distillation": ("hard", "soft")}  # fmt: skip
+NUMBERS: dict[str, tuple[Any, float, float]] = {  # key -> kind, least, most
+    "batch_size": (int, 1, math.inf), "img_size": (int, 16, math.inf), "workers": (int, 0, math.inf),
+    "seed": (int, 0, math.inf), "epochs": (int | float, 0, math.inf), "base_lr": (int | float, 0, math.inf),
+    "weight_decay": (int | float, 0, math.inf), "drop_path": (int | float, 0, 1),
+    "reconstruct": (int | float, 0, math.inf), "teacher_drop_path": (int | float, 0, 1),
+    "layer_decay": (int | float, 0, 1), "mixup": (int | float, 0, math.inf), "cutmix": (int | float, 0, math.inf),
+    "smoothing": (int | float, 0, 1), "reprob": (int | float, 0, 1), "alpha": (int | float, 0, 1),
+    "tau": (int | float, 0, math.inf), "ema": (int | float, 0, 1),
+}  # fmt: skip
+ABOVE = ("epochs", "layer_decay", "tau", "base_lr")  # not 0
+BELOW = ("drop_path", "teacher_drop_path", "smoothing", "ema")  # not 1
+OPTIONS = ("batch_size", "img_size", "workers", "seed", "epochs")  # that have an option of their own
 VERBS = {"mae": "pretrain", "tinymim": "distill", "finetune": "finetune"}  # method -> the command that runs it
 
 
@@ -44,7 +56,7 @@ def load_recipe(name: str, overrides: dict[str, Any] | None = None, method: str 
         near = difflib.get_close_matches(name, recipe_names(), n=1)
         raise ConfigError(
             f"unknown recipe {name!r}",
-            f"the recipes are {', '.join(recipe_names())}",
+            f"the recipes are {', '.join(recipe_names(method))}",
             f"did you mean {near[0]!r}?" if near else "choose one of these, or a .py file of the same keys",
         )
     try:
@@ -66,15 +78,18 @@ def load_recipe(name: str, overrides: dict[str, Any] | None = None, method: str 
     _check(recipe)
     if method is not None and recipe.method != method:
         raise ConfigError(
-            f"{name} is a {recipe.method} recipe", "another command runs it", f"tinymim {VERBS[recipe.method]}"
-        )
+            f"{name} is a {recipe.method} recipe", f"tinymim {VERBS[recipe.method]} runs such recipes",
+            f"tinymim {VERBS[recipe.method]} --recipe {name}, or one of {', '.join(recipe_names(method))}",
+        )  # fmt: skip
     return recipe
 
 
 def _check(recipe: Config) -> None:
     for key, allowed in CHOICES.items():
         if key in recipe and recipe[key] not in allowed:
-            raise ConfigError(f"{key}={recipe[key]!r}", f"it must be one of {', '.join(allowed)}", f"set {key}")
+            raise ConfigError(
+                f"{key}={recipe[key]!r}", f"it must be one of {', '.join(allowed)}", f"--cfg-options {key}={allowed[0]}"
+            )
     if recipe.student not in model_names():
         near = difflib.get_close_matches(str(recipe.student), model_names(), n=1)
         raise ConfigError(
@@ -82,19 +97,16 @@ def _check(recipe: Config) -> None:
             f"the models are {', '.join(model_names())}",
             f"did you mean {near[0]!r}?" if near else "choose one of these",
         )
-    numbers: dict[str, tuple[Any, float]] = {
-        "batch_size": (int, 1), "img_size": (int, 16), "workers": (int, 0), "seed": (int, 0),
-        "epochs": (int | float, 0), "base_lr": (int | float, 0), "weight_decay": (int | float, 0),
-        "drop_path": (int | float, 0), "reconstruct": (int | float, 0), "teacher_drop_path": (int | float, 0),
-        "layer_decay": (int | float, 0), "mixup": (int | float, 0), "cutmix": (int | float, 0),
-        "smoothing": (int | float, 0), "reprob": (int | float, 0), "alpha": (int | float, 0),
-    }  # fmt: skip
-    for key, (kind, least) in numbers.items():
-        value = recipe.get(key, least)
-        if isinstance(value, bool) or not isinstance(value, kind) or not least <= value < math.inf:
-            raise ConfigError(
-                f"{key}={value!r}", f"it must be a number of at least {least}", f"set --cfg-options {key}=N"
-            )
+    for key, (kind, least, most) in NUMBERS.items():
+        value = recipe.get(key)
+        if value is None or (key == "ema" and not value):
+            continue
+        number = not isinstance(value, bool) and isinstance(value, kind)
+        if not number or not least <= value <= most or (key in ABOVE and value == 0) or (key in BELOW and value == 1):
+            span = f"of at least {least}" if math.isinf(most) else f"from {least} to {most}"
+            span += " (not 0)" * (key in ABOVE) + " (not 1)" * (key in BELOW)
+            option = f"--{key.replace('_', '-')} N" if key in OPTIONS else f"--cfg-options {key}=N"
+            raise ConfigError(f"{key}={value!r}", f"it must be a number {span}", f"use {option}")
 
 
 def learning_rate(step: int, *, steps: int, warmup: int, peak: float, final: float = 0.0) -> float:

@@ -17,7 +17,7 @@ from tinymim.engine.loop import MonitorHook, SaveHook, ScheduleHook
 from tinymim.engine.model import PretrainModel, parameter_groups, pick_precision
 from tinymim.engine.plan import make_plan, measure, micro_batch
 from tinymim.engine.recipe import load_recipe
-from tinymim.engine.session import join_processes, make_runner, open_folder, train, write_settings
+from tinymim.engine.session import barrier, check_folder, join_processes, make_runner, open_folder, train
 from tinymim.engine.watch import read_probe, watch_hooks
 from tinymim.files import describe_file, describe_files, note_output
 from tinymim.models import ViT, load_weights, save_student
@@ -136,7 +136,7 @@ def run(
                 "probe_data": str(probe_data or ""), "init_from": init_from, "lr": lr, "max_steps": max_steps,
                 "world": world, "photos": len(photos)}  # fmt: skip
     folder = Path(out or f"runs/{Path(recipe).stem}")
-    state = None if dry_run else open_folder(folder, settings, rank, resume=resume, overwrite=overwrite)
+    state = None if dry_run else check_folder(folder, settings, rank, resume=resume, overwrite=overwrite)
 
     torch.manual_seed(config.seed)
     autocast, scaled = pick_precision(config.precision, place)
@@ -187,11 +187,12 @@ def run(
     watching = watch_hooks(folder, config, plan.steps_per_epoch, held_out or photos, probe)
     saver = SaveHook(folder, config.save_every or plan.steps_per_epoch, write_student, state, plan.micro_batch)
     if rank == 0:
-        write_settings(folder, settings, {
+        open_folder(folder, settings, {
             "teacher": [{"file": t.name, "sha256": t.sha256} for t in teachers],
             "init_from": describe_file(init_from) if init_from and Path(init_from).is_file() else None,
             "data": describe_files(data, photos),
-        })  # fmt: skip
+        }, resume=resume, overwrite=overwrite)  # fmt: skip
+    barrier()
     schedule = ScheduleHook(plan.steps, plan.warmup, plan.peak_lr, config.min_lr)
     optimizer = torch.optim.AdamW(parameter_groups(wrapped, config.weight_decay), lr=plan.peak_lr,
                                   betas=tuple(config.betas))  # fmt: skip

@@ -101,6 +101,9 @@ def evaluate_classifier(
     Raises:
         TinyMIMError: no classifier, a folder that is not what it should be, or other classes.
     """
+    if not any((data, imagenet_a, imagenet_r, imagenet_c)):
+        raise ConfigError("no photos to score on", "no folder was given",
+                          "add --data FOLDER (a sub-folder a class), --imagenet-a, -r or -c")  # fmt: skip
     place = use_device(device)
     model, found = load_classifier(checkpoint, num_heads=num_heads)
     model.to(place)

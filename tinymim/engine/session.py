@@ -42,28 +42,33 @@ def barrier() -> None:
         torch.distributed.barrier()
 
 
-def open_folder(
+def check_folder(
     folder: Path, settings: dict[str, Any], rank: int, *, resume: bool, overwrite: bool
 ) -> dict[str, Any] | None:
-    """Make or reopen a run folder; the state of its newest checkpoint on resume.
+    """Refuse a run folder that is taken; the state of its newest checkpoint on resume. Nothing is written yet.
 
     Raises:
         ConfigError: see :func:`tinymim.files.prepare_out` and :func:`resume_state`.
     """
     if rank == 0:
-        prepare_out(folder, resume=resume, overwrite=overwrite)
+        prepare_out(folder, resume=resume, overwrite=overwrite, make=False)
     barrier()
     return resume_state(folder, settings) if resume else None
 
 
-def write_settings(folder: Path, settings: dict[str, Any], inputs: dict[str, Any]) -> None:
-    """``config.py`` (once) and ``env.json`` of a run folder.
+def open_folder(
+    folder: Path, settings: dict[str, Any], inputs: dict[str, Any], *, resume: bool, overwrite: bool
+) -> None:
+    """Make the run folder, with ``config.py`` (once) and ``env.json``; the first process does, when all is ready.
 
     Args:
         folder: Run folder.
         settings: Every resolved setting.
         inputs: Files the run reads, with their sha256.
+        resume: Go on with the run in it.
+        overwrite: Replace the run in it.
     """
+    prepare_out(folder, resume=resume, overwrite=overwrite)
     if not (folder / "config.py").is_file():
         with atomic_path(folder / "config.py") as part:
             part.write_text(f'"""Resolved recipe of this run (tinymim {" ".join(sys.argv[1:])})."""\n\n'

@@ -4,12 +4,13 @@ import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 
+from tinymim.engine.finetuning import FinetuneResult
 from tinymim.engine.recipe import FOLDER as RECIPES
 from tinymim.engine.study_stages import Folder, Stage, make_stages, settings, unknown
 from tinymim.errors import ConfigError
@@ -218,8 +219,12 @@ def _cell(given: dict[str, Any], stages: dict[str, Any], scores: list[str]) -> C
         if stage.get("verb") not in VERBS:
             raise unknown(f"verb of stage {name!r}:", str(stage.get("verb")), VERBS)
     for score in scores:
-        if score.partition(".")[0] not in changed:
-            raise unknown("stage", score.partition(".")[0], changed)
+        name, _, key = score.partition(".")
+        if name not in changed:
+            raise unknown("stage", name, changed)
+        verb = changed[name]["verb"]
+        if verb == "finetune" and key not in (known := [f.name for f in fields(FinetuneResult)]):
+            raise unknown(f"score of {name!r}:", key, known)
     for score in paper:
         if score not in scores:
             raise unknown("score", score, scores)

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import inspect
 import json
 import os
 import signal
@@ -17,15 +18,16 @@ from typing import IO, Any
 import torch
 
 import tinymim
+from tinymim.engine.finetuning import finetune
+from tinymim.engine.recipe import load_recipe
+from tinymim.engine.run import run
 from tinymim.engine.study import Study, Trial
-from tinymim.engine.study_stages import Folder, Stage, settings
+from tinymim.engine.study_stages import Folder, Stage, settings, unknown
 from tinymim.errors import ConfigError
 from tinymim.files import cores, environment, sha256_file, write_json
 from tinymim.progress import Progress
 
 POLL = 0.1  # seconds between looks at the children
-
-
 MODELS = ("classifier.pth", "segmentor.pth", "student.pth")  # what a stage may leave
 
 
@@ -44,7 +46,8 @@ def command(stage: Stage) -> list[str]:
     """What is typed for a stage; segmentation is a tool, the others are verbs.
 
     Raises:
-        ConfigError: the tool is not there (an installed package without the repository).
+        ConfigError: an option or recipe key that the verb does not have, or the tool is not there (an installed package
+            without the repository).
     """
     options = dict(stage.options)
     if stage.verb == "segment":
@@ -57,6 +60,7 @@ def command(stage: Stage) -> list[str]:
             )
         words = [sys.executable, str(tool), str(options.pop("config")), "--work-dir", str(stage.run)]
     else:
+        _check_options(stage)
         words = [sys.executable, "-m", "tinymim", stage.verb, "--out", str(stage.run)]
     for name, value in options.items():
         option = "--" + name.replace("_", "-")
@@ -67,6 +71,20 @@ def command(stage: Stage) -> list[str]:
         else:
             words += [option, *map(str, value if isinstance(value, list) else [value])]
     return words
+
+
+def _check_options(stage: Stage) -> None:
+    """Refuse what the verb would refuse, before anything has run."""
+    jobs: dict[str, tuple[str, Callable[..., object], str]] = {
+        "pretrain": ("mae", run, "mae_tiny"), "distill": ("tinymim", run, "tinymim_tiny_from_mae_base"),
+        "finetune": ("finetune", finetune, "finetune_tiny"),
+    }  # fmt: skip
+    method, job, recipe = jobs[stage.verb]
+    known = {*inspect.signature(job).parameters} - {"method", "title", "out", "resume", "overwrite", "dry_run"}
+    for name in stage.options:
+        if name not in known:
+            raise unknown(f"option of {stage.verb}:", name, sorted(known))
+    load_recipe(stage.options.get("recipe", recipe), stage.options.get("cfg_options"), method)
 
 
 def _typed(value: Any) -> str:
@@ -105,6 +123,8 @@ def run_trials(
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM; the children have saved their state and ended.
     """
+    for stage in open_stages(trials):
+        command(stage)  # what cannot be typed is said before the first stage starts
     waiting, children, left = open_stages(trials), list[Child](), list(trials)
     failed, lost = dict[Path, str](), dict[Path, str]()  # stage folders, result files
     threads = max(cores() // parallel, 1)

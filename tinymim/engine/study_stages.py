@@ -23,6 +23,7 @@ from tinymim.errors import ConfigError, DataError
 from tinymim.files import describe_files, sha256_file
 
 DATA = {"photos": "--data", "val_photos": "--data", "segments": "--seg-data"}  # reference -> option that gives it
+WORDS = {"photos": "training photos", "val_photos": "photos to score on", "segments": "labelled photos to segment"}
 PLACES = ("workers", "device")  # options that leave the numbers alone
 
 
@@ -145,7 +146,7 @@ def make_stages(
 
     def folder(word: str) -> Folder:
         if word not in data:
-            raise ConfigError(f"{{{word}}} is not given", "a stage of this study reads it", f"add {DATA[word]} FOLDER")
+            raise ConfigError(f"no {WORDS[word]}", "a stage of this study reads them", f"add {DATA[word]} FOLDER")
         return data[word]
 
     for name, setting in settings(stages, wanted, seed).items():

@@ -50,8 +50,9 @@ class LoadReport:
 
 
 def load_weights(
-    model: nn.Module, source: str | os.PathLike[str] | dict[str, Any] | Checkpoint, *, new_dist_token: bool = False
-) -> LoadReport:
+    model: nn.Module, source: str | os.PathLike[str] | dict[str, Any] | Checkpoint, *, new_dist_token: bool = False,
+    say: bool = True,
+) -> LoadReport:  # fmt: skip
     """Load an encoder's weights, resizing positions and relative-position tables to the model's grid.
 
     Args:
@@ -59,9 +60,10 @@ def load_weights(
         source: File, state dict or :class:`Checkpoint`.
         new_dist_token: Let a file without distillation token into a model with one: the token, its position and its
             bias rows are copied from the class token.
+        say: Print the report (on the first process).
 
     Returns:
-        The :class:`LoadReport`, also printed (on the first process).
+        The :class:`LoadReport`.
 
     Raises:
         CheckpointError: nothing fits, another width, depth, patch or head count, or a distillation token on one side
@@ -111,7 +113,7 @@ def load_weights(
         state["pos_embed"] = torch.zeros_like(target["pos_embed"])
         report.notes.append("pos_embed set to zero: the file has relative positions only (BEiT)")
     model.load_state_dict({k: v for k, v in state.items() if k in target}, strict=False)
-    if int(os.environ.get("RANK", 0)) == 0:
+    if say and int(os.environ.get("RANK", 0)) == 0:
         print(report)
     return report
 
@@ -165,7 +167,7 @@ def _resize(
 
 
 def model_from_checkpoint(
-    path: str | os.PathLike[str], *, num_heads: int | None = None, option: str = "--num-heads"
+    path: str | os.PathLike[str], *, num_heads: int | None = None, option: str = "--num-heads", say: bool = True
 ) -> tuple[ViT, Checkpoint]:
     """Build the ViT a file holds and load it.
 
@@ -173,6 +175,7 @@ def model_from_checkpoint(
         path: Any readable checkpoint.
         num_heads: Heads a block, for files that do not store it.
         option: The command-line option an error should name for it.
+        say: Print what was loaded.
 
     Raises:
         CheckpointError: not a ViT, or the head count is unknown.
@@ -200,7 +203,7 @@ def model_from_checkpoint(
     names = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "rel_pos_bias", "init_values",
              "dist_token", "last_dim")  # fmt: skip
     model = ViT(**{k: v for k, v in config.items() if k in names})
-    load_weights(model, checkpoint)
+    load_weights(model, checkpoint, say=say)
     return model.eval(), checkpoint
 
 

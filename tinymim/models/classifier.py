@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tinymim.errors import CheckpointError, ConfigError
+from tinymim.errors import CheckpointError
 from tinymim.files import versions
 from tinymim.models.checkpoints import model_from_checkpoint, save_torch
-from tinymim.models.formats import TABLE, Checkpoint
+from tinymim.models.formats import TABLE, Checkpoint, describe
 from tinymim.models.vit import IMAGENET_MEAN, IMAGENET_STD, ViT
 
 HEADS = ("fc_norm", "head", "head_dist")
@@ -117,7 +117,7 @@ def load_classifier(path: str | os.PathLike[str], *, num_heads: int | None = Non
     Raises:
         CheckpointError: no classifier's tensors in the file, or of another arrangement.
     """
-    backbone, checkpoint = model_from_checkpoint(path, num_heads=num_heads)
+    backbone, checkpoint = model_from_checkpoint(path, num_heads=num_heads, say=False)
     state = checkpoint.state
     if "head.weight" not in state or "fc_norm.weight" not in state:
         raise CheckpointError(
@@ -127,6 +127,8 @@ def load_classifier(path: str | os.PathLike[str], *, num_heads: int | None = Non
         )
     model = Classifier(backbone, len(state["head.weight"]))
     fill_heads(model, state)
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(f"loaded the classifier {path}: {describe(state, checkpoint.config)}, {model.num_classes} classes")
     return model.eval(), checkpoint
 
 
@@ -148,17 +150,3 @@ def fill_heads(model: Classifier, state: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for key, value in own.items():
             value.copy_(state[key])
-
-
-def check_classes(model: Classifier, classes: Sequence[str], path: object) -> None:
-    """Refuse photos of other classes than the file was trained for.
-
-    Raises:
-        ConfigError: another number of classes.
-    """
-    if len(classes) != model.num_classes:
-        raise ConfigError(
-            f"{path} knows {model.num_classes} classes, the photos have {len(classes)}",
-            "their numbers would not mean the same",
-            "give the folder it was trained for, one sub-folder a class",
-        )

@@ -84,8 +84,8 @@ def _torch_load(path: Path) -> Any:
             if found is None or found[1] in unsafe:
                 raise CheckpointError(
                     f"cannot read {path}",
-                    f"it is no checkpoint of tensors ({str(error).splitlines()[0][:200]})",
-                    "save it again as a plain state_dict (torch.save(model.state_dict(), ...)) or .safetensors",
+                    "it is no checkpoint of tensors" + (f" (it holds {found[1]})" if found else ""),
+                    "give a .pth of tensors (torch.save(model.state_dict(), ...)) or a .safetensors file",
                 ) from error
             unsafe.add(found[1])
         except (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:

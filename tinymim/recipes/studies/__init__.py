@@ -1,1 +1,17 @@
-"""Studies: data only, a table of the paper each; ``_small``: on photos of a few pixels, in minutes a cell."""
+"""Studies: data only, a table of the paper each; ``_small``: on photos of a few pixels, in minutes a cell.
+
+A study of your own is a file like them::
+
+    title = "Rates of distillation"
+    stages = dict(
+        distill=dict(verb="distill", teacher="timm/vit_base_patch16_224.mae", data="{photos}", seed="{seed}"),
+        finetune=dict(verb="finetune", student="{distill.student}", data="{photos}", val_data="{val_photos}"),
+    )
+    grid = {"distill.lr": [5e-4, 1e-3], "distill.cfg_options.drop_path": [0.0, 0.1]}  # every combination is a cell
+    cells = [dict(name="features", set={"distill.targets": ["qkv"]})]  # and these
+    seeds = [0, 1, 2]
+    score = "finetune.top1"
+
+Stages are commands with their long options; ``{stage.student}`` is what another stage leaves, ``{photos}``,
+``{val_photos}``, ``{segments}`` are the folders given to ``tinymim study``. ``_base_ = "./OTHER.py"`` builds on a file.
+"""
