@@ -80,6 +80,16 @@ def center_box(size: tuple[int, int]) -> tuple[int, int, int, int]:
     return left, top, left + side, top + side
 
 
+def read_photo(path: str | Path) -> Image.Image | None:
+    """A photo as RGB; None where it is damaged."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return to_rgb(Image.open(path))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+
+
 def open_near(photos: Sequence[Path], index: int) -> tuple[Image.Image, int, list[str]]:
     """Open a photo; where it cannot be read, the next one that can.
 
@@ -92,12 +102,10 @@ def open_near(photos: Sequence[Path], index: int) -> tuple[Image.Image, int, lis
     skipped: list[str] = []
     for step in range(len(photos)):
         at = (index + step) % len(photos)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                return to_rgb(Image.open(photos[at])), at, skipped
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-            skipped.append(str(photos[at]))
+        image = read_photo(photos[at])
+        if image is not None:
+            return image, at, skipped
+        skipped.append(str(photos[at]))
     raise DataError("no photo can be read", f"all {len(photos)} files are damaged", "check the folder")
 
 

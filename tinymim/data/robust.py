@@ -4,7 +4,6 @@ All scores are fractions. Legend: B = photos of a batch, K = the classifier's ou
 """
 
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,8 +23,7 @@ from tinymim.data.imagenet import (
     read_class_folder,
     wnids,
 )
-from tinymim.data.photos import leave_signals_to_the_main_process
-from tinymim.data.pixels import to_rgb
+from tinymim.data.photos import leave_signals_to_the_main_process, read_photo
 from tinymim.errors import CheckpointError, ConfigError, DataError
 from tinymim.progress import Progress
 
@@ -269,11 +267,8 @@ class _Photos(Dataset[tuple[Tensor | None, int, str]]):
         return len(self.files)
 
     def __getitem__(self, i: int) -> tuple[Tensor | None, int, str]:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                image = to_rgb(Image.open(self.files[i]))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        image = read_photo(self.files[i])
+        if image is None:
             return None, self.labels[i], self.files[i]
         return self.transform(image), self.labels[i], self.files[i]
 
