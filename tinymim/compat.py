@@ -66,6 +66,11 @@ def launched_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
 
 
+def is_first_process() -> bool:
+    """Whether this is the only process, or the first of those torchrun has started."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
 def use_device(device: str | None) -> str:
     """Make MMEngine use ``device`` ("cpu", "cuda", "cuda:1", ...; None: a GPU where there is one) and return its kind.
 

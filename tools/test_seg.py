@@ -2,7 +2,6 @@
 """Score a segmentor on validation photos. On n GPUs: torchrun --nproc_per_node=N tools/test_seg.py ..."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from train_seg import add_data_arguments
 
 from tinymim.cli import run_command
+from tinymim.compat import is_first_process
 from tinymim.errors import ConfigError
 
 
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
         )
     skip = ("config", "checkpoint", "launcher", "json", "markdown")
     result = test_segmentor(config, checkpoint, **{k: v for k, v in vars(args).items() if k not in skip})
-    if int(os.environ.get("RANK", "0")) == 0:
+    if is_first_process():
         result.print()
         if args.json:
             result.to_json(args.json)

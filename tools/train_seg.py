@@ -2,7 +2,6 @@
 """Train UperNet on a student backbone. On n GPUs: torchrun --nproc_per_node=N tools/train_seg.py CONFIG ..."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from mmengine.config import DictAction
 
 from tinymim.cli import run_command
+from tinymim.compat import is_first_process
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     values = {key: value for key, value in vars(args).items() if key != "launcher"}
     values["work_dir"] = args.work_dir or Path("runs") / Path(args.config).name.removesuffix(".py")
     result = train_segmentor(**values)
-    if int(os.environ.get("RANK", "0")) == 0:
+    if is_first_process():
         result.print()
         data = f" --data-root {args.data_root}" if args.data_root else ""
         print(f"segmentor: {result.segmentor}\nreport:  {run_report(result.work_dir)}")

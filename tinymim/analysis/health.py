@@ -77,8 +77,7 @@ def method_head_kl(method: TinyMIM, student_images: Tensor, teacher_images: Tens
         if method.align == "tokens":
             t = {name: resample(x_BTD, int(method.class_token), grid) for name, x_BTD in t.items()}
         for name, kl_M in head_kl(s, t, method.relation_heads, target.parts).items():
-            alone = sum(name in other.parts for other in targets) == 1
-            out[name if alone else f"{name}@{target.teacher_block}:{target.student_block}"] = kl_M
+            out[method.loss_name(target, name)] = kl_M
     return out
 
 

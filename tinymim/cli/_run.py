@@ -2,7 +2,6 @@
 
 import argparse
 import inspect
-import os
 import shlex
 from typing import Any
 
@@ -45,6 +44,7 @@ def add_run_arguments(parser: argparse.ArgumentParser, recipe: str, method: str)
 
 def run_verb(args: argparse.Namespace, job: Any, next_lines: list[str]) -> int:
     """Call the job with the parsed options, write the report, print what to type next."""
+    from tinymim.compat import is_first_process
     from tinymim.engine.build import named_teachers
     from tinymim.engine.chain import distill_chain
     from tinymim.engine.finetuning import finetune
@@ -69,7 +69,7 @@ def run_verb(args: argparse.Namespace, job: Any, next_lines: list[str]) -> int:
     result = job(**values)
     if args.dry_run:
         return 0
-    if int(os.environ.get("RANK", 0)) == 0:
+    if is_first_process():
         from tinymim_export.chain_page import chain_report
         from tinymim_export.report import run_report
 

@@ -150,7 +150,7 @@ class TinyMIM(nn.Module):
             s = self._tokens(learned[target.student_block], target, "student", keep_BV, grid)
             t = self._tokens(taught[target.teacher_block], target, "teacher", keep_BV, grid)
             for name, loss in self._compare(i, target, s, t).items():
-                losses[self._name(target, name)] = loss
+                losses[self.loss_name(target, name)] = loss
                 total = target.weight * loss if total is None else total + target.weight * loss
         assert total is not None
         if self.mae is not None:
@@ -219,7 +219,7 @@ class TinyMIM(nn.Module):
             out[part] = (class_token_kl if target.kind == "class_token" else feature_loss)(mapped, t[part])
         return out
 
-    def _name(self, target: Target, name: str) -> str:
+    def loss_name(self, target: Target, name: str) -> str:
         """What a loss is called: with its blocks where the same is compared at several."""
         if sum(name in other.parts for other in self.targets) == 1:
             return name

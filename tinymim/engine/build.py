@@ -1,6 +1,5 @@
 """Recipe -> method: a student, its teachers, and what is compared."""
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from mmengine.config import Config
 from torch import nn
 
+from tinymim.compat import is_first_process
 from tinymim.distill import SeveralTeachers, TinyMIM
 from tinymim.errors import CheckpointError, ConfigError
 from tinymim.models import ViT, create_model
@@ -125,7 +125,7 @@ def _with_teacher(
         teacher_drop_path=config.teacher_drop_path, align=wish["align"],
     )  # fmt: skip
     relations = [target for target in method.targets if target.kind == "relation"]
-    if relations and int(os.environ.get("RANK", 0)) == 0:
+    if relations and is_first_process():
         whose = "of its own relations" if learned and not wish["relation_heads"] else (
             "asked for" if wish["relation_heads"] else "of its blocks")  # fmt: skip
         print(f"{teacher.name}, block {', '.join(str(t.teacher_block) for t in relations)}: relations of "

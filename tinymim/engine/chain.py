@@ -1,12 +1,12 @@
 """Sequential distillation: each student is the next teacher, in the head grouping of its own relations."""
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from tinymim.compat import is_first_process
 from tinymim.engine.recipe import load_recipe
 from tinymim.engine.run import RunResult, run
 from tinymim.errors import ConfigError
@@ -151,8 +151,3 @@ def _open(folder: Path, chain: str, *, resume: bool, overwrite: bool) -> None:
         return
     prepare_out(folder, overwrite=overwrite)
     write_json(file, {"chain": chain, "hops": []})
-
-
-def is_first_process() -> bool:
-    """Whether this is the only process, or the first of those torchrun has started."""
-    return int(os.environ.get("RANK", 0)) == 0

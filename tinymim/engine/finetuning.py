@@ -14,13 +14,13 @@ from torch.utils.data import DataLoader
 from tinymim.compat import let_timm_posterize, use_device
 from tinymim.data.imagenet import read_class_folder
 from tinymim.data.labelled import LabelledPhotos
-from tinymim.data.photos import StepSampler, collate, leave_signals_to_the_main_process
+from tinymim.data.photos import collate, leave_signals_to_the_main_process
 from tinymim.engine.classify import AverageHook, ClassifyModel, CosineHook, MixupHook
 from tinymim.engine.loop import MonitorHook, SaveHook
 from tinymim.engine.model import pick_precision
 from tinymim.engine.plan import make_plan, measure, micro_batch
 from tinymim.engine.recipe import load_recipe
-from tinymim.engine.session import barrier, check_folder, join_processes, make_runner, open_folder, train
+from tinymim.engine.session import barrier, check_folder, join_processes, make_runner, open_folder, train, train_loader
 from tinymim.errors import ConfigError
 from tinymim.files import describe_file, describe_files, note_output, write_json
 from tinymim.models import create_model, load_weights, read_checkpoint
@@ -150,13 +150,8 @@ def finetune(
         return FinetuneResult(folder, Path(), Path(), plan.steps, 0.0, len(photos.classes), 0)
 
     start = int(state["step"]) if state else 0
-    loader = DataLoader(
-        LabelledPhotos(photos.files, photos.labels, train_transform(config), config.seed),
-        batch_sampler=StepSampler(len(photos.files), plan.batch, plan.steps, seed=config.seed, start=start, rank=rank,
-                                  world=world),
-        num_workers=config.workers, collate_fn=collate, worker_init_fn=leave_signals_to_the_main_process,
-        pin_memory=place != "cpu",
-    )  # fmt: skip
+    labelled = LabelledPhotos(photos.files, photos.labels, train_transform(config), config.seed)
+    loader = train_loader(labelled, plan, config, place, start=start, rank=rank, world=world)
     val_loader = None
     if held_out is not None:
         val_loader = DataLoader(

@@ -11,13 +11,13 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from tinymim.compat import use_device
-from tinymim.data.photos import Photos, StepSampler, collate, leave_signals_to_the_main_process, list_photos
+from tinymim.data.photos import Photos, collate, list_photos
 from tinymim.engine.build import build_method, learned_relations, named_teachers
 from tinymim.engine.loop import MonitorHook, SaveHook, ScheduleHook
 from tinymim.engine.model import PretrainModel, parameter_groups, pick_precision
 from tinymim.engine.plan import make_plan, measure, micro_batch
 from tinymim.engine.recipe import load_recipe
-from tinymim.engine.session import barrier, check_folder, join_processes, make_runner, open_folder, train
+from tinymim.engine.session import barrier, check_folder, join_processes, make_runner, open_folder, train, train_loader
 from tinymim.engine.watch import read_probe, watch_hooks
 from tinymim.files import describe_file, describe_files, note_output
 from tinymim.models import ViT, load_weights, save_student
@@ -156,13 +156,8 @@ def run(
     data_args = dict(img_size=config.img_size, scale=tuple(config.crop_scale), jitter=config.color_jitter,
                      seed=config.seed)  # fmt: skip
     start = int(state["step"]) if state else 0
-    loader = DataLoader(
-        Photos(photos, **data_args),  # type: ignore[arg-type]
-        batch_sampler=StepSampler(len(photos), plan.batch, plan.steps, seed=config.seed, start=start, rank=rank,
-                                  world=world),
-        num_workers=config.workers, collate_fn=collate,
-        worker_init_fn=leave_signals_to_the_main_process, pin_memory=place != "cpu",
-    )  # fmt: skip
+    photos_on_disk = Photos(photos, **data_args)  # type: ignore[arg-type]
+    loader = train_loader(photos_on_disk, plan, config, place, start=start, rank=rank, world=world)
     val_loader = None
     if held_out:
         val_loader = DataLoader(

@@ -13,6 +13,7 @@ from mmengine.config import Config
 from torch.utils.data import DataLoader
 
 from tinymim.compat import launched_processes, start_cpu_processes
+from tinymim.data.photos import StepSampler, collate, leave_signals_to_the_main_process
 from tinymim.engine.loop import NonFiniteLoss, dump_bad_batch
 from tinymim.engine.plan import Plan
 from tinymim.engine.recipe import default_recipe
@@ -103,6 +104,15 @@ def resume_state(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | Non
     state = torch.load(found[-1], map_location="cpu", weights_only=True)
     print(f"resuming at step {state['step']}")
     return state
+
+
+def train_loader(
+    photos: Any, plan: Plan, config: Config, place: str, *, start: int, rank: int, world: int
+) -> DataLoader:  # fmt: skip
+    """This process's share of every batch of a plan, from step ``start`` on; items are asked for as (epoch, index)."""
+    sampler = StepSampler(len(photos), plan.batch, plan.steps, seed=config.seed, start=start, rank=rank, world=world)
+    return DataLoader(photos, batch_sampler=sampler, num_workers=config.workers, collate_fn=collate,
+                      worker_init_fn=leave_signals_to_the_main_process, pin_memory=place != "cpu")  # fmt: skip
 
 
 def make_runner(

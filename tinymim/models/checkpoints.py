@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tinymim.compat import is_first_process
 from tinymim.errors import CheckpointError
 from tinymim.files import atomic_path, versions
 from tinymim.models.formats import (
@@ -113,7 +114,7 @@ def load_weights(
         state["pos_embed"] = torch.zeros_like(target["pos_embed"])
         report.notes.append("pos_embed set to zero: the file has relative positions only (BEiT)")
     model.load_state_dict({k: v for k, v in state.items() if k in target}, strict=False)
-    if say and int(os.environ.get("RANK", 0)) == 0:
+    if say and is_first_process():
         print(report)
     return report
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tinymim.compat import is_first_process
 from tinymim.errors import CheckpointError
 from tinymim.files import versions
 from tinymim.models.checkpoints import model_from_checkpoint, save_torch
@@ -127,7 +128,7 @@ def load_classifier(path: str | os.PathLike[str], *, num_heads: int | None = Non
         )
     model = Classifier(backbone, len(state["head.weight"]))
     fill_heads(model, state)
-    if int(os.environ.get("RANK", 0)) == 0:
+    if is_first_process():
         print(f"loaded the classifier {path}: {describe(state, checkpoint.config)}, {model.num_classes} classes")
     return model.eval(), checkpoint
 

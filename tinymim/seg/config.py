@@ -3,7 +3,6 @@
 import copy
 import importlib.util
 import itertools
-import os
 import pprint
 from collections.abc import Sequence
 from pathlib import Path
@@ -184,5 +183,5 @@ def name_run(cfg: Config) -> Config:
 
 def say(text: str) -> None:
     """Print on the first process."""
-    if int(os.environ.get("RANK", "0")) == 0:
+    if compat.is_first_process():
         print(text, flush=True)
