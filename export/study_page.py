@@ -278,6 +278,9 @@ def _made(values: Mapping[str, Any]) -> str:
         told = "; ".join(f"{stage} {_words(options)}" for stage, options in own.items() if options)
         if told:
             lines.append(f"- only {cell}: {told}")
+    for stage, files in values["apart"].items():
+        told = ", ".join(files)
+        lines.append(f"- trained apart: {len(files)} files of {stage}, sha256 {told}; its cells are not compared")
     for machine in values["machines"]:
         versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
         place = ", ".join(filter(None, [machine["cpu"], f"{machine['cores']} cores", machine.get("gpu")]))

@@ -148,6 +148,30 @@ def test_a_result_file_is_enough(fake, folders):
     assert "not run" in (fake / "out/mine/table.md").read_text()
 
 
+def test_cells_that_rest_on_two_teachers_are_not_compared(fake, folders):
+    """A stage that was trained anew (other machine, stages thrown away) is another file: the table says so."""
+    path = write(fake)
+    assert run(path, folders, "--only", "a-b") == 0
+    shutil.rmtree(fake / "out/stages")
+    (fake / "fake.py").write_text(FAKE.replace("json.dumps(options))", "json.dumps(options) + ' elsewhere')", 1))
+    assert run(path, folders) == 0
+    found = table(path)
+    assert [stage.split()[0] for stage in found["apart"]] == ["teacher", "distill", "distill"]  # those of both seeds
+    files = next(iter(found["apart"].values()))
+    assert len(files) == 2
+    verdicts = {(pair["better"], pair["worse"]): pair for pair in found["pairs"]}
+    pair = verdicts["A + B", "C"]
+    assert pair["verdict"].startswith("a shared stage trained apart")
+    assert (pair["p"], pair["t"]) == (None, None)
+    text = (fake / "out/mine/table.md").read_text()
+    assert files[1] in text
+    assert "2 without a statement" in text
+    shutil.rmtree(fake / "out")
+    assert run(path, folders) == 0
+    assert table(path)["apart"] == {}
+    assert "trained apart" not in (fake / "out/mine/table.md").read_text()
+
+
 def test_other_data_is_another_run(fake, folders, tmp_path, capsys):
     path = write(fake, cells=CELLS[:2])
     assert run(path, folders, "--only", "C") == 0

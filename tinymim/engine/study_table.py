@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from tinymim.errors import DataError
 from tinymim.files import sha256_file
 
 LEVEL = 0.05  # two-sided
+APART = "a shared stage trained apart, no statement"
 
 
 def study_table(
@@ -66,8 +67,26 @@ def study_table(
         "machines": [machine for i, machine in enumerate(machines) if machine not in machines[:i]],
         "settings": {cell.name: next((item["settings"] for (name, _), item in results.items() if name == cell.name),
                                      None) for cell in study.cells},
+        "apart": trained_apart(results.values()),
         "files": {str(path.relative_to(out / study.name)): sha256_file(path) for path in files},
     }  # fmt: skip
+
+
+def trained_apart(results: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Stages that results have in common by their settings, but not as a file: run again elsewhere, they came out anew.
+
+    Args:
+        results: What result files hold.
+
+    Returns:
+        "name (folder)" of such a stage -> sha256 of each file it left.
+    """
+    files: dict[str, list[str]] = {}
+    for item in results:
+        for stage, folder in item["stages"].items():
+            found, file = files.setdefault(f"{stage} ({folder})", []), str(item["student_sha256"][stage])
+            found += [file] * (file not in found)
+    return {stage: found for stage, found in files.items() if len(found) > 1}
 
 
 def _row(
@@ -105,11 +124,14 @@ def _pairs(study: Study, score: str, results: Mapping[tuple[str, int], Any]) -> 
         neighbours = list(pairwise(order))
         for better, worse in combinations(order, 2):
             if better.paper[score] > worse.paper[score]:
-                ours = [{seed: item["scores"][score] for (name, seed), item in results.items() if name == cell.name}
-                        for cell in (better, worse)]  # fmt: skip
+                own = [{seed: item for (name, seed), item in results.items() if name == cell.name}
+                       for cell in (better, worse)]  # fmt: skip
+                found = compare(*({seed: item["scores"][score] for seed, item in items.items()} for items in own))
+                if trained_apart(item for items in own for item in items.values()):
+                    found = dict.fromkeys(found) | {"difference": found["difference"], "verdict": APART}
                 yield {"score": score, "group": group, "better": better.name, "worse": worse.name,
                        "neighbours": (better, worse) in neighbours,
-                       "paper": round(better.paper[score] - worse.paper[score], 4), **compare(*ours)}  # fmt: skip
+                       "paper": round(better.paper[score] - worse.paper[score], 4), **found}  # fmt: skip
 
 
 def compare(better: Mapping[int, float], worse: Mapping[int, float]) -> dict[str, Any]:
