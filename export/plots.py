@@ -7,6 +7,7 @@ import base64
 import html
 import io
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 560, 240, 52, 14, 12, 34  # of a chart, in SVG units
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 560, 240, 58, 14, 12, 34  # of a chart, in SVG units
 WIDE, TALL = 820, 400  # of a scatter plot
 LETTER, LINE = 6.9, 15.0  # width of a letter and height of a line of text, in SVG units
 Box = tuple[float, float, float, float]  # left, top, right, bottom
@@ -53,7 +54,7 @@ def number(value: float) -> str:
         return "0" if value == 0 else str(value)
     if abs(value) >= 1000:
         return f"{value:,.0f}"
-    return f"{value:.3g}"
+    return re.sub(r"e([+-])0+", r"e\1", f"{value:.3g}")  # 1e-6, not 1e-06
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:

@@ -19,6 +19,7 @@ from tinymim.cli import main
 from tinymim.data.photos import Photos, StepSampler, crop_box, list_photos
 from tinymim.engine import distill, learning_rate, load_recipe, pretrain, recipe_names
 from tinymim.engine.model import NonFiniteLoss
+from tinymim.engine.plan import padding
 from tinymim.errors import ConfigError, DataError, TinyMIMError
 
 SMALL = {"student_args": dict(depth=2, embed_dim=24, num_heads=2)}
@@ -131,11 +132,23 @@ def test_interrupt_saves_and_resumes(photos, teacher, tmp_path, monkeypatch, stu
         distill(**options(photos, teacher, out=tmp_path / "cut", **chosen))
     assert (tmp_path / "cut/checkpoints/step_00000005.pth").is_file()
     monkeypatch.setattr(StepLoop, "run_iter", original)
+    shape = dict(img_size=32, **SMALL["student_args"])
+    cut, ended = (tinymim.load_weights(tinymim.models.ViT(**shape), tmp_path / run / "student.pth") for run in
+                  ("cut", "whole"))  # fmt: skip
+    assert "written after 5 of 12 steps" in str(cut)
+    assert "written after" not in str(ended)
     result = distill(**options(photos, teacher, out=tmp_path / "cut", resume=True, **chosen))
     assert losses(tmp_path / "cut") == expected
     assert set(torch.load(result.student, weights_only=True)["model"]) == set(
         torch.load(whole.student, weights_only=True)["model"]
     )
+
+
+def test_padding_is_said(photos, teacher, tmp_path, capsys):
+    """Sizes that are no whole patches work, and nobody has to find out what happens to them."""
+    assert padding(96, 16) == []
+    distill(**options(photos, teacher, out=tmp_path / "run", img_size=33, max_steps=1))
+    assert "33 pixels are no multiple of the patch of 16: images are padded to 48" in capsys.readouterr().out
 
 
 def test_resume_refuses_other_settings(photos, teacher, tmp_path):

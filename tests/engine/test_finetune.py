@@ -104,7 +104,7 @@ def test_it_learns_and_the_file_says_the_same(folders, tmp_path):
 
 
 @pytest.mark.parametrize("extra", [{}, {"ema": 0.99, "mixup": 0.0, "reprob": 0.5}], ids=["mixed", "averaged"])
-def test_interrupt_and_resume_are_exact(folders, tmp_path, monkeypatch, extra):
+def test_interrupt_and_resume_are_exact(folders, tmp_path, monkeypatch, extra, capsys):
     """Order, RandAugment, mixing, drop path and the average continue as if nothing had happened."""
     from tinymim.engine.loop import StepLoop
 
@@ -121,9 +121,14 @@ def test_interrupt_and_resume_are_exact(folders, tmp_path, monkeypatch, extra):
     with pytest.raises(KeyboardInterrupt):
         finetune(**options(folders, out=tmp_path / "cut", cfg_options=chosen))
     monkeypatch.setattr(StepLoop, "run_iter", original)
+    load_classifier(tmp_path / "cut/classifier.pth")
+    assert "written after 5 of" in capsys.readouterr().out
     result = finetune(**options(folders, out=tmp_path / "cut", cfg_options=chosen, resume=True))
     assert records(result.out) == records(whole.out)
     assert finetune(**options(folders, out=tmp_path / "cut", cfg_options=chosen, resume=True)).top1 == whole.top1
+    capsys.readouterr()
+    load_classifier(result.classifier)
+    assert "written after" not in capsys.readouterr().out
     a, b = (torch.load(r.classifier, weights_only=True)["model"] for r in (whole, result))
     assert all(torch.equal(a[k], b[k]) for k in a)
 

@@ -18,7 +18,7 @@ from tinymim.data.photos import collate, leave_signals_to_the_main_process
 from tinymim.engine.classify import AverageHook, ClassifyModel, CosineHook, MixupHook
 from tinymim.engine.loop import MonitorHook, SaveHook
 from tinymim.engine.model import pick_precision
-from tinymim.engine.plan import make_plan, measure, micro_batch
+from tinymim.engine.plan import make_plan, measure, micro_batch, padding
 from tinymim.engine.recipe import load_recipe
 from tinymim.engine.session import barrier, check_folder, join_processes, make_runner, open_folder, train, train_loader
 from tinymim.errors import ConfigError
@@ -139,6 +139,7 @@ def finetune(
     if state is not None:
         wrapped.learned.load_state_dict(state["model"])
     plan.micro_batch = state["micro_batch"] if state else micro_batch(config, wrapped, plan.batch // world, place)
+    plan.notes += padding(config.img_size, network.backbone.patch_size)
     if rank == 0:
         print(f"{photos}\n{plan}")
         if held_out is not None and (lacking := sorted(set(range(len(photos.classes))) - {*held_out.labels.tolist()})):
@@ -161,11 +162,12 @@ def finetune(
             worker_init_fn=leave_signals_to_the_main_process,
         )  # fmt: skip
 
-    def write_classifier(model: nn.Module) -> None:
+    def write_classifier(model: nn.Module, step: int) -> None:
         assert isinstance(model, Classifier)
         save_classifier(model, folder / "classifier.pth", photos.classes, {
             "recipe": Path(recipe).stem, "method": "finetune", "teacher": master.name if master else None,
-            "teacher_sha256": master.sha256 if master else None, "steps": plan.steps, "eval_size": config.img_size,
+            "teacher_sha256": master.sha256 if master else None, "steps": plan.steps, "step": step,
+            "eval_size": config.img_size,
         })  # fmt: skip
         note_output(folder, "classifier.pth")
 

@@ -259,7 +259,7 @@ class SaveHook(Hook):
     Args:
         out: Run folder.
         every: Steps between saves.
-        save_student: Called with the encoder; writes student.pth.
+        save_student: Called with the encoder and the steps done; writes student.pth.
         state: Restored optimizer and scaler state, or None.
         micro_batch: Kept for the resumed run.
     """
@@ -295,7 +295,7 @@ class SaveHook(Hook):
         )
         for old in sorted(folder.glob("step_*.pth"))[:-2]:
             old.unlink()
-        self.save_student(model.encoder)
+        self.save_student(model.encoder, runner.iter)
 
 
 def dump_bad_batch(out: Path, runner: Any) -> Path:

@@ -67,6 +67,13 @@ def make_plan(config: Config, photos: int, world: int, lr: float | None, max_ste
     return Plan(photos, batch, per_epoch, steps, warmup, lr or config.base_lr * batch / 256, notes=notes)
 
 
+def padding(img_size: int, patch: int) -> list[str]:
+    """A note where images are no whole number of patches; else nothing."""
+    padded = -(-img_size // patch) * patch
+    return [f"{img_size} pixels are no multiple of the patch of {patch}: images are padded to {padded} with zeros"
+            ] * (padded > img_size)  # fmt: skip
+
+
 def micro_batch(config: Config, model: Trainable, share: int, place: str) -> int:
     """Images a pass: the largest divisor of this process's share whose activations fit in 60 % of the free memory."""
     if config.micro_batch:

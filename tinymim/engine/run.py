@@ -15,7 +15,7 @@ from tinymim.data.photos import Photos, collate, list_photos
 from tinymim.engine.build import build_method, learned_relations, named_teachers
 from tinymim.engine.loop import MonitorHook, SaveHook, ScheduleHook
 from tinymim.engine.model import PretrainModel, parameter_groups, pick_precision
-from tinymim.engine.plan import make_plan, measure, micro_batch
+from tinymim.engine.plan import make_plan, measure, micro_batch, padding
 from tinymim.engine.recipe import load_recipe
 from tinymim.engine.session import barrier, check_folder, join_processes, make_runner, open_folder, train, train_loader
 from tinymim.engine.watch import read_probe, watch_hooks
@@ -147,6 +147,7 @@ def run(
     if state is not None:
         wrapped.learned.load_state_dict(state["model"])
     plan.micro_batch = state["micro_batch"] if state else micro_batch(config, wrapped, plan.batch // world, place)
+    plan.notes += padding(config.img_size, wrapped.encoder.patch_size)  # type: ignore[arg-type]
     if rank == 0:
         print(plan)
     if dry_run:
@@ -170,9 +171,9 @@ def run(
             "teacher_sha256": " + ".join(str(t.sha256) for t in teachers) or None,
             "relations": learned_relations(network), "steps": plan.steps}  # fmt: skip
 
-    def write_student(encoder: nn.Module) -> None:
+    def write_student(encoder: nn.Module, step: int) -> None:
         assert isinstance(encoder, ViT)
-        save_student(encoder, folder / "student.pth", meta)
+        save_student(encoder, folder / "student.pth", {**meta, "step": step})
         note_output(folder, "student.pth")
 
     title = title or ("pre-train" if method == "mae" else "distil")

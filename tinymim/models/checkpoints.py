@@ -105,6 +105,7 @@ def load_weights(
             looks,
             "set num_heads to the table's number of columns" if key.endswith(TABLE) else "use the model of this file",
         )
+    report.notes += unfinished(checkpoint)
     report.loaded = [k for k in target if k in state]
     report.missing = [k for k in target if k not in state and not DROPPED.search(k)]
     report.unexpected = [k for k in state if k not in target]
@@ -117,6 +118,14 @@ def load_weights(
     if say and is_first_process():
         print(report)
     return report
+
+
+def unfinished(checkpoint: Checkpoint) -> list[str]:
+    """A remark on a file whose run was still going on, or was interrupted, when it was written; else nothing."""
+    step, steps = (checkpoint.meta.get(key) for key in ("step", "steps"))
+    if not (isinstance(step, int) and isinstance(steps, int) and step < steps):
+        return []
+    return [f"written after {step} of {steps} steps: its run was not at its end (--resume goes on with it)"]
 
 
 def _check_shape(model: nn.Module, target: State, state: State, checkpoint: Checkpoint, looks: str) -> None:

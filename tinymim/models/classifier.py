@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tinymim.compat import is_first_process
 from tinymim.errors import CheckpointError
 from tinymim.files import versions
-from tinymim.models.checkpoints import model_from_checkpoint, save_torch
+from tinymim.models.checkpoints import model_from_checkpoint, save_torch, unfinished
 from tinymim.models.formats import TABLE, Checkpoint, describe
 from tinymim.models.vit import IMAGENET_MEAN, IMAGENET_STD, ViT
 
@@ -129,7 +129,8 @@ def load_classifier(path: str | os.PathLike[str], *, num_heads: int | None = Non
     model = Classifier(backbone, len(state["head.weight"]))
     fill_heads(model, state)
     if is_first_process():
-        print(f"loaded the classifier {path}: {describe(state, checkpoint.config)}, {model.num_classes} classes")
+        print(f"loaded the classifier {path}: {describe(state, checkpoint.config)}, {model.num_classes} classes",
+              *(f"  note: {note}" for note in unfinished(checkpoint)), sep="\n")  # fmt: skip
     return model.eval(), checkpoint
 
 
