@@ -142,7 +142,7 @@ def test_ticks_and_numbers() -> None:
     assert [plots.tick_label(v, [34.1, 34.12, 34.14]) for v in (34.1, 34.12)] == ["34.10", "34.12"]
     assert [plots.tick_label(v, [34.1, 34.125]) for v in (34.1, 34.125)] == ["34.100", "34.125"]
     assert plots.tick_label(600.0, [600.0, 800.0]) == "600"
-    assert [plots.number(v) for v in (0, 0.01234, 4.5, 12345.6, 1e-6)] == ["0", "0.0123", "4.5", "12,346", "1e-06"]
+    assert [plots.number(v) for v in (0, 0.01234, 4.5, 12345.6, 1e-6)] == ["0", "0.0123", "4.5", "12,346", "1e-6"]
 
 
 def test_moving_average_keeps_the_mean_of_a_constant_and_follows_a_ramp() -> None:
