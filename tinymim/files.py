@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import platform
@@ -51,6 +52,22 @@ def write_text(path: str | Path, text: str) -> None:
     """Write a text, atomically; its folder is made if absent."""
     with atomic_path(path) as part:
         part.write_text(text)
+
+
+def config_file(name: str | os.PathLike[str]) -> Path:
+    """The file of an MMSegmentation config: a path, or the name of one of mmseg_configs ("upernet_tinymim_b").
+
+    Raises:
+        ConfigError: no such file.
+    """
+    spec = importlib.util.find_spec("tinymim_mmseg_configs")
+    folders = [Path(p) for p in (spec.submodule_search_locations or ())] if spec is not None else []
+    path = Path(name)
+    for found in (path, *(folder / f"{path.name.removesuffix('.py')}.py" for folder in folders)):
+        if found.is_file():
+            return found
+    names = sorted({p.stem for folder in folders for p in folder.glob("upernet_*.py")})
+    raise ConfigError(f"no config {name}", "the file does not exist", f"use a path or one of: {', '.join(names)}")
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:

@@ -23,7 +23,7 @@ from PIL import Image
 from scipy import stats
 
 from tinymim.cli import main
-from tinymim.engine import load_recipe, study_run
+from tinymim.engine import load_recipe, study_run, study_stages
 from tinymim.engine.study import FOLDER, load_study, make_trials, slug, study_names
 from tinymim.engine.study_run import command, open_stages
 from tinymim.engine.study_stages import find_data, make_stages
@@ -185,6 +185,44 @@ def test_other_data_is_another_run(fake, folders, tmp_path, capsys):
     assert [row["n"] for row in table(path)["rows"]] == [2, 0]
     assert main(["study", str(path), "--out", str(tmp_path / "out"), "--table"]) == 2
     assert "several data sets" in capsys.readouterr().err
+
+
+def test_what_was_made_from_another_teacher_is_made_again(fake, folders):
+    """A teacher came out anew: distillations of the old one are neither taken for its own nor resumed."""
+    path = write(fake, cells=CELLS[1:2], seeds=[0])
+    assert run(path, folders) == 0
+    stages = {p.name.split("-")[0]: p for p in (fake / "out/stages").iterdir()}
+    done = json.loads((stages["distill"] / "done.json").read_text())
+    assert done["reads"] == {stages["pretrain"].name: json.loads((stages["pretrain"] / "done.json").read_text())
+                             ["student_sha256"]}  # fmt: skip
+    shutil.rmtree(fake / "out/mine")
+    shutil.rmtree(stages["pretrain"])
+    assert run(path, folders) == 0  # the same file again: only the teacher is run
+    assert {name: len(lines) for name, lines in started(path).items()} == {p.name: 1 for p in stages.values()}
+    shutil.rmtree(fake / "out/mine")
+    shutil.rmtree(stages["pretrain"])
+    (fake / "fake.py").write_text(FAKE.replace("json.dumps(options))", "json.dumps(options) + ' elsewhere')", 1))
+    assert run(path, folders) == 0
+    assert {name: lines[-1].split()[0] for name, lines in started(path).items() if len(lines) > 1} == {
+        stages["distill"].name: "--overwrite", stages["finetune"].name: "--overwrite"}  # fmt: skip
+
+
+def test_a_changed_config_of_mmsegmentation_is_another_run(tmp_path):
+    """Not only its name enters, but all that it inherits; a name that is none is said before anything has run."""
+    (tmp_path / "base.py").write_text("model = dict(channels=64)")
+    (tmp_path / "mine.py").write_text('_base_ = "./base.py"')
+    stages = {"segment": dict(verb="segment", config=str(tmp_path / "mine.py"), data_root="{segments}", seed="{seed}")}
+
+    def found():
+        return study_stages.settings(stages, ["segment"], 0)["segment"]
+
+    first = found()
+    (tmp_path / "base.py").write_text("model = dict(channels=65)")
+    study_stages._config_sha256.cache_clear()
+    assert found()["config_sha256"] != first["config_sha256"]
+    stages["segment"]["config"] = "upernet_of_nobody"
+    with pytest.raises(ConfigError, match="no config upernet_of_nobody"):
+        found()
 
 
 def test_failure_spares_the_other_cells(fake, folders, capsys):

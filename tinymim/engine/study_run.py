@@ -27,7 +27,7 @@ from tinymim.errors import ConfigError
 from tinymim.files import cores, environment, sha256_file, write_json
 from tinymim.progress import Progress
 
-POLL = 0.1  # seconds between looks at the children
+POLL = 0.5  # seconds between looks at the children
 MODELS = ("classifier.pth", "segmentor.pth", "student.pth")  # what a stage may leave
 
 
@@ -188,7 +188,13 @@ def _start(stage: Stage, threads: int, slot: int) -> Child | None:
     if stage.done:
         lock.close()
         return None
-    again = ["--resume"] if (stage.run / "config.py").is_file() else ["--overwrite"] if stage.run.exists() else []
+    reads, noted = stage.reads(), stage.folder / "reads.json"
+    same = (json.loads(noted.read_text()) if noted.is_file() else {}) == reads
+    again = ["--resume"] if same and (stage.run / "config.py").is_file() else ["--overwrite"] * stage.run.exists()
+    if not same:  # begun anew: what it was made from was made again
+        for name in ("done.json", "seconds.txt"):
+            (stage.folder / name).unlink(missing_ok=True)
+    write_json(noted, reads)
     with open(stage.folder / "log.txt", "a") as log:
         process = subprocess.Popen(
             [*command(stage), *again], stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
@@ -210,6 +216,7 @@ def _finish(child: Child, threads: int) -> str:
         gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
         write_json(stage.folder / "done.json", {
             "command": command(stage),
+            "reads": json.loads((stage.folder / "reads.json").read_text()),
             "seconds": [float(text) for text in times.read_text().split()],  # one a session
             "machine": {**environment(), "threads": threads, "gpu": gpu},
             "student_sha256": sha256_file(models[0]) if models else None,

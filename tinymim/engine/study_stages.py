@@ -1,7 +1,8 @@
-"""Stages of a study: one run of a verb each, in a folder whose name ends in a hash of all that its numbers follow from.
+"""Stages of a study: one run of a verb each, in a folder whose name ends in a hash of what its numbers follow from.
 
-That is the verb, its options, the content of the data and the stages it reads from. So a stage that several cells,
-seeds or studies have in common is one folder, and a changed option is another folder.
+That is the verb, its options, its recipe's own lines or its whole MMSegmentation config, the content of the data and
+the stages it reads from. So a stage that several cells, seeds or studies have in common is one folder, and a changed
+option is another folder. What a recipe inherits and the code itself do not enter: another release, another ``--out``.
 
 Options may hold references: ``{seed}``, a data folder (:data:`DATA`), or ``{stage.student}``, what another stage left.
 """
@@ -17,10 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmengine.config import Config
+
 from tinymim.data.photos import list_photos
 from tinymim.engine.recipe import FOLDER as RECIPES
 from tinymim.errors import ConfigError, DataError
-from tinymim.files import describe_files, sha256_file
+from tinymim.files import config_file, describe_files, sha256_file
 
 DATA = {"photos": "--data", "val_photos": "--data", "segments": "--seg-data"}  # reference -> option that gives it
 WORDS = {"photos": "training photos", "val_photos": "photos to score on", "segments": "labelled photos to segment"}
@@ -59,8 +62,19 @@ class Stage:
 
     @property
     def done(self) -> bool:
-        """Whether its numbers are there."""
-        return (self.folder / "done.json").is_file()
+        """Whether its numbers are there, and made from what the stages it needs have left."""
+        if (made := self.ended()) is None or not all(need.done for need in self.needs):
+            return False
+        return made.get("reads", {}) in ({}, self.reads())
+
+    def ended(self) -> dict[str, Any] | None:
+        """What was noted when it ended; None where it has not."""
+        path = self.folder / "done.json"
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    def reads(self) -> dict[str, str | None]:
+        """Folder of each stage it needs -> sha256 of what that has left; to be asked when these have ended."""
+        return {need.folder.name: (need.ended() or {}).get("student_sha256") for need in self.needs}
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> ConfigError:
@@ -127,6 +141,8 @@ def settings(stages: Mapping[str, Any], wanted: Iterable[str], seed: int) -> dic
         options = {k: _content(v) for k, v in _fill(_flat(stages[name]), known).items() if k not in PLACES}
         shipped = RECIPES / f"{options.get('recipe')}.py"
         found[name] = options | ({"recipe_lines": _code(shipped)} if shipped.is_file() else {})
+        if options.get("verb") == "segment":
+            found[name]["config_sha256"] = _config_sha256(config_file(str(stages[name].get("config"))))
         begun.pop()
 
     for name in wanted:
@@ -202,6 +218,12 @@ _sha256 = functools.cache(sha256_file)
 def _content(value: Any) -> Any:
     """A file by what is in it; other values as they are."""
     return {"sha256": _sha256(value)} if isinstance(value, str) and Path(value).is_file() else value
+
+
+@functools.cache
+def _config_sha256(path: Path) -> str:
+    """Of an MMSegmentation config with everything it inherits."""
+    return hashlib.sha256(json.dumps(Config.fromfile(path).to_dict(), sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _code(path: Path) -> str:

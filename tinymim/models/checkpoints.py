@@ -245,13 +245,14 @@ def save_student(model: ViT, path: str | os.PathLike[str], meta: dict[str, Any] 
 
 
 def save_torch(value: Any, path: str | os.PathLike[str]) -> None:
-    """``torch.save``, written aside and renamed.
+    """``torch.save``, written aside and renamed; equal values give equal bytes, whatever the file is called.
 
     Raises:
         TinyMIMError: the disk is full or the folder cannot be written; nothing is left behind.
     """
     with atomic_path(path) as part:
         try:
-            torch.save(value, part)
+            with open(part, "wb") as file:  # given a path, torch writes its name into the file
+                torch.save(value, file)
         except RuntimeError as error:  # torch's zip writer reports a full disk so
             raise OSError(f"writing failed ({str(error).splitlines()[0][:120]})") from error

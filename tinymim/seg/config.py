@@ -1,7 +1,6 @@
 """From a config file and options to one complete MMEngine config."""
 
 import copy
-import importlib.util
 import itertools
 import pprint
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from mmengine.config import Config
 from tinymim import compat
 from tinymim.data.folders import Layout, read_layout
 from tinymim.errors import ConfigError
+from tinymim.files import config_file
 
 _runs = itertools.count(1)
 
@@ -26,14 +26,7 @@ def find_config(config: str | Path | Config) -> Config:
     """
     if isinstance(config, Config):
         return copy.deepcopy(config)
-    path = Path(config)
-    spec = importlib.util.find_spec("tinymim_mmseg_configs")
-    folders = [Path(p) for p in (spec.submodule_search_locations or ())] if spec is not None else []
-    candidates = [path, *(folder / f"{path.name.removesuffix('.py')}.py" for folder in folders)]
-    found = next((p for p in candidates if p.is_file()), None)
-    if found is None:
-        names = sorted({p.stem for folder in folders for p in folder.glob("upernet_*.py")})
-        raise ConfigError(f"no config {config}", "the file does not exist", f"use a path or one of: {', '.join(names)}")
+    found = config_file(config)
     try:
         return Config.fromfile(str(found))
     except (OSError, ImportError, SyntaxError, KeyError, TypeError, AttributeError, ValueError) as error:
