@@ -219,9 +219,10 @@ def _order(values: Mapping[str, Any], score: str) -> list[list[str]]:
                 "" if pair["standard_error"] is None else f"{unit * pair['standard_error']:.2f}",
                 f"{pair['t']:.2f} ({pair['df']:.1f}, {pair['test']})" if known else "",
                 f"{pair['p']:.3f}" if known else "",
+                f"{pair['p_holm']:.3f}" if known else "",
                 pair["verdict"],
             ])  # fmt: skip
-    head = ["the paper has", "by", "here by", "standard error", "t (df)", "p", "verdict"]
+    head = ["the paper has", "by", "here by", "standard error", "t (df)", "p", "p, Holm", "verdict"]
     return [head, *lines] if lines else []
 
 
@@ -232,7 +233,11 @@ def _count(values: Mapping[str, Any], score: str) -> str:
     told = ", ".join(
         [*(f"{verdicts.count(v)} {v}" for v in VERDICTS), *([f"{others} without a statement"] if others else [])]
     )
-    return f"Of all {len(verdicts)} pairs of cells that the paper puts in order: {told}."
+    held = [pair["verdict"] for pair in values["pairs"]
+            if pair["score"] == score and pair["p_holm"] is not None and pair["p_holm"] < values["level"]]  # fmt: skip
+    after = ", ".join(f"{held.count(v)} {v}" for v in VERDICTS[:2])
+    return (f"Of all {len(verdicts)} pairs of cells that the paper puts in order: {told}; "
+            f"after Holm's correction for their number: {after}.")  # fmt: skip
 
 
 def _rule(values: Mapping[str, Any]) -> str:
@@ -240,8 +245,9 @@ def _rule(values: Mapping[str, Any]) -> str:
     return (
         "The rule: t is the difference of the means over its standard error; reproduced or reversed where the "
         f"two-sided p of Student's t is below {values['level']:g}, else within noise. Paired by seed where both cells "
-        "have the same seeds, else Welch's test; sd is the sample's (n - 1). Pairs are judged one at a time, with no "
-        "correction for their number; cells of one number in the paper have no order. Empty cells were not run."
+        "have the same seeds, else Welch's test; sd is the sample's (n - 1). Verdicts are of one pair at a time, "
+        "Holm's p is corrected for the number of pairs. Cells of one number in the paper have no order. Empty cells "
+        "were not run."
     )
 
 

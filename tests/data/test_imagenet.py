@@ -1,5 +1,6 @@
 """Class folders, and official ImageNet layouts with every way they can be wrong."""
 
+import hashlib
 import shutil
 
 import pytest
@@ -83,6 +84,8 @@ def test_wnid_lists():
     assert [ALL.index(x) for x in a[:9]] == [6, 11, 13, 15, 17, 22, 23, 27, 30]
     assert [ALL.index(x) for x in r[:8]] == [1, 2, 4, 6, 8, 9, 11, 13]
     assert ALL.index(a[-1]) == 988
+    digests = [hashlib.sha256(str([ALL.index(x) for x in kind]).encode()).hexdigest()[:16] for kind in (a, r)]
+    assert digests == ["a2d0b3a7d6a8360f", "1bfdbfb1fe9bc564"]  # all of them, as compared with the authors' lists
     assert all(tuple(sorted(x)) == x for x in (ALL, a, r))
     assert wnids("imagenet-c") == ALL
 

@@ -157,6 +157,30 @@ def test_resume_refuses_other_settings(photos, teacher, tmp_path):
         distill(**options(photos, teacher, out=tmp_path / "run", max_steps=2, batch_size=4, resume=True))
 
 
+def test_resume_knows_its_teacher_by_content(photos, teacher, tmp_path):
+    """The teacher may lie elsewhere; another file under its name is refused."""
+    copy = tmp_path / "copy.pth"
+    copy.write_bytes(Path(teacher).read_bytes())
+    distill(**options(photos, teacher, out=tmp_path / "run", max_steps=2))
+    distill(**options(photos, copy, out=tmp_path / "run", max_steps=2, resume=True))
+    content = torch.load(copy, weights_only=True)
+    content["model"]["norm.weight"] += 1
+    torch.save(content, copy)
+    with pytest.raises(ConfigError, match="the teacher is another one than the run was begun with"):
+        distill(**options(photos, copy, out=tmp_path / "run", max_steps=2, resume=True))
+
+
+def test_what_relations_never_trained_teaches_nothing(photos, teacher, tmp_path):
+    """Behind q, k, v a distilled student's last block has its start values: features and class token are refused."""
+    first = distill(**options(photos, teacher, out=tmp_path / "first", max_steps=1))
+    for target in ("class_token", "output", "attn_pre"):
+        with pytest.raises(ConfigError, match=rf"read block 1: --targets {target}@1"):
+            distill(**options(photos, first.student, out=tmp_path / "no", max_steps=1, targets=[target]))
+    for target in ("qkv", "vv", "class_token@1"):
+        distill(**options(photos, first.student, out=tmp_path / "run", max_steps=1, targets=[target], overwrite=True))
+    distill(**options(photos, teacher, out=tmp_path / "run", max_steps=1, targets=["class_token"], overwrite=True))
+
+
 def test_resume_of_a_run_older_than_a_key(photos, teacher, tmp_path):
     """A recipe key that did not exist when the run began has its default, and is no other setting."""
     distill(**options(photos, teacher, out=tmp_path / "run", max_steps=2))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,11 +14,11 @@ import torch
 from PIL import Image, ImageFilter
 
 from tinymim.cli import main
-from tinymim.engine import finetune, load_recipe
+from tinymim.engine import finetune, finetuning, load_recipe
 from tinymim.engine.classify import ClassifyModel, CosineHook
 from tinymim.engine.finetuning import build_classifier, eval_transform, train_transform
 from tinymim.errors import CheckpointError, ConfigError, DataError
-from tinymim.models import ViT, create_model, model_from_checkpoint, save_student
+from tinymim.models import ViT, create_model, model_from_checkpoint, save_student, teachers
 from tinymim.models.classifier import Classifier, load_classifier, save_classifier
 from tinymim.models.teachers import load_label_teacher
 
@@ -151,7 +152,7 @@ def test_star_distils_from_a_timm_teacher(folders, tmp_path):
     images = torch.randn(4, 3, 32, 32)
     own, taught = model.answers(images)
     assert torch.allclose(model(images), (own + taught) / 2)
-    taught_by = load_label_teacher("timm/resnet10t", 3, img_size=32, weights=tmp_path / "resnet.pth")
+    taught_by = load_label_teacher("timm/resnet10t", [*CLASSES], img_size=32, weights=tmp_path / "resnet.pth")
     told = taught_by.model(taught_by.view(images))
     for kind, expected in (
         ("hard", -taught.log_softmax(1)[range(4), told.argmax(1)].mean()),
@@ -167,7 +168,7 @@ def test_star_distils_from_a_timm_teacher(folders, tmp_path):
 def test_a_classifier_of_ours_teaches_in_its_own_normalisation(folders, tmp_path):
     network = Classifier(ViT(img_size=32, embed_dim=24, depth=1, num_heads=2), 3)
     save_classifier(network, tmp_path / "c.pth", [*CLASSES])
-    taught = load_label_teacher(str(tmp_path / "c.pth"), 3, img_size=48)
+    taught = load_label_teacher(str(tmp_path / "c.pth"), [*CLASSES], img_size=48)
     images = torch.randn(2, 3, 48, 48)
     assert taught.view(images).shape == (2, 3, 32, 32)
     result = finetune(**options(folders, out=tmp_path / "run", teacher=str(tmp_path / "c.pth"), epochs=1))
@@ -290,6 +291,13 @@ def test_damaged_photo_is_replaced_with_its_neighbours_label(folders):
         (dict(cfg_options={"aa": "foo"}), ConfigError, "timm knows no such augmentation"),
         (dict(out="/proc/nowhere/x"), ConfigError, "cannot make the folder"),
         (dict(cfg_options={"distillation": "warm"}), ConfigError, "one of hard, soft"),
+        (dict(cfg_options={"crop_scale": [0.5]}), ConfigError, "two numbers are needed"),
+        (dict(cfg_options={"crop_scale": [0.9, 0.1]}), ConfigError, "least <= most"),
+        (dict(cfg_options={"betas": [0.9]}), ConfigError, "two numbers are needed"),
+        (dict(cfg_options={"micro_batch": -3}), ConfigError, "micro_batch=-3"),
+        (dict(cfg_options={"warmup_epochs": -1}), ConfigError, "warmup_epochs=-1"),
+        (dict(cfg_options={"mixup_prob": 2}), ConfigError, "mixup_prob=2"),
+        (dict(cfg_options={"aa": "foo"}, dry_run=True), ConfigError, "timm knows no such augmentation"),
         (dict(cfg_options={"layer_dekay": 0.5}), ConfigError, "did you mean 'layer_decay'"),
     ],
 )
@@ -304,6 +312,59 @@ def test_teacher_of_other_classes_is_refused(folders, tmp_path):
     save_classifier(Classifier(ViT(img_size=32, embed_dim=24, depth=1, num_heads=2), 7), tmp_path / "c.pth", "abcdefg")
     with pytest.raises(ConfigError, match="knows 7 classes, the photos have 3"):
         finetune(**options(folders, out=tmp_path / "run", teacher=str(tmp_path / "c.pth")))
+
+
+def test_the_classes_of_a_teacher_are_compared(folders, tmp_path, monkeypatch):
+    """As many classes are not the same ones; of ImageNet's 1000 those that the photos are of teach."""
+    network = Classifier(ViT(img_size=32, embed_dim=24, depth=1, num_heads=2), 3)
+    save_classifier(network, tmp_path / "c.pth", ["blue", "red", "green"])
+    with pytest.raises(ConfigError, match="are not those of the photos") as error:
+        finetune(**options(folders, out=tmp_path / "run", teacher=str(tmp_path / "c.pth")))
+    assert "where it has 'red' they have 'green'" in str(error.value)
+    whole = timm.create_model("resnet10t", num_classes=1000).eval()
+    monkeypatch.setattr(teachers, "_create_timm", lambda *args, **kwargs: whole)
+    found = load_label_teacher("timm/resnet10t", ["n01440764", "n01534433"], index=[0, 13])
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(found.model(images), whole(images)[:, [0, 13]])
+    for classes in ([*CLASSES], [str(i) for i in range(1000)]):
+        with pytest.raises(ConfigError, match="not named as ImageNet's"):
+            load_label_teacher("timm/resnet10t", classes)
+
+
+def test_a_damaged_photo_is_no_score(folders, tmp_path, capsys):
+    """Its neighbour is not counted in its place, and it is named."""
+    shutil.copytree(folders / "val", tmp_path / "val")
+    (tmp_path / "val/green/0.png").write_bytes(b"no photo")
+    result = finetune(**options(folders, out=tmp_path / "run", val_data=tmp_path / "val", epochs=1, workers=1))
+    assert result.photos == 11
+    assert round(result.top1 * 11) == pytest.approx(result.top1 * 11, abs=1e-5)
+    said = capsys.readouterr().out
+    assert "1 damaged photo(s) left out of the score" in said
+    assert "green/0.png" in said
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(folders, tmp_path):
+    """torchrun with gloo, with a running average: the same losses and scores, every photo scored once."""
+    words = ["finetune", "--data", str(folders / "train"), "--val-data", str(folders / "val"), "--img-size", "32",
+             "--batch-size", "12", "--epochs", "2", "--workers", "0", "--device", "cpu", "--cfg-options", "mixup=0",
+             "cutmix=0", "ema=0.9", "drop_path=0.0", "crop_scale=[0.5,1.0]",
+             *(f"student_args.{key}={value}" for key, value in SMALL["student_args"].items())]  # fmt: skip
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "tinymim"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    two = subprocess.run([*launch, *words, "--out", str(tmp_path / "two")], env=env, capture_output=True, text=True)
+    assert two.returncode == 0, two.stderr[-3000:]
+    assert main([*words, "--out", str(tmp_path / "one")]) == 0
+    a, b = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("two", "one"))
+    assert (a["photos"], a["top1"]) == (12, pytest.approx(b["top1"], abs=1e-6))
+    for left, right in zip(records(tmp_path / "two"), records(tmp_path / "one"), strict=True):
+        assert left == pytest.approx(right, rel=1e-3, abs=1e-5)
+
+
+def test_fewer_photos_to_score_than_processes(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(finetuning, "join_processes", lambda *_: (0, 13))
+    with pytest.raises(ConfigError, match="12 photos to score and 13 processes"):
+        finetune(**options(folders, out=tmp_path / "run", batch_size=13))
 
 
 def test_command_dry_run_and_eval(folders, tmp_path, capsys):

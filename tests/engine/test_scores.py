@@ -10,9 +10,10 @@ from tests.data.official import colour, write_classes, write_corruptions
 from tinymim.cli import main
 from tinymim.data.imagenet import CORRUPTIONS, wnids
 from tinymim.engine import evaluate_classifier
+from tinymim.engine.finetuning import eval_transform
 from tinymim.errors import CheckpointError, ConfigError
 from tinymim.models import ViT
-from tinymim.models.classifier import Classifier, save_classifier
+from tinymim.models.classifier import Classifier, load_classifier, save_classifier
 
 
 @pytest.fixture(scope="module")
@@ -25,14 +26,15 @@ def official(tmp_path_factory):
     save_classifier(network, root / "c.pth", wnids("imagenet"))
     write_classes(root / "val", wnids("imagenet")[:12])
     write_classes(root / "a", wnids("imagenet-a")[:6])
+    write_classes(root / "r", wnids("imagenet-r")[:5])
     write_corruptions(root / "c", [name for names in CORRUPTIONS.values() for name in names], wnids("imagenet")[:2])
     return root
 
 
 def test_official_sets(official, tmp_path, capsys):
     file = str(official / "c.pth")
-    argv = ["eval", file, "--data", str(official / "val"), "--imagenet-a", str(official / "a"), "--imagenet-c",
-            str(official / "c"), "--workers", "0", "--device", "cpu"]  # fmt: skip
+    argv = ["eval", file, "--data", str(official / "val"), "--imagenet-a", str(official / "a"), "--imagenet-r",
+            str(official / "r"), "--imagenet-c", str(official / "c"), "--workers", "0", "--device", "cpu"]  # fmt: skip
     files = ["--json", str(tmp_path / "s.json"), "--markdown", str(tmp_path / "s.md")]
     assert main([*argv, *files]) == 0
     said = capsys.readouterr().out
@@ -41,6 +43,15 @@ def test_official_sets(official, tmp_path, capsys):
     saved = json.loads((tmp_path / "s.json").read_text())
     assert saved["scores"]["imagenet"]["photos"] == 12
     assert saved["file"]["sha256"]
+    model, view = load_classifier(file)[0], eval_transform(32)
+    for kind in ("a", "r"):  # by hand: the largest among the 200
+        columns, right = torch.tensor([wnids("imagenet").index(name) for name in wnids(f"imagenet-{kind}")]), []
+        for path in sorted((official / kind).glob("*/*")):
+            with torch.no_grad():
+                best = columns[model(view(Image.open(path).convert("RGB"))[None])[0, columns].argmax()]
+            right.append(wnids("imagenet")[best] == path.parent.name)
+        assert saved["scores"][f"imagenet-{kind}"]["top1"] == pytest.approx(sum(right) / len(right))
+        assert saved["scores"][f"imagenet-{kind}"]["photos"] == len(right)
     assert "gaussian_noise" in (tmp_path / "s.md").read_text()
     assert main(argv) == 0
     assert f"--imagenet-c {official / 'c'} --workers 0 --device cpu --json scores.json" in capsys.readouterr().out

@@ -27,7 +27,7 @@ from tinymim.engine import load_recipe, study_run, study_stages
 from tinymim.engine.study import FOLDER, load_study, make_trials, slug, study_names
 from tinymim.engine.study_run import command, open_stages
 from tinymim.engine.study_stages import find_data, make_stages
-from tinymim.engine.study_table import compare
+from tinymim.engine.study_table import compare, holm
 from tinymim.errors import ConfigError, TinyMIMError
 
 FAKE = """
@@ -341,6 +341,17 @@ def test_time_limit_and_dry_run(fake, folders, capsys):
         (dict(cells=[dict(name="x", paper={"finetune.top5": 1})]), "unknown score"),
         (dict(score="fintune.top1"), "did you mean 'finetune'"),
         (dict(paper=dict(tabel=7)), "did you mean 'table'"),
+        (dict(paper=5), "paper is 5"),
+        (dict(seeds=3), "seeds is 3"),
+        (dict(seeds=["a"]), "0 is 'a'"),
+        (dict(score=["finetune.top1"]), "it must be a text"),
+        (dict(stages={"distill": "distill"}), "distill is 'distill'"),
+        (dict(grid={"distill.lr": 0.1}), "it must be a list"),
+        (dict(cells=["A"]), "0 is 'A'"),
+        (dict(cells=[dict(name=7)]), "name is 7"),
+        (dict(cells=[dict(name="x", set=["distill.lr"])]), "it must be a dict"),
+        (dict(cells=[dict(name="x", paper="83.1")]), "a number, or a dict of them"),
+        (dict(cells=[dict(name="x", paper={"finetune.top1": "83.1"})]), "finetune.top1 is '83.1'"),
     ],
 )
 def test_bad_studies(tmp_path, change, words):
@@ -356,6 +367,7 @@ def test_bad_commands(tmp_path, folders, capsys):
         ([str(path), "--data", str(folders / "photos/train")], "no train and val"),
         ([str(path), "--data", str(folders / "photos"), "--only", "a-c"], "did you mean 'a-b'"),
         ([str(path), "--data", str(folders / "photos"), "--parallel", "0"], "--parallel 1"),
+        ([str(path), "--data", str(folders / "photos"), "--seeds", "0", "-1"], "use --seeds 0 1 2"),
         ([str(tmp_path / "none.py")], "unknown study"),
     ):
         assert main(["study", *argv, "--out", str(tmp_path / "out")]) == 2
@@ -479,6 +491,49 @@ def test_the_default_cell_is_one_run(form, folders):
         make_trials(study, study.cells, [0, 1], data, Path("out"))) if stage.options.get("seed") == 0
         and stage.verb == "pretrain"}  # fmt: skip
     assert len(pretrained) == 3  # the teacher, the MAE of the student's size with seed 0, table 11's MAE-S
+
+
+def test_cells_do_what_their_names_say():
+    """The settings behind the rows of the paper's tables, full and small."""
+    for form in ("", "_small"):
+        for cell in load_study(f"table07_relations{form}").cells:
+            options = cell.stages["distill"]
+            assert options["targets"] == (["qq+kk+vv"] if "QQ" in cell.name else ["qk+vv"])
+            assert options["cfg_options"]["softmax"] is ("no softmax" not in cell.name)
+        for cell in load_study(f"table13_drop_path{form}").cells:
+            options = cell.stages["distill"]["cfg_options"]
+            assert cell.name == f"teacher {options['teacher_drop_path']}, student {options['drop_path']}"
+        for cell in load_study(f"table10_target_block{form}").cells:
+            assert cell.name.startswith(f"block {cell.stages['distill']['cfg_options']['target_block']}")
+        words = {"output": "output", "FFN, before": "ffn_pre", "FFN, after": "ffn_post", "Q, K, V": "qkv",
+                 "attention, before": "attn_pre", "attention, after": "attn_post"}  # fmt: skip
+        for cell in load_study(f"table06_features{form}").cells[1:]:
+            assert cell.stages["distill"]["targets"] == [next(v for k, v in words.items() if cell.name.startswith(k))]
+        for cell in load_study(f"table12_masking{form}").cells:
+            options = cell.stages["distill"]["cfg_options"]
+            assert options.get("mask") == ("both" if "masked" in cell.name else None)
+            assert bool(options["reconstruct"]) is ("reconstruction" in cell.name)
+    for name in ("table08_strategies", "table08_strategies_small", "table09_segmentation_small"):
+        for cell in load_study(name).cells:
+            last = cell.stages["segment" if "09" in name else "finetune"].get("student")
+            strategy = cell.name.rpartition(": ")[2]
+            assert last == {"scratch": None, "MAE": "{mae.student}"}.get(strategy, "{distill.student}")
+            if strategy in ("class token", "feature", "relation"):
+                word = {"class token": "class_token", "feature": "qkv", "relation": "qk+vv"}[strategy]
+                behind = "@11" * (strategy == "class token" and cell.name.startswith(("tiny", "small")))
+                assert cell.stages["distill"]["targets"] == [word + behind]
+
+
+@given(st.lists(st.none() | st.floats(0, 1), max_size=8))
+def test_holm(values):
+    """The definition: sorted p times how many are left, never falling, at most 1."""
+    found = [pair["p_holm"] for pair in holm([{"p": p} for p in values])]
+    assert [p is None for p in found] == [p is None for p in values]
+    known = sorted(p for p in values if p is not None)
+    for p, adjusted in zip(values, found, strict=True):
+        if p is not None:
+            before = known[: len(known) - known[::-1].index(p)]
+            assert adjusted == pytest.approx(min(1, max((len(known) - i) * q for i, q in enumerate(before))))
 
 
 SCORES = st.lists(st.integers(0, 1000), min_size=2, max_size=6).map(lambda v: {i: x / 1000 for i, x in enumerate(v)})

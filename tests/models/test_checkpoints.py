@@ -2,12 +2,15 @@
 
 import argparse
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
 
 import tinymim
 from tinymim.errors import CheckpointError
+from tinymim.files import sha256_file
 from tinymim.models import ViT, model_from_checkpoint, read_checkpoint, save_student
 from tinymim.models.position import resize_position, resize_relative_table
 
@@ -188,6 +191,21 @@ def test_safetensors_and_rebuild(tmp_path):
     model, checkpoint = model_from_checkpoint(tmp_path / "s.safetensors")
     assert_same(model, source)
     assert checkpoint.meta["recipe"] == "x"
+
+
+def test_equal_weights_are_equal_files(tmp_path):
+    """Whatever the file is called and whoever writes it: a hash of it tells weights apart, and nothing else."""
+    torch.manual_seed(0)
+    model = ViT(img_size=32, embed_dim=24, depth=1, num_heads=2)
+    code = ("import sys, torch; from tinymim.models import model_from_checkpoint, save_student; "
+            "save_student(model_from_checkpoint(sys.argv[1], say=False)[0], sys.argv[2])")  # fmt: skip
+    save_student(model, tmp_path / "a.pth")
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.pth"), str(tmp_path / "b.pth")], check=True)
+    assert sha256_file(tmp_path / "a.pth") == sha256_file(tmp_path / "b.pth")
+    with torch.no_grad():
+        model.cls_token += 1e-3
+    save_student(model, tmp_path / "c.pth")
+    assert sha256_file(tmp_path / "a.pth") != sha256_file(tmp_path / "c.pth")
 
 
 def test_head_count():

@@ -93,7 +93,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _run_classifier(args: argparse.Namespace) -> int:
     from tinymim.engine import evaluate_classifier
+    from tinymim.errors import ConfigError
 
+    if others := spelled(args, "split", "ignore_label", "reduce_zero_label", "masks", *ENGINE).strip():
+        raise ConfigError(f"a classifier and {others}", "these are for a segmentor's .onnx file", "leave them out")
     given = (*CLASSIFIER, "data", "limit")
     result = evaluate_classifier(args.file, **{name: getattr(args, name) for name in given})
     result.print()

@@ -40,6 +40,8 @@ def run(args: argparse.Namespace) -> int:
     study = load_study(args.study)
     cells = choose_cells(study, args.only)
     seeds = list(dict.fromkeys(args.seeds or study.seeds))
+    if min(seeds) < 0:
+        raise ConfigError(f"the seed {min(seeds)}", "seeds are numbers from 0", "use --seeds 0 1 2 or the like")
     data = find_data(args.data, args.val_data, args.seg_data)
 
     def tell(failed: Collection[Path] = ()) -> list[Path]:

@@ -167,6 +167,13 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     return batch
 
 
+def collate_readable(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """:func:`collate` for scores: damaged photos are left out and named in ``skipped``; without others it is alone."""
+    readable = [s for s in samples if not s["skipped"]]
+    batch = collate(readable) if readable else {}
+    return {**batch, "skipped": [s["skipped"][0] for s in samples if s["skipped"]]}
+
+
 def leave_signals_to_the_main_process(worker: int) -> None:
     """Data-loading processes ignore Ctrl-C and SIGTERM: the main process ends its step, saves, and then ends them."""
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -10,6 +10,10 @@ def hard_distillation(student_BK: Tensor, teacher_BK: Tensor) -> Tensor:
 
 
 def soft_distillation(student_BK: Tensor, teacher_BK: Tensor, tau: float = 1.0) -> Tensor:
-    """tau^2 KL(teacher || student) of answers softened by ``tau`` (DeiT, equation 2), mean over the batch."""
+    """tau^2 KL(teacher || student) of answers softened by ``tau``: DeiT's equation 2, summed over classes.
+
+    The mean is over the batch alone, as the equation reads; code that also divides by the number of classes wants an
+    ``alpha`` that much nearer to 1.
+    """
     student, teacher = (F.log_softmax(logits.float() / tau, dim=1) for logits in (student_BK, teacher_BK))
     return tau**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)

@@ -10,6 +10,7 @@ from torch import nn
 
 from tinymim.compat import is_first_process
 from tinymim.distill import SeveralTeachers, TinyMIM
+from tinymim.distill.taps import QKV
 from tinymim.errors import CheckpointError, ConfigError
 from tinymim.models import ViT, create_model
 from tinymim.models.mae import MAE
@@ -110,7 +111,8 @@ def _with_teacher(
         print(f"note: {name} is not there yet; the dry run measures a stand-in of the next larger size")
         larger = {"tinymim_vit_tiny": "tinymim_vit_small"}.get(config.student, "tinymim_vit_base")
         stand_in = create_model(larger, img_size=config.img_size).eval().requires_grad_(False)
-        teacher = Teacher(stand_in, larger, (0.5,) * 3, (0.5,) * 3, None)
+        # as the published chain, which begins with MAE ViT-L, leaves it
+        teacher = Teacher(stand_in, larger, (0.5,) * 3, (0.5,) * 3, None, relations=(stand_in.depth, 16))
     teacher.sha256 = teacher.sha256 or state_sha256(teacher.model)
     d = config.decoder
     decoder = dict(decoder_dim=d["dim"], decoder_depth=d["depth"], decoder_heads=d["heads"], norm_pix=config.norm_pix,
@@ -124,6 +126,13 @@ def _with_teacher(
         reconstruct=decoder if config.reconstruct and first else None,
         teacher_drop_path=config.teacher_drop_path, align=wish["align"],
     )  # fmt: skip
+    for target in method.targets:
+        if teacher.trained_depth and target.teacher_block > teacher.trained_depth and not set(target.taps) <= set(QKV):
+            raise ConfigError(
+                f"{teacher.name} has nothing to teach by {target.parts[0]} of block {target.teacher_block}",
+                "it was itself distilled by relations: of that block its q, k and v alone were trained",
+                f"read block {teacher.trained_depth}: --targets {target.parts[0]}@{teacher.trained_depth}",
+            )
     relations = [target for target in method.targets if target.kind == "relation"]
     if relations and is_first_process():
         whose = "of its own relations" if learned and not wish["relation_heads"] else (

@@ -34,7 +34,7 @@ class ClassifyModel(Trainable):
         teacher: Frozen, with the same classes.
         distillation: "hard" or "soft".
         alpha: Weight of the teacher (DeiT: 0.5).
-        tau: Temperature of soft distillation (DeiT: 1 in its released code).
+        tau: Temperature of soft distillation (DeiT's published runs: 1).
         autocast: torch.bfloat16 or None.
     """
 
@@ -46,6 +46,8 @@ class ClassifyModel(Trainable):
         super().__init__(autocast)
         self.network = network
         self.ema = None if ema_decay is None else ModelEmaV3(network, decay=ema_decay, use_warmup=True)
+        if self.ema is not None:
+            self.ema.requires_grad_(False)  # never in the loss: DistributedDataParallel would wait for its gradients
         self.criterion = LabelSmoothingCrossEntropy(smoothing)
         self.teacher = None if teacher is None else teacher.model
         self.view = None if teacher is None else teacher.view

@@ -12,9 +12,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from tinymim.compat import let_timm_posterize, use_device
-from tinymim.data.imagenet import read_class_folder
+from tinymim.data.imagenet import ClassFolder, read_class_folder
 from tinymim.data.labelled import LabelledPhotos
-from tinymim.data.photos import collate, leave_signals_to_the_main_process
+from tinymim.data.photos import collate_readable, leave_signals_to_the_main_process
 from tinymim.engine.classify import AverageHook, ClassifyModel, CosineHook, MixupHook
 from tinymim.engine.loop import MonitorHook, SaveHook
 from tinymim.engine.model import pick_precision
@@ -118,6 +118,10 @@ def finetune(
     rank, world = join_processes(place, options)
     photos = read_class_folder(data)
     held_out = read_class_folder(val_data, classes=photos.classes) if val_data else None
+    if held_out is not None and len(held_out.files) < world:
+        raise ConfigError(f"{len(held_out.files)} photos to score and {world} processes", "each one scores its share",
+                          "give more validation photos, or use fewer processes")  # fmt: skip
+    augment = train_transform(config)
     plan = make_plan(config, len(photos.files), world, lr, max_steps)
     mixed = config.mixup > 0 or config.cutmix > 0
     if mixed and (plan.batch // world) % 2:
@@ -132,7 +136,7 @@ def finetune(
     torch.manual_seed(config.seed)
     autocast, scaled = pick_precision(config.precision, place)
     network = build_classifier(config, len(photos.classes), student)
-    master = _teacher(config, network, len(photos.classes), pretrained=not dry_run)
+    master = _teacher(config, network, photos, pretrained=not dry_run)
     wrapped = ClassifyModel(network, smoothing=config.smoothing, ema_decay=config.ema or None, teacher=master,
                             distillation=config.distillation, alpha=config.alpha, tau=config.tau, autocast=autocast
                             ).to(place)  # fmt: skip
@@ -151,14 +155,14 @@ def finetune(
         return FinetuneResult(folder, Path(), Path(), plan.steps, 0.0, len(photos.classes), 0)
 
     start = int(state["step"]) if state else 0
-    labelled = LabelledPhotos(photos.files, photos.labels, train_transform(config), config.seed)
+    labelled = LabelledPhotos(photos.files, photos.labels, augment, config.seed)
     loader = train_loader(labelled, plan, config, place, start=start, rank=rank, world=world)
     val_loader = None
     if held_out is not None:
         val_loader = DataLoader(
             LabelledPhotos(held_out.files, held_out.labels, eval_transform(config.img_size)),
             sampler=[(0, i) for i in range(rank, len(held_out.files), world)],  # type: ignore[arg-type]
-            batch_size=max(plan.micro_batch, 1), num_workers=config.workers, collate_fn=collate,
+            batch_size=max(plan.micro_batch, 1), num_workers=config.workers, collate_fn=collate_readable,
             worker_init_fn=leave_signals_to_the_main_process,
         )  # fmt: skip
 
@@ -197,7 +201,7 @@ def finetune(
     seconds = train(runner, folder)
     scores = monitor.last_val
     result = FinetuneResult(folder, folder / "classifier.pth", folder / "metrics.jsonl", plan.steps, seconds,
-                            len(photos.classes), len(held_out.files) if held_out else 0, scores.get("val_top1"),
+                            len(photos.classes), monitor.val_photos, scores.get("val_top1"),
                             scores.get("val_top5"))  # fmt: skip
     if rank == 0:
         result.to_json()
@@ -246,14 +250,14 @@ def build_classifier(config: Config, num_classes: int, student: str | None) -> C
     return Classifier(backbone, num_classes)
 
 
-def _teacher(config: Config, network: Classifier, num_classes: int, *, pretrained: bool) -> LabelTeacher | None:
+def _teacher(config: Config, network: Classifier, photos: ClassFolder, *, pretrained: bool) -> LabelTeacher | None:
     """The teacher of a recipe.
 
     Raises:
         ConfigError: a distillation token and no teacher for it.
     """
     if config.teacher:
-        return load_label_teacher(config.teacher, num_classes, img_size=config.img_size,
+        return load_label_teacher(config.teacher, photos.classes, index=photos.index, img_size=config.img_size,
                                   weights=config.teacher_weights, pretrained=pretrained)  # fmt: skip
     if network.head_dist is not None:
         raise ConfigError(

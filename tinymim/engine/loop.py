@@ -164,6 +164,8 @@ class MonitorHook(Hook):
         self.val: list[tuple[int, float]] = []
         self.last: dict[str, float] = {}
         self.last_val: dict[str, float] = {}
+        self.val_photos = 0
+        self.val_damaged: list[str] = []
 
     def before_train(self, runner: Any) -> None:
         self.line = Progress(self.title, runner.max_iters, start=runner.iter)
@@ -197,6 +199,8 @@ class MonitorHook(Hook):
                 print(
                     f"warning: {len(self.skipped)} damaged photo(s) skipped, {sum(self.skipped.values())} times in all"
                 )
+            if self.val_damaged:
+                print(f"warning: {len(self.val_damaged)} damaged photo(s) left out of the score, {self.val_damaged[0]}")
 
     @torch.no_grad()
     def _validate(self, runner: Any) -> None:
@@ -211,7 +215,10 @@ class MonitorHook(Hook):
             batches = iter(self.val_loader)
             try:
                 for batch in batches:
-                    views = {k: v.to(next(model.parameters()).device) for k, v in batch.items() if k != "skipped"}
+                    self.val_damaged += [path for path in batch.pop("skipped") if path not in self.val_damaged]
+                    if not batch:
+                        continue
+                    views = {key: value.to(next(model.parameters()).device) for key, value in batch.items()}
                     n = len(views["image"])
                     for key, value in (model(**views) | {"count": torch.ones(())}).items():
                         sums[key] = sums.get(key, 0.0) + value.detach().double().cpu() * n
@@ -221,6 +228,7 @@ class MonitorHook(Hook):
         totals = torch.stack([*sums.values()]).to(next(model.parameters()).device)
         all_reduce(totals)
         *values, count = totals.tolist()
+        self.val_photos = round(count)
         means = {f"val_{key}": value / count for key, value in zip(sums, values, strict=False)}
         self.last_val = means
         self.val.append((runner.iter, means["val_loss"]))

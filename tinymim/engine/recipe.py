@@ -21,10 +21,15 @@ NUMBERS: dict[str, tuple[Any, float, float]] = {  # key -> kind, least, most
     "reconstruct": (int | float, 0, math.inf), "teacher_drop_path": (int | float, 0, 1),
     "layer_decay": (int | float, 0, 1), "mixup": (int | float, 0, math.inf), "cutmix": (int | float, 0, math.inf),
     "smoothing": (int | float, 0, 1), "reprob": (int | float, 0, 1), "alpha": (int | float, 0, 1),
-    "tau": (int | float, 0, math.inf), "ema": (int | float, 0, 1),
+    "tau": (int | float, 0, math.inf), "ema": (int | float, 0, 1), "warmup_epochs": (int | float, 0, math.inf),
+    "min_lr": (int | float, 0, math.inf), "mask_ratio": (int | float, 0, 1), "mixup_prob": (int | float, 0, 1),
+    "switch_prob": (int | float, 0, 1), "color_jitter": (int | float, 0, math.inf), "micro_batch": (int, 1, math.inf),
+    "save_every": (int, 1, math.inf), "val_every": (int, 1, math.inf), "watch_every": (int, 0, math.inf),
+    "probe_photos": (int, 1, math.inf),
 }  # fmt: skip
-ABOVE = ("epochs", "layer_decay", "tau", "base_lr")  # not 0
-BELOW = ("drop_path", "teacher_drop_path", "smoothing", "ema")  # not 1
+PAIRS = {"crop_scale": "0 < least <= most <= 1", "betas": "from 0 to below 1"}
+ABOVE = ("epochs", "layer_decay", "tau", "base_lr", "mask_ratio")  # not 0
+BELOW = ("drop_path", "teacher_drop_path", "smoothing", "ema", "mask_ratio")  # not 1
 OPTIONS = ("batch_size", "img_size", "workers", "seed", "epochs")  # that have an option of their own
 VERBS = {"mae": "pretrain", "tinymim": "distill", "finetune": "finetune"}  # method -> the command that runs it
 
@@ -107,6 +112,14 @@ def _check(recipe: Config) -> None:
             span += " (not 0)" * (key in ABOVE) + " (not 1)" * (key in BELOW)
             option = f"--{key.replace('_', '-')} N" if key in OPTIONS else f"--cfg-options {key}=N"
             raise ConfigError(f"{key}={value!r}", f"it must be a number {span}", f"use {option}")
+
+    for key, rule in PAIRS.items():
+        pair = recipe.get(key)
+        numbers = isinstance(pair, list | tuple) and len(pair) == 2 and all(type(n) in (int, float) for n in pair)
+        if numbers and (0 < pair[0] <= pair[1] <= 1 if key == "crop_scale" else all(0 <= n < 1 for n in pair)):
+            continue
+        example = "[0.2,1.0]" if key == "crop_scale" else "[0.9,0.95]"
+        raise ConfigError(f"{key}={pair!r}", f"two numbers are needed, {rule}", f"--cfg-options {key}={example}")
 
 
 def learning_rate(step: int, *, steps: int, warmup: int, peak: float, final: float = 0.0) -> float:

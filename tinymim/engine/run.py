@@ -10,8 +10,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from tinymim.analysis.probes import trained_depth
 from tinymim.compat import use_device
-from tinymim.data.photos import Photos, collate, list_photos
+from tinymim.data.photos import Photos, collate_readable, list_photos
 from tinymim.engine.build import build_method, learned_relations, named_teachers
 from tinymim.engine.loop import MonitorHook, SaveHook, ScheduleHook
 from tinymim.engine.model import PretrainModel, parameter_groups, pick_precision
@@ -164,7 +165,7 @@ def run(
         val_loader = DataLoader(
             Photos(held_out, **data_args, train=False),  # type: ignore[arg-type]
             sampler=[(0, i) for i in range(len(held_out))],  # type: ignore[arg-type]
-            batch_size=min(plan.micro_batch, len(held_out)), num_workers=0, collate_fn=collate,
+            batch_size=min(plan.micro_batch, len(held_out)), num_workers=0, collate_fn=collate_readable,
         )  # fmt: skip
     meta = {"name": config.student, "recipe": Path(recipe).stem, "method": method,
             "teacher": " + ".join(t.name for t in teachers) or None,
@@ -173,7 +174,7 @@ def run(
 
     def write_student(encoder: nn.Module, step: int) -> None:
         assert isinstance(encoder, ViT)
-        save_student(encoder, folder / "student.pth", {**meta, "step": step})
+        save_student(encoder, folder / "student.pth", {**meta, "step": step, "trained_depth": trained_depth(encoder)})
         note_output(folder, "student.pth")
 
     title = title or ("pre-train" if method == "mae" else "distil")

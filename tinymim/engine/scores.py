@@ -104,6 +104,9 @@ def evaluate_classifier(
     if not any((data, imagenet_a, imagenet_r, imagenet_c)):
         raise ConfigError("no photos to score on", "no folder was given",
                           "add --data FOLDER (a sub-folder a class), --imagenet-a, -r or -c")  # fmt: skip
+    for option, value, least in (("img-size", img_size, 16), ("workers", workers, 0), ("batch-size", batch_size, 1)):
+        if value is not None and value < least:
+            raise ConfigError(f"--{option} {value}", f"at least {least} is needed", f"use --{option} {least} or more")
     place = use_device(device)
     model, found = load_classifier(checkpoint, num_heads=num_heads)
     model.to(place)

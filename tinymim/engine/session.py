@@ -21,8 +21,9 @@ from tinymim.errors import ConfigError
 from tinymim.files import atomic_path, prepare_out, write_env
 
 WATCHING = {"watch_every", "probe_data", "probe_photos", "tensorboard"}
-MAY_CHANGE = {"workers", "data", "val_data", *WATCHING}  # on resume; everything else would change the numbers
-PLACES = {*MAY_CHANGE, "teacher", "teachers", "teacher_weights", "init_from", "student_file"}  # env.json has contents
+FILES = {"teacher", "teacher_weights", "student_file"}  # may lie elsewhere on resume: env.json knows their content
+MAY_CHANGE = {"workers", "data", "val_data", *FILES, *WATCHING}  # on resume; all else would change the numbers
+PLACES = {*MAY_CHANGE, "teachers", "init_from"}  # env.json has contents
 
 
 def join_processes(place: str, options: dict[str, Any]) -> tuple[int, int]:
@@ -68,7 +69,20 @@ def open_folder(
         inputs: Files the run reads, with their sha256.
         resume: Go on with the run in it.
         overwrite: Replace the run in it.
+
+    Raises:
+        ConfigError: a teacher or student that is not the one the run was begun with.
     """
+    noted = folder / "env.json"
+    before = json.loads(noted.read_text()).get("inputs", {}) if resume and noted.is_file() else {}
+    for key in ("teacher", "student"):
+        old, new = ([item["sha256"] for item in _each(given.get(key))] for given in (before, inputs))
+        if old and new and old != new:
+            raise ConfigError(
+                f"the {key} is another one than the run was begun with",
+                f"sha256 {', '.join(map(str, new))}, not {', '.join(map(str, old))}",
+                "resume with the same file, or start a new run with --overwrite",
+            )
     prepare_out(folder, resume=resume, overwrite=overwrite)
     if not (folder / "config.py").is_file():
         with atomic_path(folder / "config.py") as part:
@@ -77,6 +91,11 @@ def open_folder(
         (folder / "plots").mkdir(exist_ok=True)
     content = json.dumps({key: value for key, value in settings.items() if key not in PLACES}, sort_keys=True)
     write_env(folder, {**inputs, "recipe_sha256": hashlib.sha256(content.encode()).hexdigest()})
+
+
+def _each(given: Any) -> list[dict[str, Any]]:
+    """What ``env.json`` tells of one file or several."""
+    return given if isinstance(given, list) else [given] if given else []
 
 
 def resume_state(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:

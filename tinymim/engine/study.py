@@ -16,9 +16,10 @@ from tinymim.engine.study_stages import Folder, Stage, make_stages, settings, un
 from tinymim.errors import ConfigError
 
 FOLDER = RECIPES / "studies"
-KEYS = ("title", "paper", "stages", "cells", "grid", "seeds", "score", "also")
-PAPER_KEYS = ("table", "metric", "note")
-CELL_KEYS = ("name", "group", "paper", "set")
+KEYS: dict[str, Any] = {"title": str, "paper": dict, "stages": dict, "cells": list, "grid": dict, "seeds": list,
+                        "score": str, "also": list}  # fmt: skip
+PAPER_KEYS: dict[str, Any] = {"table": int, "metric": str, "note": str}
+CELL_KEYS: dict[str, Any] = {"name": str, "group": str, "paper": int | float | dict, "set": dict}
 VERBS = ("pretrain", "distill", "finetune", "segment")
 
 
@@ -112,6 +113,10 @@ def load_study(name: str) -> Study:
     given = {key: value for key, value in raw.items() if not key.isupper()}
     _check_keys(str(path), given, KEYS, needed=("title", "stages", "score"))
     _check_keys("paper", given.get("paper", {}), PAPER_KEYS)
+    _check_kinds("stages", given["stages"], dict)
+    _check_kinds("grid", given.get("grid", {}), list | tuple)
+    _check_kinds("seeds", dict(enumerate(given.get("seeds", []))), int)
+    _check_kinds("cells", dict(enumerate(given.get("cells", []))), dict)
     scores = [given["score"], *given.get("also", [])]
     cells = [_cell(c, given["stages"], scores) for c in [*given.get("cells", []), *_product(given.get("grid", {}))]]
     slugs = [slug(cell.name) for cell in cells]
@@ -184,13 +189,23 @@ def read_result(
     return value if same_data and value["settings"] == settings(cell.stages, study.wanted, seed) else None
 
 
-def _check_keys(where: str, given: Mapping[str, Any], known: Iterable[str], needed: Iterable[str] = ()) -> None:
-    for key in given:
+def _check_keys(where: str, given: Mapping[str, Any], known: Mapping[str, Any], needed: Iterable[str] = ()) -> None:
+    for key, value in given.items():
         if key not in known:
             raise unknown(f"key in {where}:", key, known)
+        if value is not None:
+            _check_kinds(where, {key: value}, known[key])
     for key in needed:
         if not given.get(key):
             raise ConfigError(f"{where} has no {key!r}", f"its keys are {', '.join(known)}", f"add {key}")
+
+
+def _check_kinds(where: str, given: Mapping[Any, Any], kind: Any) -> None:
+    for key, value in given.items():
+        if not isinstance(value, kind) or isinstance(value, bool):
+            words = {str: "a text", dict: "a dict", int: "a whole number", list: "a list", list | tuple: "a list"}
+            wanted = words.get(kind, "a number, or a dict of them")
+            raise ConfigError(f"{where}: {key} is {value!r}", f"it must be {wanted}", "correct the file")
 
 
 def _product(grid: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
@@ -215,6 +230,7 @@ def _cell(given: dict[str, Any], stages: dict[str, Any], scores: list[str]) -> C
         target[name] = json.loads(json.dumps(value))
     paper = given.get("paper") or {}
     paper = paper if isinstance(paper, dict) else {scores[0]: paper}
+    _check_kinds(f"paper of {given['name']}", paper, int | float)
     for name, stage in changed.items():
         if stage.get("verb") not in VERBS:
             raise unknown(f"verb of stage {name!r}:", str(stage.get("verb")), VERBS)

@@ -61,7 +61,7 @@ def study_table(
         "scores": study.scores,
         "seeds": sorted(seeds),
         "rows": [_row(study, cell, seeds, results, out, failed) for cell in study.cells],
-        "pairs": [pair for score in study.scores for pair in _pairs(study, score, results)],
+        "pairs": [pair for score in study.scores for pair in holm([*_pairs(study, score, results)])],
         "level": LEVEL,
         "data": {word: item for word, found in contents.items() for item in found.values()},
         "machines": [machine for i, machine in enumerate(machines) if machine not in machines[:i]],
@@ -134,12 +134,22 @@ def _pairs(study: Study, score: str, results: Mapping[tuple[str, int], Any]) -> 
                        "paper": round(better.paper[score] - worse.paper[score], 4), **found}  # fmt: skip
 
 
+def holm(pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Pairs with ``p_holm``: their p values corrected for how many of them were tested (Holm 1979), None without p."""
+    known = sorted((pair for pair in pairs if pair["p"] is not None), key=lambda pair: pair["p"])
+    corrected, least = {}, 0.0
+    for i, pair in enumerate(known):
+        least = max(least, min((len(known) - i) * pair["p"], 1.0))
+        corrected[id(pair)] = least
+    return [{**pair, "p_holm": corrected.get(id(pair))} for pair in pairs]
+
+
 def compare(better: Mapping[int, float], worse: Mapping[int, float]) -> dict[str, Any]:
     """Whether one cell's scores are really above another's.
 
     A t-test of the difference of the means: paired by seed where both have the same seeds, else Welch's. The verdict is
-    "reproduced" or "reversed" where p is below :data:`LEVEL`, else "within noise". Pairs are judged one at a time, with
-    no correction for their number.
+    "reproduced" or "reversed" where p is below :data:`LEVEL`, else "within noise". Pairs are judged one at a time;
+    :func:`holm` corrects for their number.
 
     Args:
         better: Seed -> score of the cell that the paper puts first.

@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,8 @@ class Teacher:
 
     ``relations`` is (block, heads) for a student of ours that was itself distilled by relations: the block they were
     learned at and the number of heads they were grouped into, which is that of the chain's first teacher.
+    ``trained_depth`` is the deepest block of which every part was trained; of the one behind it, relations have trained
+    q, k and v alone.
     """
 
     model: nn.Module
@@ -94,6 +96,7 @@ class Teacher:
     std: tuple[float, ...]
     sha256: str | None
     relations: tuple[int, int] | None = None
+    trained_depth: int | None = None
 
 
 def load_teacher(
@@ -138,7 +141,8 @@ def load_teacher(
     std = tuple(checkpoint.meta.get("std") or IMAGENET_STD)
     learned = checkpoint.meta.get("relations")
     return Teacher(model.eval().requires_grad_(False), Path(name).name, mean, std, sha256_file(name),
-                   (int(learned[0]), int(learned[1])) if learned else None)  # fmt: skip
+                   (int(learned[0]), int(learned[1])) if learned else None,
+                   checkpoint.meta.get("trained_depth"))  # fmt: skip
 
 
 def _timm_teacher(
@@ -205,14 +209,15 @@ class LabelTeacher:
 
 
 def load_label_teacher(
-    name: str, num_classes: int, *, img_size: int = 224, weights: str | os.PathLike[str] | None = None,
-    pretrained: bool = True,
+    name: str, classes: Sequence[str], *, index: Sequence[int] | None = None, img_size: int = 224,
+    weights: str | os.PathLike[str] | None = None, pretrained: bool = True,
 ) -> LabelTeacher:  # fmt: skip
     """A classifier of any of timm's architectures, or a file of ``tinymim finetune``, as DeiT's teacher.
 
     Args:
         name: ``timm/NAME``, e.g. ``timm/regnety_160.deit_in1k``, or a ``classifier.pth``.
-        num_classes: Classes of the photos; the teacher must have the same.
+        classes: Names of the photos' classes, in the order of their ids.
+        index: Their places among ImageNet's 1000 if they are such classes: a teacher of all 1000 then teaches these.
         img_size: Side of the photos it will be given; a timm teacher sees them at its own size.
         weights: File to load into a timm model instead of downloading.
         pretrained: False keeps random weights (``--dry-run`` only).
@@ -222,10 +227,11 @@ def load_label_teacher(
         CheckpointError: the weights are absent, cannot be downloaded, or do not fit.
     """
     size, mean, std = img_size, IMAGENET_MEAN, IMAGENET_STD
+    known: Sequence[str] | None = None
     if name.startswith("timm/"):
         _check_name(name.removeprefix("timm/"))
         own = weights is not None or not pretrained
-        model = _create_timm(name, weights, pretrained, **(dict(num_classes=num_classes) if own else {}))
+        model = _create_timm(name, weights, pretrained, **(dict(num_classes=len(classes)) if own else {}))
         cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
         size = int((cfg.get("input_size") or (3, size, size))[-1])
         mean, std = tuple(cfg.get("mean") or mean), tuple(cfg.get("std") or std)
@@ -235,20 +241,42 @@ def load_label_teacher(
                 model.load_state_dict(read_checkpoint(weights).state)
             except RuntimeError as error:
                 raise CheckpointError(
-                    f"{weights} does not fit {name} with {num_classes} classes",
+                    f"{weights} does not fit {name} with {len(classes)} classes",
                     str(error).splitlines()[-1].strip(), "give the weights of this model, trained on these classes",
                 ) from None  # fmt: skip
             sha = sha256_file(weights)
     else:
-        classifier = load_classifier(name)[0]
-        model, found, sha = classifier, classifier.num_classes, sha256_file(name)
+        own = False
+        classifier, file = load_classifier(name)
+        model, found, sha, known = classifier, classifier.num_classes, sha256_file(name), file.meta.get("classes")
         size = int(classifier.backbone.img_size[0])
-    if found != num_classes:
+    if known is None and not own and found == 1000 and index is not None:
+        model = nn.Sequential(model, _Columns(index))
+    elif found != len(classes) or (known is None and not own and found == 1000):
         raise ConfigError(
-            f"the teacher {name} knows {found} classes, the photos have {num_classes}",
-            "its answers would not mean the same", "take a teacher trained on these classes",
-        )  # fmt: skip
+            f"the teacher {name} knows {found} classes, the photos have {len(classes)}"
+            + (" that are not named as ImageNet's" if found == 1000 else ""),
+            "its answers would not mean the same",
+            "take a teacher trained on these classes; for ImageNet's the sub-folders are named by wnids (n01440764)",
+        )
+    elif known is not None and (other := [(a, b) for a, b in zip(known, classes, strict=True) if a != b]):
+        raise ConfigError(
+            f"the classes of the teacher {name} are not those of the photos",
+            f"where it has {other[0][0]!r} they have {other[0][1]!r}: its answers would not mean the same",
+            "take a teacher trained on these classes",
+        )
     return LabelTeacher(model.eval().requires_grad_(False), renormalise(mean, std, size), name, sha)
+
+
+class _Columns(nn.Module):
+    """Some of a classifier's outputs, in the order of the photos' classes."""
+
+    def __init__(self, index: Sequence[int]) -> None:
+        super().__init__()
+        self.index = list(index)
+
+    def forward(self, logits_BK: Tensor) -> Tensor:
+        return logits_BK[:, self.index]
 
 
 def renormalise(mean: tuple[float, ...], std: tuple[float, ...], size: int) -> Callable[[Tensor], Tensor]:
