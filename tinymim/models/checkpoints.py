@@ -26,6 +26,8 @@ from tinymim.models.formats import (
 from tinymim.models.position import resize_position, resize_relative_table
 from tinymim.models.vit import IMAGENET_MEAN, IMAGENET_STD, ViT
 
+OTHER = re.compile(r"norm_pre\.|blocks\.|reg|rope|patch_embed\.")  # what a plain model lacks and another one needs
+
 
 @dataclass
 class LoadReport:
@@ -213,7 +215,15 @@ def model_from_checkpoint(
     names = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "rel_pos_bias", "init_values",
              "dist_token", "last_dim")  # fmt: skip
     model = ViT(**{k: v for k, v in config.items() if k in names})
-    load_weights(model, checkpoint, say=say)
+    report = load_weights(model, checkpoint, say=say)
+    lost = [key for key in report.missing if not key.startswith(("norm.", "conv1x1."))]
+    lost += [key for key in report.unexpected if OTHER.match(key)]
+    if lost:
+        raise CheckpointError(
+            f"{path} is no plain vision transformer",
+            f"{lost[0]} is on one side only" + (f", as are {len(lost) - 1} other tensors" if len(lost) > 1 else ""),
+            "give the architecture too, as teacher: --teacher timm/NAME --teacher-weights FILE",
+        )
     return model.eval(), checkpoint
 
 

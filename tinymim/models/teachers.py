@@ -1,7 +1,9 @@
 """Frozen teachers: timm's vision transformers by name, or any checkpoint this project reads."""
 
 import os
+import re
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +20,9 @@ from torch import Tensor, nn
 
 from tinymim.errors import CheckpointError, ConfigError
 from tinymim.files import sha256_file
-from tinymim.models.checkpoints import load_weights, model_from_checkpoint, read_checkpoint
+from tinymim.models.checkpoints import model_from_checkpoint, read_checkpoint
 from tinymim.models.classifier import load_classifier
+from tinymim.models.formats import Checkpoint, describe, rename
 from tinymim.models.vit import IMAGENET_MEAN, IMAGENET_STD
 
 TIMM = (
@@ -35,9 +38,13 @@ SUGGESTED = (  # by timm's names; any other of these kinds will do
     "eva02_base_patch14_224.mim_in22k", "eva02_large_patch14_224.mim_in22k",
     "vit_small_patch14_reg4_dinov2.lvd142m", "vit_base_patch14_reg4_dinov2.lvd142m",
     "vit_large_patch14_reg4_dinov2.lvd142m", "vit_small_patch16_dinov3.lvd1689m", "vit_base_patch16_dinov3.lvd1689m",
-    "vit_large_patch16_dinov3.lvd1689m", "vit_base_patch16_clip_224.openai", "vit_large_patch14_clip_224.openai",
-    "vit_base_patch16_siglip_224.webli", "samvit_base_patch16.sa1b", "samvit_large_patch16.sa1b",
+    "vit_large_patch16_dinov3.lvd1689m", "vit_base_patch16_clip_quickgelu_224.openai",
+    "vit_large_patch14_clip_quickgelu_224.openai", "vit_base_patch16_siglip_224.webli", "samvit_base_patch16.sa1b",
+    "samvit_large_patch16.sa1b",
 )  # fmt: skip
+
+
+BEHIND = re.compile(r"(norm|fc_norm|head|head_dist|neck|attn_pool)\.")  # never read from a teacher
 
 
 def default_target_block(depth: int) -> int:
@@ -70,7 +77,7 @@ def describe_teacher(name: str) -> TeacherFacts:
     with torch.device("meta"):
         model: Any = timm.create_model(short.split(".")[0], num_classes=0)
     kind = type(model)
-    if not issubclass(kind, TIMM):
+    if not issubclass(kind, TIMM) or not hasattr(model.blocks[0], "attn"):
         raise _unsupported(name, kind.__name__)
     depth = len(model.blocks)
     return TeacherFacts(
@@ -150,21 +157,58 @@ def _timm_teacher(
 ) -> Teacher:
     timm_name = name.removeprefix("timm/")
     _check_name(timm_name)
-    if grid is not None:
-        img_size = grid * describe_teacher(timm_name).patch
+    facts = describe_teacher(timm_name)
+    img_size = (grid or -(-img_size // facts.patch)) * facts.patch
     try:
         model = _create_timm(name, weights, pretrained, num_classes=0, img_size=img_size)
     except TypeError as error:
         raise _unsupported(name, "model without img_size") from error
-    if not isinstance(model, TIMM):
-        raise _unsupported(name, type(model).__name__)
     sha = None
     if weights is not None:
-        load_weights(model, weights)
+        _fill(model, read_checkpoint(weights))
         sha = sha256_file(weights)
     own: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    for note in own.get("notes") or ():
+        print(f"note: {name}: {note}")
     mean, std = tuple(own.get("mean") or IMAGENET_MEAN), tuple(own.get("std") or IMAGENET_STD)
     return Teacher(model.eval().requires_grad_(False), name, mean, std, sha)
+
+
+def _fill(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Load a file into a timm model as timm would, resized to the model's size; what lies behind the blocks may lack.
+
+    Raises:
+        CheckpointError: the file is of another model.
+    """
+    state, looks = rename(checkpoint.state, set(model.state_dict())), describe(checkpoint.state)
+    other = CheckpointError(
+        f"{checkpoint.path} does not fit timm's {type(model).__name__}", f"the file looks like {looks}",
+        "name the architecture these weights are of: --teacher timm/NAME",
+    )  # fmt: skip
+    try:
+        state = sys.modules[type(model).__module__].checkpoint_filter_fn(state, model)
+        if isinstance(model, VisionTransformerSAM):
+            state = _resize_sam(state, model.state_dict())
+        found = model.load_state_dict(state, strict=False)
+    except (RuntimeError, KeyError, AttributeError, IndexError) as error:
+        raise other from error
+    if wrong := [key for key in (*found.missing_keys, *found.unexpected_keys) if not BEHIND.match(key)]:
+        other.why += f"; {wrong[0]} is on one side only" + (f", as are {len(wrong) - 1} others" * (len(wrong) > 1))
+        raise other
+
+
+def _resize_sam(state: dict[str, Tensor], target: dict[str, Tensor]) -> dict[str, Tensor]:
+    """SAM's positions (1, H, W, D), bicubic, and its relative tables (2 S - 1, C), linear as SAM does it."""
+    out = {}
+    for key, value in state.items():
+        wanted = target[key].shape if key in target else value.shape
+        if value.shape != wanted and key == "pos_embed":
+            maps = F.interpolate(value.permute(0, 3, 1, 2), size=wanted[1:3], mode="bicubic", align_corners=False)
+            value = maps.permute(0, 2, 3, 1)
+        elif value.shape != wanted and "rel_pos_" in key:
+            value = F.interpolate(value.T[None], size=wanted[0], mode="linear")[0].T
+        out[key] = value
+    return out
 
 
 def _check_name(timm_name: str) -> None:
@@ -184,6 +228,11 @@ def _create_timm(name: str, weights: str | os.PathLike[str] | None, pretrained: 
     if download:
         _go_offline_if_unreachable()
     try:
+        if download and "sam" in timm_name and "img_size" in kwargs:  # timm resizes the positions of all but SAM
+            native = timm.create_model(timm_name, pretrained=True, num_classes=0)
+            model = timm.create_model(timm_name, **kwargs)
+            model.load_state_dict(_resize_sam(native.state_dict(), model.state_dict()))
+            return model
         return timm.create_model(timm_name, pretrained=download, **kwargs)
     except Exception as error:  # the hub's client raises a dozen unrelated classes
         if not download or isinstance(error, TypeError):
