@@ -101,12 +101,14 @@ def _outliers(metrics: Curves) -> list[str]:
         return []
     over_steps = []
     for place in PLACES:
-        points = [metrics[name] for name in names if name.endswith(f"/{place}")]
+        points = [metrics[name] for name in names if name.endswith(f"/{place}")] or [[]]
         peaks = [(x, max(line[i][1] for line in points)) for i, (x, _) in enumerate(points[0])]
         over_steps.append(Series(f"{place} (stays in float)" if place == "stream" else place, peaks, dots=True))
 
     def cell(row: str, place: str) -> tuple[float, str, str]:
         name = f"block_{int(row):02d}/{place}"
+        if f"outlier/{name}" not in metrics:
+            return 0.0, "", f"block {row}, {place}: not trained"
         ratio, channel = metrics[f"outlier/{name}"][-1][1], metrics[f"outlier_channel/{name}"][-1][1]
         strength = ratio / limit[-1][1]
         return (min(strength, 1.0) if place == "stream" else strength, f"{number(ratio)}",

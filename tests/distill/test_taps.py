@@ -137,6 +137,41 @@ def test_patches_left_out(name):
     assert not torch.allclose(few[:, 0], whole[:, 0])
 
 
+@pytest.mark.parametrize("name", ["vit_base_patch16_224.mae", "beit_base_patch16_224", "eva02_tiny_patch14_224"])
+def test_what_a_block_adds_is_read_before_drop_path(name):
+    """Stochastic depth of the teacher drops what is added to the stream, not what is compared."""
+    from tinymim.distill.methods import _add_drop_path
+
+    model, images = teacher(name)
+    with torch.no_grad():
+        plain = read(model, images, {1: ("attn_pre",)})[1]["attn_pre"]
+        for drop in _add_drop_path(model, 0.999):
+            drop.train()
+        torch.testing.assert_close(read(model, images, {1: ("attn_pre",)})[1]["attn_pre"], plain)
+        taps = read(model, images, {1: TAPS})[1]
+    assert taps["ffn_pre"].abs().max() > 0
+    torch.testing.assert_close(taps["output"], taps["attn_post"])  # all dropped
+
+
+def test_windowed_blocks_of_sam():
+    model, images = teacher("samvit_base_patch16")
+    with torch.no_grad():
+        taps = read(model, images, {1: ("attn_pre", "attn_post", "output")})[1]
+        before = model.pos_drop(model.patch_embed(images) + model.pos_embed).flatten(1, 2)
+    torch.testing.assert_close(before + taps["attn_pre"], taps["attn_post"])
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("vit_base_patch16_xp_224", "does not attend first"), ("vit_dwee_patch16_reg1_gap_256", "a difference of two")],
+)
+def test_other_kinds_of_blocks_are_refused(name, words):
+    model = timm.create_model(name, **SMALL).eval()
+    with pytest.raises(ConfigError) as error:
+        read(model, torch.randn(1, 3, 64, 64), {1: QKV})
+    assert words in f"{error.value.what} {error.value.why}"
+
+
 def test_tokens_that_are_compared():
     for name, prefix, cls in (("vit_small_patch14_reg4_dinov2", 5, True), ("samvit_base_patch16", 0, False)):
         model, _ = teacher(name)

@@ -51,7 +51,7 @@ def test_words():
 
 
 @pytest.mark.parametrize(
-    "word", ["", "qx", "qk+", "QK", "features", "qk@", "qk@0", "qk@25", "qk:13", "qk=", "output+vv"]
+    "word", ["", "qx", "qk+", "QK", "features", "qk@", "qk@0", "qk@25", "qk:13", "qk=", "qk=1.2.3", "qk=.", "output+vv"]
 )
 def test_other_words_are_refused(word):
     with pytest.raises(ConfigError):
@@ -250,7 +250,30 @@ def test_resampled_tokens_of_a_smooth_teacher():
     assert out[0, 0] == 9
     rows = out[0, 1:, 0].reshape(3, 3)
     torch.testing.assert_close(rows[0], rows[2])
+    assert (rows[:, 0] < rows[:, 2]).all()
     torch.testing.assert_close(rows[:, 1], torch.full((3,), 0.5))
+
+
+def test_tokens_of_a_size_that_is_no_whole_number_of_patches():
+    """96 pixels are 6.9 patches of 14: the teacher sees all of them (once the right and bottom 12 were cut off)."""
+    torch.manual_seed(0)
+    teacher = load_small("vit_small_patch14_reg4_dinov2", 96)
+    assert teacher.patch_embed.img_size == (98, 98)
+    method = TinyMIM(ViT(img_size=96, embed_dim=24, depth=2, num_heads=2), teacher, align="tokens").eval()
+    own = torch.randn(2, 3, 96, 96)
+    changed = own.clone()
+    changed[..., 86:] = 3.0
+    with torch.no_grad():
+        losses = [method.losses(own, view)["loss"].item() for view in (own, changed)]
+    assert losses[0] != pytest.approx(losses[1], rel=1e-6)
+
+
+def load_small(name, img_size):
+    """A timm teacher as a run builds it, small."""
+    real = timm.create_model
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timm, "create_model", lambda n, **more: real(n, **{**more, **SMALL}))
+        return load_teacher(f"timm/{name}", pretrained=False, img_size=img_size).model
 
 
 def test_suggested_teachers_are_what_timm_has(capsys):
@@ -287,11 +310,17 @@ def test_a_timm_teacher_of_a_grid(tmp_path):
         (None, dict(mask="both", align="tokens"), "masked teacher"),
         (None, dict(teacher_drop_path=1.0), "share from 0"),
         (None, dict(relation_heads=5), "do not divide"),
+        ("100", {}, "pads such photos"),
+        ("dist", dict(mask="student", reconstruct={}), "needs a class token only"),
     ],
 )
 def test_what_does_not_fit(teacher, options, words):
     student, ours = pair()
     side = 56 if teacher and "14" in teacher else 64
+    if teacher in ("100", "dist"):
+        student = ViT(img_size=100 if teacher == "100" else 64, embed_dim=24, depth=2, num_heads=2,
+                      dist_token=teacher == "dist")  # fmt: skip
+        teacher = "vit_base_patch16_224"
     made = ours if teacher is None else timm.create_model(teacher, **SMALL, img_size=side)
     with pytest.raises(ConfigError) as error:
         TinyMIM(student, made, **options)

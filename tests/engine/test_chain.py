@@ -108,6 +108,55 @@ def test_interrupted_in_the_middle_of_a_hop(photos, teacher, tmp_path, monkeypat
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
+def test_options_of_the_first_teacher_alone(photos, tmp_path, capsys):
+    """A file that does not tell its heads, and a block that only it has; the students are read where they learned."""
+    torch.manual_seed(0)
+    model = ViT(img_size=32, embed_dim=64, depth=4, num_heads=8)
+    torch.save({"model": model.state_dict()}, tmp_path / "foreign.pth")
+    more = options(photos, tmp_path / "foreign.pth", teacher_heads=8, cfg_options={
+        "hops": HOPS, "watch_every": 0, "target_block": 3, "targets": ["qk+vv:1"]})  # fmt: skip
+    result = distill_chain(**more, out=tmp_path / "chain")
+    assert [hop.relations for hop in result.hops] == [(1, 8), (1, 8)]
+    said = capsys.readouterr().out
+    assert "foreign.pth, block 3: relations of 8 heads (of its blocks)" in said
+    assert "student.pth, block 1: relations of 8 heads (of its own relations)" in said
+    (tmp_path / "chain/2_tiny/checkpoints/step_00000006.pth").unlink()
+    told = json.loads((tmp_path / "chain/chain.json").read_text())
+    (tmp_path / "chain/chain.json").write_text(json.dumps({**told, "hops": told["hops"][:1]}))
+    again = distill_chain(**more, out=os.path.relpath(tmp_path / "chain"), resume=True)  # another spelling
+    state = torch.load(tmp_path / "chain/2_tiny/checkpoints/step_00000004.pth", weights_only=True)
+    assert again.hops[1].seconds > state["seconds"] > 0  # what ran before the interruption counts
+
+
+def test_a_later_hop_is_checked_before_the_first(photos, teacher, tmp_path):
+    for change, words in (
+        ({"targets": ["qk+vv@3"]}, "target block 3 leaves the teacher"),
+        ({"teachers": [dict(teacher=str(teacher))]}, "teachers beside a chain"),
+        ({"hops": [HOPS[0], HOPS[1] | {"target_block": 3}]}, "target block 3 leaves the teacher"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            distill_chain(**options(photos, teacher, out=tmp_path / "x", cfg_options={"hops": HOPS} | change))
+        assert not (tmp_path / "x").exists()
+
+
+def test_relations_of_several_blocks(photos, teacher, tmp_path):
+    """A student that teaches: its own groups where it learned them, its heads elsewhere, and a choice for both."""
+    first = distill_chain(**options(photos, teacher, out=tmp_path / "one", chain=f"{teacher}:small", cfg_options={
+        "hops": HOPS[:1], "watch_every": 0}))  # fmt: skip
+
+    def heads(**more):
+        config = load_recipe("tinymim_tiny_from_mae_base", {"teacher": str(first.student), "img_size": 32} | HOPS[1])
+        config.update(more)
+        method, _ = build_method(config)
+        return [target.teacher_block for target in method.targets], method.relation_heads
+
+    assert heads() == ([2], 8)
+    assert heads(targets=["qk+vv@1"]) == ([1], 2)
+    with pytest.raises(ConfigError, match="relations of the blocks 1, 2"):
+        heads(targets=["qk@1", "qk@2"])
+    assert heads(targets=["qk@1", "qk@2"], relation_heads=4) == ([1, 2], 4)
+
+
 def test_words_and_bad_input(photos, teacher, tmp_path, capsys):
     assert parse_chain("mae_large:base:small:tiny") == (
         "timm/vit_large_patch16_224.mae", ["tinymim_vit_base", "tinymim_vit_small", "tinymim_vit_tiny"])  # fmt: skip
@@ -165,6 +214,7 @@ def test_several_teachers_at_once(photos, teacher, tmp_path):
     assert any(key.startswith("kl_t2_qk/head_04") for r in records for key in r)
     meta = torch.load(result.student, weights_only=True)["meta"]
     assert meta["teacher"] == "teacher.pth + student.pth"
+    assert meta["relations"] is None  # 8 heads and 4
     again = distill(**shared, teacher=[str(teacher), f"{other.student}=0.5"], out=tmp_path / "two", resume=True,
                     cfg_options=small | {"targets": ["qk", "output"]})  # fmt: skip
     assert again.steps == result.steps
@@ -190,6 +240,7 @@ def test_bad_teachers(photos, teacher, tmp_path):
         (dict(cfg_options={"teachers": [dict(teacher=str(teacher), wait=1)]}), "its keys are teacher"),
         (dict(cfg_options={"teachers": [dict(teacher=str(teacher), weight=0), dict(teacher=str(teacher))]}), "above 0"),
         (dict(cfg_options={"teacher": ""}), "no teacher"),
+        (dict(teacher=str(teacher), cfg_options={"teachers": [dict(teacher=str(teacher))]}), "they are named twice"),
     ):
         with pytest.raises(ConfigError, match=words):
             distill(**shared, overwrite=True, **change)

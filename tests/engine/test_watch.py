@@ -81,7 +81,11 @@ def test_what_is_written(classes, teacher, tmp_path):
             f"entropy/block_{b:02d}/head_{h:02d}" for b in (1, 2) for h in (1, 2)
         }
         assert all(0 <= value <= 1.00001 for key, value in record.items() if key.startswith("entropy"))
-        assert sum(key.startswith("outlier/block_") for key in record) == 2 * 5
+        outliers = {key.partition("block_")[2] for key in record if key.startswith("outlier/block_")}
+        assert outliers == {
+            *(f"01/{name}" for name in ("qkv", "proj", "fc1", "fc2", "stream")),
+            "02/qkv",
+        }  # the trained
     assert found[-1]["knn_top1"] == found[-1]["linear_top1"] == 1.0  # the colours tell the classes
 
 
@@ -181,7 +185,7 @@ def test_outliers_are_announced_once_with_what_to_type(classes, teacher, tmp_pat
     page = run_report(out).read_text()
     assert all(" ".join(words) in page for words in commands)
     assert "the largest input of fc1 in block 1 (channel 7)" in page
-    assert "1 of 8 inputs exceed 20" in page
+    assert "1 of 5 inputs exceed 20" in page  # of the last block only what enters qkv is trained
     assert page.count("var(--bad) 70%") == 1
 
 
@@ -192,6 +196,7 @@ def test_probe_folders(classes, tmp_path):
     assert not {path for path, _ in one.train} & {path for path, _ in one.val}
     few = read_probe(classes / "train", 3)
     assert (len(few.train), len(few.val)) == (3, 3)
+    assert len({label for _, label in few.train}) == 2  # at least two, though five photos a class are wanted
     assert few == read_probe(classes / "train", 3)
     for part, name in (("train", "a"), ("train", "b"), ("val", "a"), ("val", "c")):
         (tmp_path / part / name).mkdir(parents=True)
@@ -201,6 +206,24 @@ def test_probe_folders(classes, tmp_path):
     for empty in (tmp_path / "train" / "a", tmp_path / "nowhere"):
         with pytest.raises(DataError):
             read_probe(empty, 100)
+
+
+def test_the_probe_of_many_classes(tmp_path):
+    """Few photos of a thousand classes would say nothing: some classes, the same for both, each with several photos."""
+    for part in ("train", "val"):
+        for i in range(60):
+            (tmp_path / part / f"{i:02d}").mkdir(parents=True)
+            for k in range(12):
+                (tmp_path / part / f"{i:02d}" / f"{k}.png").touch()
+    for probe in (read_probe(tmp_path, 50), read_probe(tmp_path / "train", 50)):
+        assert len(probe.train) == 50
+        classes = {label for _, label in probe.train}
+        assert len(classes) == 10
+        assert max(classes) >= 50
+        counts = [sum(label == c for _, label in probe.train) for c in classes]
+        assert min(counts) >= 2
+        assert {label for _, label in probe.val} <= classes
+    assert len({label for _, label in read_probe(tmp_path, 300).train}) == 60
 
 
 def test_a_damaged_photo_is_left_out_of_the_probe(classes, tmp_path):

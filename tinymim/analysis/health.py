@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from tinymim.distill import TinyMIM, read, relation_logits
-from tinymim.distill.tokens import num_heads, pair_tokens, patch_grid, patch_size, resample
+from tinymim.distill.tokens import num_heads, pair_tokens, patch_grid, resample
 from tinymim.errors import ConfigError
 from tinymim.models.vit import ViT
 
@@ -64,10 +63,9 @@ def method_head_kl(method: TinyMIM, student_images: Tensor, teacher_images: Tens
     if not targets:
         return {}
     grid = patch_grid(method.student, (student_images.shape[2], student_images.shape[3]))
-    if method.align == "image":
-        size = [side * patch_size(method.teacher) for side in grid]
-        teacher_images = F.interpolate(teacher_images, size=size, mode="bicubic", antialias=True)
-    taught = read(method.teacher, teacher_images, {target.teacher_block: ("q", "k", "v") for target in targets})
+    taught = read(
+        method.teacher, method.fit(teacher_images, grid), {target.teacher_block: ("q", "k", "v") for target in targets}
+    )
     learned = read(method.student, student_images, {target.student_block: ("q", "k", "v") for target in targets})
     out: dict[str, Tensor] = {}
     for target in targets:

@@ -27,7 +27,8 @@ def run(args: argparse.Namespace) -> int:
     """Distil, once or in a chain."""
     from tinymim.engine import distill, load_recipe
 
-    if args.chain or (args.recipe and load_recipe(args.recipe).get("chain")):
+    given = (args.cfg_options or {}).get("chain") or (args.recipe and load_recipe(args.recipe).get("chain"))
+    if args.chain or given:
         return _run_chain(args)
     return run_verb(args, distill, NEXT)
 

@@ -41,6 +41,13 @@ def check_options(
         raise ConfigError(f"mask_ratio={method.mask_ratio}", "it is a share between 0 and 1", "e.g. 0.75")
     if reconstruct is not None and method.mask not in ("student", "both"):
         raise ConfigError("reconstruct needs a masked student", "hidden pixels are predicted", "add mask='student'")
+    if reconstruct is not None and (student.num_prefix_tokens != 1 or any(s % student.patch_size for s in
+                                                                          student.img_size)):  # fmt: skip
+        raise ConfigError(
+            f"reconstruct with {student.num_prefix_tokens} prefix tokens at {student.img_size[0]} pixels",
+            "MAE's decoder needs a class token only, and whole patches",
+            f"use a student without distillation token and a multiple of {student.patch_size} pixels",
+        )
     widths = (student.embed_dim, int(teacher.embed_dim))
     relations = any(target.kind == "relation" for target in method.targets)
     if relations and any(width % method.relation_heads for width in widths):
@@ -57,6 +64,12 @@ def check_options(
             "tokens are paired one to one",
             f"choose a teacher with patch size {student.patch_size}, or align='image' (the teacher's photo is "
             "resized until its grid is the student's) or align='tokens' (its tokens are resampled)",
+        )
+    if method.align is None and not isinstance(teacher, ViT) and any(s % student.patch_size for s in student.img_size):
+        raise ConfigError(
+            f"{student.img_size[0]} pixels are no multiple of the patch of {student.patch_size}",
+            "our student pads such photos, timm's teachers do not",
+            f"use a multiple of {student.patch_size} pixels, or align='image' (the teacher's photo is stretched)",
         )
     if method.align == "tokens" and method.mask in ("teacher", "both"):
         raise ConfigError(

@@ -10,7 +10,10 @@ BETA = 2.0  # of the smooth L1 loss, as published
 
 
 def whiten(x_BTD: Tensor) -> Tensor:
-    """LayerNorm without scale and shift over the channels: what a feature target is compared in (equation 7)."""
+    """LayerNorm without scale and shift over the channels: what a feature target is compared in (equation 7).
+
+    With PyTorch's epsilon, 1e-5: channels that deviate by less than about 0.01 come out smaller.
+    """
     return F.layer_norm(x_BTD, x_BTD.shape[-1:])
 
 
@@ -29,7 +32,8 @@ def class_token_kl(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
     """KL(teacher || student) of two class tokens, mean over the batch (equation 6).
 
     The paper does not say how a token becomes a distribution: a softmax over the channels is our reading, the only one
-    that makes its equation 5 valid. A student of another width is mapped to the teacher's before (linear).
+    that makes its equation 5 valid. The token is the block's output, before any final norm, as the features are; where
+    few channels rule it, they rule the distribution. A student of another width is mapped to the teacher's (linear).
     """
     log_s, log_t = student_BD.float().log_softmax(-1), teacher_BD.float().log_softmax(-1)
     return (log_t.exp() * (log_t - log_s)).sum(-1).mean()

@@ -52,7 +52,7 @@ class TinyMIM(nn.Module):
             with a ``weight``. Needs a masked student.
         teacher_drop_path: Stochastic depth of the teacher's blocks, constant (table 13); 0: none.
         align: For patch grids that differ: "image" resizes the teacher's photo until its grid is the student's,
-            "tokens" resamples the teacher's tokens (bilinear).
+            "tokens" resamples the teacher's tokens (bilinear; its photo is first resized up to whole patches).
 
     Raises:
         ConfigError: unknown model class or word, other patch size without ``align``, no such block, or heads that do
@@ -139,9 +139,7 @@ class TinyMIM(nn.Module):
         """:meth:`losses` of a student that has been read at :meth:`student_taps`."""
         grid = patch_grid(self.student, (student_images.shape[2], student_images.shape[3]))
         keep_BV = self.visible(order_BN)
-        if self.align == "image":
-            size = [side * patch_size(self.teacher) for side in grid]
-            teacher_images = F.interpolate(teacher_images, size=size, mode="bicubic", antialias=True)
+        teacher_images = self.fit(teacher_images, grid)
         with torch.no_grad():
             taught = read(self.teacher, teacher_images, self._wanted("teacher"), self.visible(order_BN, "teacher"))
         losses: dict[str, Tensor] = {}
@@ -175,7 +173,18 @@ class TinyMIM(nn.Module):
         """The visible patches (B, V), or those one side alone is shown; None: all."""
         if order_BN is None or (side is not None and self.mask not in (side, "both")):
             return None
-        return order_BN[:, : int(order_BN.shape[1] * (1 - self.mask_ratio))]
+        return order_BN[:, : max(int(order_BN.shape[1] * (1 - self.mask_ratio)), 1)]
+
+    def fit(self, teacher_images: Tensor, grid: tuple[int, int]) -> Tensor:
+        """The teacher's photos, resized with ``align``: "image" to the student's grid, "tokens" up to whole patches."""
+        if self.align is None:
+            return teacher_images
+        shown = teacher_images.shape[2:]
+        wanted = grid if self.align == "image" else patch_grid(self.teacher, (shown[0], shown[1]))
+        size = [side * patch_size(self.teacher) for side in wanted]
+        if self.align == "tokens" and size == [*shown]:
+            return teacher_images
+        return F.interpolate(teacher_images, size=size, mode="bicubic", antialias=True)
 
     def student_taps(self) -> dict[int, tuple[str, ...]]:
         """What the losses read from the student: block -> taps."""

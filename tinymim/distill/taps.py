@@ -7,8 +7,9 @@
     output       (B, T, D) F_i, the stream after the block
 
 Layer scale counts to what is added, drop path does not. Models of ours are run block by block; timm's are run as they
-are and watched with hooks, so every timm model with ``blocks`` that calls PyTorch's fused attention can be read:
-VisionTransformer (MAE, DeiT, DINOv2, CLIP, SigLIP), BEiT and BEiT v2, EVA-02 and DINOv3, SAM's image encoder.
+are and watched with hooks, where their blocks attend first and then feed forward, by PyTorch's fused attention:
+VisionTransformer (MAE, DeiT, DINOv2, CLIP, SigLIP), BEiT and BEiT v2, EVA-02 and DINOv3, SAM's image encoder. Parallel
+blocks and differential attention are refused.
 
 Legend: B = batch, T = tokens, H = heads, C = channels a head, D = width, V = visible patches.
 """
@@ -126,6 +127,9 @@ class _Watch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self.seen is not None and func is F.scaled_dot_product_attention:
+            if args[0].shape[-1] != args[2].shape[-1]:
+                raise ConfigError("q and v of this teacher are of two widths", "its attention is a difference of two",
+                                  "choose another teacher")  # fmt: skip
             for name, value in zip(QKV, args, strict=False):
                 value_BHTC = value if value.ndim == 4 else value.unflatten(0, (self.batch, -1))  # SAM's: (B * H, T, C)
                 self.seen[name] = value_BHTC.transpose(1, 2).flatten(2)
@@ -150,16 +154,28 @@ def _read_timm(
         def between(_: Any, args: Any) -> None:
             stream["mid"] = args[0].reshape(stream["in"].shape)  # SAM's is flat from here on
 
+        def adds(name: str) -> Any:
+            def note(_: Any, args: Any) -> None:
+                stream[name] = args[0]
+
+            return note
+
         def leave(_: Any, args: Any, result: Tensor) -> None:
             watch.seen = None
             if not set(wanted[block]) <= set(QKV):
-                taps = {"attn_pre": stream["mid"] - stream["in"], "attn_post": stream["mid"],
-                        "ffn_pre": result - stream["mid"], "output": result}  # fmt: skip
-                out[block] |= {name: value.flatten(1, -2) for name, value in taps.items()}
+                windowed = len(stream["attn_pre"]) != watch.batch  # SAM's windows are put together behind it
+                taps = {"attn_pre": stream["mid"] - stream["in"] if windowed else stream["attn_pre"],
+                        "attn_post": stream["mid"], "ffn_pre": stream["ffn_pre"], "output": result}  # fmt: skip
+                out[block] |= {name: value.reshape(watch.batch, -1, value.shape[-1]) for name, value in taps.items()}
             if last:
                 raise _Enough
 
+        before_drop_path = [
+            module.get_submodule(part).register_forward_pre_hook(adds(name))
+            for part, name in (("drop_path1", "attn_pre"), ("drop_path2", "ffn_pre")) if set(wanted[block]) - set(QKV)
+        ]  # fmt: skip
         return [
+            *before_drop_path,
             module.register_forward_pre_hook(enter),
             module.norm2.register_forward_pre_hook(between),
             module.register_forward_hook(leave),
@@ -201,6 +217,9 @@ def _check(model: Any, wanted: Mapping[int, Collection[str]], keep_BV: Tensor | 
         if unknown := [name for name in names if name not in TAPS]:
             raise ConfigError(f"no tap {unknown[0]!r}", f"the taps are {', '.join(TAPS)}", "choose of them")
         module = model.blocks[block - 1]
+        if not isinstance(model, ViT) and not (hasattr(module, "attn") and hasattr(module, "norm2")):
+            raise ConfigError(f"block {block} is a {type(module).__name__}", "it does not attend first and then feed "
+                              "forward, which is what is read", "choose another teacher")  # fmt: skip
         if getattr(module, "window_size", 0) and set(names) & set(QKV):
             whole = [i + 1 for i, each in enumerate(model.blocks) if not each.window_size]
             raise ConfigError(

@@ -60,7 +60,9 @@ def parse_target(word: str, teacher_depth: int, student_depth: int, teacher_bloc
     Raises:
         ConfigError: not such a word, or a block the model does not have.
     """
-    match = re.fullmatch(rf"({RELATION}|{'|'.join(WORDS)})(?:@(\d+))?(?::(\d+))?(?:=([0-9.]+(?:e-?\d+)?))?", word)
+    match = re.fullmatch(
+        rf"({RELATION}|{'|'.join(WORDS)})(?:@(\d+))?(?::(\d+))?(?:=(\d+(?:\.\d*)?(?:e-?\d+)?|\.\d+))?", word
+    )
     if match is None:
         raise ConfigError(
             f"target {word!r} is not understood",

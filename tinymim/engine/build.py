@@ -11,6 +11,7 @@ from torch import nn
 from tinymim.compat import is_first_process
 from tinymim.distill import SeveralTeachers, TinyMIM
 from tinymim.distill.taps import QKV
+from tinymim.distill.targets import parse_target
 from tinymim.errors import CheckpointError, ConfigError
 from tinymim.models import ViT, create_model
 from tinymim.models.mae import MAE
@@ -117,10 +118,9 @@ def _with_teacher(
     d = config.decoder
     decoder = dict(decoder_dim=d["dim"], decoder_depth=d["depth"], decoder_heads=d["heads"], norm_pix=config.norm_pix,
                    weight=config.reconstruct)  # fmt: skip
-    block = wish["target_block"] or default_target_block(len(teacher.model.blocks))  # type: ignore[arg-type]
-    learned = teacher.relations[1] if teacher.relations and teacher.relations[0] == block else None
+    block, learned = _reading(wish, teacher, encoder.depth)
     method = TinyMIM(
-        encoder, teacher.model, targets=wish["targets"], target_block=wish["target_block"],
+        encoder, teacher.model, targets=wish["targets"], target_block=block,
         relation_heads=wish["relation_heads"] or learned, softmax=config.softmax, class_token=config.class_token,
         mask=config.mask, mask_ratio=config.mask_ratio,
         reconstruct=decoder if config.reconstruct and first else None,
@@ -143,9 +143,40 @@ def _with_teacher(
     return method, teacher
 
 
+def _reading(wish: dict[str, Any], teacher: Teacher, student_depth: int) -> tuple[int, int | None]:
+    """The block that words without one read, and the heads that the teacher's own relations are grouped in, if read.
+
+    A student of ours is read where and as it learned its relations, unless another block is asked for.
+
+    Raises:
+        ConfigError: relations of that block and of another one at once, whose heads are others.
+    """
+    depth = len(teacher.model.blocks)  # type: ignore[arg-type]
+    at, learned = teacher.relations or (default_target_block(depth), None)
+    block = wish["target_block"] or at
+    words = [wish["targets"]] if isinstance(wish["targets"], str) else wish["targets"]
+    targets = [parse_target(word, depth, student_depth, block) for word in words]
+    read = {target.teacher_block for target in targets if target.kind == "relation"}
+    if learned is None or at not in read:
+        return block, None
+    if len(read) > 1 and not wish["relation_heads"]:
+        raise ConfigError(
+            f"relations of the blocks {', '.join(map(str, sorted(read)))} of {teacher.name}",
+            f"it learned those of block {at} in {learned} heads, which the others do not have",
+            f"choose for all of them: --cfg-options relation_heads={learned}",
+        )
+    return block, learned
+
+
 def learned_relations(network: nn.Module) -> tuple[int, int] | None:
-    """Student block and heads of the relations a student learned at its deepest block; it teaches with the same."""
-    if not isinstance(network, TinyMIM):
-        return None
-    blocks = [target.student_block for target in network.targets if target.kind == "relation"]
-    return (max(blocks), network.relation_heads) if blocks else None
+    """Student block and heads of the relations a student learned at its deepest block; it teaches with the same.
+
+    None for a student of several teachers that do not agree.
+    """
+    methods: list[Any] = [*network.methods] if isinstance(network, SeveralTeachers) else [network]
+    found = set()
+    for method in methods:
+        targets = method.targets if isinstance(method, TinyMIM) else []
+        if blocks := [target.student_block for target in targets if target.kind == "relation"]:
+            found.add((max(blocks), method.relation_heads))
+    return found.pop() if len(found) == 1 else None

@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from tinymim.compat import is_first_process
+from tinymim.distill.targets import parse_target
 from tinymim.engine.recipe import load_recipe
 from tinymim.engine.run import RunResult, run
 from tinymim.errors import ConfigError
@@ -79,7 +80,8 @@ def distill_chain(
         overwrite: Replace what is in ``out``.
         dry_run: One step of every hop, memory and time, no files.
         teacher_weights: File for a timm teacher (of the first hop).
-        cfg_options: Dotted recipe keys, for every hop.
+        cfg_options: Dotted recipe keys, for every hop; ``target_block`` and ``teacher_heads`` are the first teacher's
+            (students are read where they learned their relations; a hop's own overrides say otherwise).
         options: Other keywords of :func:`tinymim.engine.run.run`, for every hop.
 
     Raises:
@@ -94,22 +96,29 @@ def distill_chain(
     if len(hops) != len(students):
         raise ConfigError(f"{recipe} has {len(hops)} hops for {len(students)} students",
                           "each student may have a dict of overrides", "give one a student, {} for none")  # fmt: skip
+    common = {k: v for k, v in (cfg_options or {}).items() if k not in ("chain", "hops")}
+    if load_recipe(recipe).target_block:
+        raise ConfigError(f"{recipe} has a target_block", "it would be read of every student, too",
+                          "write it into the first of its hops: hops=[dict(target_block=18), {}, ...]")  # fmt: skip
+    first = {"target_block": common.pop("target_block", None), "teacher_weights": teacher_weights,
+             "teacher_heads": options.pop("teacher_heads", None)}  # fmt: skip
+    overrides = [{**common, **(first if i == 0 else {}), **hop} for i, hop in enumerate(hops)]
+    _check_hops(recipe, students, overrides, options)
     folder = Path(out or f"runs/{Path(recipe).stem}")
     if not dry_run and is_first_process():
         _open(folder, config.chain, resume=resume, overwrite=overwrite)
-    common = {k: v for k, v in (cfg_options or {}).items() if k not in ("chain", "hops")}
-    ended = json.loads((folder / "chain.json").read_text())["hops"] if resume else []
+    ended = _read(folder)["hops"] if resume else []
     result = ChainResult(folder, Path())
     told: list[dict[str, Any]] = []
     scratch = TemporaryDirectory()  # of a dry run: untrained students, to measure the next hop with
-    for number, (student, hop) in enumerate(zip(students, hops, strict=True), 1):
+    for number, (student, hop) in enumerate(zip(students, overrides, strict=True), 1):
         name = f"{number}_{student.removeprefix('tinymim_vit_')}"
         begun = (folder / name / "config.py").is_file()
-        print(f"hop {number} of {len(students)}: {student} from {teacher if number == 1 else told[-1]['run']}")
+        if is_first_process():
+            print(f"hop {number} of {len(students)}: {student} from {teacher if number == 1 else told[-1]['run']}")
         done = run(
             recipe, "tinymim", teacher=teacher, student=student, out=folder / name, resume=resume and begun,
-            overwrite=not begun, dry_run=dry_run, teacher_weights=teacher_weights if number == 1 else None,
-            title=f"hop {number}/{len(students)}", cfg_options={**common, **hop}, **options,
+            overwrite=not begun, dry_run=dry_run, title=f"hop {number}/{len(students)}", cfg_options=hop, **options,
         )  # fmt: skip
         result.hops.append(done)
         entry = {"run": name, "student": student, "teacher": teacher, "relations": done.relations, "steps": done.steps,
@@ -121,9 +130,7 @@ def distill_chain(
         teacher = str(result.student)
         if dry_run:
             teacher = str(Path(scratch.name) / f"{name}.pth")
-            save_student(
-                _untrained(recipe, student, {**common, **hop}, options), teacher, {"relations": done.relations}
-            )
+            save_student(_untrained(recipe, student, hop, options), teacher, {"relations": done.relations})
     scratch.cleanup()
     return result
 
@@ -134,6 +141,36 @@ def _untrained(recipe: str, student: str, overrides: dict[str, Any], options: di
     return create_model(config.student, img_size=config.img_size, **config.student_args)
 
 
+def _check_hops(recipe: str, students: list[str], overrides: list[dict[str, Any]], options: dict[str, Any]) -> None:
+    """Refuse before the first hop what a later one would stumble over.
+
+    Raises:
+        ConfigError: other teachers, an unknown key, or a block that a student does not have.
+    """
+    depth = 0  # of the first teacher: not known yet
+    for student, hop in zip(students, overrides, strict=True):
+        own = {key: value for key, value in {**options, "student": student}.items() if key in ("student", "targets")}
+        config = load_recipe(recipe, {**own, **hop}, "tinymim")
+        if config.teachers:
+            raise ConfigError("teachers beside a chain", "each student is the next teacher, and the only one",
+                              "leave teachers out")  # fmt: skip
+        deep = int(config.student_args.get("depth", 12))
+        for word in config.targets if depth else ():
+            parse_target(word, depth, deep, config.target_block)
+        depth = deep
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    """chain.json of a folder; an empty one where there is none."""
+    file = folder / "chain.json"
+    try:
+        return json.loads(file.read_text()) if file.is_file() else {"chain": None, "hops": []}
+    except ValueError as error:
+        raise ConfigError(
+            f"cannot read {file}", f"it is damaged ({error})", "start the chain anew with --overwrite"
+        ) from None
+
+
 def _open(folder: Path, chain: str, *, resume: bool, overwrite: bool) -> None:
     """Make or reopen the chain's folder.
 
@@ -142,7 +179,7 @@ def _open(folder: Path, chain: str, *, resume: bool, overwrite: bool) -> None:
     """
     file = folder / "chain.json"
     if resume:
-        before = json.loads(file.read_text())["chain"] if file.is_file() else None
+        before = _read(folder)["chain"]
         if before != chain:
             raise ConfigError(
                 f"{folder} holds " + (f"the chain {before}" if before else "no chain to resume"),

@@ -198,7 +198,7 @@ def finetune(
     barrier()
     runner = make_runner(folder, wrapped, loader, plan, config, optimizer, hooks, scaled=scaled, start=start,
                          options=options)  # fmt: skip
-    seconds = train(runner, folder)
+    seconds = train(runner, folder) + (state or {}).get("seconds", 0.0)
     scores = monitor.last_val
     result = FinetuneResult(folder, folder / "classifier.pth", folder / "metrics.jsonl", plan.steps, seconds,
                             len(photos.classes), monitor.val_photos, scores.get("val_top1"),

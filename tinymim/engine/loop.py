@@ -279,6 +279,7 @@ class SaveHook(Hook):
         self.state, self.micro_batch = state, micro_batch
 
     def before_train(self, runner: Any) -> None:
+        self.began = time.monotonic() - (self.state or {}).get("seconds", 0.0)
         if self.state is not None:
             runner.optim_wrapper.load_state_dict(self.state["optimizer"])
 
@@ -295,6 +296,7 @@ class SaveHook(Hook):
         save_torch(
             {
                 "step": runner.iter,
+                "seconds": time.monotonic() - self.began,
                 "micro_batch": self.micro_batch,
                 "model": model.learned.state_dict(),
                 "optimizer": runner.optim_wrapper.state_dict(),

@@ -12,8 +12,10 @@ from tinymim.errors import ConfigError
 from tinymim.models.registry import model_names
 
 FOLDER = Path(__file__).resolve().parents[1] / "recipes"
-CHOICES = {"method": ("tinymim", "mae", "finetune"), "precision": ("auto", "fp32", "bf16", "fp16"),
-           "distillation": ("hard", "soft")}  # fmt: skip
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "method": ("tinymim", "mae", "finetune"), "precision": ("auto", "fp32", "bf16", "fp16"),
+    "distillation": ("hard", "soft"), "class_token": (None, True, False), "softmax": (True, False),
+}  # fmt: skip
 NUMBERS: dict[str, tuple[Any, float, float]] = {  # key -> kind, least, most
     "batch_size": (int, 1, math.inf), "img_size": (int, 16, math.inf), "workers": (int, 0, math.inf),
     "seed": (int, 0, math.inf), "epochs": (int | float, 0, math.inf), "base_lr": (int | float, 0, math.inf),
@@ -25,7 +27,7 @@ NUMBERS: dict[str, tuple[Any, float, float]] = {  # key -> kind, least, most
     "min_lr": (int | float, 0, math.inf), "mask_ratio": (int | float, 0, 1), "mixup_prob": (int | float, 0, 1),
     "switch_prob": (int | float, 0, 1), "color_jitter": (int | float, 0, math.inf), "micro_batch": (int, 1, math.inf),
     "save_every": (int, 1, math.inf), "val_every": (int, 1, math.inf), "watch_every": (int, 0, math.inf),
-    "probe_photos": (int, 1, math.inf),
+    "probe_photos": (int, 1, math.inf), "target_block": (int, 1, math.inf), "relation_heads": (int, 1, math.inf),
 }  # fmt: skip
 PAIRS = {"crop_scale": "0 < least <= most <= 1", "betas": "from 0 to below 1"}
 ABOVE = ("epochs", "layer_decay", "tau", "base_lr", "mask_ratio")  # not 0
@@ -93,7 +95,9 @@ def _check(recipe: Config) -> None:
     for key, allowed in CHOICES.items():
         if key in recipe and recipe[key] not in allowed:
             raise ConfigError(
-                f"{key}={recipe[key]!r}", f"it must be one of {', '.join(allowed)}", f"--cfg-options {key}={allowed[0]}"
+                f"{key}={recipe[key]!r}",
+                f"it must be one of {', '.join(map(str, allowed))}",
+                f"--cfg-options {key}={allowed[-1]}",
             )
     if recipe.student not in model_names():
         near = difflib.get_close_matches(str(recipe.student), model_names(), n=1)

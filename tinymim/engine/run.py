@@ -20,6 +20,7 @@ from tinymim.engine.plan import make_plan, measure, micro_batch, padding
 from tinymim.engine.recipe import load_recipe
 from tinymim.engine.session import barrier, check_folder, join_processes, make_runner, open_folder, train, train_loader
 from tinymim.engine.watch import read_probe, watch_hooks
+from tinymim.errors import ConfigError
 from tinymim.files import describe_file, describe_files, note_output
 from tinymim.models import ViT, load_weights, save_student
 from tinymim.models.mae import MAE
@@ -126,6 +127,9 @@ def run(
         targets=targets,
     )  # fmt: skip
     config = load_recipe(recipe, {**overrides, **(cfg_options or {})}, method)
+    if teacher and config.teachers and not overrides.get("teachers"):
+        raise ConfigError(f"--teacher {teacher} and the recipe's teachers", "they are named twice",
+                          "write it into teachers, or leave --teacher out")  # fmt: skip
     place = use_device(device)
     options: dict[str, Any] = {}
     rank, world = join_processes(place, options)
@@ -196,6 +200,6 @@ def run(
     hooks = [schedule, monitor, *watching, saver]
     runner = make_runner(folder, wrapped, loader, plan, config, optimizer, hooks, scaled=scaled, start=start,
                          options=options)  # fmt: skip
-    seconds = train(runner, folder)
+    seconds = train(runner, folder) + (state or {}).get("seconds", 0.0)
     return RunResult(folder, folder / "student.pth", folder / "metrics.jsonl", plan.steps, seconds, monitor.last,
                      monitor.val, monitor.skipped, learned_relations(network))  # fmt: skip

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from mmengine.config import Config
@@ -25,17 +25,19 @@ from tinymim.analysis.health import (
     attention_entropy,
     method_head_kl,
 )
-from tinymim.analysis.probes import embed, knn_accuracy, linear_probe
+from tinymim.analysis.probes import embed, knn_accuracy, linear_probe, trained_depth
 from tinymim.data.imagenet import ClassFolder, read_class_folder
 from tinymim.data.photos import Photos, collate
 from tinymim.distill import SeveralTeachers, TinyMIM
 from tinymim.engine.loop import bare
 from tinymim.engine.model import PretrainModel
 from tinymim.errors import ConfigError
+from tinymim.models.vit import ViT
 
 WATCHED = 32  # photos whose activations are looked at
 BATCH = 64  # photos embedded at once
 INT8 = "tinymim-export --checkpoint segmentor.pth --precision int8 --calibration PHOTOS --data FOLDER"
+A_CLASS = 5  # photos of a class that a probe has at least
 HELD_OUT = 5  # every so many photos of a folder that is not split are for validation
 
 
@@ -52,7 +54,8 @@ def read_probe(folder: str | Path, most: int) -> Probe:
 
     Args:
         folder: The folder.
-        most: Photos of each of the two, chosen by a draw that is always the same.
+        most: Photos of each of the two, chosen by a draw that is always the same: as many of each class, and
+            :data:`A_CLASS` at least, of some classes only where there are too many (with 500, 100 of ImageNet's).
 
     Raises:
         DataError: see :func:`tinymim.data.imagenet.read_class_folder`.
@@ -60,14 +63,28 @@ def read_probe(folder: str | Path, most: int) -> Probe:
     folder = Path(folder)
     if (folder / "train").is_dir() and (folder / "val").is_dir():
         train = read_class_folder(folder / "train")
-        return Probe(_draw(train, most), _draw(read_class_folder(folder / "val", train.classes), most))
-    pairs = _draw(read_class_folder(folder), HELD_OUT * most)
-    return Probe([pair for i, pair in enumerate(pairs) if i % HELD_OUT][:most], pairs[::HELD_OUT])
+        val = read_class_folder(folder / "val", train.classes)
+        return Probe(_draw(train, most, most), _draw(val, most, most))
+    pairs = _draw(read_class_folder(folder), HELD_OUT * most, most)
+    held_out = [pair for i, pair in enumerate(pairs) if i % HELD_OUT == 0][:most]
+    return Probe([pair for i, pair in enumerate(pairs) if i % HELD_OUT][:most], held_out)
 
 
-def _draw(folder: ClassFolder, most: int) -> list[tuple[Path, int]]:
-    order = torch.randperm(len(folder.files), generator=torch.Generator().manual_seed(0))[:most]
-    return [(folder.files[i], int(folder.labels[i])) for i in order.tolist()]
+def _draw(folder: ClassFolder, count: int, most: int) -> list[tuple[Path, int]]:
+    """Photos of classes that are spread evenly over all, one of each class after the other."""
+    classes = len(folder.classes)
+    kept = max(min(classes, most // A_CLASS), min(classes, 2))
+    chosen = {i * classes // kept for i in range(kept)}
+    order = torch.randperm(len(folder.files), generator=torch.Generator().manual_seed(0)).tolist()
+    seen: dict[int, int] = {}
+    ranked = []
+    for i in order:
+        label = int(folder.labels[i])
+        if label in chosen:
+            seen[label] = seen.get(label, 0) + 1
+            ranked.append((seen[label], i))
+    ranked.sort(key=lambda pair: pair[0])  # stable: within a rank as drawn
+    return [(folder.files[i], int(folder.labels[i])) for _, i in ranked[:count]]
 
 
 def watch_hooks(out: Path, config: Config, epoch: int, photos: list[Path], probe: Probe | None) -> list[Hook]:
@@ -105,7 +122,8 @@ class WatchHook(Hook):
 
     ``kl_qk/head_05`` (nats), ``entropy/block_03/head_02`` (share of log T), ``outlier/block_03/fc1`` and
     ``outlier_channel/block_03/fc1`` (see :func:`tinymim.analysis.health.activation_outliers`), ``outlier/limit``,
-    ``knn_top1``, ``linear_top1`` (shares).
+    ``knn_top1``, ``linear_top1`` (shares), ``probe_classes`` (of how many classes). Of the block behind the last one
+    that is trained whole, only what enters qkv is looked at.
 
     Args:
         out: Run folder.
@@ -148,7 +166,7 @@ class WatchHook(Hook):
             file.write(json.dumps({"step": runner.iter, **values}) + "\n")
 
     def _health(self, model: PretrainModel, pixels: Tensor) -> dict[str, float]:
-        (own, *taught), encoder = model.views(pixels), model.encoder
+        (own, *taught), encoder = model.views(pixels), cast(ViT, model.encoder)
         values: dict[str, float] = {}
         methods: list[Any] = [*model.method.methods] if isinstance(model.method, SeveralTeachers) else [model.method]
         for number, method in enumerate(methods, 1):
@@ -158,7 +176,9 @@ class WatchHook(Hook):
                 values |= {f"kl_{teacher}{relation}/head_{i:02d}": kl for i, kl in enumerate(kl_M.tolist(), 1)}
         for block, shares in enumerate(attention_entropy(encoder, own)[1].tolist(), 1):
             values |= {f"entropy/block_{block:02d}/head_{i:02d}": share for i, share in enumerate(shares, 1)}
-        self.outliers = activation_outliers(encoder, own)
+        whole = trained_depth(encoder)  # of the block behind it, q, k, v alone are trained
+        self.outliers = [found if block <= whole else {"qkv": found["qkv"]}
+                         for block, found in enumerate(activation_outliers(encoder, own), 1)]  # fmt: skip
         for block, found in enumerate(self.outliers, 1):
             for name, outlier in found.items():
                 values[f"outlier/block_{block:02d}/{name}"] = outlier.ratio
@@ -171,6 +191,7 @@ class WatchHook(Hook):
         return {
             "knn_top1": knn_accuracy(train, train_labels, val, val_labels),
             "linear_top1": linear_probe(train, train_labels, val, val_labels),
+            "probe_classes": len(train_labels.unique()),
         }
 
     def _embed(
@@ -201,7 +222,8 @@ class WatchHook(Hook):
 
 def outlier_warning(outliers: list[dict[str, Outlier]]) -> str:
     """What to say of the last look: empty below :data:`OUTLIER_LIMIT`; the stream, which stays in float, aside."""
-    worst = [(found[name].ratio, block, name) for block, found in enumerate(outliers, 1) for name in LAYERS]
+    worst = [(found[name].ratio, block, name)
+             for block, found in enumerate(outliers, 1) for name in LAYERS if name in found]  # fmt: skip
     over = sorted((entry for entry in worst if entry[0] > OUTLIER_LIMIT), reverse=True)
     if not over:
         return ""

@@ -88,7 +88,7 @@ def _torch_load(path: Path) -> Any:
                     "give a .pth of tensors (torch.save(model.state_dict(), ...)) or a .safetensors file",
                 ) from error
             unsafe.add(found[1])
-        except (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"cannot read {path}",
                 f"the file is damaged or no PyTorch checkpoint ({type(error).__name__}: {str(error)[:160]})",

@@ -97,7 +97,7 @@ class MAE(nn.Module):
         B, N = len(images), (images.shape[2] // p) * (images.shape[3] // p)
         if ids_shuffle_BN is None:
             ids_shuffle_BN = torch.rand(B, N, device=images.device).argsort(dim=1)
-        visible = int(N * (1 - self.mask_ratio))
+        visible = max(int(N * (1 - self.mask_ratio)), 1)
         loss = self.pixel_loss(images, self.encode(images, ids_shuffle_BN[:, :visible]), ids_shuffle_BN)
         return {"pixel": loss, "loss": loss}
 
