@@ -1,6 +1,6 @@
 """The paper's headline rows: exact command lines, and what each costs by its dry run; writes docs/headline.md.
 
-    python tools/headline.py --data imagenet/train
+    python tools/headline.py --data imagenet/train --seg-data ADE20K
 
 Photos are only counted, not opened: a folder of 1,281,167 empty files in 1,000 sub-folders gives the same page.
 """
@@ -10,9 +10,13 @@ import contextlib
 import io
 import platform
 import sys
+from collections.abc import Callable
+
+import train_seg
 
 from tinymim.cli import main as tinymim
 from tinymim.cli import run_command
+from tinymim.engine import load_recipe
 from tinymim.errors import CheckFailed
 from tinymim.files import environment, write_text
 
@@ -27,13 +31,14 @@ LAUNCH = "torchrun --nnodes=4 --nproc_per_node=8 --rdzv-backend=c10d --rdzv-endp
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options."""
     parser.add_argument("--data", required=True, metavar="FOLDER", help="ImageNet's training photos, by class")
+    parser.add_argument("--seg-data", required=True, metavar="FOLDER", help="ADE20K, or a few pairs of it")
     parser.add_argument("--out", default="docs/headline.md", metavar="FILE")
 
 
-def dry_run(argv: list[str]) -> str:
+def dry_run(command: Callable[[list[str]], int], argv: list[str]) -> str:
     """What a command prints about its cost."""
     with contextlib.redirect_stdout(io.StringIO()) as said:
-        code = tinymim([*argv, "--dry-run"])
+        code = command([*argv, "--dry-run"])
     if code:
         raise CheckFailed(f"{' '.join(argv)} ended with {code}", "its message is above", "correct that first")
     return "\n".join(line for line in said.getvalue().splitlines() if line.strip())
@@ -52,15 +57,20 @@ def run(args: argparse.Namespace) -> int:
         "not public). In the paper's logs ADE20K takes 0.456 s a step and 25.2 GB a GPU for B on 8 V100 (28 hours).",
         "",
         f"Dry runs: {platform.system()}, {env['cpu']}, {env['cores']} cores, busy with other work, no GPU; {versions}.",
-        "Memory and FLOP hold anywhere, hours on a processor for this one only. A teacher that is not there yet is",
-        "stood in for.",
+        "FLOP hold anywhere, hours on a processor for this one only. Memory is of float32 activations of the images a",
+        "GPU has in the launch lines; half precision and a smaller `micro_batch` take less. A teacher that is not",
+        "there yet is stood in for. Segmentation: one of the 8 GPUs, with its 2 of 16 crops a step.",
     ]
     for size, (top1, miou, recipe, config) in SIZES.items():
         student = f"runs/{recipe}/student.pth"
-        distil = ["distill", "--recipe", recipe, "--data", args.data]
-        tune = ["finetune", "--recipe", f"finetune_{size}", "--data", args.data]
+        distil = ["distill", "--recipe", recipe, "--data", args.data, "--cfg-options", f"micro_batch={4096 // 32}"]
+        share = load_recipe(f"finetune_{size}").batch_size // 8
+        tune = ["finetune", "--recipe", f"finetune_{size}", "--data", args.data, "--cfg-options",
+                f"micro_batch={share}"]  # fmt: skip
         print(f"{size}: dry runs")
-        costs = dry_run(distil), dry_run(tune)
+        costs = [dry_run(tinymim, distil), dry_run(tinymim, tune),
+                 dry_run(train_seg.main, [config, "--data-root", args.seg_data])]  # fmt: skip
+        costs = [cost.replace(args.data, "imagenet/train") for cost in costs]
         lines += [
             "", f"## TinyMIM-{size[0].upper()}: {top1} top-1, {miou} mIoU in the paper", "",
             "```bash",
@@ -69,8 +79,9 @@ def run(args: argparse.Namespace) -> int:
             "--data imagenet/train --val-data imagenet/val",
             f"torchrun --nproc_per_node=8 tools/train_seg.py mmseg_configs/{config}.py --data-root ADE20K "
             f"--student {student} --work-dir runs/{config}",
-            "```", "", "`distill --dry-run`:", "", "```", costs[0].replace(args.data, "imagenet/train"), "```", "",
-            "`finetune --dry-run`:", "", "```", costs[1].replace(args.data, "imagenet/train"), "```",
+            "```", "", "`distill --dry-run`:", "", "```", costs[0], "```", "",
+            "`finetune --dry-run`:", "", "```", costs[1], "```", "",
+            "`train_seg.py --dry-run`:", "", "```", costs[2], "```",
         ]  # fmt: skip
     lines += [
         "",

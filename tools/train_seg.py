@@ -34,16 +34,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "tinymim.load_weights reads; without it training starts from scratch")  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="go on exactly where the run in --work-dir stopped")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --work-dir")
+    parser.add_argument("--dry-run", action="store_true", help="one step on random pixels: memory and time, no files")
     parser.add_argument("--amp", action="store_true", help="mixed precision: bfloat16, on GPUs without it float16")
     add_data_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Train, print the scores and what to type next."""
-    from tinymim.seg import train_segmentor
+    from tinymim.seg import estimate_segmentor, train_segmentor
     from tinymim_export.report import run_report
 
-    values = {key: value for key, value in vars(args).items() if key != "launcher"}
+    values = {key: value for key, value in vars(args).items() if key not in ("launcher", "dry_run")}
+    if args.dry_run:
+        unused = ("student", "work_dir", "resume", "overwrite", "amp")
+        print(estimate_segmentor(**{key: value for key, value in values.items() if key not in unused}))
+        return 0
     values["work_dir"] = args.work_dir or Path("runs") / Path(args.config).name.removesuffix(".py")
     result = train_segmentor(**values)
     if is_first_process():

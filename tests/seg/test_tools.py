@@ -46,6 +46,31 @@ def test_train_then_test(scenes, small, tmp_path, capsys):
     assert json.loads(result.read_text())["mIoU"] == json.loads((folder / "result.json").read_text())["mIoU"]
 
 
+def test_dry_run(scenes, small, tmp_path, capsys, monkeypatch):
+    """Memory, time and FLOP of the run, counted on its own model; nothing is written."""
+    from tinymim.seg import estimate_segmentor
+
+    monkeypatch.chdir(tmp_path)
+    arguments = ["upernet_tinymim_demo", "--data-root", str(scenes), "--dry-run", "--cfg-options"]
+    assert train_seg.main([*arguments, *told(small(**{"train_cfg.max_iters": 2}))]) == 0
+    said = capsys.readouterr().out
+    assert "2 steps of" in said
+    assert "M trained parameters" in said
+    assert not list(tmp_path.iterdir())
+    few, many = (
+        estimate_segmentor(
+            "upernet_tinymim_demo",
+            data_root=scenes,
+            cfg_options=small(**{"train_cfg.max_iters": steps, "train_dataloader.batch_size": batch}),
+        )
+        for steps, batch in ((2, 2), (4, 4))
+    )
+    assert few.flop_per_crop == many.flop_per_crop > 1e6
+    assert few.bytes_per_crop == many.bytes_per_crop
+    assert many.gib - few.gib == pytest.approx(2 * 1.5 * few.bytes_per_crop / 2**30)
+    assert f"{few.flop_per_crop * 4 / 1e18:.3g} EFLOP" in str(few)
+
+
 def test_bad_input_exits_2_with_three_parts(scenes, small, tmp_path, capsys):
     assert train_seg.main(["upernet_tinymim_demo", "--data-root", str(tmp_path / "absent")]) == 2
     error = capsys.readouterr().err

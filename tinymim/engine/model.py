@@ -1,6 +1,6 @@
 """What MMEngine's Runner trains: a method of ours behind the BaseModel interface, uint8 photos in, named losses out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -145,7 +145,12 @@ def cpu_has_bf16() -> bool:
 
 
 def saved_bytes_per_image(model: Trainable, batch: dict[str, Tensor]) -> int:
-    """Bytes autograd keeps per image of one forward pass, counted through its saved tensors (any device)."""
+    """:func:`saved_bytes` of one forward pass, an image."""
+    return saved_bytes(model, lambda: model(**batch)["loss"]) // len(batch["image"])
+
+
+def saved_bytes(model: nn.Module, loss: Callable[[], Tensor]) -> int:
+    """Bytes autograd keeps for a loss, counted through its saved tensors (any device), without the parameters."""
     seen: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -154,6 +159,6 @@ def saved_bytes_per_image(model: Trainable, batch: dict[str, Tensor]) -> int:
 
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
-        loss = model(**batch)["loss"]
-    del loss
-    return sum(size for pointer, size in seen.items() if pointer not in own) // len(batch["image"])
+        kept = loss()
+    del kept
+    return sum(size for pointer, size in seen.items() if pointer not in own)

@@ -12,6 +12,7 @@ warnings.filterwarnings(
 
 from tinymim.seg.backbone import TinyMIMBackbone  # noqa: E402
 from tinymim.seg.dataset import LoadLabel, LoadPhoto, ResumableSampler, TinyMIMSegDataset  # noqa: E402
+from tinymim.seg.dry_run import SegCost, estimate_segmentor  # noqa: E402
 from tinymim.seg.hooks import RunFolderHook  # noqa: E402
 from tinymim.seg.loop import ResumableTrainLoop  # noqa: E402
 from tinymim.seg.metric import SegMetric, SegResult  # noqa: E402
@@ -25,11 +26,13 @@ __all__ = [
     "ResumableSampler",
     "ResumableTrainLoop",
     "RunFolderHook",
+    "SegCost",
     "SegMetric",
     "SegResult",
     "TinyMIMBackbone",
     "TinyMIMLayerDecayOptimizerConstructor",
     "TinyMIMSegDataset",
+    "estimate_segmentor",
     "load_segmentor",
     "test_segmentor",
     "train_segmentor",
