@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         f"Dry runs: {platform.system()}, {env['cpu']}, {env['cores']} cores, busy with other work, no GPU; {versions}.",
         "FLOP hold anywhere, hours on a processor for this one only. Memory is of float32 activations of the images a",
         "GPU has in the launch lines; half precision and a smaller `micro_batch` take less. A teacher that is not",
-        "there yet is stood in for. Segmentation: one of the 8 GPUs, with its 2 of 16 crops a step.",
+        "there yet is stood in for. Segmentation: a step's 16 crops in one process; each of 8 GPUs has 2.",
     ]
     for size, (top1, miou, recipe, config) in SIZES.items():
         student = f"runs/{recipe}/student.pth"
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
             f"torchrun --nproc_per_node=8 -m tinymim finetune --recipe finetune_{size} --student {student} "
             "--data imagenet/train --val-data imagenet/val",
             f"torchrun --nproc_per_node=8 tools/train_seg.py mmseg_configs/{config}.py --data-root ADE20K "
-            f"--student {student} --work-dir runs/{config}",
+            f"--student {student} --work-dir runs/{config} --cfg-options train_dataloader.batch_size=2",
             "```", "", "`distill --dry-run`:", "", "```", costs[0], "```", "",
             "`finetune --dry-run`:", "", "```", costs[1], "```", "",
             "`train_seg.py --dry-run`:", "", "```", costs[2], "```",
