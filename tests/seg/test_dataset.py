@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from mmengine.registry import init_default_scope
 from PIL import Image
 
 from tinymim.errors import DataError
@@ -19,6 +20,7 @@ def copy(scenes, tmp_path):
 
 
 def dataset(root, split="train"):
+    init_default_scope("mmseg")  # as a runner of MMSegmentation does; not left to another test of this process
     cfg = find_config("upernet_tinymim_demo")
     part = cfg.train_dataloader if split == "train" else cfg.val_dataloader
     return TinyMIMSegDataset(str(root), split, part.dataset.pipeline, test_mode=split == "val")
