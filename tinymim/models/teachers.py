@@ -18,6 +18,7 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import Tensor, nn
 
+from tinymim.compat import is_first_process
 from tinymim.errors import CheckpointError, ConfigError
 from tinymim.files import sha256_file
 from tinymim.models.checkpoints import model_from_checkpoint, read_checkpoint
@@ -168,7 +169,7 @@ def _timm_teacher(
         _fill(model, read_checkpoint(weights))
         sha = sha256_file(weights)
     own: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-    for note in own.get("notes") or ():
+    for note in own.get("notes") or () if is_first_process() else ():
         print(f"note: {name}: {note}")
     mean, std = tuple(own.get("mean") or IMAGENET_MEAN), tuple(own.get("std") or IMAGENET_STD)
     return Teacher(model.eval().requires_grad_(False), name, mean, std, sha)
@@ -228,7 +229,7 @@ def _create_timm(name: str, weights: str | os.PathLike[str] | None, pretrained: 
     if download:
         _go_offline_if_unreachable()
     try:
-        if download and "sam" in timm_name and "img_size" in kwargs:  # timm resizes the positions of all but SAM
+        if download and timm_name.startswith("samvit") and "img_size" in kwargs:  # timm resizes all but SAM
             native = timm.create_model(timm_name, pretrained=True, num_classes=0)
             model = timm.create_model(timm_name, **kwargs)
             model.load_state_dict(_resize_sam(native.state_dict(), model.state_dict()))
