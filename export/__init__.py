@@ -1,32 +1,27 @@
 """tinymim_export: checkpoint -> verified ONNX file -> measured latency.
 
-Lazy on purpose: what runs on the target box (bench, report) imports neither torch nor MMSegmentation nor onnx.
+The floors: ``graph`` (torch, onnx), ``precision`` (onnx), ``runtime``, ``bench``, ``tune``, ``report``, ``web``.
+Lazy on purpose: what runs on the target box imports neither torch nor MMSegmentation nor onnx.
 """
 
-import importlib
-from typing import Any
+from tinymim.lazy import lazy
 
-_FROM = {  # functions named like their module (quantize, sensitivity, tune) are imported from it
-    "export": "convert",
-    "ExportResult": "convert",
-    "verify": "parity",
-    "ParityResult": "parity",
-    "QuantizeResult": "quantize",
-    "SensitivityResult": "sensitivity",
-    "bench": "latency",
-    "BenchResult": "latency",
-    "evaluate": "miou",
-    "EvalResult": "miou",
-    "Predictor": "predict",
-    "TuneResult": "tune",
-    "build_report": "lineage",
-    "build_web": "web",
+_PLACES = {
+    "export": "graph.convert",
+    "ExportResult": "graph.convert",
+    "verify": "graph.parity",
+    "ParityResult": "comparison",
+    "QuantizeResult": "precision.quantize",
+    "SensitivityResult": "precision.sensitivity",
+    "bench": "bench.latency",
+    "BenchResult": "bench.latency",
+    "evaluate": "runtime.miou",
+    "EvalResult": "runtime.miou",
+    "Predictor": "runtime.predictor",
+    "TuneResult": "tune.result",
+    "build_report": "report.lineage_report",
+    "build_web": "web.build",
     "main": "cli",
 }
-__all__ = sorted(_FROM)
-
-
-def __getattr__(name: str) -> Any:
-    if name in _FROM:
-        return getattr(importlib.import_module(f"tinymim_export.{_FROM[name]}"), name)
-    raise AttributeError(f"module 'tinymim_export' has no attribute {name!r}")
+__all__ = sorted(_PLACES)
+__getattr__ = lazy(__name__, _PLACES)

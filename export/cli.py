@@ -10,7 +10,7 @@ from typing import Any
 from tinymim.cli import run_command, spelled
 from tinymim.errors import ConfigError
 from tinymim.files import write_text
-from tinymim_export.metadata import PRECISIONS
+from tinymim_export.runtime.metadata import PRECISIONS
 
 HELP = "export a checkpoint to ONNX and verify it against PyTorch; quantise, tune, or make a web page of the file"
 ONLY_FROM_CHECKPOINT = ("config", "part", "size", "dynamic", "output", "num_heads", "opset")
@@ -24,8 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--onnx", default=None, metavar="FILE", help="file to write")
     add("--config", default=None, help="mmseg_configs/...; segmentor.pth holds its own")
     add("--part", choices=["backbone", "segmentor"], default=None, help="default: what the file holds")
-    add("--size", nargs=2, type=int, metavar=("H", "W"), default=None,
-        help="fix height and width in pixels; default: the configuration's crop")  # fmt: skip
+    add(
+        "--size",
+        nargs=2,
+        type=int,
+        metavar=("H", "W"),
+        default=None,
+        help="fix height and width in pixels; default: the configuration's crop",
+    )
     add("--dynamic", action="store_true", help="leave height and width free")
     add("--output", choices=["logits", "mask"], default=None, help="what a segmentor gives; default: logits")
     add("--photos", default=None, metavar="FOLDER", help="real photos to verify on, too")
@@ -34,12 +40,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="of the random verification inputs and the choice of calibration photos")
     add("--json", default=None, metavar="FILE", help="write the result as JSON")
     add("--markdown", default=None, metavar="FILE", help="write the result as Markdown")
-    add("--verify-only", default=None, metavar="FILE",
-        help="export nothing: verify this .onnx again, against --checkpoint or (other precisions) --from")  # fmt: skip
+    add(
+        "--verify-only",
+        default=None,
+        metavar="FILE",
+        help="export nothing: verify this .onnx again, against --checkpoint or (other precisions) --from",
+    )
     add = parser.add_argument_group("precision and graph").add_argument
     add("--precision", default=None, metavar="NAME", help=f"{', '.join(PRECISIONS)}; default: fp32")
-    add("--graph", nargs="+", default=None, metavar="VARIANT",
-        help="attention, pixels, early-argmax; --tune tries the first two, or those named here")  # fmt: skip
+    add(
+        "--graph",
+        nargs="+",
+        default=None,
+        metavar="VARIANT",
+        help="attention, pixels, early-argmax; --tune tries the first two, or those named here",
+    )
     add("--calibration", default=None, metavar="FOLDER", help="photos like those of later use, for --precision int8")
     add("--calibration-count", type=int, default=None, metavar="N", help="how many of them; default: 64")
     add("--calibration-method", choices=["percentile", "entropy", "minmax"], default=None, help="default: percentile")
@@ -50,15 +65,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--resize-to-file", action="store_true", help="score --data stretched to the fixed size of the file")
     add("--ignore-label", type=int, nargs="+", default=None, metavar="ID", help="ids in --data that count for nothing")
     add("--reduce-zero-label", action=argparse.BooleanOptionalAction, default=None, help="id 0 in --data: no class")
-    add("--max-miou-drop", type=float, default=None, metavar="POINTS",
-        help="leave the most harmful blocks in float until no more is lost; --tune: its budget, 0.5")  # fmt: skip
+    add(
+        "--max-miou-drop",
+        type=float,
+        default=None,
+        metavar="POINTS",
+        help="leave the most harmful blocks in float until no more is lost; --tune: its budget, 0.5",
+    )
     add("--sensitivity", action="store_true", help="write no file: quantise block by block and score each on --data")
     add = parser.add_argument_group("verdict").add_argument
     add("--tune", action="store_true", help="try precisions, graph variants and runtimes on --data; keep the winner")
     add("--min-speedup", type=float, default=None, metavar="X", help="a candidate must be so much faster; default: 1.2")
     add("--latency-budget", default=None, metavar="MS", help="and take no longer than this, e.g. 100ms")
-    add("--runtimes", nargs="+", default=None, metavar="NAME",
-        help="onnxruntime, openvino, cuda, tensorrt; default: those that are here")  # fmt: skip
+    add(
+        "--runtimes",
+        nargs="+",
+        default=None,
+        metavar="NAME",
+        help="onnxruntime, openvino, cuda, tensorrt; default: those that are here",
+    )
     add("--seconds", type=float, default=None, metavar="S", help="to time each candidate; default: 5")
     add = parser.add_argument_group("web page").add_argument
     add("--web", default=None, metavar="DIR", help="write a page that runs the file in a browser")
@@ -89,45 +114,84 @@ def _reduced(args: argparse.Namespace) -> bool:
 def _check(args: argparse.Namespace) -> None:
     """Refuse what does not belong together, before any work."""
     if args.precision is not None and not args.tune and args.precision not in PRECISIONS:
-        from tinymim_export.quantize import check_options
+        from tinymim_export.precision.quantize import check_options
 
         check_options(args.precision, None, "percentile", ())  # bf16 has an explanation of its own
     wrong: list[tuple[Any, str, str]] = [
         (args.checkpoint and args.source, "--checkpoint and --from exclude each other", "both say where to start"),
-        (args.checkpoint and args.checkpoint.endswith(".onnx"), f"{args.checkpoint} is no checkpoint",
-         "it is exported already: start there with --from"),
-        (args.sensitivity and (args.web or args.onnx), "--sensitivity writes no file", "it is a table; leave --web and "
-         "--onnx out, --json keeps it"),
-        (args.verify_only and (args.precision or args.graph or args.onnx or args.calibration or args.web),
-         "--verify-only exports nothing", "leave the options of an export out"),
-        (args.max_miou_drop is not None and args.max_miou_drop < 0, "--max-miou-drop is below 0",
-         "it is the mIoU that may be lost, in points"),
+        (
+            args.checkpoint and args.checkpoint.endswith(".onnx"),
+            f"{args.checkpoint} is no checkpoint",
+            "it is exported already: start there with --from",
+        ),
+        (
+            args.sensitivity and (args.web or args.onnx),
+            "--sensitivity writes no file",
+            "it is a table; leave --web and --onnx out, --json keeps it",
+        ),
+        (
+            args.verify_only and (args.precision or args.graph or args.onnx or args.calibration or args.web),
+            "--verify-only exports nothing",
+            "leave the options of an export out",
+        ),
+        (
+            args.max_miou_drop is not None and args.max_miou_drop < 0,
+            "--max-miou-drop is below 0",
+            "it is the mIoU that may be lost, in points",
+        ),
         (args.tune and args.sensitivity, "--tune and --sensitivity exclude each other", "run one after the other"),
         (args.ort_web and not args.web, "--ort-web does nothing without --web", "it is a part of the page"),
-        (not args.tune and (args.min_speedup or args.latency_budget or args.runtimes or args.seconds),
-         "--min-speedup, --latency-budget, --runtimes and --seconds belong to --tune", "nothing else is measured"),
-        (args.tune and (args.exclude_blocks or args.precision),
-         "--tune chooses precision and blocks by itself", "leave --precision and --exclude-blocks out"),
-        (args.data and not (args.tune or args.sensitivity or args.max_miou_drop is not None),
-         "--data does nothing here", "it belongs to --max-miou-drop, --sensitivity and --tune; photos go to --photos"),
-        (not args.data and any(value is not None for value in (args.limit, *_scoring(args).values())),
-         "--limit, --mode, --resize-to-file and the label options do nothing without --data", "they say how to score"),
-        (not (args.tune or args.precision == "int8" or (args.sensitivity and not args.precision))
-         and (args.calibration or args.calibration_count or args.calibration_method),
-         "--calibration does nothing here", "only static INT8 measures ranges: add --precision int8"),
+        (
+            not args.tune and (args.min_speedup or args.latency_budget or args.runtimes or args.seconds),
+            "--min-speedup, --latency-budget, --runtimes and --seconds belong to --tune",
+            "nothing else is measured",
+        ),
+        (
+            args.tune and (args.exclude_blocks or args.precision),
+            "--tune chooses precision and blocks by itself",
+            "leave --precision and --exclude-blocks out",
+        ),
+        (
+            args.data and not (args.tune or args.sensitivity or args.max_miou_drop is not None),
+            "--data does nothing here",
+            "it belongs to --max-miou-drop, --sensitivity and --tune; photos go to --photos",
+        ),
+        (
+            not args.data and any(value is not None for value in (args.limit, *_scoring(args).values())),
+            "--limit, --mode, --resize-to-file and the label options do nothing without --data",
+            "they say how to score",
+        ),
+        (
+            not (args.tune or args.precision == "int8" or (args.sensitivity and not args.precision))
+            and (args.calibration or args.calibration_count or args.calibration_method),
+            "--calibration does nothing here",
+            "only static INT8 measures ranges: add --precision int8",
+        ),
         (args.tune and args.calibration_method, "--tune chooses the calibration method", "it takes percentile"),
-        (not args.data and (args.tune or args.sensitivity or args.max_miou_drop is not None),
-         "--data is missing", "mIoU is scored on labelled photos: add --data FOLDER (ADE20K layout)"),
-        (args.max_miou_drop is not None and not args.tune and not (args.precision or "").startswith("int8"),
-         "--max-miou-drop needs an INT8 precision", "blocks go back from INT8 to float: add --precision int8"),
-        (args.max_miou_drop is not None and args.sensitivity,
-         "--max-miou-drop and --sensitivity exclude each other", "the first writes a file, the second only a table"),
-    ]  # fmt: skip
+        (
+            not args.data and (args.tune or args.sensitivity or args.max_miou_drop is not None),
+            "--data is missing",
+            "mIoU is scored on labelled photos: add --data FOLDER (ADE20K layout)",
+        ),
+        (
+            args.max_miou_drop is not None and not args.tune and not (args.precision or "").startswith("int8"),
+            "--max-miou-drop needs an INT8 precision",
+            "blocks go back from INT8 to float: add --precision int8",
+        ),
+        (
+            args.max_miou_drop is not None and args.sensitivity,
+            "--max-miou-drop and --sensitivity exclude each other",
+            "the first writes a file, the second only a table",
+        ),
+    ]
     wrong += [
-        (args.source and getattr(args, name), f"--{name.replace('_', '-')} and --from exclude each other",
-         "the file exists already; start at --checkpoint to export it differently")
+        (
+            args.source and getattr(args, name),
+            f"--{name.replace('_', '-')} and --from exclude each other",
+            "the file exists already; start at --checkpoint to export it differently",
+        )
         for name in ONLY_FROM_CHECKPOINT
-    ]  # fmt: skip
+    ]
     for refused, what, why in wrong:
         if refused:
             raise ConfigError(what, why, "tinymim-export --help lists the options")
@@ -155,11 +219,11 @@ def _check(args: argparse.Namespace) -> None:
 def _verify(args: argparse.Namespace) -> int:
     """--verify-only."""
     if args.source is not None:
-        from tinymim_export.quantize import verify_file
+        from tinymim_export.precision.quantize import verify_file
 
         result = verify_file(args.verify_only, args.source, photos=args.photos, seed=args.seed)
     else:
-        from tinymim_export.parity import verify
+        from tinymim_export.graph.parity import verify
 
         result = verify(
             args.verify_only, args.checkpoint, args.config, num_heads=args.num_heads, photos=args.photos, seed=args.seed
@@ -173,7 +237,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 def _export(args: argparse.Namespace, onnx: str, last: bool = True) -> int:
     """The FP32 file of a checkpoint."""
-    from tinymim_export.convert import export
+    from tinymim_export.graph.convert import export
 
     options: dict[str, Any] = {"output": args.output, "opset": args.opset}
     made = export(
@@ -236,12 +300,12 @@ def _reduce(args: argparse.Namespace, fp32: str) -> int:
     options = _calibration(args) | {"precision": args.precision or "fp32", "exclude": args.exclude_blocks or ()}
     options["photos"] = args.photos
     if args.max_miou_drop is not None:
-        from tinymim_export.sensitivity import quantize_within
+        from tinymim_export.precision.sensitivity import quantize_within
 
         options |= {"max_miou_drop": args.max_miou_drop / 100, "limit": args.limit, "scoring": _given(_scoring(args))}
         made = quantize_within(fp32, args.onnx, data=args.data, **options)
     else:
-        from tinymim_export.quantize import quantize
+        from tinymim_export.precision.quantize import quantize
 
         made = quantize(fp32, args.onnx, **options)
     made.print()
@@ -253,7 +317,7 @@ def _reduce(args: argparse.Namespace, fp32: str) -> int:
 
 def _sensitivity(args: argparse.Namespace, fp32: str) -> int:
     """--sensitivity: a table of blocks."""
-    from tinymim_export.sensitivity import LIMIT, sensitivity
+    from tinymim_export.precision.sensitivity import LIMIT, sensitivity
 
     precision = args.precision or "int8"
     options = _calibration(args) | {"limit": args.limit or LIMIT, "scoring": _given(_scoring(args))}
@@ -263,14 +327,16 @@ def _sensitivity(args: argparse.Namespace, fp32: str) -> int:
     start = spelled(args, "source" if args.source else "checkpoint").replace("--source", "--from")
     photos = f" --calibration {shlex.quote(args.calibration or args.data)}" if precision == "int8" else ""
     graph = spelled(args, "graph")
-    print(f"next: tinymim-export{start} --onnx {precision}.onnx --precision {precision}{graph}{photos} "
-          f"--data {shlex.quote(args.data)} --max-miou-drop 0.5{_scored(args)}")  # fmt: skip
+    print(
+        f"next: tinymim-export{start} --onnx {precision}.onnx --precision {precision}{graph}{photos} "
+        f"--data {shlex.quote(args.data)} --max-miou-drop 0.5{_scored(args)}"
+    )
     return 0
 
 
 def _tune(args: argparse.Namespace) -> int:
     """--tune: candidates, verdicts, one winner."""
-    from tinymim_export.tune import tune
+    from tinymim_export.tune.search import tune
 
     given = {
         "max_miou_drop": args.max_miou_drop,
@@ -301,7 +367,7 @@ def _tune(args: argparse.Namespace) -> int:
 
 def _web(args: argparse.Namespace, onnx: str) -> int:
     """--web: a page around the file."""
-    from tinymim_export.web import build_web
+    from tinymim_export.web.build import build_web
 
     made = build_web(onnx, args.web, ort_web=args.ort_web)
     made.print()

@@ -25,15 +25,19 @@ tta_pipeline = [
     dict(
         type="TestTimeAug",
         transforms=[
-            [dict(type="Resize", scale=(160, 160), keep_ratio=True),
-             dict(type="Resize", scale=(224, 224), keep_ratio=True)],
-            [dict(type="RandomFlip", prob=0.0, direction="horizontal"),
-             dict(type="RandomFlip", prob=1.0, direction="horizontal")],
+            [
+                dict(type="Resize", scale=(160, 160), keep_ratio=True),
+                dict(type="Resize", scale=(224, 224), keep_ratio=True),
+            ],
+            [
+                dict(type="RandomFlip", prob=0.0, direction="horizontal"),
+                dict(type="RandomFlip", prob=1.0, direction="horizontal"),
+            ],
             [dict(type="LoadLabel")],
             [dict(type="PackSegInputs")],
         ],
     ),
-]  # fmt: skip
+]
 model = dict(
     data_preprocessor=dict(size=(128, 128)),
     backbone=dict(img_size=(128, 128), depth=4, out_indices=(0, 1, 2, 3), drop_path_rate=0.0),

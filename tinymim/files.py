@@ -14,8 +14,22 @@ from typing import Any
 
 from tinymim.errors import ConfigError, TinyMIMError
 
-PACKAGES = ("tinymim", "torch", "torchvision", "timm", "mmengine", "mmcv-lite", "mmcv", "mmsegmentation", "numpy",
-            "pillow", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu")  # fmt: skip
+PACKAGES = (
+    "tinymim",
+    "torch",
+    "torchvision",
+    "timm",
+    "mmengine",
+    "mmcv-lite",
+    "mmcv",
+    "mmsegmentation",
+    "numpy",
+    "pillow",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "onnxruntime-gpu",
+)
 
 
 @contextlib.contextmanager

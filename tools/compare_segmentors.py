@@ -38,8 +38,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--student", default=None, help="weights of the backbone for ours; the others have none here")
     parser.add_argument("--steps", type=int, default=2000, help="of every model")
     parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), default=[512, 512],
-                        help="photos are stretched to this size; exported at it")  # fmt: skip
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        metavar=("H", "W"),
+        default=[512, 512],
+        help="photos are stretched to this size; exported at it",
+    )
     parser.add_argument("--crop", type=int, nargs=2, metavar=("H", "W"), default=[256, 256], help="of training")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--amp", action="store_true", help="train in bfloat16")
@@ -71,12 +77,18 @@ def configuration(name: str, args: argparse.Namespace, seed: int) -> Any:
     cfg.model.test_cfg = dict(mode="whole")
     if "img_size" in cfg.model.backbone:
         cfg.model.backbone.img_size = crop
-    merge_options(cfg, {
-        "train_cfg.max_iters": args.steps, "train_cfg.val_interval": args.steps,
-        "default_hooks.checkpoint.interval": min(250, args.steps),
-        "train_dataloader.batch_size": args.batch_size, "train_dataloader.num_workers": args.workers,
-        "val_dataloader.num_workers": args.workers, "randomness.seed": seed,
-    })  # fmt: skip
+    merge_options(
+        cfg,
+        {
+            "train_cfg.max_iters": args.steps,
+            "train_cfg.val_interval": args.steps,
+            "default_hooks.checkpoint.interval": min(250, args.steps),
+            "train_dataloader.batch_size": args.batch_size,
+            "train_dataloader.num_workers": args.workers,
+            "val_dataloader.num_workers": args.workers,
+            "randomness.seed": seed,
+        },
+    )
     return cfg
 
 
@@ -93,21 +105,36 @@ def train(name: str, folder: Path, args: argparse.Namespace, seed: int) -> dict[
     student = args.student if cfg.model.backbone.type == "TinyMIMBackbone" else None
     began, before = time.monotonic(), os.times()
     result = train_segmentor(
-        cfg, work_dir=folder, data_root=args.data_root, student=student, amp=args.amp,
-        resume=(folder / "config.py").is_file(), device="cpu",
-    )  # fmt: skip
+        cfg,
+        work_dir=folder,
+        data_root=args.data_root,
+        student=student,
+        amp=args.amp,
+        resume=(folder / "config.py").is_file(),
+        device="cpu",
+    )
     used = os.times()
     optimizer = cfg.optim_wrapper.optimizer
     return {
-        "miou": result.miou, "class_iou": dict(zip(result.classes, result.class_iou, strict=True)),
-        "constant_miou": result.constant_miou, "steps": args.steps, "batch_size": args.batch_size, "seed": seed,
-        "optimizer": optimizer.type, "lr": optimizer.lr, "amp": args.amp,
-        "crop": list(args.crop), "size": list(args.size), "head": cfg.model.decode_head.type,
+        "miou": result.miou,
+        "class_iou": dict(zip(result.classes, result.class_iou, strict=True)),
+        "constant_miou": result.constant_miou,
+        "steps": args.steps,
+        "batch_size": args.batch_size,
+        "seed": seed,
+        "optimizer": optimizer.type,
+        "lr": optimizer.lr,
+        "amp": args.amp,
+        "crop": list(args.crop),
+        "size": list(args.size),
+        "head": cfg.model.decode_head.type,
         "student_sha256": None if student is None else sha256_file(student),
         "config_sha256": json.loads((folder / "env.json").read_text())["inputs"]["config_sha256"],
-        "sha256": sha256_file(folder / "segmentor.pth"), "last_call_minutes": (time.monotonic() - began) / 60,
-        "last_call_cpu_minutes": sum(used[:4]) / 60 - sum(before[:4]) / 60, "environment": environment(),
-    }  # fmt: skip
+        "sha256": sha256_file(folder / "segmentor.pth"),
+        "last_call_minutes": (time.monotonic() - began) / 60,
+        "last_call_cpu_minutes": sum(used[:4]) / 60 - sum(before[:4]) / 60,
+        "environment": environment(),
+    }
 
 
 def require_same(path: Path, args: argparse.Namespace) -> None:
@@ -129,8 +156,14 @@ def export(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
 
     made = export(folder / "segmentor.pth", onnx_of(folder), size=(args.size[0], args.size[1]))
     made.print()
-    return {"sha256": made.sha256, "mib": made.mib, "params": made.cost["params"], "macs": made.cost["macs"],
-            "parts": made.cost["parts"], "parity": made.parity.summary()}  # fmt: skip
+    return {
+        "sha256": made.sha256,
+        "mib": made.mib,
+        "params": made.cost["params"],
+        "macs": made.cost["macs"],
+        "parts": made.cost["parts"],
+        "parity": made.parity.summary(),
+    }
 
 
 def score(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
@@ -188,27 +221,52 @@ def table(results: dict[str, Any]) -> str:
         trained, made = first.get("train", {}), first.get("export", {})
         time_row = ms.get(made.get("sha256"), {})
         start = "distilled student" if trained.get("student_sha256") else "scratch"
-        rows.append((time_row.get("p50_ms", float("inf")), [
-            name, start,
-            f"{made['params'] / 1e6:.2f} M" if made else "", f"{made['macs'] / 1e9:.2f} G" if made else "",
-            f"{made['mib']:.1f}" if made else "",
-            f"{time_row['p50_ms']:.1f}" if time_row else "", f"{time_row['p90_ms']:.1f}" if time_row else "",
-            percent([stages["score"]["mIoU"] for stages in seeds.values() if "score" in stages]),
-            percent([stages["train"]["miou"] for stages in seeds.values() if "train" in stages]),
-            str(trained.get("steps", "")), f"{trained['optimizer']} {trained['lr']:g}" if trained else "",
-            made.get("sha256", "")[:12],
-        ]))  # fmt: skip
-    head = ["model", "backbone from", "parameters", "multiply-adds", "file MiB", "p50 ms", "p90 ms",
-            "mIoU % of the file", "mIoU % in PyTorch", "steps", "optimizer, rate", "sha256"]  # fmt: skip
+        rows.append(
+            (
+                time_row.get("p50_ms", float("inf")),
+                [
+                    name,
+                    start,
+                    f"{made['params'] / 1e6:.2f} M" if made else "",
+                    f"{made['macs'] / 1e9:.2f} G" if made else "",
+                    f"{made['mib']:.1f}" if made else "",
+                    f"{time_row['p50_ms']:.1f}" if time_row else "",
+                    f"{time_row['p90_ms']:.1f}" if time_row else "",
+                    percent([stages["score"]["mIoU"] for stages in seeds.values() if "score" in stages]),
+                    percent([stages["train"]["miou"] for stages in seeds.values() if "train" in stages]),
+                    str(trained.get("steps", "")),
+                    f"{trained['optimizer']} {trained['lr']:g}" if trained else "",
+                    made.get("sha256", "")[:12],
+                ],
+            )
+        )
+    head = [
+        "model",
+        "backbone from",
+        "parameters",
+        "multiply-adds",
+        "file MiB",
+        "p50 ms",
+        "p90 ms",
+        "mIoU % of the file",
+        "mIoU % in PyTorch",
+        "steps",
+        "optimizer, rate",
+        "sha256",
+    ]
     lines = markdown_table([head, *(row for _, row in sorted(rows))])
-    trained = next((stages["train"] for seeds in results["models"].values() for stages in seeds.values()
-                    if "train" in stages), None)  # fmt: skip
+    trained = next(
+        (stages["train"] for seeds in results["models"].values() for stages in seeds.values() if "train" in stages),
+        None,
+    )
     about = timing.get("environment", results["environment"])
     text = ["# Segmentors on the same data with the same steps", "", lines]
     if trained:
         sizes = ["x".join(map(str, trained[key])) for key in ("size", "crop")]
-        text.append(f"Photos stretched to {sizes[0]}, {trained['batch_size']} crops of {sizes[1]} a step; best "
-                    f"constant prediction {100 * trained['constant_miou']:.2f} % mIoU.")  # fmt: skip
+        text.append(
+            f"Photos stretched to {sizes[0]}, {trained['batch_size']} crops of {sizes[1]} a step; best "
+            f"constant prediction {100 * trained['constant_miou']:.2f} % mIoU."
+        )
     if timing["rows"]:
         threads = timing["rows"][0]["threads"]
         text.append(f"Timed in turns in one process: one image, {timing['rows'][0]['engine']}, {threads} threads.")

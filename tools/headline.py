@@ -65,24 +65,52 @@ def run(args: argparse.Namespace) -> int:
         student = f"runs/{recipe}/student.pth"
         distil = ["distill", "--recipe", recipe, "--data", args.data, "--cfg-options", f"micro_batch={4096 // 32}"]
         share = load_recipe(f"finetune_{size}").batch_size // 8
-        tune = ["finetune", "--recipe", f"finetune_{size}", "--data", args.data, "--cfg-options",
-                f"micro_batch={share}"]  # fmt: skip
+        tune = [
+            "finetune",
+            "--recipe",
+            f"finetune_{size}",
+            "--data",
+            args.data,
+            "--cfg-options",
+            f"micro_batch={share}",
+        ]
         print(f"{size}: dry runs")
-        costs = [dry_run(tinymim, distil), dry_run(tinymim, tune),
-                 dry_run(train_seg.main, [config, "--data-root", args.seg_data])]  # fmt: skip
+        costs = [
+            dry_run(tinymim, distil),
+            dry_run(tinymim, tune),
+            dry_run(train_seg.main, [config, "--data-root", args.seg_data]),
+        ]
         costs = [cost.replace(args.data, "imagenet/train") for cost in costs]
         lines += [
-            "", f"## TinyMIM-{size[0].upper()}: {top1} top-1, {miou} mIoU in the paper", "",
+            "",
+            f"## TinyMIM-{size[0].upper()}: {top1} top-1, {miou} mIoU in the paper",
+            "",
             "```bash",
             f"{LAUNCH} distill --recipe {recipe} --data imagenet/train",
             f"torchrun --nproc_per_node=8 -m tinymim finetune --recipe finetune_{size} --student {student} "
             "--data imagenet/train --val-data imagenet/val",
             f"torchrun --nproc_per_node=8 tools/train_seg.py mmseg_configs/{config}.py --data-root ADE20K "
             f"--student {student} --work-dir runs/{config} --cfg-options train_dataloader.batch_size=2",
-            "```", "", "`distill --dry-run`:", "", "```", costs[0], "```", "",
-            "`finetune --dry-run`:", "", "```", costs[1], "```", "",
-            "`train_seg.py --dry-run`:", "", "```", costs[2], "```",
-        ]  # fmt: skip
+            "```",
+            "",
+            "`distill --dry-run`:",
+            "",
+            "```",
+            costs[0],
+            "```",
+            "",
+            "`finetune --dry-run`:",
+            "",
+            "```",
+            costs[1],
+            "```",
+            "",
+            "`train_seg.py --dry-run`:",
+            "",
+            "```",
+            costs[2],
+            "```",
+        ]
     lines += [
         "",
         "All three hops in one command: `tinymim distill --recipe tinymim_chain --data imagenet/train`.",

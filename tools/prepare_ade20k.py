@@ -145,8 +145,10 @@ def run(args: argparse.Namespace) -> int:
         if not args.keep_zip:
             archive.unlink()
     print(f"ok: {check(folder)}")
-    print(f"next:    python tools/train_seg.py mmseg_configs/upernet_tinymim_b.py --data-root {folder} "
-          "--student student.pth --work-dir runs/ade20k_b")  # fmt: skip
+    print(
+        f"next:    python tools/train_seg.py mmseg_configs/upernet_tinymim_b.py --data-root {folder} "
+        "--student student.pth --work-dir runs/ade20k_b"
+    )
     return 0
 
 

@@ -48,8 +48,17 @@ def run_stage(stage: str, seed: int, args: argparse.Namespace) -> dict[str, Any]
     folder = args.out / "teacher" if stage == "teacher" else args.out / f"seed{seed}" / stage
     teacher, student = args.out / "teacher/student.pth", args.out / f"seed{seed}/student/student.pth"
     resume = (folder / "config.py").is_file()
-    common: dict[str, Any] = dict(data=args.photos, out=folder, resume=resume, img_size=96, batch_size=64,
-                                  lr=1e-3, seed=seed, workers=args.workers, device="cpu")  # fmt: skip
+    common: dict[str, Any] = dict(
+        data=args.photos,
+        out=folder,
+        resume=resume,
+        img_size=96,
+        batch_size=64,
+        lr=1e-3,
+        seed=seed,
+        workers=args.workers,
+        device="cpu",
+    )
     recipe = {"warmup_epochs": 0.5, "crop_scale": (0.25, 1.0)}
     if stage == "teacher":
         from tinymim.engine import pretrain
@@ -61,31 +70,58 @@ def run_stage(stage: str, seed: int, args: argparse.Namespace) -> dict[str, Any]
         from tinymim.engine import distill
 
         extra = {"drop_path": 0.0, "student_args": dict(embed_dim=WIDTH, depth=DEPTH, num_heads=HEADS)}
-        run = distill("tinymim_tiny_from_mae_base", teacher=str(teacher), epochs=args.distill_epochs,
-                      title=f"seed {seed}: student", **common, cfg_options=recipe | extra)  # fmt: skip
+        run = distill(
+            "tinymim_tiny_from_mae_base",
+            teacher=str(teacher),
+            epochs=args.distill_epochs,
+            title=f"seed {seed}: student",
+            **common,
+            cfg_options=recipe | extra,
+        )
         return {"loss": run.losses["loss"], "steps": run.steps, "sha256": sha256_file(run.student)}
     from tinymim.seg import train_segmentor
 
     steps = args.seg_steps
     result = train_segmentor(
         "mmseg_configs/upernet_tinymim_t_light_camvid.py",
-        work_dir=folder, data_root=args.labels, student=student if stage == "distilled" else None,
-        resume=resume, device="cpu",
+        work_dir=folder,
+        data_root=args.labels,
+        student=student if stage == "distilled" else None,
+        resume=resume,
+        device="cpu",
         cfg_options={
-            "model.backbone.embed_dim": WIDTH, "model.backbone.depth": DEPTH, "model.backbone.num_heads": HEADS,
-            "model.backbone.out_indices": (1, 3, 5, 7), "model.backbone.drop_path_rate": 0.0,
-            "model.decode_head.in_channels": [WIDTH] * 4, "model.decode_head.channels": 64,
-            "model.auxiliary_head.in_channels": WIDTH, "model.auxiliary_head.channels": 64,
-            "optim_wrapper.paramwise_cfg.layer_decay": 1.0, "optim_wrapper.optimizer.lr": 5e-4,
-            "param_scheduler.0.end": steps // 20 + 1, "param_scheduler.1.end": steps + 1,
-            "train_cfg.max_iters": steps, "train_cfg.val_interval": steps, "default_hooks.checkpoint.interval": steps,
-            "train_dataloader.batch_size": 4, "train_dataloader.num_workers": args.workers,
-            "val_dataloader.num_workers": args.workers, "randomness.seed": seed,
+            "model.backbone.embed_dim": WIDTH,
+            "model.backbone.depth": DEPTH,
+            "model.backbone.num_heads": HEADS,
+            "model.backbone.out_indices": (1, 3, 5, 7),
+            "model.backbone.drop_path_rate": 0.0,
+            "model.decode_head.in_channels": [WIDTH] * 4,
+            "model.decode_head.channels": 64,
+            "model.auxiliary_head.in_channels": WIDTH,
+            "model.auxiliary_head.channels": 64,
+            "optim_wrapper.paramwise_cfg.layer_decay": 1.0,
+            "optim_wrapper.optimizer.lr": 5e-4,
+            "param_scheduler.0.end": steps // 20 + 1,
+            "param_scheduler.1.end": steps + 1,
+            "train_cfg.max_iters": steps,
+            "train_cfg.val_interval": steps,
+            "default_hooks.checkpoint.interval": steps,
+            "train_dataloader.batch_size": 4,
+            "train_dataloader.num_workers": args.workers,
+            "val_dataloader.num_workers": args.workers,
+            "randomness.seed": seed,
         },
-    )  # fmt: skip
-    return {"miou": result.miou, "macc": result.macc, "aacc": result.aacc, "class_iou": list(result.class_iou),
-            "classes": list(result.classes), "constant_miou": result.constant_miou, "steps": steps,
-            "sha256": sha256_file(folder / "segmentor.pth")}  # fmt: skip
+    )
+    return {
+        "miou": result.miou,
+        "macc": result.macc,
+        "aacc": result.aacc,
+        "class_iou": list(result.class_iou),
+        "classes": list(result.classes),
+        "constant_miou": result.constant_miou,
+        "steps": steps,
+        "sha256": sha256_file(folder / "segmentor.pth"),
+    }
 
 
 def table(results: dict[str, Any]) -> str:
@@ -119,8 +155,10 @@ def table(results: dict[str, Any]) -> str:
             files = f"{a['sha256'][:12]}, {b['sha256'][:12]}"
             lines.append(f"| {seed} | {x:.2f} | {y:.2f} | {x - y:+.2f} | {minutes:.1f} | {files} |")
     if len(pairs) > 1:
-        cells = [f"{statistics.mean(x):.2f} +- {statistics.stdev(x):.2f}"
-                 for x in ([a for a, _ in pairs], [b for _, b in pairs], [a - b for a, b in pairs])]  # fmt: skip
+        cells = [
+            f"{statistics.mean(x):.2f} +- {statistics.stdev(x):.2f}"
+            for x in ([a for a, _ in pairs], [b for _, b in pairs], [a - b for a, b in pairs])
+        ]
         lines.append(f"| mean +- sd | {cells[0]} | {cells[1]} | {cells[2]} | | |")
     if pairs:
         constant = 100 * next(s["scratch"]["constant_miou"] for s in results["seeds"].values() if "scratch" in s)

@@ -58,7 +58,7 @@ def plain_export(model: Any, file: Path, size: tuple[int, int], contract: dict[s
     """``torch.onnx.export`` with its defaults, batch 1, then our metadata so that the file can be scored."""
     import torch
 
-    from tinymim_export.metadata import load_proto, write_metadata
+    from tinymim_export.runtime.metadata import load_proto, write_metadata
 
     class Whole(torch.nn.Module):
         def forward(self, image: torch.Tensor) -> torch.Tensor:
@@ -66,8 +66,16 @@ def plain_export(model: Any, file: Path, size: tuple[int, int], contract: dict[s
             return model.encode_decode(image, [about])
 
     with atomic_path(file) as part:
-        torch.onnx.export(Whole().eval(), (torch.zeros(1, 3, *size),), str(part), input_names=["image"],
-                          output_names=["logits"], dynamo=True, external_data=False, verbose=False)  # fmt: skip
+        torch.onnx.export(
+            Whole().eval(),
+            (torch.zeros(1, 3, *size),),
+            str(part),
+            input_names=["image"],
+            output_names=["logits"],
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
         proto = load_proto(part)
         write_metadata(proto, contract | {"part": "segmentor", "verified": False})
         part.write_bytes(proto.SerializeToString())
@@ -83,18 +91,30 @@ def stock_segmentor(model: Any, cfg: Any) -> Any:
     patches = ours.pos_embed.shape[1] - 1
     side = int(patches**0.5)
     about.backbone = dict(
-        type="VisionTransformer", img_size=(16 * side, 16 * side), embed_dims=ours.embed_dim, num_layers=ours.depth,
-        num_heads=ours.num_heads, out_indices=tuple(ours.out_indices), patch_bias=True,
+        type="VisionTransformer",
+        img_size=(16 * side, 16 * side),
+        embed_dims=ours.embed_dim,
+        num_layers=ours.depth,
+        num_heads=ours.num_heads,
+        out_indices=tuple(ours.out_indices),
+        patch_bias=True,
         norm_cfg=dict(type="LN", eps=1e-6),
-    )  # fmt: skip
+    )
     about.neck = dict(type="Feature2Pyramid", embed_dim=ours.embed_dim, norm_cfg=dict(type="BN"))
     stock = MODELS.build(about).eval()
     names = {
-        "norm1": "ln1", "norm2": "ln2", "attn.qkv.weight": "attn.attn.in_proj_weight",
-        "attn.qkv.bias": "attn.attn.in_proj_bias", "attn.proj": "attn.attn.out_proj", "mlp.fc1": "ffn.layers.0.0",
-        "mlp.fc2": "ffn.layers.1", "blocks.": "layers.", "patch_embed.proj": "patch_embed.projection",
-        "backbone.fpn1.": "neck.upsample_4x.", "backbone.fpn2.": "neck.upsample_2x.",
-    }  # fmt: skip
+        "norm1": "ln1",
+        "norm2": "ln2",
+        "attn.qkv.weight": "attn.attn.in_proj_weight",
+        "attn.qkv.bias": "attn.attn.in_proj_bias",
+        "attn.proj": "attn.attn.out_proj",
+        "mlp.fc1": "ffn.layers.0.0",
+        "mlp.fc2": "ffn.layers.1",
+        "blocks.": "layers.",
+        "patch_embed.proj": "patch_embed.projection",
+        "backbone.fpn1.": "neck.upsample_4x.",
+        "backbone.fpn2.": "neck.upsample_2x.",
+    }
     state = {}
     for name, value in model.state_dict().items():
         for old, new in names.items():
@@ -116,7 +136,7 @@ def stock_segmentor(model: Any, cfg: Any) -> Any:
 
 def arithmetics() -> list[str]:
     """OpenVINO's precisions this processor has."""
-    from tinymim_export.runtime import OPENVINO_PRECISIONS, openvino_core
+    from tinymim_export.runtime.engines import OPENVINO_PRECISIONS, openvino_core
 
     found = []
     for precision in OPENVINO_PRECISIONS:
@@ -132,10 +152,10 @@ def make_files(args: argparse.Namespace) -> list[Candidate]:
     """Write what is missing; the candidates, ours last but the others."""
     from tinymim.seg import load_segmentor
     from tinymim_export import export
-    from tinymim_export.fuse import apply_variants
-    from tinymim_export.metadata import load_proto, save_proto
-    from tinymim_export.originals import load_original
-    from tinymim_export.quantize import quantize
+    from tinymim_export.graph.torch_model import load_original
+    from tinymim_export.precision.quantize import quantize
+    from tinymim_export.precision.variants import apply_variants
+    from tinymim_export.runtime.metadata import load_proto, save_proto
 
     out, calibration = args.out, args.data_root / "images" / "training"
     original = load_original(args.checkpoint)
@@ -146,9 +166,11 @@ def make_files(args: argparse.Namespace) -> list[Candidate]:
         plain_export(stock_segmentor(model, cfg), stock, original.size, original.contract)
     if not fp32.is_file():
         export(args.checkpoint, fp32, size=original.size, photos=calibration)
-    rows = [Candidate("plain torch.onnx.export of our model", plain),
-            Candidate("MMSegmentation's VisionTransformer, plain export", stock),
-            Candidate("tinymim fp32", fp32)]  # fmt: skip
+    rows = [
+        Candidate("plain torch.onnx.export of our model", plain),
+        Candidate("MMSegmentation's VisionTransformer, plain export", stock),
+        Candidate("tinymim fp32", fp32),
+    ]
     fused = out / "fp32_attention.onnx"
     if not fused.is_file():
         save_proto(apply_variants(load_proto(fp32), ["attention"]), fused)
@@ -172,7 +194,7 @@ def make_files(args: argparse.Namespace) -> list[Candidate]:
 
 def score(candidate: Candidate, args: argparse.Namespace) -> dict[str, Any]:
     """mIoU of one candidate, kept in a file of its own."""
-    from tinymim_export.miou import evaluate
+    from tinymim_export.runtime.miou import evaluate
 
     kept = args.out / "scores" / f"{candidate.key.replace(' ', '_')}.json"
     sha = sha256_file(candidate.file)
@@ -180,8 +202,14 @@ def score(candidate: Candidate, args: argparse.Namespace) -> dict[str, Any]:
         before = json.loads(kept.read_text())
         if before["sha256"] == sha:
             return before
-    result = evaluate(candidate.file, args.data_root, runtime=candidate.runtime, precision=candidate.precision,
-                      threads=args.threads, limit=args.limit)  # fmt: skip
+    result = evaluate(
+        candidate.file,
+        args.data_root,
+        runtime=candidate.runtime,
+        precision=candidate.precision,
+        threads=args.threads,
+        limit=args.limit,
+    )
     counts = {key: getattr(result, key).tolist() for key in ("right_IC", "labelled_IC", "predicted_IC")}
     value = {"sha256": sha, "miou": result.miou, "images": result.images, "mode": result.mode, "names": result.names}
     value |= counts
@@ -191,8 +219,8 @@ def score(candidate: Candidate, args: argparse.Namespace) -> dict[str, Any]:
 
 def measure(rows: list[Candidate], args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[list[float]]]:
     """Open all, time them in turns: (what each is, its milliseconds)."""
-    from tinymim_export.latency import interleave
-    from tinymim_export.runtime import open_engine
+    from tinymim_export.bench.timing import interleave
+    from tinymim_export.runtime.engines import open_engine
 
     engines = [
         open_engine(row.file, runtime=row.runtime, precision=row.precision, threads=args.threads) for row in rows
@@ -200,26 +228,37 @@ def measure(rows: list[Candidate], args: argparse.Namespace) -> tuple[list[dict[
     shapes = [(1, 3, *(side or 0 for side in engine.size)) for engine in engines]
     if any(0 in shape for shape in shapes):
         raise ConfigError("a file leaves its size free", "one size is compared", "export it with --size")
-    times = interleave([engine.timer(shape) for engine, shape in zip(engines, shapes, strict=True)], runs=None,
-                       seconds=args.seconds)  # fmt: skip
+    times = interleave(
+        [engine.timer(shape) for engine, shape in zip(engines, shapes, strict=True)], runs=None, seconds=args.seconds
+    )
     about = []
     for row, engine, shape in zip(rows, engines, shapes, strict=True):
         cost = engine.meta.get("cost") or {}
-        about.append({"name": row.name, "file": row.file.name, "sha256": engine.sha256, "engine": engine.label,
-                      "shape": shape, "threads": engine.threads, "mib": row.file.stat().st_size / 2**20,
-                      "params": cost.get("params"), "macs": cost.get("macs")})  # fmt: skip
+        about.append(
+            {
+                "name": row.name,
+                "file": row.file.name,
+                "sha256": engine.sha256,
+                "engine": engine.label,
+                "shape": shape,
+                "threads": engine.threads,
+                "mib": row.file.stat().st_size / 2**20,
+                "params": cost.get("params"),
+                "macs": cost.get("macs"),
+            }
+        )
     return about, times
 
 
 def backbone(args: argparse.Namespace) -> list[dict[str, Any]]:
     """The bare backbone: every precision and runtime, time and cosine of its features on real photos."""
     from tinymim_export import export
-    from tinymim_export.latency import interleave
-    from tinymim_export.parity import cosine
-    from tinymim_export.photos import load_photos, normalise
-    from tinymim_export.quantize import quantize
-    from tinymim_export.runtime import open_engine
-    from tinymim_export.stats import bootstrap_median
+    from tinymim_export.bench.stats import bootstrap_median
+    from tinymim_export.bench.timing import interleave
+    from tinymim_export.comparison import cosine
+    from tinymim_export.precision.quantize import quantize
+    from tinymim_export.runtime.engines import open_engine
+    from tinymim_export.runtime.photos import load_photos, normalise
 
     side, out = args.backbone_size, args.out / "backbone"
     photos = args.data_root / "images"
@@ -260,57 +299,102 @@ def backbone(args: argparse.Namespace) -> list[dict[str, Any]]:
     for row, engine, ms in zip(rows, engines, times, strict=True):
         got = [engine.run(image[None]).astype(np.float64).ravel() for image in images]
         cosines = [cosine(a, b) for a, b in zip(got, want, strict=True)]
-        made.append({"name": row.name, "file": row.file.name, "sha256": engine.sha256, "engine": engine.label,
-                     "p50_ms": float(np.median(ms)), "p90_ms": float(np.percentile(ms, 90)),
-                     "interval": bootstrap_median(ms), "speedup": float(np.median(times[0]) / np.median(ms)),
-                     "cosine": min(cosines), "photos": len(cosines)})  # fmt: skip
+        made.append(
+            {
+                "name": row.name,
+                "file": row.file.name,
+                "sha256": engine.sha256,
+                "engine": engine.label,
+                "p50_ms": float(np.median(ms)),
+                "p90_ms": float(np.percentile(ms, 90)),
+                "interval": bootstrap_median(ms),
+                "speedup": float(np.median(times[0]) / np.median(ms)),
+                "cosine": min(cosines),
+                "photos": len(cosines),
+            }
+        )
     return made
 
 
 def table(results: dict[str, Any]) -> str:
     """Markdown of everything measured."""
     from tinymim_export.tables import billions, markdown_table, millions
-    from tinymim_export.verdict import signed
+    from tinymim_export.tune.verdict import signed
 
     env = results["environment"]
-    head = ["segmentor", "runtime", "MiB", "parameters", "multiply-adds", "p50 ms", "p90", "times plain", "mIoU %",
-            "change (95 %)"]  # fmt: skip
+    head = [
+        "segmentor",
+        "runtime",
+        "MiB",
+        "parameters",
+        "multiply-adds",
+        "p50 ms",
+        "p90",
+        "times plain",
+        "mIoU %",
+        "change (95 %)",
+    ]
     lines = [head]
     for row in results["segmentors"]:
         low, high = row["ratio_interval"]
         from_, to = row["change_interval"]
         change = f"{signed(row['change'])} ({signed(from_)} to {signed(to)})"
-        lines.append([
-            row["name"], row["engine"], f"{row['mib']:.1f}", millions(row["params"]) if row["params"] else "",
-            billions(row["macs"]) if row["macs"] else "", f"{row['p50_ms']:.1f}", f"{row['p90_ms']:.1f}",
-            f"{row['ratio']:.2f} ({low:.2f} to {high:.2f})", f"{100 * row['miou']:.2f}",
-            change if row["same_model"] else "",
-        ])  # fmt: skip
+        lines.append(
+            [
+                row["name"],
+                row["engine"],
+                f"{row['mib']:.1f}",
+                millions(row["params"]) if row["params"] else "",
+                billions(row["macs"]) if row["macs"] else "",
+                f"{row['p50_ms']:.1f}",
+                f"{row['p90_ms']:.1f}",
+                f"{row['ratio']:.2f} ({low:.2f} to {high:.2f})",
+                f"{100 * row['miou']:.2f}",
+                change if row["same_model"] else "",
+            ]
+        )
     small = [["backbone", "runtime", "p50 ms", "p90", "times fp32", "cosine"]]
     for row in results["backbone"]:
-        small.append([row["name"], row["engine"], f"{row['p50_ms']:.2f}", f"{row['p90_ms']:.2f}",
-                      f"{row['speedup']:.2f}", f"{row['cosine']:.6f}"])  # fmt: skip
+        small.append(
+            [
+                row["name"],
+                row["engine"],
+                f"{row['p50_ms']:.2f}",
+                f"{row['p90_ms']:.2f}",
+                f"{row['speedup']:.2f}",
+                f"{row['cosine']:.6f}",
+            ]
+        )
     side, shape = results["backbone_size"], "x".join(map(str, results["segmentors"][0]["shape"]))
     first = results["segmentors"][0]
     shas = [["file", "sha256"], *sorted({(row["file"], row["sha256"]) for row in results["segmentors"]})]
-    return "\n".join([
-        "# Deployment, measured", "",
-        f"{env['cpu']}, {env['cores']} cores, {first['threads']} threads; "
-        + ", ".join(f"{k} {v}" for k, v in env["versions"].items()) + ".", "",
-        f"Written by `tools/study_deployment.py`. Input {shape}; all timed in turns in one process; mIoU of each file "
-        f"itself on {results['images']} validation photos, logits up-sampled to the photo, then argmax. Change: mIoU "
-        "points against tinymim fp32, paired bootstrap over photos.", "",
-        markdown_table(lines), f"The bare backbone at {side}x{side}; cosine: the lowest of "
-        f"{results['backbone'][0]['photos']} real photos, features against fp32.", "", markdown_table(small),
-        markdown_table([list(row) for row in shas]),
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            "# Deployment, measured",
+            "",
+            f"{env['cpu']}, {env['cores']} cores, {first['threads']} threads; "
+            + ", ".join(f"{k} {v}" for k, v in env["versions"].items())
+            + ".",
+            "",
+            f"Written by `tools/study_deployment.py`. Input {shape}; all timed in turns in one process; mIoU of each "
+            f"file itself on {results['images']} validation photos, logits up-sampled to the photo, then argmax. "
+            "Change: mIoU points against tinymim fp32, paired bootstrap over photos.",
+            "",
+            markdown_table(lines),
+            f"The bare backbone at {side}x{side}; cosine: the lowest of "
+            f"{results['backbone'][0]['photos']} real photos, features against fp32.",
+            "",
+            markdown_table(small),
+            markdown_table([list(row) for row in shas]),
+        ]
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Make, score, time, write."""
     from types import SimpleNamespace
 
-    from tinymim_export.stats import bootstrap_median, bootstrap_miou_drop, ratio_interval
+    from tinymim_export.bench.stats import bootstrap_median, bootstrap_miou_drop, ratio_interval
 
     rows = make_files(args)
     scores = [score(row, args) for row in rows]
@@ -324,14 +408,30 @@ def run(args: argparse.Namespace) -> int:
         ratio, low, high = ratio_interval(times[0], ms)
         same = rows[i].file not in args.others
         drop = bootstrap_miou_drop(counts[base], counts[i]) if same else (0.0, 0.0)
-        made.append(what | {
-            "p50_ms": float(np.median(ms)), "p90_ms": float(np.percentile(ms, 90)), "runs": len(ms),
-            "p50_interval": bootstrap_median(ms), "ratio": ratio, "ratio_interval": (low, high), "miou": seen["miou"],
-            "same_model": same, "change": seen["miou"] - scores[base]["miou"], "change_interval": (-drop[1], -drop[0]),
-        })  # fmt: skip
-    results = {"kind": "tinymim.deployment", "environment": environment(), "images": scores[0]["images"],
-               "checkpoint_sha256": sha256_file(args.checkpoint), "segmentors": made,
-               "backbone_size": args.backbone_size, "backbone": backbone(args)}  # fmt: skip
+        made.append(
+            what
+            | {
+                "p50_ms": float(np.median(ms)),
+                "p90_ms": float(np.percentile(ms, 90)),
+                "runs": len(ms),
+                "p50_interval": bootstrap_median(ms),
+                "ratio": ratio,
+                "ratio_interval": (low, high),
+                "miou": seen["miou"],
+                "same_model": same,
+                "change": seen["miou"] - scores[base]["miou"],
+                "change_interval": (-drop[1], -drop[0]),
+            }
+        )
+    results = {
+        "kind": "tinymim.deployment",
+        "environment": environment(),
+        "images": scores[0]["images"],
+        "checkpoint_sha256": sha256_file(args.checkpoint),
+        "segmentors": made,
+        "backbone_size": args.backbone_size,
+        "backbone": backbone(args),
+    }
     write_json(args.out / "deployment.json", results)
     write_text(args.out / "deployment.md", table(results))
     print(table(results))

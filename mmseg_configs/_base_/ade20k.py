@@ -33,13 +33,15 @@ tta_pipeline = [  # six sizes around the single-scale one, each with its mirror 
                 dict(type="Resize", scale=(3072, 768), keep_ratio=True),
                 dict(type="Resize", scale=(3584, 896), keep_ratio=True),
             ],
-            [dict(type="RandomFlip", prob=0.0, direction="horizontal"),
-             dict(type="RandomFlip", prob=1.0, direction="horizontal")],
+            [
+                dict(type="RandomFlip", prob=0.0, direction="horizontal"),
+                dict(type="RandomFlip", prob=1.0, direction="horizontal"),
+            ],
             [dict(type="LoadLabel")],
             [dict(type="PackSegInputs")],
         ],
     ),
-]  # fmt: skip
+]
 # The published batch is 16 = 8 GPUs x 2. batch_size counts per process: on n GPUs add
 # --cfg-options train_dataloader.batch_size=M with M = 16 / n.
 train_dataloader = dict(

@@ -18,16 +18,20 @@ tta_pipeline = [
     dict(
         type="TestTimeAug",
         transforms=[
-            [dict(type="Resize", scale_factor=0.75, keep_ratio=True),
-             dict(type="Resize", scale_factor=1.0, keep_ratio=True),
-             dict(type="Resize", scale_factor=1.25, keep_ratio=True)],
-            [dict(type="RandomFlip", prob=0.0, direction="horizontal"),
-             dict(type="RandomFlip", prob=1.0, direction="horizontal")],
+            [
+                dict(type="Resize", scale_factor=0.75, keep_ratio=True),
+                dict(type="Resize", scale_factor=1.0, keep_ratio=True),
+                dict(type="Resize", scale_factor=1.25, keep_ratio=True),
+            ],
+            [
+                dict(type="RandomFlip", prob=0.0, direction="horizontal"),
+                dict(type="RandomFlip", prob=1.0, direction="horizontal"),
+            ],
             [dict(type="LoadLabel")],
             [dict(type="PackSegInputs")],
         ],
     ),
-]  # fmt: skip
+]
 train_dataloader = dict(
     batch_size=8,
     num_workers=2,

@@ -166,8 +166,9 @@ def int8_error(model):
         scale = args[0].abs().max() / 127
         return ((args[0] / scale).round() * scale,)
 
-    handles = [block.get_submodule(path).register_forward_pre_hook(cut) for block in model.blocks
-               for path in LAYERS.values()]  # fmt: skip
+    handles = [
+        block.get_submodule(path).register_forward_pre_hook(cut) for block in model.blocks for path in LAYERS.values()
+    ]
     error = float((model.forward_features(IMAGES) - exact).square().mean() / exact.var())
     for handle in handles:
         handle.remove()

@@ -151,7 +151,7 @@ def nested(root):
         (lambda d: write_classes(d, ["fog/1", "fog/2"]), "imagenet-c", "complete\n.*fog .* no severity 3, 4, 5"),
         (lambda d: write_classes(d, ["fog/1", "weather/fog/1"]), "imagenet-c", "fog is in .* twice"),
     ],
-)  # fmt: skip
+)
 def test_folders_that_mean_something_else(tmp_path, make, kind, words):
     make(tmp_path / "data")
     with pytest.raises(DataError, match=words):

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from tests.demo.test_report import check_self_contained
-from tinymim.cli import demo
-from tinymim.cli._demo_report import score_onnx
 from tinymim.data.folders import read_layout
-from tinymim.data.scenes import CLASSES, PALETTE, write_scenes
+from tinymim.demo import run as demo
+from tinymim.demo.report import score_onnx
+from tinymim.demo.scenes import CLASSES, PALETTE, write_scenes
 from tinymim.errors import CheckFailed, ConfigError
 from tinymim.files import environment
 
@@ -104,27 +104,66 @@ def finished(tmp_path: Path) -> tuple[Path, demo.Diary]:
     shape = {"depth": 4, "embed_dim": 192}
     learned = {"steps": 59, "val": [[0, 3.0], [59, 0.5]], "shape": shape, "parameters": 1_900_000} | time
     score = score_onnx(out)
-    parity = {"name": "logits", "shape": [1, 3, 48, 64], "source": "random", "max_error": 1e-6, "relative_error": 1e-7,
-              "cosine": 1.0, "equal_pixels": 1.0, "passed": True, "remark": ""}  # fmt: skip
+    parity = {
+        "name": "logits",
+        "shape": [1, 3, 48, 64],
+        "source": "random",
+        "max_error": 1e-6,
+        "relative_error": 1e-7,
+        "cosine": 1.0,
+        "equal_pixels": 1.0,
+        "passed": True,
+        "remark": "",
+    }
     part = {"part": "head", "params": 12, "macs": 10_000_000, "ms": 4.5, "share": 1.0}
-    row = {"file": str(out / "segmentor.onnx"), "p50_ms": 5.0, "p90_ms": 5.5, "p95_ms": 6.0, "p99_ms": 7.0,
-           "images_per_s": 200.0, "peak_mib": 90.0, "file_mib": 11.4, "threads": 2, "shape": [1, 3, 48, 64],
-           "provider": "CPUExecutionProvider"}  # fmt: skip
+    row = {
+        "file": str(out / "segmentor.onnx"),
+        "p50_ms": 5.0,
+        "p90_ms": 5.5,
+        "p95_ms": 6.0,
+        "p99_ms": 7.0,
+        "images_per_s": 200.0,
+        "peak_mib": 90.0,
+        "file_mib": 11.4,
+        "threads": 2,
+        "shape": [1, 3, 48, 64],
+        "provider": "CPUExecutionProvider",
+    }
     diary = demo.Diary(out, {"data": None, "seed": 5, "minutes": 6.0}, resume=False)
     diary.value["environment"] = environment()
     diary.value["stages"] = {
-        "data": {"source": "scenes <drawn>", "train": 2, "val": 3, "size": [64, 48], "classes": CLASSES,
-                 "palette": PALETTE} | time,
+        "data": {
+            "source": "scenes <drawn>",
+            "train": 2,
+            "val": 3,
+            "size": [64, 48],
+            "classes": CLASSES,
+            "palette": PALETTE,
+        }
+        | time,
         "teacher": learned,
         "student": learned,
-        "segmentor": {"mIoU": score["mIoU"], "aAcc": 0.5, "constant_mIoU": score["mIoU"] / 4, "images": 3, "steps": 59,
-                      "class_IoU": {name: None if i == 3 else i / 12 for i, name in enumerate(CLASSES)}} | time,
-        "export": {"parity": {"passed": True, "rows": [parity],
-                              "summary": {"equal_pixels": 1.0, "relative_error": 1e-7}},
-                   "cost": {"parts": {"head": {"params": 12}}}} | time,
-        "measure": {"onnx": score, "rows": [row],
-                    "splits": [{"rows": [part], "ratio": 0.9, "remarks": ["the head <x>"]}]} | time,
-    }  # fmt: skip
+        "segmentor": {
+            "mIoU": score["mIoU"],
+            "aAcc": 0.5,
+            "constant_mIoU": score["mIoU"] / 4,
+            "images": 3,
+            "steps": 59,
+            "class_IoU": {name: None if i == 3 else i / 12 for i, name in enumerate(CLASSES)},
+        }
+        | time,
+        "export": {
+            "parity": {"passed": True, "rows": [parity], "summary": {"equal_pixels": 1.0, "relative_error": 1e-7}},
+            "cost": {"parts": {"head": {"params": 12}}},
+        }
+        | time,
+        "measure": {
+            "onnx": score,
+            "rows": [row],
+            "splits": [{"rows": [part], "ratio": 0.9, "remarks": ["the head <x>"]}],
+        }
+        | time,
+    }
     return out, diary
 
 
@@ -153,8 +192,15 @@ def test_report_of_the_demo(finished: tuple[Path, demo.Diary], capsys: pytest.Ca
     out, diary = finished
     result = demo._finish(out, diary)
     page = check_self_contained(Path(result.report))
-    for words in ("scenes <drawn>", "4 times the best constant", "from 3.000 to 0.500", "11.4", "tinymim bench",
-                  "The head <x>.", "mIoU"):  # fmt: skip
+    for words in (
+        "scenes <drawn>",
+        "4 times the best constant",
+        "from 3.000 to 0.500",
+        "11.4",
+        "tinymim bench",
+        "The head <x>.",
+        "mIoU",
+    ):
         assert words in page.text, words
     assert sum(tag == "img" and name == "src" for tag, name, _ in page.attributes) == 9
     assert result.passed

@@ -110,8 +110,11 @@ def test_run_report_needs_numbers(tmp_path: Path) -> None:
 
 def test_a_report_of_odd_numbers(tmp_path: Path) -> None:
     """One step, NaN, infinities, constants, percent: a page all the same."""
-    lines = [{"step": 1, "loss": float("nan"), "a": 3.0}, {"step": 2, "loss": float("inf"), "a": 3.0},
-             {"step": 2, "mIoU": 0.5, "constant_mIoU": 0.04, "flag": True}]  # fmt: skip
+    lines = [
+        {"step": 1, "loss": float("nan"), "a": 3.0},
+        {"step": 2, "loss": float("inf"), "a": 3.0},
+        {"step": 2, "mIoU": 0.5, "constant_mIoU": 0.04, "flag": True},
+    ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     page = check_self_contained(report.run_report(tmp_path))
     assert "50" in [word.strip() for word in page.words]
@@ -182,8 +185,10 @@ def test_hide_paths() -> None:
 
 
 def test_reports_are_written_without_torch(run_folder: Path) -> None:
-    code = ("import sys\nfor name in ('torch', 'mmseg', 'mmengine', 'onnx', 'timm'): sys.modules[name] = None\n"
-            f"from tinymim_export.report import run_report\nprint(run_report({str(run_folder)!r}))")  # fmt: skip
+    code = (
+        "import sys\nfor name in ('torch', 'mmseg', 'mmengine', 'onnx', 'timm'): sys.modules[name] = None\n"
+        f"from tinymim_export.report.page import run_report\nprint(run_report({str(run_folder)!r}))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().endswith("report.html")

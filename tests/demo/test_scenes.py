@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from tinymim.data.folders import IGNORED, read_layout
-from tinymim.data.scenes import CLASSES, PALETTE, draw_scene, write_scenes
-from tinymim.data.shrink import shrink_layout
+from tinymim.demo.scenes import CLASSES, PALETTE, draw_scene, write_scenes
+from tinymim.demo.shrink import shrink_layout
 from tinymim.errors import DataError
 
 

@@ -61,8 +61,13 @@ def test_mae_loss(golden):
     numbers, _ = golden("mae_lite_distill")
     side = numbers["student"]
     encoder = ViT(**{k: side[k] for k in ("embed_dim", "depth", "num_heads", "img_size", "patch_size")})
-    mae = MAE(encoder, decoder_dim=side["decoder_embed_dim"], decoder_depth=side["decoder_depth"],
-              decoder_heads=side["decoder_num_heads"], mask_ratio=numbers["mask_ratio"])  # fmt: skip
+    mae = MAE(
+        encoder,
+        decoder_dim=side["decoder_embed_dim"],
+        decoder_depth=side["decoder_depth"],
+        decoder_heads=side["decoder_num_heads"],
+        mask_ratio=numbers["mask_ratio"],
+    )
     state = golden.state("student/", numbers["student_shapes"])
     own = {(k if "decoder" in k or k == "mask_token" else f"encoder.{k}"): v for k, v in state.items()}
     missing, unexpected = mae.load_state_dict(own, strict=False)

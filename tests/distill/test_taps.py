@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 
 from tinymim.distill.taps import QKV, TAPS, read
-from tinymim.distill.tokens import num_prefix, pair_tokens
 from tinymim.errors import ConfigError
 from tinymim.models import ViT
+from tinymim.models.tokens import num_prefix, pair_tokens
 
 SMALL = dict(embed_dim=48, num_heads=4, depth=3, num_classes=0, img_size=64)
 TEACHERS = {  # timm name -> keywords; small and random, the real architecture

@@ -38,8 +38,12 @@ def images():
 def test_words():
     target = parse_target("qk+vv@18:6=0.5", 24, 12)
     assert (target.kind, target.parts, target.teacher_block, target.student_block, target.weight) == (
-        "relation", ("qk", "vv"), 18, 6, 0.5,
-    )  # fmt: skip
+        "relation",
+        ("qk", "vv"),
+        18,
+        6,
+        0.5,
+    )
     assert target.taps == ("q", "k", "v")
     assert parse_target("vv", 24, 12).taps == ("v",)
     assert parse_target("vv", 24, 12).teacher_block == 18
@@ -86,8 +90,10 @@ def test_losses_by_hand():
     method = TinyMIM(student, teacher, targets=("qkv@2:3", "class_token@4:2=0.25", "attn_post@3:1"))
     x = images()
     losses = method.losses(x, x)
-    t, s = (read(m, x, {b: ("q", "k", "v", "attn_post", "output") for b in range(1, 5 - (m is student))})
-            for m in (teacher, student))  # fmt: skip
+    t, s = (
+        read(m, x, {b: ("q", "k", "v", "attn_post", "output") for b in range(1, 5 - (m is student))})
+        for m in (teacher, student)
+    )
     for part in "qkv":
         expected = F.smooth_l1_loss(method.maps[f"0_{part}"](s[3][part]), whiten(t[2][part]), beta=2.0)
         torch.testing.assert_close(losses[part], expected)
@@ -103,8 +109,10 @@ def test_scores_without_softmax():
     x = images()
     losses = method.losses(x, x)
     s, t = (read(m, x, {b: ("q", "k", "v")})[b] for m, b in ((student, 3), (teacher, 4)))
-    scores = [(m["q"].reshape(2, 17, 8, 4).transpose(1, 2) / 2) @ m["k"].reshape(2, 17, 8, 4).permute(0, 2, 3, 1)
-              for m in (s, t)]  # fmt: skip
+    scores = [
+        (m["q"].reshape(2, 17, 8, 4).transpose(1, 2) / 2) @ m["k"].reshape(2, 17, 8, 4).permute(0, 2, 3, 1)
+        for m in (s, t)
+    ]
     torch.testing.assert_close(losses["qk"], F.smooth_l1_loss(*scores, beta=2.0))
     assert set(losses) == {"qk", "vv", "loss"}
 
@@ -120,8 +128,15 @@ def test_several_pairs_keep_their_names():
 # gradients --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("more", [{}, {"mask": "student"}, {"mask": "student", "reconstruct": dict(
-    decoder_dim=16, decoder_depth=1, decoder_heads=2)}], ids=["raw", "masked", "reconstructed"])  # fmt: skip
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"mask": "student"},
+        {"mask": "student", "reconstruct": dict(decoder_dim=16, decoder_depth=1, decoder_heads=2)},
+    ],
+    ids=["raw", "masked", "reconstructed"],
+)
 @pytest.mark.parametrize("word", [*WORDS, "output:2", "attn_pre:2", "qk:2"])
 def test_exactly_what_is_reached_needs_a_gradient(word, more):
     """DDP needs no search for unused parameters, and nothing that learns is frozen."""
@@ -208,11 +223,14 @@ def test_class_token_in_and_out():
 
 SMALL = dict(embed_dim=48, num_heads=4, depth=3, num_classes=0)
 OTHERS = {
-    "vit_small_patch14_reg4_dinov2": ("image", True), "eva02_tiny_patch14_224": ("tokens", True),
-    "vit_small_patch16_dinov3": (None, True), "vit_base_patch16_siglip_224": (None, False),
-    "samvit_base_patch16": (None, False), "beitv2_base_patch16_224": (None, True),
+    "vit_small_patch14_reg4_dinov2": ("image", True),
+    "eva02_tiny_patch14_224": ("tokens", True),
+    "vit_small_patch16_dinov3": (None, True),
+    "vit_base_patch16_siglip_224": (None, False),
+    "samvit_base_patch16": (None, False),
+    "beitv2_base_patch16_224": (None, True),
     "vit_base_patch16_clip_224": (None, True),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -242,7 +260,7 @@ def test_teachers_beyond_mae(name, word):
 
 def test_resampled_tokens_of_a_smooth_teacher():
     """Tokens that change evenly over the image keep doing so on the other grid."""
-    from tinymim.distill.tokens import resample
+    from tinymim.models.tokens import resample
 
     ramp = torch.linspace(0, 1, 6).expand(6, 6).reshape(1, 36, 1)
     out = resample(torch.cat([torch.full((1, 1, 1), 9.0), ramp], 1), 1, (3, 3))
@@ -318,8 +336,9 @@ def test_what_does_not_fit(teacher, options, words):
     student, ours = pair()
     side = 56 if teacher and "14" in teacher else 64
     if teacher in ("100", "dist"):
-        student = ViT(img_size=100 if teacher == "100" else 64, embed_dim=24, depth=2, num_heads=2,
-                      dist_token=teacher == "dist")  # fmt: skip
+        student = ViT(
+            img_size=100 if teacher == "100" else 64, embed_dim=24, depth=2, num_heads=2, dist_token=teacher == "dist"
+        )
         teacher = "vit_base_patch16_224"
     made = ours if teacher is None else timm.create_model(teacher, **SMALL, img_size=side)
     with pytest.raises(ConfigError) as error:

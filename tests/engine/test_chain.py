@@ -20,8 +20,10 @@ from tinymim.engine.recipe import load_recipe
 from tinymim.errors import ConfigError
 from tinymim.models import ViT, save_student
 
-HOPS = [{"student_args": dict(depth=2, embed_dim=48, num_heads=2)},
-        {"student_args": dict(depth=2, embed_dim=32, num_heads=2)}]  # fmt: skip
+HOPS = [
+    {"student_args": dict(depth=2, embed_dim=48, num_heads=2)},
+    {"student_args": dict(depth=2, embed_dim=32, num_heads=2)},
+]
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +46,19 @@ def teacher(tmp_path_factory):
 
 
 def options(photos, teacher, **more):
-    return dict(chain=f"{teacher}:small:tiny", data=photos, img_size=32, batch_size=8, epochs=3, workers=0,
-                device="cpu", cfg_options={"hops": HOPS, "watch_every": 0}) | more  # fmt: skip
+    return (
+        dict(
+            chain=f"{teacher}:small:tiny",
+            data=photos,
+            img_size=32,
+            batch_size=8,
+            epochs=3,
+            workers=0,
+            device="cpu",
+            cfg_options={"hops": HOPS, "watch_every": 0},
+        )
+        | more
+    )
 
 
 def losses(out):
@@ -113,8 +126,12 @@ def test_options_of_the_first_teacher_alone(photos, tmp_path, capsys):
     torch.manual_seed(0)
     model = ViT(img_size=32, embed_dim=64, depth=4, num_heads=8)
     torch.save({"model": model.state_dict()}, tmp_path / "foreign.pth")
-    more = options(photos, tmp_path / "foreign.pth", teacher_heads=8, cfg_options={
-        "hops": HOPS, "watch_every": 0, "target_block": 3, "targets": ["qk+vv:1"]})  # fmt: skip
+    more = options(
+        photos,
+        tmp_path / "foreign.pth",
+        teacher_heads=8,
+        cfg_options={"hops": HOPS, "watch_every": 0, "target_block": 3, "targets": ["qk+vv:1"]},
+    )
     result = distill_chain(**more, out=tmp_path / "chain")
     assert [hop.relations for hop in result.hops] == [(1, 8), (1, 8)]
     said = capsys.readouterr().out
@@ -141,8 +158,15 @@ def test_a_later_hop_is_checked_before_the_first(photos, teacher, tmp_path):
 
 def test_relations_of_several_blocks(photos, teacher, tmp_path):
     """A student that teaches: its own groups where it learned them, its heads elsewhere, and a choice for both."""
-    first = distill_chain(**options(photos, teacher, out=tmp_path / "one", chain=f"{teacher}:small", cfg_options={
-        "hops": HOPS[:1], "watch_every": 0}))  # fmt: skip
+    first = distill_chain(
+        **options(
+            photos,
+            teacher,
+            out=tmp_path / "one",
+            chain=f"{teacher}:small",
+            cfg_options={"hops": HOPS[:1], "watch_every": 0},
+        )
+    )
 
     def heads(**more):
         config = load_recipe("tinymim_tiny_from_mae_base", {"teacher": str(first.student), "img_size": 32} | HOPS[1])
@@ -159,7 +183,9 @@ def test_relations_of_several_blocks(photos, teacher, tmp_path):
 
 def test_words_and_bad_input(photos, teacher, tmp_path, capsys):
     assert parse_chain("mae_large:base:small:tiny") == (
-        "timm/vit_large_patch16_224.mae", ["tinymim_vit_base", "tinymim_vit_small", "tinymim_vit_tiny"])  # fmt: skip
+        "timm/vit_large_patch16_224.mae",
+        ["tinymim_vit_base", "tinymim_vit_small", "tinymim_vit_tiny"],
+    )
     assert parse_chain("x/y.pth:tinymim_vit_tiny") == ("x/y.pth", ["tinymim_vit_tiny"])
     for text, words in (
         ("mae_large", "no student"),
@@ -181,9 +207,28 @@ def test_command_writes_one_report(photos, teacher, tmp_path):
     recipe = tmp_path / "mine.py"
     base = load_recipe("tinymim_chain").filename
     recipe.write_text(f'_base_ = r"{base}"\nchain = r"{teacher}:small:tiny"\nhops = {HOPS!r}\n')
-    words = [sys.executable, "-m", "tinymim", "distill", "--recipe", str(recipe), "--data", str(photos), "--img-size",
-             "32", "--batch-size", "8", "--epochs", "2", "--workers", "0", "--device", "cpu", "--out",
-             str(tmp_path / "run")]  # fmt: skip
+    words = [
+        sys.executable,
+        "-m",
+        "tinymim",
+        "distill",
+        "--recipe",
+        str(recipe),
+        "--data",
+        str(photos),
+        "--img-size",
+        "32",
+        "--batch-size",
+        "8",
+        "--epochs",
+        "2",
+        "--workers",
+        "0",
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     dry = subprocess.run([*words, "--dry-run"], capture_output=True, text=True)
     assert dry.returncode == 0, dry.stderr
     assert dry.stdout.count("dry run:") == 2
@@ -199,13 +244,28 @@ def test_command_writes_one_report(photos, teacher, tmp_path):
 
 def test_several_teachers_at_once(photos, teacher, tmp_path):
     """The weighted sum of what each alone would give, the student run once; file and resume know all of them."""
-    other = pretrain("mae_tiny", data=photos, out=tmp_path / "mae", img_size=32, batch_size=8, epochs=1, workers=0,
-                     cfg_options={"student_args": dict(depth=2, embed_dim=48, num_heads=4), "watch_every": 0,
-                                  "decoder": dict(dim=16, depth=1, heads=2)})  # fmt: skip
+    other = pretrain(
+        "mae_tiny",
+        data=photos,
+        out=tmp_path / "mae",
+        img_size=32,
+        batch_size=8,
+        epochs=1,
+        workers=0,
+        cfg_options={
+            "student_args": dict(depth=2, embed_dim=48, num_heads=4),
+            "watch_every": 0,
+            "decoder": dict(dim=16, depth=1, heads=2),
+        },
+    )
     small = {"student_args": dict(depth=2, embed_dim=32, num_heads=2)}
     shared = dict(data=photos, img_size=32, batch_size=8, epochs=2, workers=0, device="cpu")
-    result = distill(**shared, teacher=[str(teacher), f"{other.student}=0.5"], out=tmp_path / "two",
-                     cfg_options=small | {"targets": ["qk", "output"]})  # fmt: skip
+    result = distill(
+        **shared,
+        teacher=[str(teacher), f"{other.student}=0.5"],
+        out=tmp_path / "two",
+        cfg_options=small | {"targets": ["qk", "output"]},
+    )
     assert set(result.losses) == {"t1_qk", "t1_output", "t2_qk", "t2_output", "loss"}
     records = [json.loads(line) for line in (tmp_path / "two/metrics.jsonl").read_text().splitlines()]
     for r in (r for r in records if "loss" in r):
@@ -215,13 +275,27 @@ def test_several_teachers_at_once(photos, teacher, tmp_path):
     meta = torch.load(result.student, weights_only=True)["meta"]
     assert meta["teacher"] == "teacher.pth + student.pth"
     assert meta["relations"] is None  # 8 heads and 4
-    again = distill(**shared, teacher=[str(teacher), f"{other.student}=0.5"], out=tmp_path / "two", resume=True,
-                    cfg_options=small | {"targets": ["qk", "output"]})  # fmt: skip
+    again = distill(
+        **shared,
+        teacher=[str(teacher), f"{other.student}=0.5"],
+        out=tmp_path / "two",
+        resume=True,
+        cfg_options=small | {"targets": ["qk", "output"]},
+    )
     assert again.steps == result.steps
 
-    config = load_recipe("tinymim_tiny_from_mae_base", {"img_size": 32, "drop_path": 0.0, "teachers": [
-        dict(teacher=str(teacher), targets=["vv"], target_block=2), dict(teacher=str(other.student), weight=2.0),
-    ]} | small)  # fmt: skip
+    config = load_recipe(
+        "tinymim_tiny_from_mae_base",
+        {
+            "img_size": 32,
+            "drop_path": 0.0,
+            "teachers": [
+                dict(teacher=str(teacher), targets=["vv"], target_block=2),
+                dict(teacher=str(other.student), weight=2.0),
+            ],
+        }
+        | small,
+    )
     method, teachers = build_method(config)
     views = [torch.randn(2, 3, 32, 32) for _ in range(3)]
     found = method.losses(*views)

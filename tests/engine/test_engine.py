@@ -41,9 +41,19 @@ def photos(tmp_path_factory):
 def teacher(photos, tmp_path_factory):
     """A teacher file, pre-trained for a few steps."""
     out = tmp_path_factory.mktemp("teacher") / "run"
-    result = pretrain("mae_tiny", data=photos, out=out, img_size=32, batch_size=8, epochs=1, workers=0,
-                      cfg_options={"student_args": dict(depth=3, embed_dim=48, num_heads=4),
-                                   "decoder": dict(dim=16, depth=1, heads=2)})  # fmt: skip
+    result = pretrain(
+        "mae_tiny",
+        data=photos,
+        out=out,
+        img_size=32,
+        batch_size=8,
+        epochs=1,
+        workers=0,
+        cfg_options={
+            "student_args": dict(depth=3, embed_dim=48, num_heads=4),
+            "decoder": dict(dim=16, depth=1, heads=2),
+        },
+    )
     assert set(p.name for p in out.iterdir()) >= {
         "config.py",
         "env.json",
@@ -55,8 +65,19 @@ def teacher(photos, tmp_path_factory):
 
 
 def options(photos, teacher, **more):
-    return dict(data=photos, teacher=str(teacher), img_size=32, batch_size=8, epochs=4, workers=0, device="cpu",
-                cfg_options=SMALL) | more  # fmt: skip
+    return (
+        dict(
+            data=photos,
+            teacher=str(teacher),
+            img_size=32,
+            batch_size=8,
+            epochs=4,
+            workers=0,
+            device="cpu",
+            cfg_options=SMALL,
+        )
+        | more
+    )
 
 
 def losses(out):
@@ -65,9 +86,31 @@ def losses(out):
 
 
 def command(photos, teacher, out, *more):
-    return [sys.executable, "-m", "tinymim", "distill", "--data", str(photos), "--teacher", str(teacher), "--img-size",
-            "32", "--batch-size", "8", "--epochs", "4", "--workers", "0", "--device", "cpu", "--out", str(out),
-            "--cfg-options", *(f"student_args.{k}={v}" for k, v in SMALL["student_args"].items()), *more]  # fmt: skip
+    return [
+        sys.executable,
+        "-m",
+        "tinymim",
+        "distill",
+        "--data",
+        str(photos),
+        "--teacher",
+        str(teacher),
+        "--img-size",
+        "32",
+        "--batch-size",
+        "8",
+        "--epochs",
+        "4",
+        "--workers",
+        "0",
+        "--device",
+        "cpu",
+        "--out",
+        str(out),
+        "--cfg-options",
+        *(f"student_args.{k}={v}" for k, v in SMALL["student_args"].items()),
+        *more,
+    ]
 
 
 def test_student_is_clean_and_loads(photos, teacher, tmp_path):
@@ -88,10 +131,12 @@ def test_resume_after_kill_is_bit_identical(photos, teacher, tmp_path):
     expected = losses(whole.out)
     assert len(expected) == 60
     out = tmp_path / "killed"
-    slow = "import tinymim.engine.loop as l, time; r = l.StepLoop.run_iter\n" \
-           "def slow(self, b): time.sleep(0.05); r(self, b)\n" \
-           "l.StepLoop.run_iter = slow\n" \
-           "import sys; from tinymim.cli import main; sys.exit(main(sys.argv[1:]))"  # fmt: skip
+    slow = (
+        "import tinymim.engine.loop as l, time; r = l.StepLoop.run_iter\n"
+        "def slow(self, b): time.sleep(0.05); r(self, b)\n"
+        "l.StepLoop.run_iter = slow\n"
+        "import sys; from tinymim.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
     argv = command(photos, teacher, out, "--save-every", "4", "--epochs", "20")
     child = subprocess.Popen([sys.executable, "-c", slow, *argv[3:]], env=ENV, stdout=subprocess.DEVNULL)
     deadline = time.time() + 90
@@ -107,8 +152,13 @@ def test_resume_after_kill_is_bit_identical(photos, teacher, tmp_path):
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
-STUDY = dict(targets=["output@2:1", "qq+kk"], mask="student", mask_ratio=0.5,
-             reconstruct=0.5, decoder=dict(dim=16, depth=1, heads=2))  # fmt: skip
+STUDY = dict(
+    targets=["output@2:1", "qq+kk"],
+    mask="student",
+    mask_ratio=0.5,
+    reconstruct=0.5,
+    decoder=dict(dim=16, depth=1, heads=2),
+)
 
 
 @pytest.mark.parametrize("study", [{}, STUDY], ids=["published", "masked features with pixels"])
@@ -133,8 +183,9 @@ def test_interrupt_saves_and_resumes(photos, teacher, tmp_path, monkeypatch, stu
     assert (tmp_path / "cut/checkpoints/step_00000005.pth").is_file()
     monkeypatch.setattr(StepLoop, "run_iter", original)
     shape = dict(img_size=32, **SMALL["student_args"])
-    cut, ended = (tinymim.load_weights(tinymim.models.ViT(**shape), tmp_path / run / "student.pth") for run in
-                  ("cut", "whole"))  # fmt: skip
+    cut, ended = (
+        tinymim.load_weights(tinymim.models.ViT(**shape), tmp_path / run / "student.pth") for run in ("cut", "whole")
+    )
     assert "written after 5 of 12 steps" in str(cut)
     assert "written after" not in str(ended)
     result = distill(**options(photos, teacher, out=tmp_path / "cut", resume=True, **chosen))
@@ -195,8 +246,16 @@ def test_micro_batches_give_the_same_losses(photos, teacher, tmp_path):
     Adam divides by the root of tiny second moments in its first steps, which magnifies rounding (4.6e-4 was seen on a
     processor with AVX-512): the first loss is compared tightly, the later ones less so.
     """
-    runs = [losses(distill(**options(photos, teacher, out=tmp_path / str(n), cfg_options={
-        **SMALL, "micro_batch": n, "drop_path": 0.0})).out) for n in (8, 2)]  # fmt: skip
+    runs = [
+        losses(
+            distill(
+                **options(
+                    photos, teacher, out=tmp_path / str(n), cfg_options={**SMALL, "micro_batch": n, "drop_path": 0.0}
+                )
+            ).out
+        )
+        for n in (8, 2)
+    ]
     np.testing.assert_allclose(runs[0][0], runs[1][0], rtol=1e-5)
     np.testing.assert_allclose(runs[0], runs[1], rtol=2e-3)
 
@@ -258,9 +317,11 @@ def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(photos, teacher, tmp_
 
 def test_full_disk(photos, teacher, tmp_path):
     """A write past the limit is our error; no half-written file stays."""
-    code = ("import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-            "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
-            "from tinymim.cli import main; sys.exit(main(sys.argv[1:]))")  # fmt: skip
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
+        "from tinymim.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
     assert resource.RLIMIT_FSIZE is not None
     argv = command(photos, teacher, tmp_path / "run")[3:]
     done = subprocess.run([sys.executable, "-c", code, *argv], env=ENV, capture_output=True, text=True)
@@ -314,8 +375,20 @@ def test_small_data_set_lowers_batch_and_rate(photos, teacher, tmp_path, capsys)
 
 def test_dry_run_writes_nothing(photos, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    argv = ["distill", "--recipe", "tinymim_small_from_tinymim_base", "--data", str(photos), "--dry-run",
-            "--img-size", "32", "--batch-size", "4", "--cfg-options", "student_args.depth=2"]  # fmt: skip
+    argv = [
+        "distill",
+        "--recipe",
+        "tinymim_small_from_tinymim_base",
+        "--data",
+        str(photos),
+        "--dry-run",
+        "--img-size",
+        "32",
+        "--batch-size",
+        "4",
+        "--cfg-options",
+        "student_args.depth=2",
+    ]
     assert main(argv) == 0
     assert "GiB a process" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []

@@ -43,8 +43,19 @@ def folders(tmp_path_factory):
 
 def options(folders, **more):
     cfg = SMALL | more.pop("cfg_options", {})
-    return dict(data=folders / "train", val_data=folders / "val", img_size=32, batch_size=12, epochs=4, workers=0,
-                device="cpu", cfg_options=cfg) | more  # fmt: skip
+    return (
+        dict(
+            data=folders / "train",
+            val_data=folders / "val",
+            img_size=32,
+            batch_size=12,
+            epochs=4,
+            workers=0,
+            device="cpu",
+            cfg_options=cfg,
+        )
+        | more
+    )
 
 
 def records(out):
@@ -97,8 +108,11 @@ def test_it_learns_and_the_file_says_the_same(folders, tmp_path):
                 right += int(model(view(Image.open(path).convert("RGB"))[None]).argmax()) == label
     assert right == round(result.top1 * 12)
     backbone, _ = model_from_checkpoint(result.classifier)
-    assert all(torch.equal(v, model.backbone.state_dict()[k]) for k, v in backbone.state_dict().items()
-               if not k.startswith("norm."))  # fmt: skip
+    assert all(
+        torch.equal(v, model.backbone.state_dict()[k])
+        for k, v in backbone.state_dict().items()
+        if not k.startswith("norm.")
+    )
     rates = [r["lr"] for r in records(result.out) if "lr" in r]
     assert max(rates) == pytest.approx(5e-3)
     assert rates[-1] < 2e-5
@@ -141,10 +155,18 @@ def test_star_distils_from_a_timm_teacher(folders, tmp_path):
     save_student(source, tmp_path / "student.pth")
     teacher = timm.create_model("resnet10t", num_classes=3)
     torch.save(teacher.state_dict(), tmp_path / "resnet.pth")
-    result = finetune("finetune_star_tiny", **options(
-        folders, out=tmp_path / "run", student=str(tmp_path / "student.pth"), teacher="timm/resnet10t",
-        teacher_weights=str(tmp_path / "resnet.pth"), epochs=1, cfg_options={"student_args": dict(last_dim=64)},
-    ))  # fmt: skip
+    result = finetune(
+        "finetune_star_tiny",
+        **options(
+            folders,
+            out=tmp_path / "run",
+            student=str(tmp_path / "student.pth"),
+            teacher="timm/resnet10t",
+            teacher_weights=str(tmp_path / "resnet.pth"),
+            epochs=1,
+            cfg_options={"student_args": dict(last_dim=64)},
+        ),
+    )
     model, _ = load_classifier(result.classifier)
     assert (model.backbone.num_heads, model.head.in_features, model.head_dist.out_features) == (12, 64, 3)
     assert {"labels", "teacher", "loss"} <= set(records(result.out)[1])
@@ -188,8 +210,14 @@ def published(layout, tmp_path):
     else:
         full = Classifier(ViT(**shape, dist_token=True, last_dim=40), 3).state_dict()
         state = {k.removeprefix("backbone."): v for k, v in full.items()}
-        assert {"dist_token", "conv1x1.0.weight", "conv1x1.1.weight", "head.weight", "head_dist.weight",
-                "fc_norm.weight"} <= set(state)  # fmt: skip
+        assert {
+            "dist_token",
+            "conv1x1.0.weight",
+            "conv1x1.1.weight",
+            "head.weight",
+            "head_dist.weight",
+            "fc_norm.weight",
+        } <= set(state)
     torch.save({"model": state}, tmp_path / f"{layout}.pth")
     return tmp_path / f"{layout}.pth", state
 
@@ -200,8 +228,12 @@ def test_published_layouts_become_classifiers_and_teachers(layout, tmp_path, fol
     from tinymim.models.teachers import load_teacher
 
     path, state = published(layout, tmp_path)
-    config = load_recipe("finetune_tiny", {"img_size": 32, "num_heads": 2} | SMALL | (
-        {"student_args.dist_token": True, "student_args.last_dim": 40} if layout == "Tstar" else {}))  # fmt: skip
+    config = load_recipe(
+        "finetune_tiny",
+        {"img_size": 32, "num_heads": 2}
+        | SMALL
+        | ({"student_args.dist_token": True, "student_args.last_dim": 40} if layout == "Tstar" else {}),
+    )
     network = build_classifier(config, 5, str(path))
     assert torch.equal(network.backbone.blocks[1].attn.qkv.weight, state["blocks.1.attn.qkv.weight"])
     assert network.backbone.num_heads == 2
@@ -220,8 +252,9 @@ def test_other_widths_take_the_files_shape_and_ask_for_heads(tmp_path):
     torch.save({"model": ViT(img_size=32, embed_dim=48, depth=2, num_heads=4).state_dict()}, tmp_path / "f.pth")
     with pytest.raises(ConfigError, match="head count of"):
         build_classifier(load_recipe("finetune_tiny", {"img_size": 32}), 5, str(tmp_path / "f.pth"))
-    network = build_classifier(load_recipe("finetune_tiny", {"img_size": 64, "num_heads": 4}), 5,
-                               str(tmp_path / "f.pth"))  # fmt: skip
+    network = build_classifier(
+        load_recipe("finetune_tiny", {"img_size": 64, "num_heads": 4}), 5, str(tmp_path / "f.pth")
+    )
     assert (network.backbone.embed_dim, network.backbone.depth, network.backbone.num_heads) == (48, 2, 4)
     assert network.backbone.pos_embed.shape == (1, 17, 48)
 
@@ -233,8 +266,16 @@ def test_what_is_said_of_a_file_and_a_folder(folders, tmp_path, capsys):
     for name in ("blue", "red"):
         (few / name).mkdir(parents=True)
         Image.new("RGB", (40, 40)).save(few / name / "0.png")
-    finetune(**options(folders, out=tmp_path / "run", student=str(tmp_path / "s.pth"), val_data=few, max_steps=1,
-                       cfg_options={"student_args": {}}))  # fmt: skip
+    finetune(
+        **options(
+            folders,
+            out=tmp_path / "run",
+            student=str(tmp_path / "s.pth"),
+            val_data=few,
+            max_steps=1,
+            cfg_options={"student_args": {}},
+        )
+    )
     said = capsys.readouterr().out
     assert "its shape holds, not tinymim_vit_tiny's" in said
     assert "has no photos of green: the score is over 2 classes" in said
@@ -243,8 +284,14 @@ def test_what_is_said_of_a_file_and_a_folder(folders, tmp_path, capsys):
     assert "loaded the classifier" in said
     assert "missing" not in said
     with pytest.raises(ConfigError, match=r"student_args.embed_dim=48 is not the student's"):
-        finetune(**options(folders, out=tmp_path / "x", student=str(tmp_path / "s.pth"),
-                           cfg_options={"student_args": dict(embed_dim=48)}))  # fmt: skip
+        finetune(
+            **options(
+                folders,
+                out=tmp_path / "x",
+                student=str(tmp_path / "s.pth"),
+                cfg_options={"student_args": dict(embed_dim=48)},
+            )
+        )
     (tmp_path / "b.onnx").write_bytes(b"\x08\x07\x12")
     with pytest.raises(CheckpointError) as error:
         finetune(**options(folders, out=tmp_path / "x", student=str(tmp_path / "b.onnx")))
@@ -346,10 +393,30 @@ def test_a_damaged_photo_is_no_score(folders, tmp_path, capsys):
 @pytest.mark.slow
 def test_two_processes_equal_one(folders, tmp_path):
     """torchrun with gloo, with a running average: the same losses and scores, every photo scored once."""
-    words = ["finetune", "--data", str(folders / "train"), "--val-data", str(folders / "val"), "--img-size", "32",
-             "--batch-size", "12", "--epochs", "2", "--workers", "0", "--device", "cpu", "--cfg-options", "mixup=0",
-             "cutmix=0", "ema=0.9", "drop_path=0.0", "crop_scale=[0.5,1.0]",
-             *(f"student_args.{key}={value}" for key, value in SMALL["student_args"].items())]  # fmt: skip
+    words = [
+        "finetune",
+        "--data",
+        str(folders / "train"),
+        "--val-data",
+        str(folders / "val"),
+        "--img-size",
+        "32",
+        "--batch-size",
+        "12",
+        "--epochs",
+        "2",
+        "--workers",
+        "0",
+        "--device",
+        "cpu",
+        "--cfg-options",
+        "mixup=0",
+        "cutmix=0",
+        "ema=0.9",
+        "drop_path=0.0",
+        "crop_scale=[0.5,1.0]",
+        *(f"student_args.{key}={value}" for key, value in SMALL["student_args"].items()),
+    ]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "tinymim"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     two = subprocess.run([*launch, *words, "--out", str(tmp_path / "two")], env=env, capture_output=True, text=True)
@@ -369,11 +436,28 @@ def test_fewer_photos_to_score_than_processes(folders, tmp_path, monkeypatch):
 
 def test_command_dry_run_and_eval(folders, tmp_path, capsys):
     """The command in a process of its own; then --dry-run and --print-config in this one."""
-    words = ["--data", str(folders / "train"), "--val-data", str(folders / "val"), "--img-size", "32", "--batch-size",
-             "12", "--epochs", "2", "--workers", "1", "--device", "cpu"]  # fmt: skip
+    words = [
+        "--data",
+        str(folders / "train"),
+        "--val-data",
+        str(folders / "val"),
+        "--img-size",
+        "32",
+        "--batch-size",
+        "12",
+        "--epochs",
+        "2",
+        "--workers",
+        "1",
+        "--device",
+        "cpu",
+    ]
     small = ["--cfg-options", "student_args.depth=2", "student_args.embed_dim=24", "student_args.num_heads=2"]
-    done = subprocess.run([sys.executable, "-m", "tinymim", "finetune", *words, "--out", str(tmp_path / "run"), *small],
-                          capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "tinymim", "finetune", *words, "--out", str(tmp_path / "run"), *small],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     assert "top-1" in done.stdout
     assert "next:    tinymim eval" in done.stdout
@@ -391,15 +475,33 @@ def test_command_dry_run_and_eval(folders, tmp_path, capsys):
 
 def test_an_error_in_a_worker_does_not_hang(folders, tmp_path):
     """Workers ignore SIGTERM; a job that dies of an unforeseen error must still end (it once waited for them)."""
-    code = ("import sys, tinymim.engine.finetuning as f\n"
-            "def broken(config):\n"
-            "    def view(image): raise RuntimeError('unforeseen')\n"
-            "    return view\n"
-            "f.train_transform = broken\n"
-            "from tinymim.cli import main; sys.exit(main(sys.argv[1:]))")  # fmt: skip
-    words = ["finetune", "--data", str(folders / "train"), "--img-size", "32", "--batch-size", "12", "--workers", "2",
-             "--device", "cpu", "--out", str(tmp_path / "run"), "--cfg-options", "student_args.depth=1",
-             "student_args.embed_dim=24", "student_args.num_heads=2"]  # fmt: skip
+    code = (
+        "import sys, tinymim.engine.finetuning as f\n"
+        "def broken(config):\n"
+        "    def view(image): raise RuntimeError('unforeseen')\n"
+        "    return view\n"
+        "f.train_transform = broken\n"
+        "from tinymim.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    words = [
+        "finetune",
+        "--data",
+        str(folders / "train"),
+        "--img-size",
+        "32",
+        "--batch-size",
+        "12",
+        "--workers",
+        "2",
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path / "run"),
+        "--cfg-options",
+        "student_args.depth=1",
+        "student_args.embed_dim=24",
+        "student_args.num_heads=2",
+    ]
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=90)
     assert done.returncode == 1
     assert "unforeseen" in done.stderr

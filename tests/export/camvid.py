@@ -61,8 +61,16 @@ def config_text(
     *, test=WHOLE, resize=HALF, classes=11, channels=None, align_corners=False, pad=None, pad_val=0, head=""
 ):
     """The configuration of a small segmentor with these test settings."""
-    return CONFIG.format(test=test, resize=resize, classes=classes, channels=channels or classes, pad=pad,
-                         align_corners=align_corners, pad_val=pad_val, head=head)  # fmt: skip
+    return CONFIG.format(
+        test=test,
+        resize=resize,
+        classes=classes,
+        channels=channels or classes,
+        pad=pad,
+        align_corners=align_corners,
+        pad_val=pad_val,
+        head=head,
+    )
 
 
 def write_segmentor(path, folder, **settings):
@@ -91,8 +99,14 @@ def write_segmentor(path, folder, **settings):
         last = model.decode_head.conv_seg
         last.weight /= spread[:, None, None, None]
         last.bias.copy_((last.bias - mean) / spread)
-    meta = {"config": text, "classes": about["classes"], "palette": about["palette"],
-            "mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375], "versions": {}}  # fmt: skip
+    meta = {
+        "config": text,
+        "classes": about["classes"],
+        "palette": about["palette"],
+        "mean": [123.675, 116.28, 103.53],
+        "std": [58.395, 57.12, 57.375],
+        "versions": {},
+    }
     torch.save({"state_dict": model.state_dict(), "meta": meta}, path)
     return path
 
@@ -101,7 +115,7 @@ class TorchEngine:
     """The PyTorch model behind the interface of ``runtime.Engine``: what is left to differ is the host's arithmetic."""
 
     def __init__(self, checkpoint, size=(None, None)):
-        from tinymim_export.originals import load_original
+        from tinymim_export.graph.torch_model import load_original
 
         self.original = load_original(checkpoint)
         self.meta = {"part": "segmentor"} | self.original.contract
@@ -119,9 +133,9 @@ def write_files(root, folder):
 
     Traced without verification, which takes most of an export's time; the fixed file is the free one at one size.
     """
-    from tinymim_export.graph import trace
-    from tinymim_export.metadata import save_proto, write_metadata
-    from tinymim_export.originals import load_original
+    from tinymim_export.graph.torch_model import load_original
+    from tinymim_export.graph.trace import trace
+    from tinymim_export.runtime.metadata import save_proto, write_metadata
 
     whole = write_segmentor(root / "whole.pth", folder, test=WHOLE)
     slide = write_segmentor(root / "slide.pth", folder, test=SLIDE)

@@ -47,8 +47,14 @@ def write_segmentor(path, num_classes=7):
             value.normal_(0, 0.3)
         elif name.endswith("running_var"):
             value.uniform_(0.5, 2)
-    meta = {"config": text, "classes": (CLASSES * num_classes)[:num_classes], "palette": [[i, 2, 3] for i in range(7)],
-            "mean": [120.0, 110.0, 100.0], "std": [60.0, 58.0, 57.0], "versions": {}}  # fmt: skip
+    meta = {
+        "config": text,
+        "classes": (CLASSES * num_classes)[:num_classes],
+        "palette": [[i, 2, 3] for i in range(7)],
+        "mean": [120.0, 110.0, 100.0],
+        "std": [60.0, 58.0, 57.0],
+        "versions": {},
+    }
     torch.save({"state_dict": model.state_dict(), "meta": meta}, path)
     return path
 
@@ -59,8 +65,16 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
     save_student(ViT(img_size=64, embed_dim=24, depth=4, num_heads=2), folder / "student.pth")
-    star = ViT(img_size=48, embed_dim=24, depth=2, num_heads=4, rel_pos_bias=True, init_values=1.0, dist_token=True,
-               last_dim=40)  # fmt: skip
+    star = ViT(
+        img_size=48,
+        embed_dim=24,
+        depth=2,
+        num_heads=4,
+        rel_pos_bias=True,
+        init_values=1.0,
+        dist_token=True,
+        last_dim=40,
+    )
     for block in star.blocks:
         torch.nn.init.normal_(block.attn.relative_position_bias_table)
     save_student(star, folder / "star.pth")

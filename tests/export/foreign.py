@@ -7,19 +7,29 @@ from tests.export.conftest import CLASSES
 SIZE = (64, 96)
 SMALL = {  # what makes the shipped configs tiny; their structure stays
     "segformer_b0_camvid": {
-        "model.backbone.embed_dims": 8, "model.backbone.num_heads": [1, 2, 4, 8], "model.backbone.num_layers": [1] * 4,
-        "model.decode_head.in_channels": [8, 16, 32, 64], "model.decode_head.channels": 16,
+        "model.backbone.embed_dims": 8,
+        "model.backbone.num_heads": [1, 2, 4, 8],
+        "model.backbone.num_layers": [1] * 4,
+        "model.decode_head.in_channels": [8, 16, 32, 64],
+        "model.decode_head.channels": 16,
     },
     "pidnet_s_camvid": {
-        "model.backbone.channels": 8, "model.backbone.ppm_channels": 8, "model.decode_head.in_channels": 32,
+        "model.backbone.channels": 8,
+        "model.backbone.ppm_channels": 8,
+        "model.decode_head.in_channels": 32,
         "model.decode_head.channels": 16,
     },
     "deeplabv3plus_r18_camvid": {
-        "model.backbone.stem_channels": 8, "model.backbone.base_channels": 8, "model.decode_head.in_channels": 64,
-        "model.decode_head.c1_in_channels": 8, "model.decode_head.c1_channels": 4, "model.decode_head.channels": 16,
-        "model.auxiliary_head.in_channels": 32, "model.auxiliary_head.channels": 8,
+        "model.backbone.stem_channels": 8,
+        "model.backbone.base_channels": 8,
+        "model.decode_head.in_channels": 64,
+        "model.decode_head.c1_in_channels": 8,
+        "model.decode_head.c1_channels": 4,
+        "model.decode_head.channels": 16,
+        "model.auxiliary_head.in_channels": 32,
+        "model.auxiliary_head.channels": 8,
     },
-}  # fmt: skip
+}
 
 
 def tiny(name):

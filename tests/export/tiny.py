@@ -7,7 +7,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from tinymim_export.metadata import save_proto, write_metadata
+from tinymim_export.runtime.metadata import save_proto, write_metadata
 
 CLASSES = ["red", "green", "blue"]
 HEIGHT, WIDTH, HIDDEN = 64, 96, 32
@@ -38,8 +38,13 @@ def segmentor_proto(*, free=False, noise=0.02, seed=0):
         patch[i, i] += 1 / 16
         middle[i, i] += 1
         last[i, i] += 1
-    weights = [tensor("w1", patch), tensor("w2", middle), tensor("w3", last), tensor("b1", np.full(HIDDEN, 0.5)),
-               tensor("scales", [1, 1, 4, 4])]  # fmt: skip
+    weights = [
+        tensor("w1", patch),
+        tensor("w2", middle),
+        tensor("w3", last),
+        tensor("b1", np.full(HIDDEN, 0.5)),
+        tensor("scales", [1, 1, 4, 4]),
+    ]
     nodes = [
         helper.make_node(
             "Conv", ["image", "w1", "b1"], ["c1"], name="patch_embed", kernel_shape=[4, 4], strides=[4, 4]

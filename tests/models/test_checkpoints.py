@@ -33,9 +33,14 @@ def assert_same(model, source, but=()):
 
 
 def decoder():
-    return {"mask_token": torch.zeros(1, 1, 8), "decoder_pos_embed": torch.zeros(1, 17, 8),
-            "decoder_embed.weight": torch.zeros(8, 24), "decoder_blocks.0.norm1.weight": torch.zeros(8),
-            "decoder_norm.bias": torch.zeros(8), "decoder_pred.weight": torch.zeros(9, 8)}  # fmt: skip
+    return {
+        "mask_token": torch.zeros(1, 1, 8),
+        "decoder_pos_embed": torch.zeros(1, 17, 8),
+        "decoder_embed.weight": torch.zeros(8, 24),
+        "decoder_blocks.0.norm1.weight": torch.zeros(8),
+        "decoder_norm.bias": torch.zeros(8),
+        "decoder_pred.weight": torch.zeros(9, 8),
+    }
 
 
 def test_mae_encoder_and_full(tmp_path):
@@ -53,8 +58,13 @@ def test_mae_encoder_and_full(tmp_path):
 def test_training_checkpoint_of_the_paper_and_legacy_pickle(tmp_path):
     """{model, optimizer, epoch, scaler, args}, in both of torch's file formats."""
     source = make()
-    content = {"model": source.state_dict(), "optimizer": {"state": {}}, "epoch": 3, "scaler": {},
-               "args": argparse.Namespace(blr=1.5e-4)}  # fmt: skip
+    content = {
+        "model": source.state_dict(),
+        "optimizer": {"state": {}},
+        "epoch": 3,
+        "scaler": {},
+        "args": argparse.Namespace(blr=1.5e-4),
+    }
     for new in (True, False):
         torch.save(content, tmp_path / "c.pth", _use_new_zipfile_serialization=new)
         model = make(1)
@@ -105,8 +115,10 @@ def test_mae_lite(wrap):
     source = make()
     prefix = wrap.removesuffix("model.")
     state = {f"{wrap}{k}": v for k, v in {**source.state_dict(), **decoder()}.items()}
-    state |= {f"{prefix}tch_model.blocks.0.norm1.weight": torch.zeros(64),
-              f"{prefix}attn_adapter.0.weight": torch.zeros(4, 2, 1, 1)}  # fmt: skip
+    state |= {
+        f"{prefix}tch_model.blocks.0.norm1.weight": torch.zeros(64),
+        f"{prefix}attn_adapter.0.weight": torch.zeros(4, 2, 1, 1),
+    }
     model = make(1)
     report = tinymim.load_weights(model, {"start_epoch": 400, "model": state, "optimizer": {}})
     assert_same(model, source)
@@ -144,9 +156,16 @@ def test_mmsegmentation(tmp_path):
     ours["decode_head.conv_seg.weight"] = torch.ones(3, 3)
     theirs = {}
     for key, value in source.state_dict().items():
-        for a, b in (("blocks.", "layers."), ("norm1.", "ln1."), ("norm2.", "ln2."), ("mlp.fc1.", "ffn.layers.0.0."),
-                     ("mlp.fc2.", "ffn.layers.1."), ("patch_embed.proj.", "patch_embed.projection."),
-                     ("ls1.gamma", "gamma_1"), ("ls2.gamma", "gamma_2")):  # fmt: skip
+        for a, b in (
+            ("blocks.", "layers."),
+            ("norm1.", "ln1."),
+            ("norm2.", "ln2."),
+            ("mlp.fc1.", "ffn.layers.0.0."),
+            ("mlp.fc2.", "ffn.layers.1."),
+            ("patch_embed.proj.", "patch_embed.projection."),
+            ("ls1.gamma", "gamma_1"),
+            ("ls2.gamma", "gamma_2"),
+        ):
             key = key.replace(a, b)
         theirs[f"backbone.{key}"] = value
     for state in (ours, theirs):
@@ -197,8 +216,10 @@ def test_equal_weights_are_equal_files(tmp_path):
     """Whatever the file is called and whoever writes it: a hash of it tells weights apart, and nothing else."""
     torch.manual_seed(0)
     model = ViT(img_size=32, embed_dim=24, depth=1, num_heads=2)
-    code = ("import sys, torch; from tinymim.models import model_from_checkpoint, save_student; "
-            "save_student(model_from_checkpoint(sys.argv[1], say=False)[0], sys.argv[2])")  # fmt: skip
+    code = (
+        "import sys, torch; from tinymim.models import model_from_checkpoint, save_student; "
+        "save_student(model_from_checkpoint(sys.argv[1], say=False)[0], sys.argv[2])"
+    )
     save_student(model, tmp_path / "a.pth")
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.pth"), str(tmp_path / "b.pth")], check=True)
     assert sha256_file(tmp_path / "a.pth") == sha256_file(tmp_path / "b.pth")

@@ -52,16 +52,20 @@ def test_padding_is_zeros_at_the_bottom_and_right():
 def test_equals_timm(init_values):
     """timm's VisionTransformer with our weights under the same names gives the same tokens and taps."""
     ours = randomise(ViT(img_size=64, embed_dim=48, depth=3, num_heads=3, init_values=init_values))
-    theirs = timm.models.VisionTransformer(img_size=64, embed_dim=48, depth=3, num_heads=3, init_values=init_values,
-                                           num_classes=0, global_pool="")  # fmt: skip
+    theirs = timm.models.VisionTransformer(
+        img_size=64, embed_dim=48, depth=3, num_heads=3, init_values=init_values, num_classes=0, global_pool=""
+    )
     theirs.load_state_dict(ours.state_dict(), strict=True)
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(ours(images), theirs.eval().forward_features(images), rtol=1e-5, atol=1e-5)
         for norm, fmt in itertools.product((False, True), ("NCHW", "NLC")):
             kwargs = dict(indices=[0, 2], norm=norm, output_fmt=fmt, intermediates_only=True)
-            for a, b in zip(ours.forward_intermediates(images, **kwargs),
-                            theirs.forward_intermediates(images, **kwargs), strict=True):  # fmt: skip
+            for a, b in zip(
+                ours.forward_intermediates(images, **kwargs),
+                theirs.forward_intermediates(images, **kwargs),
+                strict=True,
+            ):
                 torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
         last, taps = ours.forward_intermediates(images, indices=1, return_prefix_tokens=True)
         assert last.shape == (2, 17, 48)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tinymim.data.scenes import write_scenes
+from tinymim.demo.scenes import write_scenes
 
 WIDTH = 24
 

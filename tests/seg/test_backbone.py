@@ -133,8 +133,11 @@ def test_published_layouts_and_our_classifiers(layout, tmp_path):
     shape = dict(img_size=64, embed_dim=24, depth=4, num_heads=2, **star)
     trunk = ViT(**shape)
     tuned = Classifier(ViT(**shape), 5)
-    state = trunk.state_dict() if layout == "PT" else {
-        k.removeprefix("backbone."): v for k, v in tuned.state_dict().items()}  # fmt: skip
+    state = (
+        trunk.state_dict()
+        if layout == "PT"
+        else {k.removeprefix("backbone."): v for k, v in tuned.state_dict().items()}
+    )
     path = tmp_path / "file.pth"
     if layout == "ours":
         save_classifier(tuned, path, "abcde")

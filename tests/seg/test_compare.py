@@ -7,17 +7,22 @@ from pathlib import Path
 import pytest
 
 from tests.export.foreign import SMALL
-from tinymim.data.scenes import write_scenes
+from tinymim.demo.scenes import write_scenes
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
 import compare_segmentors as tool
 
 OURS = {
-    "model.backbone.embed_dim": 24, "model.backbone.num_heads": 2, "model.backbone.depth": 4,
-    "model.backbone.out_indices": (0, 1, 2, 3), "model.decode_head.in_channels": [24] * 4,
-    "model.decode_head.channels": 8, "model.auxiliary_head.in_channels": 24, "model.auxiliary_head.channels": 8,
-}  # fmt: skip
+    "model.backbone.embed_dim": 24,
+    "model.backbone.num_heads": 2,
+    "model.backbone.depth": 4,
+    "model.backbone.out_indices": (0, 1, 2, 3),
+    "model.decode_head.in_channels": [24] * 4,
+    "model.decode_head.channels": 8,
+    "model.auxiliary_head.in_channels": 24,
+    "model.auxiliary_head.channels": 8,
+}
 
 
 @pytest.fixture(scope="module")
@@ -28,15 +33,40 @@ def compared(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("compare")
     data = write_scenes(folder / "scenes", train=6, val=3, size=(96, 80), seed=3)
-    for name, options in (("upernet_tinymim_t_64_camvid", OURS), ("deeplabv3plus_r18_camvid",
-                          SMALL["deeplabv3plus_r18_camvid"])):  # fmt: skip
+    for name, options in (
+        ("upernet_tinymim_t_64_camvid", OURS),
+        ("deeplabv3plus_r18_camvid", SMALL["deeplabv3plus_r18_camvid"]),
+    ):
         cfg = find_config(name)
         merge_options(cfg, options)
         (folder / f"{name}.py").write_text(config_text(cfg))
     save_student(ViT(img_size=32, embed_dim=24, depth=4, num_heads=2), folder / "student.pth")
-    arguments = ["--data-root", data, "--out", folder / "out", "--steps", 2, "--batch-size", 2, "--size", 64, 64,
-                 "--crop", 48, 48, "--workers", 0, "--threads", 1, "--seconds", 0.1,
-                 "--student", folder / "student.pth", "--models", *sorted(folder.glob("*_camvid.py"))]  # fmt: skip
+    arguments = [
+        "--data-root",
+        data,
+        "--out",
+        folder / "out",
+        "--steps",
+        2,
+        "--batch-size",
+        2,
+        "--size",
+        64,
+        64,
+        "--crop",
+        48,
+        48,
+        "--workers",
+        0,
+        "--threads",
+        1,
+        "--seconds",
+        0.1,
+        "--student",
+        folder / "student.pth",
+        "--models",
+        *sorted(folder.glob("*_camvid.py")),
+    ]
     arguments = [str(value) for value in arguments]
     assert tool.main(arguments) == 0
     return folder / "out", arguments
@@ -85,8 +115,10 @@ def test_all_models_see_the_same_photos(name):
     tool.add_arguments(args)
     cfg = tool.configuration(name, args.parse_args([]), seed=5)
     steps = [dict(step) for step in cfg.train_dataloader.dataset.pipeline if step.type != "GenerateEdge"]
-    assert steps[2:4] == [dict(type="RandomResize", scale=(512, 512), ratio_range=(0.75, 1.5), keep_ratio=False),
-                          dict(type="RandomCrop", crop_size=(256, 256), cat_max_ratio=0.75)]  # fmt: skip
+    assert steps[2:4] == [
+        dict(type="RandomResize", scale=(512, 512), ratio_range=(0.75, 1.5), keep_ratio=False),
+        dict(type="RandomCrop", crop_size=(256, 256), cat_max_ratio=0.75),
+    ]
     kinds = [step.type for step in cfg.val_dataloader.dataset.pipeline]
     assert kinds == ["LoadPhoto", "Resize", "LoadLabel", "PackSegInputs"]
     assert [step.type for step in cfg.test_pipeline] == ["LoadImageFromFile", "Resize", "PackSegInputs"]

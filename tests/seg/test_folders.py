@@ -15,8 +15,10 @@ def make(root: Path, labels: dict[str, np.ndarray], meta=None, name="p{}") -> Pa
     """A folder with one photo a label: ``labels`` maps split -> (n, H, W) ids."""
     for split, ids in labels.items():
         for i, label in enumerate(ids):
-            for kind, array, suffix in (("images", np.zeros((*label.shape, 3), np.uint8), "jpg"),
-                                        ("annotations", label, "png")):  # fmt: skip
+            for kind, array, suffix in (
+                ("images", np.zeros((*label.shape, 3), np.uint8), "jpg"),
+                ("annotations", label, "png"),
+            ):
                 path = root / kind / split / f"{name.format(i)}.{suffix}"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(array).save(path)

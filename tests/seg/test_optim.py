@@ -15,9 +15,15 @@ class Segmentor(nn.Module):
     def __init__(self):
         super().__init__()
         self.backbone = TinyMIMBackbone(
-            img_size=32, embed_dim=24, num_heads=2, rel_pos_bias=True, init_values=1.0, dist_token=True, last_dim=32,
+            img_size=32,
+            embed_dim=24,
+            num_heads=2,
+            rel_pos_bias=True,
+            init_values=1.0,
+            dist_token=True,
+            last_dim=32,
             pyramid_dim=24,
-        )  # fmt: skip
+        )
         self.decode_head, self.auxiliary_head = nn.Module(), nn.Module()
         self.decode_head.conv_seg, self.auxiliary_head.conv_seg = nn.Conv2d(8, 2, 1), nn.Conv2d(8, 2, 1)
 
@@ -59,8 +65,19 @@ def test_every_trainable_parameter_once_and_decay_only_on_matrices():
     found = by_name(model, build(model, layer_decay=0.8))
     assert set(found) == {n for n, p in model.named_parameters() if p.requires_grad}
     for name, (_, _, decay) in found.items():
-        free = name.endswith(("bias", "gamma", "_token", "pos_embed", "norm1.weight", "norm2.weight", "fpn1.1.weight",
-                              "conv1x1.0.weight", "bias_table"))  # fmt: skip
+        free = name.endswith(
+            (
+                "bias",
+                "gamma",
+                "_token",
+                "pos_embed",
+                "norm1.weight",
+                "norm2.weight",
+                "fpn1.1.weight",
+                "conv1x1.0.weight",
+                "bias_table",
+            )
+        )
         assert decay == (0.0 if free else 0.05), name
     assert found["backbone.dist_token"][1] == pytest.approx(0.8**13)
 

@@ -12,10 +12,15 @@ from tinymim.seg import load_segmentor, test_segmentor, train_segmentor
 from tinymim.seg.config import find_config, heads, merge_options, set_data
 
 STEPS = {
-    "train_cfg.max_iters": 3, "train_cfg.val_interval": 3, "default_hooks.checkpoint.interval": 3,
-    "train_dataloader.batch_size": 2, "train_dataloader.num_workers": 0, "val_dataloader.num_workers": 0,
-    "train_dataloader.dataset.pipeline.3.crop_size": (64, 64), "model.data_preprocessor.size": (64, 64),
-}  # fmt: skip
+    "train_cfg.max_iters": 3,
+    "train_cfg.val_interval": 3,
+    "default_hooks.checkpoint.interval": 3,
+    "train_dataloader.batch_size": 2,
+    "train_dataloader.num_workers": 0,
+    "val_dataloader.num_workers": 0,
+    "train_dataloader.dataset.pipeline.3.crop_size": (64, 64),
+    "model.data_preprocessor.size": (64, 64),
+}
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -40,8 +45,13 @@ def test_resumed_pidnet_is_bit_identical(scenes, tmp_path):
     schedule = {"param_scheduler": [dict(type="PolyLR", power=0.9, begin=0, end=9, by_epoch=False)]}
     train_segmentor("pidnet_s_camvid", work_dir=whole, data_root=scenes, cfg_options=options | schedule)
     for steps in (1, 3):
-        train_segmentor("pidnet_s_camvid", work_dir=halves, data_root=scenes, resume=steps == 3,
-                        cfg_options=options | schedule | {"train_cfg.max_iters": steps})  # fmt: skip
+        train_segmentor(
+            "pidnet_s_camvid",
+            work_dir=halves,
+            data_root=scenes,
+            resume=steps == 3,
+            cfg_options=options | schedule | {"train_cfg.max_iters": steps},
+        )
     a, b = (torch.load(folder / "segmentor.pth", weights_only=True)["state_dict"] for folder in (whole, halves))
     assert all(torch.equal(a[key], b[key]) for key in a)
 
@@ -73,5 +83,9 @@ def test_one_channel_and_two_classes(tmp_path):
 def test_layer_decay_asks_for_our_backbone(scenes, tmp_path):
     wrapper = find_config("upernet_tinymim_t").optim_wrapper.to_dict()
     with pytest.raises(ConfigError, match="ResNetV1c has no get_layer_id"):
-        train_segmentor("deeplabv3plus_r18_camvid", work_dir=tmp_path / "run", data_root=scenes,
-                        cfg_options=STEPS | SMALL["deeplabv3plus_r18_camvid"] | {"optim_wrapper": wrapper})  # fmt: skip
+        train_segmentor(
+            "deeplabv3plus_r18_camvid",
+            work_dir=tmp_path / "run",
+            data_root=scenes,
+            cfg_options=STEPS | SMALL["deeplabv3plus_r18_camvid"] | {"optim_wrapper": wrapper},
+        )

@@ -28,8 +28,9 @@ def told(options):
 
 def run(*command, **environment):
     env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, cwd=ROOT, env=env,
-                          check=False)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], capture_output=True, text=True, cwd=ROOT, env=env, check=False
+    )
     return done.returncode, done.stdout, done.stderr
 
 
@@ -112,18 +113,35 @@ def test_mmsegs_own_trainer_takes_our_configs(scenes, small, tmp_path):
     tool = Path(mmseg.__file__).parent / ".mim" / "tools" / "train.py"
     config = ROOT / "mmseg_configs" / "upernet_tinymim_demo.py"
     data = {f"{split}_dataloader.dataset.data_root": scenes for split in ("train", "val", "test")}
-    options = told(small(**{"train_cfg.max_iters": 2, "train_dataloader.persistent_workers": False,
-                            "val_dataloader.persistent_workers": False, **data}))  # fmt: skip
+    options = told(
+        small(
+            **{
+                "train_cfg.max_iters": 2,
+                "train_dataloader.persistent_workers": False,
+                "val_dataloader.persistent_workers": False,
+                **data,
+            }
+        )
+    )
     code, out, err = run(tool, config, "--work-dir", tmp_path / "run", "--cfg-options", *options)
     assert code == 0, err[-3000:]
     assert (tmp_path / "run" / "segmentor.pth").is_file()
     assert "from scratch" in out
-    code, out, err = run(tool, config, "--work-dir", tmp_path / "b", "--cfg-options", *options,
-                         "model.decode_head.num_classes=5")  # fmt: skip
+    code, out, err = run(
+        tool, config, "--work-dir", tmp_path / "b", "--cfg-options", *options, "model.decode_head.num_classes=5"
+    )
     assert code != 0
     assert "model.decode_head.num_classes=12" in err
-    code, out, err = run(tool.with_name("test.py"), config, tmp_path / "run" / "segmentor.pth", "--work-dir",
-                         tmp_path / "test", "--tta", "--cfg-options", *options)  # fmt: skip
+    code, out, err = run(
+        tool.with_name("test.py"),
+        config,
+        tmp_path / "run" / "segmentor.pth",
+        "--work-dir",
+        tmp_path / "test",
+        "--tta",
+        "--cfg-options",
+        *options,
+    )
     assert code == 0, err[-3000:]
     assert "5 photos" in out
 

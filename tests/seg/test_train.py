@@ -250,8 +250,13 @@ def test_student_and_its_hash_and_another_model(scenes, small, tmp_path, capsys)
     change = (content["state_dict"]["backbone.blocks.1.mlp.fc1.weight"] - student.blocks[1].mlp.fc1.weight).abs().max()
     assert change < 0.01  # one small step away from the student's weights
     with pytest.raises(ConfigError, match=r"model\.backbone\.embed_dim=24"):
-        train_segmentor(DEMO, work_dir=tmp_path / "b", data_root=scenes, student=tmp_path / "student.pth",
-                        cfg_options={"train_cfg.max_iters": 1})  # fmt: skip
+        train_segmentor(
+            DEMO,
+            work_dir=tmp_path / "b",
+            data_root=scenes,
+            student=tmp_path / "student.pth",
+            cfg_options={"train_cfg.max_iters": 1},
+        )
     with pytest.raises(CheckpointError, match="no checkpoint"):
         train_segmentor(DEMO, work_dir=tmp_path / "c", data_root=scenes, student=tmp_path / "absent.pth")
 
@@ -262,14 +267,25 @@ def test_used_folders_and_other_models(trained, scenes, small, tmp_path):
     with pytest.raises(ConfigError, match="no run to resume"):
         train_segmentor(DEMO, work_dir=tmp_path / "new", data_root=scenes, resume=True, cfg_options=small())
     with pytest.raises(ConfigError, match=r"another model .*model\.decode_head"):
-        train_segmentor(DEMO, work_dir=trained.work_dir, data_root=scenes, resume=True,
-                        cfg_options=small(**{"model.decode_head.channels": 8}))  # fmt: skip
+        train_segmentor(
+            DEMO,
+            work_dir=trained.work_dir,
+            data_root=scenes,
+            resume=True,
+            cfg_options=small(**{"model.decode_head.channels": 8}),
+        )
 
 
 def test_amp_is_bfloat16_on_the_cpu(trained, scenes, small, tmp_path):
     """Nearly the losses of float32; float32 weights; validated in float32."""
-    result = train_segmentor(DEMO, work_dir=tmp_path / "run", data_root=scenes, amp=True, device="cpu",
-                             cfg_options=small(**{"train_cfg.max_iters": 3}))  # fmt: skip
+    result = train_segmentor(
+        DEMO,
+        work_dir=tmp_path / "run",
+        data_root=scenes,
+        amp=True,
+        device="cpu",
+        cfg_options=small(**{"train_cfg.max_iters": 3}),
+    )
     ours, theirs = (lines(r.work_dir)[0]["loss"] for r in (result, trained))
     assert ours != theirs
     assert ours == pytest.approx(theirs, rel=0.02)
@@ -281,8 +297,12 @@ def test_amp_is_bfloat16_on_the_cpu(trained, scenes, small, tmp_path):
 
 def test_other_samplers_are_refused(scenes, small, tmp_path):
     with pytest.raises(ConfigError, match="cannot skip"):
-        train_segmentor(DEMO, work_dir=tmp_path / "run", data_root=scenes,
-                        cfg_options=small(**{"train_dataloader.sampler.type": "InfiniteSampler"}))  # fmt: skip
+        train_segmentor(
+            DEMO,
+            work_dir=tmp_path / "run",
+            data_root=scenes,
+            cfg_options=small(**{"train_dataloader.sampler.type": "InfiniteSampler"}),
+        )
 
 
 def test_files_that_are_no_segmentor(trained, tmp_path):
@@ -341,9 +361,11 @@ def test_camvid_learns_within_a_few_steps(shared, tmp_path):
         "default_hooks.checkpoint.log_interval": 1,
     }
     result = train_segmentor(
-        "upernet_tinymim_t_light_camvid", work_dir=tmp_path / "run", data_root=shared / "data" / "camvid",
+        "upernet_tinymim_t_light_camvid",
+        work_dir=tmp_path / "run",
+        data_root=shared / "data" / "camvid",
         cfg_options=options,
-    )  # fmt: skip
+    )
     losses = [line["loss"] for line in lines(result.work_dir) if "loss" in line]
     assert np.mean(losses[-3:]) < 0.9 * np.mean(losses[:3])
     assert result.images == 8

@@ -13,8 +13,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from tinymim.distill import TinyMIM, read, relation_logits
-from tinymim.distill.tokens import num_heads, pair_tokens, patch_grid, resample
 from tinymim.errors import ConfigError
+from tinymim.models.tokens import num_heads, pair_tokens, patch_grid, resample
 from tinymim.models.vit import ViT
 
 LAYERS = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}  # what INT8 multiplies
@@ -156,8 +156,8 @@ def activation_outliers(model: Any, images: Tensor) -> list[dict[str, Outlier]]:
     """Largest activation against the 99.9 % quantile, block by block, where INT8 would cut it into levels.
 
     Our INT8 files quantise what enters the four linear layers of a block, and nothing else in it
-    (``tinymim_export.qdq``); these are looked at. ``stream`` is the block's output: float in our files, quantised by
-    tools that put every sum into INT8, and the place where outliers grow.
+    (``tinymim_export.precision.qdq``); these are looked at. ``stream`` is the block's output: float in our files,
+    quantised by tools that put every sum into INT8, and the place where outliers grow.
 
     :data:`OUTLIER_LIMIT`: with one scale a tensor, largest / 127, whatever is below largest / 254 rounds to 0, and at a
     ratio r the ordinary values keep 127 / r levels on either side. Rounding noise is scale^2 / 12; for bell-shaped

@@ -56,8 +56,10 @@ def run_command(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print(f"\n{prog}: interrupted; a run folder that was being written can be continued with --resume",
-              file=sys.stderr)  # fmt: skip
+        print(
+            f"\n{prog}: interrupted; a run folder that was being written can be continued with --resume",
+            file=sys.stderr,
+        )
         return 130
 
 

@@ -33,8 +33,11 @@ def add_run_arguments(parser: argparse.ArgumentParser, recipe: str, method: str)
     parser.add_argument("--device", help="cpu, cuda or cuda:N; default a GPU if there is one")
     if not labelled:
         parser.add_argument("--init-from", metavar="FILE", help="checkpoint to start from (a new run)")
-        parser.add_argument("--probe-data", metavar="FOLDER", help="a sub-folder a class (or train/ and val/ of such): "
-                            "k-NN and linear probe while it learns")  # fmt: skip
+        parser.add_argument(
+            "--probe-data",
+            metavar="FOLDER",
+            help="a sub-folder a class (or train/ and val/ of such): k-NN and linear probe while it learns",
+        )
     parser.add_argument("--resume", action="store_true", help="go on exactly where the run in --out stopped")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     parser.add_argument("--dry-run", action="store_true", help="one step: memory and time, no files")
@@ -70,8 +73,8 @@ def run_verb(args: argparse.Namespace, job: Any, next_lines: list[str]) -> int:
     if args.dry_run:
         return 0
     if is_first_process():
-        from tinymim_export.chain_page import chain_report
-        from tinymim_export.report import run_report
+        from tinymim_export.report.chain_page import chain_report
+        from tinymim_export.report.page import run_report
 
         report = (chain_report if job is distill_chain else run_report)(result.out)
         file = getattr(result, "student", None) or result.classifier

@@ -9,21 +9,46 @@ from tinymim.cli import spelled
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     parser.add_argument("files", nargs="*", metavar="FILE.onnx", help="timed in turns, in one process")
-    parser.add_argument("--runtime", action="append", choices=["onnxruntime", "openvino"], default=None,
-                        help="default onnxruntime; give it twice to time every file on both")  # fmt: skip
-    parser.add_argument("--provider", choices=["cpu", "cuda", "tensorrt"], default="cpu",
-                        help="ONNX Runtime's; never falls back: an error instead")  # fmt: skip
-    parser.add_argument("--precision", action="append", choices=["f32", "bf16"], default=None,
-                        help="OpenVINO's arithmetic, default f32; give it twice for both")  # fmt: skip
+    parser.add_argument(
+        "--runtime",
+        action="append",
+        choices=["onnxruntime", "openvino"],
+        default=None,
+        help="default onnxruntime; give it twice to time every file on both",
+    )
+    parser.add_argument(
+        "--provider",
+        choices=["cpu", "cuda", "tensorrt"],
+        default="cpu",
+        help="ONNX Runtime's; never falls back: an error instead",
+    )
+    parser.add_argument(
+        "--precision",
+        action="append",
+        choices=["f32", "bf16"],
+        default=None,
+        help="OpenVINO's arithmetic, default f32; give it twice for both",
+    )
     parser.add_argument("--threads", type=int, default=None, help="CPU threads; default: every core of this process")
     parser.add_argument("--batch", type=int, default=1, help="images at once")
-    parser.add_argument("--size", nargs=2, type=int, metavar=("H", "W"), default=None,
-                        help="for files with free sizes; default: the size they were exported at")  # fmt: skip
+    parser.add_argument(
+        "--size",
+        nargs=2,
+        type=int,
+        metavar=("H", "W"),
+        default=None,
+        help="for files with free sizes; default: the size they were exported at",
+    )
     parser.add_argument("--split", action="store_true", help="time backbone, pyramid, head, up-sampling (needs onnx)")
     parser.add_argument("--runs", type=int, default=None, help="timed runs a file; default: what --seconds allows")
     parser.add_argument("--seconds", type=float, default=5.0, help="time for each file, at least 10 runs")
-    parser.add_argument("--compare", nargs=2, metavar=("BEFORE.json", "AFTER.json"), default=None,
-                        help="measure nothing: compare two stored results of one machine")  # fmt: skip
+    parser.add_argument(
+        "--compare",
+        nargs=2,
+        metavar=("BEFORE.json", "AFTER.json"),
+        default=None,
+        help="measure nothing: compare two stored results of one machine",
+    )
     parser.add_argument("--json", default=None, metavar="FILE", help="write the result as JSON")
     parser.add_argument("--markdown", default=None, metavar="FILE", help="write the result as Markdown")
 
@@ -32,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure or compare, print, write."""
     if args.compare is not None:
         return _compare(args)
-    from tinymim_export.latency import bench
+    from tinymim_export.bench.latency import bench
 
     result = bench(
         args.files,
@@ -60,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _compare(args: argparse.Namespace) -> int:
     from tinymim.errors import ConfigError
-    from tinymim_export.bench_compare import compare_benches
+    from tinymim_export.bench.compare import compare_benches
 
     beside = [
         *args.files,

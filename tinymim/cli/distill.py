@@ -10,16 +10,31 @@ DEFAULT = "tinymim_tiny_from_mae_base"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     add_run_arguments(parser, DEFAULT, "tinymim")
-    parser.add_argument("--teacher", nargs="+", metavar="TEACHER",
-                        help="timm/NAME, e.g. timm/vit_large_patch16_224.mae, or a checkpoint file; "
-                             "several (NAME=WEIGHT) teach at once")  # fmt: skip
-    parser.add_argument("--teacher-weights", nargs="+", metavar="FILE",
-                        help="weights for a timm teacher, instead of downloading; for several one each")  # fmt: skip
-    parser.add_argument("--targets", nargs="+", metavar="WORD",
-                        help="what is compared, WHAT[@TEACHER_BLOCK][:STUDENT_BLOCK][=WEIGHT]: qk+vv (default), "
-                             "output, attn_pre, attn_post, ffn_pre, qkv, class_token")  # fmt: skip
-    parser.add_argument("--chain", metavar="TEACHER:STUDENT:STUDENT",
-                        help="e.g. mae_large:base:small:tiny; each student is the next teacher")  # fmt: skip
+    parser.add_argument(
+        "--teacher",
+        nargs="+",
+        metavar="TEACHER",
+        help="timm/NAME, e.g. timm/vit_large_patch16_224.mae, or a checkpoint file; "
+        "several (NAME=WEIGHT) teach at once",
+    )
+    parser.add_argument(
+        "--teacher-weights",
+        nargs="+",
+        metavar="FILE",
+        help="weights for a timm teacher, instead of downloading; for several one each",
+    )
+    parser.add_argument(
+        "--targets",
+        nargs="+",
+        metavar="WORD",
+        help="what is compared, WHAT[@TEACHER_BLOCK][:STUDENT_BLOCK][=WEIGHT]: qk+vv (default), "
+        "output, attn_pre, attn_post, ffn_pre, qkv, class_token",
+    )
+    parser.add_argument(
+        "--chain",
+        metavar="TEACHER:STUDENT:STUDENT",
+        help="e.g. mae_large:base:small:tiny; each student is the next teacher",
+    )
     parser.add_argument("--teacher-heads", type=int, help="heads a block of a teacher file that does not say")
 
 
@@ -48,9 +63,11 @@ def _run_chain(args: argparse.Namespace) -> int:
 
     for name in ("teacher", "student", "init_from"):
         if getattr(args, name):
-            raise ConfigError(f"--{name.replace('_', '-')} does not go with a chain",
-                              "the chain names the first teacher and every student",
-                              "write it into --chain TEACHER:STUDENT:STUDENT, or leave --chain out")  # fmt: skip
+            raise ConfigError(
+                f"--{name.replace('_', '-')} does not go with a chain",
+                "the chain names the first teacher and every student",
+                "write it into --chain TEACHER:STUDENT:STUDENT, or leave --chain out",
+            )
     if args.recipe == DEFAULT:
         args.recipe = "tinymim_chain"
     return run_verb(args, distill_chain, NEXT)

@@ -128,7 +128,7 @@ def _fill(model: Any, prefix: str) -> None:
     """Give every tensor the value its published name stands for; positions made by the model stay."""
     import torch
 
-    from tinymim.cli.golden_numbers import tensor
+    from tinymim.cli._golden_numbers import tensor
 
     learned = prefix == "backbone/"  # the segmentation backbones learn their positions
     state = {}
@@ -151,7 +151,7 @@ def relations() -> Iterator[Check]:
     import numpy as np
     import torch
 
-    from tinymim.cli.golden_numbers import GOLDEN
+    from tinymim.cli._golden_numbers import GOLDEN
     from tinymim.distill import TinyMIM
     from tinymim.models import ViT
 
@@ -179,7 +179,7 @@ def backbone(name: str) -> Iterator[Check]:
     import numpy as np
     import torch
 
-    from tinymim.cli.golden_numbers import GOLDEN
+    from tinymim.cli._golden_numbers import GOLDEN
     from tinymim.seg import TinyMIMBackbone
 
     told = GOLDEN[name]

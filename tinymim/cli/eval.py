@@ -12,13 +12,15 @@ ENGINE = ("mode", "resize_to_file", "mean", "std", "runtime", "provider", "preci
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     parser.add_argument("file", metavar="FILE", help="a segmentor .onnx, or a classifier .pth")
-    parser.add_argument("--data", metavar="FOLDER",
-                        help="labelled photos: ADE20K layout, or for a classifier a sub-folder a class")  # fmt: skip
+    parser.add_argument(
+        "--data", metavar="FOLDER", help="labelled photos: ADE20K layout, or for a classifier a sub-folder a class"
+    )
     parser.add_argument("--split", choices=["val", "train"], default="val", help="photos to score")
     parser.add_argument("--limit", type=int, metavar="N", help="score N photos, evenly spread over the split")
     parser.add_argument("--ignore-label", type=int, nargs="+", metavar="ID", help="label ids that count for nothing")
-    parser.add_argument("--reduce-zero-label", action=argparse.BooleanOptionalAction, default=None,
-                        help="label 0 means no class")  # fmt: skip
+    parser.add_argument(
+        "--reduce-zero-label", action=argparse.BooleanOptionalAction, default=None, help="label 0 means no class"
+    )
     parser.add_argument("--masks", metavar="FOLDER", help="write every predicted mask there")
     add_engine_arguments(parser)
     parser.add_argument("--json", metavar="FILE", help="write the result as JSON")
@@ -38,16 +40,25 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mode", choices=["whole", "slide"], help="whole photos or windows; default: the file's contract"
     )
-    parser.add_argument("--resize-to-file", action="store_true",
-                        help="stretch photos to the fixed size of the file, whatever its contract says")  # fmt: skip
-    parser.add_argument("--mean", type=float, nargs=3, metavar=("R", "G", "B"),
-                        help="for files without metadata: 0-255 units, or 0-1 as torchvision writes it")  # fmt: skip
+    parser.add_argument(
+        "--resize-to-file",
+        action="store_true",
+        help="stretch photos to the fixed size of the file, whatever its contract says",
+    )
+    parser.add_argument(
+        "--mean",
+        type=float,
+        nargs=3,
+        metavar=("R", "G", "B"),
+        help="for files without metadata: 0-255 units, or 0-1 as torchvision writes it",
+    )
     parser.add_argument("--std", type=float, nargs=3, metavar=("R", "G", "B"), help="the same")
     parser.add_argument(
         "--runtime", choices=["onnxruntime", "openvino"], default="onnxruntime", help="what runs the file"
     )
-    parser.add_argument("--provider", choices=["cpu", "cuda", "tensorrt"], default="cpu",
-                        help="never falls back: an error instead")  # fmt: skip
+    parser.add_argument(
+        "--provider", choices=["cpu", "cuda", "tensorrt"], default="cpu", help="never falls back: an error instead"
+    )
     parser.add_argument("--precision", choices=["f32", "bf16"], help="arithmetic of OpenVINO")
     parser.add_argument("--threads", type=int, help="CPU threads; default: every core of this process")
 
@@ -62,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     if args.file.endswith((".pth", ".pt", ".safetensors")):
         return _run_classifier(args)
     from tinymim.errors import ConfigError
-    from tinymim_export.miou import evaluate
+    from tinymim_export.runtime.miou import evaluate
 
     if args.data is None:
         raise ConfigError("no photos to score on", "--data is missing", "add --data FOLDER (labelled, ADE20K layout)")
@@ -108,6 +119,8 @@ def _run_classifier(args: argparse.Namespace) -> int:
     if not args.json:
         print(f"next: tinymim eval {file}{spelled(args, 'data', 'limit', *CLASSIFIER)} --json scores.json")
     else:
-        print(f"next: python tools/train_seg.py mmseg_configs/upernet_tinymim_t_light.py --data-root FOLDER "
-              f"--student {file} --work-dir runs/seg")  # fmt: skip
+        print(
+            f"next: python tools/train_seg.py mmseg_configs/upernet_tinymim_t_light.py --data-root FOLDER "
+            f"--student {file} --work-dir runs/seg"
+        )
     return 0

@@ -18,8 +18,12 @@ def run(args: argparse.Namespace) -> int:
     """Fine-tune, print the scores."""
     from tinymim.engine import finetune
 
-    return run_verb(args, finetune, [
-        "tinymim eval {student} --data {val}",
-        "python tools/train_seg.py mmseg_configs/upernet_tinymim_t_light.py --data-root FOLDER --student {student} "
-        "--work-dir runs/seg",
-    ])  # fmt: skip
+    return run_verb(
+        args,
+        finetune,
+        [
+            "tinymim eval {student} --data {val}",
+            "python tools/train_seg.py mmseg_configs/upernet_tinymim_t_light.py --data-root FOLDER --student {student} "
+            "--work-dir runs/seg",
+        ],
+    )

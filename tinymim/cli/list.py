@@ -6,9 +6,11 @@ import argparse
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     parser.add_argument(
-        "what", nargs="?", choices=("models", "teachers", "recipes", "studies", "configs"),
+        "what",
+        nargs="?",
+        choices=("models", "teachers", "recipes", "studies", "configs"),
         help="default: all of these",
-    )  # fmt: skip
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -45,15 +47,17 @@ def run(args: argparse.Namespace) -> int:
         print("teachers (--teacher), the block that is read if nothing is said, licence of the weights:")
         for name in SUGGESTED:
             t = describe_teacher(name)
-            print(f"  {t.name:48} width {t.width:4}, {t.heads:2} heads, {t.blocks} blocks, patch {t.patch}, "
-                  f"block {t.target_block}, {t.licence}")  # fmt: skip
+            print(
+                f"  {t.name:48} width {t.width:4}, {t.heads:2} heads, {t.blocks} blocks, patch {t.patch}, "
+                f"block {t.target_block}, {t.licence}"
+            )
     if args.what in (None, "recipes"):
         print("recipes (tinymim pretrain|distill|finetune --recipe):")
         for name in recipe_names():
             print(f"  {name:32} {summary(FOLDER / f'{name}.py')}")
     if args.what in (None, "studies"):
-        from tinymim.engine.study import FOLDER as STUDIES
-        from tinymim.engine.study import study_names
+        from tinymim.study.definition import FOLDER as STUDIES
+        from tinymim.study.definition import study_names
 
         print("studies (tinymim study NAME --data FOLDER):")
         for name in study_names():

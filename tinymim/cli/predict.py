@@ -13,20 +13,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     parser.add_argument("file", metavar="FILE.onnx", help="a segmentor")
     parser.add_argument("source", metavar="PHOTO|FOLDER|VIDEO", help="what to segment")
-    parser.add_argument("--out", required=True, metavar="FILE|FOLDER",
-                        help="mask.png of a photo; a folder of masks; overlay.mp4 of a video")  # fmt: skip
+    parser.add_argument(
+        "--out",
+        required=True,
+        metavar="FILE|FOLDER",
+        help="mask.png of a photo; a folder of masks; overlay.mp4 of a video",
+    )
     parser.add_argument("--overlay", action="store_true", help="also write photos with their classes laid over them")
     parser.add_argument("--alpha", type=float, default=0.5, help="share of colour in overlays")
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
-    parser.add_argument("--classes", metavar="FILE",
-                        help="names for files that carry none: dataset.json, or one name a line")  # fmt: skip
+    parser.add_argument(
+        "--classes", metavar="FILE", help="names for files that carry none: dataset.json, or one name a line"
+    )
     add_engine_arguments(parser)
     parser.add_argument("--json", metavar="FILE", help="write sizes, milliseconds and shares of the classes as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Segment, print, write; 1 where a photo could not be read."""
-    from tinymim_export.masks import predict
+    from tinymim_export.runtime.predict import predict
 
     result = predict(
         args.file,

@@ -14,6 +14,10 @@ def run(args: argparse.Namespace) -> int:
     """Pre-train."""
     from tinymim.engine import pretrain
 
-    return run_verb(args, pretrain, [
-        "tinymim distill --recipe tinymim_tiny_from_mae_base --teacher {student} --data FOLDER",
-    ])  # fmt: skip
+    return run_verb(
+        args,
+        pretrain,
+        [
+            "tinymim distill --recipe tinymim_tiny_from_mae_base --teacher {student} --data FOLDER",
+        ],
+    )

@@ -8,23 +8,29 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     parser.add_argument(
-        "paths", nargs="*", metavar="PATH",
+        "paths",
+        nargs="*",
+        metavar="PATH",
         help="run folders, .onnx, .pth and result .json files, or folders searched for these. Two paths of one kind "
         "(run folders of the same job, .onnx files, folders, lineage.json) are compared; anything else is one line",
-    )  # fmt: skip
+    )
     parser.add_argument("--out", metavar="FILE.html", help="the page; default: report.html, or compare.html")
     parser.add_argument("--line", action="store_true", help="put two paths of one kind into one line, do not compare")
     parser.add_argument("--data", metavar="FOLDER", help="labelled folder, or photos: show where files differ most")
     parser.add_argument("--ignore-label", type=int, nargs="+", metavar="ID", help="label ids that count for nothing")
-    parser.add_argument("--reduce-zero-label", action=argparse.BooleanOptionalAction, default=None,
-                        help="id 0 is no class and the classes start at 1")  # fmt: skip
+    parser.add_argument(
+        "--reduce-zero-label",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="id 0 is no class and the classes start at 1",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Join or compare, print, write."""
     from tinymim.errors import ConfigError
-    from tinymim_export.lineage import build_report, checked_out, compare_reports
-    from tinymim_export.versus import kind_of
+    from tinymim_export.report.compare import kind_of
+    from tinymim_export.report.lineage_report import build_report, checked_out, compare_reports
 
     paths = [Path(path) for path in args.paths]
     kinds = [kind_of(path) for path in paths]
@@ -43,8 +49,11 @@ def run(args: argparse.Namespace) -> int:
     result = build_report(paths, args.out or "report.html", data=args.data, **reading)
     result.print()
     loose = [file.path for file in result.line.files if file.role == "onnx" and file.path]
-    unscored = [p for p in loose if not any(s.sha256 == f.sha256 for f in result.line.files if f.path == p
-                                            for s in result.line.scores)]  # fmt: skip
+    unscored = [
+        p
+        for p in loose
+        if not any(s.sha256 == f.sha256 for f in result.line.files if f.path == p for s in result.line.scores)
+    ]
     if unscored:
         out = shlex.quote(str(Path(unscored[0]).with_suffix(".eval.json")))
         print(f"next: tinymim eval {shlex.quote(unscored[0])} --data FOLDER --json {out}")

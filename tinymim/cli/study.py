@@ -10,8 +10,9 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     parser.add_argument("study", help="a shipped study (tinymim list studies), or a .py file of the same keys")
-    parser.add_argument("--data", metavar="FOLDER", help="class folders below train/ and val/; with --val-data the "
-                        "training photos")  # fmt: skip
+    parser.add_argument(
+        "--data", metavar="FOLDER", help="class folders below train/ and val/; with --val-data the training photos"
+    )
     parser.add_argument("--val-data", metavar="FOLDER", help="class folders to score on")
     parser.add_argument(
         "--seg-data", metavar="FOLDER", help="labelled folder in ADE20K layout, for studies that segment"
@@ -19,8 +20,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/studies"), help="folder of all studies")
     parser.add_argument("--only", nargs="+", metavar="CELL", help="these cells")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="default: the study's")
-    parser.add_argument("--parallel", type=int, default=1, metavar="N", help="stages at a time, each with its share of "
-                        "the cores and, of several GPUs, its own")  # fmt: skip
+    parser.add_argument(
+        "--parallel",
+        type=int,
+        default=1,
+        metavar="N",
+        help="stages at a time, each with its share of the cores and, of several GPUs, its own",
+    )
     parser.add_argument("--time-limit", type=float, metavar="MINUTES", help="start no stage after so long")
     parser.add_argument("--dry-run", action="store_true", help="print what would be run")
     parser.add_argument("--table", action="store_true", help="only write the table of what is there")
@@ -28,12 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run what is missing, write the table after every cell."""
-    from tinymim.engine.study import choose_cells, load_study, make_trials, read_result
-    from tinymim.engine.study_run import command, open_stages, run_trials
-    from tinymim.engine.study_stages import find_data
-    from tinymim.engine.study_table import study_table
     from tinymim.errors import ConfigError
-    from tinymim_export.study_page import write_study
+    from tinymim.study.definition import choose_cells, load_study, make_trials, read_result
+    from tinymim.study.run import command, open_stages, run_trials
+    from tinymim.study.stages import find_data
+    from tinymim.study.table import study_table
+    from tinymim_export.report.study_page import write_study
 
     if args.parallel < 1:
         raise ConfigError(f"--parallel {args.parallel}", "at least one stage runs at a time", "use --parallel 1")
@@ -56,12 +62,17 @@ def run(args: argparse.Namespace) -> int:
     if args.table:
         print("\n".join(map(str, tell())))
         return 0
-    trials = [t for t in make_trials(study, cells, seeds, data, args.out)
-              if read_result(study, t.cell, t.seed, args.out, data) is None]  # fmt: skip
+    trials = [
+        t
+        for t in make_trials(study, cells, seeds, data, args.out)
+        if read_result(study, t.cell, t.seed, args.out, data) is None
+    ]
     stages = open_stages(trials)
     total = len(cells) * len(seeds)
-    print(f"{study.name}: {len(cells)} cells x {len(seeds)} seeds, {total - len(trials)} of {total} done; "
-          f"{len(stages)} stages to run")  # fmt: skip
+    print(
+        f"{study.name}: {len(cells)} cells x {len(seeds)} seeds, {total - len(trials)} of {total} done; "
+        f"{len(stages)} stages to run"
+    )
     if args.dry_run:
         print("\n".join(shlex.join(command(stage)) for stage in stages))
         return 0

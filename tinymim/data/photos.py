@@ -194,9 +194,16 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
     """
 
     def __init__(
-        self, num_photos: int, batch_size: int, steps: int, *, seed: int = 0, start: int = 0, rank: int = 0,
+        self,
+        num_photos: int,
+        batch_size: int,
+        steps: int,
+        *,
+        seed: int = 0,
+        start: int = 0,
+        rank: int = 0,
         world: int = 1,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.num_photos, self.batch_size, self.steps = num_photos, batch_size, steps
         self.seed, self.start, self.rank, self.world = seed, start, rank, world
 

@@ -29,11 +29,22 @@ from tinymim.progress import Progress
 
 # AlexNet's errors, means over the five severities: Hendrycks & Dietterich 2019, github.com/hendrycks/robustness
 ALEXNET = {
-    "gaussian_noise": 0.886428, "shot_noise": 0.894468, "impulse_noise": 0.922640, "defocus_blur": 0.819880,
-    "glass_blur": 0.826268, "motion_blur": 0.785948, "zoom_blur": 0.798360, "snow": 0.866816, "frost": 0.826572,
-    "fog": 0.819324, "brightness": 0.564592, "contrast": 0.853204, "elastic_transform": 0.646056,
-    "pixelate": 0.717840, "jpeg_compression": 0.606500,
-}  # fmt: skip
+    "gaussian_noise": 0.886428,
+    "shot_noise": 0.894468,
+    "impulse_noise": 0.922640,
+    "defocus_blur": 0.819880,
+    "glass_blur": 0.826268,
+    "motion_blur": 0.785948,
+    "zoom_blur": 0.798360,
+    "snow": 0.866816,
+    "frost": 0.826572,
+    "fog": 0.819324,
+    "brightness": 0.564592,
+    "contrast": 0.853204,
+    "elastic_transform": 0.646056,
+    "pixelate": 0.717840,
+    "jpeg_compression": 0.606500,
+}
 
 
 def top1(logits_BK: Tensor, labels_B: Tensor, columns_C: Tensor | None = None) -> Tensor:
@@ -180,9 +191,12 @@ def evaluate_folders(
         if kind in ("imagenet-a", "imagenet-r"):
             columns_C = torch.tensor([names.index(name) for name in wnids(kind)])
         loader = DataLoader(
-            _Photos(data, transform, limit), batch_size, num_workers=workers, collate_fn=_collate,
+            _Photos(data, transform, limit),
+            batch_size,
+            num_workers=workers,
+            collate_fn=_collate,
             worker_init_fn=leave_signals_to_the_main_process,
-        )  # fmt: skip
+        )
         return _score(predict, loader, columns_C, len(names), Progress(title, len(loader)) if progress else None)
 
     result: dict[str, Any] = {}

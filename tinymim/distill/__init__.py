@@ -8,6 +8,17 @@ from tinymim.distill.taps import qkv_at, read
 from tinymim.distill.targets import Target, parse_target
 
 __all__ = [
-    "SeveralTeachers", "Target", "TinyMIM", "class_token_kl", "feature_loss", "parse_target", "qkv_at", "read",
-    "relation_kl", "relation_logits", "relation_losses", "relation_smooth_l1", "whiten",
-]  # fmt: skip
+    "SeveralTeachers",
+    "Target",
+    "TinyMIM",
+    "class_token_kl",
+    "feature_loss",
+    "parse_target",
+    "qkv_at",
+    "read",
+    "relation_kl",
+    "relation_logits",
+    "relation_losses",
+    "relation_smooth_l1",
+    "whiten",
+]

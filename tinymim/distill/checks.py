@@ -3,8 +3,8 @@
 from typing import Any
 
 from tinymim.distill.taps import TAPPABLE
-from tinymim.distill.tokens import has_class_token, patch_grid
 from tinymim.errors import ConfigError
+from tinymim.models.tokens import has_class_token, patch_grid
 from tinymim.models.vit import ViT
 
 MASKS = (None, "student", "teacher", "both")
@@ -41,8 +41,9 @@ def check_options(
         raise ConfigError(f"mask_ratio={method.mask_ratio}", "it is a share between 0 and 1", "e.g. 0.75")
     if reconstruct is not None and method.mask not in ("student", "both"):
         raise ConfigError("reconstruct needs a masked student", "hidden pixels are predicted", "add mask='student'")
-    if reconstruct is not None and (student.num_prefix_tokens != 1 or any(s % student.patch_size for s in
-                                                                          student.img_size)):  # fmt: skip
+    if reconstruct is not None and (
+        student.num_prefix_tokens != 1 or any(s % student.patch_size for s in student.img_size)
+    ):
         raise ConfigError(
             f"reconstruct with {student.num_prefix_tokens} prefix tokens at {student.img_size[0]} pixels",
             "MAE's decoder needs a class token only, and whole patches",

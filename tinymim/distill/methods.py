@@ -17,7 +17,9 @@ from tinymim.distill.freeze import freeze_unreached
 from tinymim.distill.relations import relation_losses
 from tinymim.distill.taps import read
 from tinymim.distill.targets import Target, parse_target
-from tinymim.distill.tokens import (
+from tinymim.errors import ConfigError
+from tinymim.models.mae import MAE, keep_patches
+from tinymim.models.tokens import (
     has_class_token,
     num_heads,
     pair_tokens,
@@ -25,8 +27,6 @@ from tinymim.distill.tokens import (
     patch_size,
     resample,
 )
-from tinymim.errors import ConfigError
-from tinymim.models.mae import MAE, keep_patches
 from tinymim.models.vit import ViT
 
 
@@ -92,11 +92,14 @@ class TinyMIM(nn.Module):
         self.teacher = teacher.eval().requires_grad_(False)
         self.teacher_drops = _add_drop_path(teacher, teacher_drop_path)
         widths = student.embed_dim, int(teacher.embed_dim)
-        self.maps = nn.ModuleDict({
-            f"{i}_{part}": nn.Linear(*widths)
-            for i, target in enumerate(self.targets) for part in target.parts
-            if target.kind == "feature" or (target.kind == "class_token" and widths[0] != widths[1])
-        })  # fmt: skip
+        self.maps = nn.ModuleDict(
+            {
+                f"{i}_{part}": nn.Linear(*widths)
+                for i, target in enumerate(self.targets)
+                for part in target.parts
+                if target.kind == "feature" or (target.kind == "class_token" and widths[0] != widths[1])
+            }
+        )
         options = dict(reconstruct or {})
         self.reconstruct_weight = float(options.pop("weight", 1.0))
         self.mae = MAE(student, mask_ratio=mask_ratio, **options) if reconstruct is not None else None
@@ -133,9 +136,12 @@ class TinyMIM(nn.Module):
         return self.compare(student_images, teacher_images, learned, order_BN)
 
     def compare(
-        self, student_images: Tensor, teacher_images: Tensor, learned: dict[int, dict[str, Tensor]],
+        self,
+        student_images: Tensor,
+        teacher_images: Tensor,
+        learned: dict[int, dict[str, Tensor]],
         order_BN: Tensor | None,
-    ) -> dict[str, Tensor]:  # fmt: skip
+    ) -> dict[str, Tensor]:
         """:meth:`losses` of a student that has been read at :meth:`student_taps`."""
         grid = patch_grid(self.student, (student_images.shape[2], student_images.shape[3]))
         keep_BV = self.visible(order_BN)

@@ -28,13 +28,23 @@ class SeveralTeachers(nn.Module):
         super().__init__()
         weights = [1.0] * len(methods) if weights is None else [float(weight) for weight in weights]
         if not methods or len(weights) != len(methods) or min(weights) <= 0:
-            raise ConfigError(f"{len(methods)} teachers with the weights {weights}",
-                              "each teacher has a weight above 0", "give one weight a teacher")  # fmt: skip
+            raise ConfigError(
+                f"{len(methods)} teachers with the weights {weights}",
+                "each teacher has a weight above 0",
+                "give one weight a teacher",
+            )
         first = methods[0]
-        if any(m.student is not first.student or (m.mask, m.mask_ratio) != (first.mask, first.mask_ratio)
-               or m.mae is not None for m in methods[1:]):  # fmt: skip
-            raise ConfigError("the teachers' methods do not go together", "the student is run once for all of them",
-                              "give all the same student and mask, and reconstruct to the first only")  # fmt: skip
+        if any(
+            m.student is not first.student
+            or (m.mask, m.mask_ratio) != (first.mask, first.mask_ratio)
+            or m.mae is not None
+            for m in methods[1:]
+        ):
+            raise ConfigError(
+                "the teachers' methods do not go together",
+                "the student is run once for all of them",
+                "give all the same student and mask, and reconstruct to the first only",
+            )
         self.methods, self.weights = nn.ModuleList(methods), weights
         self.student, self.mae = first.student, first.mae
         self.taps: dict[int, tuple[str, ...]] = {}

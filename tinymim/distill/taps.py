@@ -26,19 +26,21 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from tinymim.distill.tokens import num_prefix
 from tinymim.errors import ConfigError
 from tinymim.models.mae import keep_patches
 from tinymim.models.teachers import TIMM
+from tinymim.models.tokens import num_prefix
 from tinymim.models.vit import ViT
 
 TAPPABLE = (ViT, *TIMM)
 QKV = ("q", "k", "v")
 TAPS = (*QKV, "attn_pre", "attn_post", "ffn_pre", "output")  # in the order they are computed
 PRE_NORM = (
-    timm.models.vision_transformer.Block, timm.models.beit.Block, timm.models.eva.EvaBlock,
+    timm.models.vision_transformer.Block,
+    timm.models.beit.Block,
+    timm.models.eva.EvaBlock,
     timm.models.vision_transformer_sam.Block,
-)  # fmt: skip
+)
 MASKABLE = (ViT, VisionTransformer)  # positions are added once: patches may be left out
 
 
@@ -128,8 +130,11 @@ class _Watch(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self.seen is not None and func is F.scaled_dot_product_attention:
             if args[0].shape[-1] != args[2].shape[-1]:
-                raise ConfigError("q and v of this teacher are of two widths", "its attention is a difference of two",
-                                  "choose another teacher")  # fmt: skip
+                raise ConfigError(
+                    "q and v of this teacher are of two widths",
+                    "its attention is a difference of two",
+                    "choose another teacher",
+                )
             for name, value in zip(QKV, args, strict=False):
                 value_BHTC = value if value.ndim == 4 else value.unflatten(0, (self.batch, -1))  # SAM's: (B * H, T, C)
                 self.seen[name] = value_BHTC.transpose(1, 2).flatten(2)
@@ -164,16 +169,21 @@ def _read_timm(
             watch.seen = None
             if not set(wanted[block]) <= set(QKV):
                 windowed = len(stream["attn_pre"]) != watch.batch  # SAM's windows are put together behind it
-                taps = {"attn_pre": stream["mid"] - stream["in"] if windowed else stream["attn_pre"],
-                        "attn_post": stream["mid"], "ffn_pre": stream["ffn_pre"], "output": result}  # fmt: skip
+                taps = {
+                    "attn_pre": stream["mid"] - stream["in"] if windowed else stream["attn_pre"],
+                    "attn_post": stream["mid"],
+                    "ffn_pre": stream["ffn_pre"],
+                    "output": result,
+                }
                 out[block] |= {name: value.reshape(watch.batch, -1, value.shape[-1]) for name, value in taps.items()}
             if last:
                 raise _Enough
 
         before_drop_path = [
             module.get_submodule(part).register_forward_pre_hook(adds(name))
-            for part, name in (("drop_path1", "attn_pre"), ("drop_path2", "ffn_pre")) if set(wanted[block]) - set(QKV)
-        ]  # fmt: skip
+            for part, name in (("drop_path1", "attn_pre"), ("drop_path2", "ffn_pre"))
+            if set(wanted[block]) - set(QKV)
+        ]
         return [
             *before_drop_path,
             module.register_forward_pre_hook(enter),
@@ -218,8 +228,11 @@ def _check(model: Any, wanted: Mapping[int, Collection[str]], keep_BV: Tensor | 
             raise ConfigError(f"no tap {unknown[0]!r}", f"the taps are {', '.join(TAPS)}", "choose of them")
         module = model.blocks[block - 1]
         if not isinstance(model, ViT) and not (hasattr(module, "attn") and hasattr(module, "norm2")):
-            raise ConfigError(f"block {block} is a {type(module).__name__}", "it does not attend first and then feed "
-                              "forward, which is what is read", "choose another teacher")  # fmt: skip
+            raise ConfigError(
+                f"block {block} is a {type(module).__name__}",
+                "it does not attend first and then feed forward, which is what is read",
+                "choose another teacher",
+            )
         if getattr(module, "window_size", 0) and set(names) & set(QKV):
             whole = [i + 1 for i, each in enumerate(model.blocks) if not each.window_size]
             raise ConfigError(

@@ -18,8 +18,15 @@ from tinymim.models.mae import MAE
 from tinymim.models.teachers import Teacher, default_target_block, load_teacher, state_sha256
 
 TEACHER_KEYS = (
-    "teacher", "teacher_weights", "teacher_heads", "targets", "target_block", "relation_heads", "align", "weight",
-)  # fmt: skip
+    "teacher",
+    "teacher_weights",
+    "teacher_heads",
+    "targets",
+    "target_block",
+    "relation_heads",
+    "align",
+    "weight",
+)
 
 
 def build_method(config: Config, *, pretrained: bool = True) -> tuple[TinyMIM | SeveralTeachers | MAE, list[Teacher]]:
@@ -42,8 +49,14 @@ def build_method(config: Config, *, pretrained: bool = True) -> tuple[TinyMIM | 
                 f"use a plain model and a multiple of {encoder.patch_size}",
             )
         d = config.decoder
-        return MAE(encoder, decoder_dim=d["dim"], decoder_depth=d["depth"], decoder_heads=d["heads"],
-                   mask_ratio=config.mask_ratio, norm_pix=config.norm_pix), []  # fmt: skip
+        return MAE(
+            encoder,
+            decoder_dim=d["dim"],
+            decoder_depth=d["depth"],
+            decoder_heads=d["heads"],
+            mask_ratio=config.mask_ratio,
+            norm_pix=config.norm_pix,
+        ), []
     wishes = each_teacher(config)
     pairs = [_with_teacher(config, wish, encoder, pretrained, first=not i) for i, wish in enumerate(wishes)]
     methods, teachers = [method for method, _ in pairs], [teacher for _, teacher in pairs]
@@ -63,15 +76,21 @@ def named_teachers(names: str | Sequence[str] | None, files: str | Sequence[str]
     if len(names) < 2:
         return {"teacher": names[0] if names else None, "teacher_weights": files[0] if files else None}
     if files and len(files) != len(names):
-        raise ConfigError(f"{len(names)} teachers and {len(files)} files of weights", "each teacher has its own",
-                          'give --teacher-weights one file a teacher, "-" where there is none')  # fmt: skip
+        raise ConfigError(
+            f"{len(names)} teachers and {len(files)} files of weights",
+            "each teacher has its own",
+            'give --teacher-weights one file a teacher, "-" where there is none',
+        )
     entries = []
     for name, file in zip(names, files or ["-"] * len(names), strict=True):
         plain, _, weight = name.rpartition("=")
         number = re.fullmatch(r"\d*\.?\d+(e-?\d+)?", weight) if plain else None
         if plain and not number and not name.startswith("timm/") and not Path(name).is_file():
-            raise ConfigError(f"the weight {weight!r} of the teacher {plain}", "it is no number above 0",
-                              f"e.g. --teacher {plain}=0.5")  # fmt: skip
+            raise ConfigError(
+                f"the weight {weight!r} of the teacher {plain}",
+                "it is no number above 0",
+                f"e.g. --teacher {plain}=0.5",
+            )
         entry = dict(teacher=plain if number else name, weight=float(weight) if number else 1.0)
         entries.append(entry | ({} if file == "-" else {"teacher_weights": file}))
     return {"teachers": entries}
@@ -91,9 +110,10 @@ def each_teacher(config: Config) -> list[dict[str, Any]]:
     for entry in config.teachers:
         if not isinstance(entry, dict) or not entry.get("teacher") or set(entry) - set(TEACHER_KEYS):
             raise ConfigError(
-                f"teachers has the entry {entry!r}", f"its keys are {', '.join(TEACHER_KEYS)}",
+                f"teachers has the entry {entry!r}",
+                f"its keys are {', '.join(TEACHER_KEYS)}",
                 "e.g. teachers=[dict(teacher='timm/NAME'), dict(teacher='FILE', weight=0.5)]",
-            )  # fmt: skip
+            )
     return [{**common, "teacher_weights": None, "teacher_heads": None, **entry} for entry in config.teachers]
 
 
@@ -104,8 +124,14 @@ def _with_teacher(
     name = wish["teacher"]
     grid = -(-config.img_size // encoder.patch_size) if wish["align"] == "image" else None
     try:
-        teacher = load_teacher(name, img_size=config.img_size, weights=wish["teacher_weights"],
-                               num_heads=wish["teacher_heads"], pretrained=pretrained, grid=grid)  # fmt: skip
+        teacher = load_teacher(
+            name,
+            img_size=config.img_size,
+            weights=wish["teacher_weights"],
+            num_heads=wish["teacher_heads"],
+            pretrained=pretrained,
+            grid=grid,
+        )
     except CheckpointError:
         if pretrained or name.startswith("timm/"):
             raise
@@ -116,16 +142,28 @@ def _with_teacher(
         teacher = Teacher(stand_in, larger, (0.5,) * 3, (0.5,) * 3, None, relations=(stand_in.depth, 16))
     teacher.sha256 = teacher.sha256 or state_sha256(teacher.model)
     d = config.decoder
-    decoder = dict(decoder_dim=d["dim"], decoder_depth=d["depth"], decoder_heads=d["heads"], norm_pix=config.norm_pix,
-                   weight=config.reconstruct)  # fmt: skip
+    decoder = dict(
+        decoder_dim=d["dim"],
+        decoder_depth=d["depth"],
+        decoder_heads=d["heads"],
+        norm_pix=config.norm_pix,
+        weight=config.reconstruct,
+    )
     block, learned = _reading(wish, teacher, encoder.depth)
     method = TinyMIM(
-        encoder, teacher.model, targets=wish["targets"], target_block=block,
-        relation_heads=wish["relation_heads"] or learned, softmax=config.softmax, class_token=config.class_token,
-        mask=config.mask, mask_ratio=config.mask_ratio,
+        encoder,
+        teacher.model,
+        targets=wish["targets"],
+        target_block=block,
+        relation_heads=wish["relation_heads"] or learned,
+        softmax=config.softmax,
+        class_token=config.class_token,
+        mask=config.mask,
+        mask_ratio=config.mask_ratio,
         reconstruct=decoder if config.reconstruct and first else None,
-        teacher_drop_path=config.teacher_drop_path, align=wish["align"],
-    )  # fmt: skip
+        teacher_drop_path=config.teacher_drop_path,
+        align=wish["align"],
+    )
     for target in method.targets:
         if teacher.trained_depth and target.teacher_block > teacher.trained_depth and not set(target.taps) <= set(QKV):
             raise ConfigError(
@@ -135,11 +173,16 @@ def _with_teacher(
             )
     relations = [target for target in method.targets if target.kind == "relation"]
     if relations and is_first_process():
-        whose = "of its own relations" if learned and not wish["relation_heads"] else (
-            "asked for" if wish["relation_heads"] else "of its blocks")  # fmt: skip
-        print(f"{teacher.name}, block {', '.join(str(t.teacher_block) for t in relations)}: relations of "
-              f"{method.relation_heads} heads ({whose}), {int(teacher.model.embed_dim) // method.relation_heads} "  # type: ignore[arg-type]
-              f"channels each, student {encoder.embed_dim // method.relation_heads}")  # fmt: skip
+        whose = (
+            "of its own relations"
+            if learned and not wish["relation_heads"]
+            else ("asked for" if wish["relation_heads"] else "of its blocks")
+        )
+        print(
+            f"{teacher.name}, block {', '.join(str(t.teacher_block) for t in relations)}: relations of "
+            f"{method.relation_heads} heads ({whose}), {int(teacher.model.embed_dim) // method.relation_heads} "  # type: ignore[arg-type]
+            f"channels each, student {encoder.embed_dim // method.relation_heads}"
+        )
     return method, teacher
 
 

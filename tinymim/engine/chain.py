@@ -94,14 +94,23 @@ def distill_chain(
     teacher, students = parse_chain(config.chain)
     hops = [dict(hop) for hop in config.hops] or [{} for _ in students]
     if len(hops) != len(students):
-        raise ConfigError(f"{recipe} has {len(hops)} hops for {len(students)} students",
-                          "each student may have a dict of overrides", "give one a student, {} for none")  # fmt: skip
+        raise ConfigError(
+            f"{recipe} has {len(hops)} hops for {len(students)} students",
+            "each student may have a dict of overrides",
+            "give one a student, {} for none",
+        )
     common = {k: v for k, v in (cfg_options or {}).items() if k not in ("chain", "hops")}
     if load_recipe(recipe).target_block:
-        raise ConfigError(f"{recipe} has a target_block", "it would be read of every student, too",
-                          "write it into the first of its hops: hops=[dict(target_block=18), {}, ...]")  # fmt: skip
-    first = {"target_block": common.pop("target_block", None), "teacher_weights": teacher_weights,
-             "teacher_heads": options.pop("teacher_heads", None)}  # fmt: skip
+        raise ConfigError(
+            f"{recipe} has a target_block",
+            "it would be read of every student, too",
+            "write it into the first of its hops: hops=[dict(target_block=18), {}, ...]",
+        )
+    first = {
+        "target_block": common.pop("target_block", None),
+        "teacher_weights": teacher_weights,
+        "teacher_heads": options.pop("teacher_heads", None),
+    }
     overrides = [{**common, **(first if i == 0 else {}), **hop} for i, hop in enumerate(hops)]
     _check_hops(recipe, students, overrides, options)
     folder = Path(out or f"runs/{Path(recipe).stem}")
@@ -117,12 +126,27 @@ def distill_chain(
         if is_first_process():
             print(f"hop {number} of {len(students)}: {student} from {teacher if number == 1 else told[-1]['run']}")
         done = run(
-            recipe, "tinymim", teacher=teacher, student=student, out=folder / name, resume=resume and begun,
-            overwrite=not begun, dry_run=dry_run, title=f"hop {number}/{len(students)}", cfg_options=hop, **options,
-        )  # fmt: skip
+            recipe,
+            "tinymim",
+            teacher=teacher,
+            student=student,
+            out=folder / name,
+            resume=resume and begun,
+            overwrite=not begun,
+            dry_run=dry_run,
+            title=f"hop {number}/{len(students)}",
+            cfg_options=hop,
+            **options,
+        )
         result.hops.append(done)
-        entry = {"run": name, "student": student, "teacher": teacher, "relations": done.relations, "steps": done.steps,
-                 "seconds": round(done.seconds, 1)}  # fmt: skip
+        entry = {
+            "run": name,
+            "student": student,
+            "teacher": teacher,
+            "relations": done.relations,
+            "steps": done.steps,
+            "seconds": round(done.seconds, 1),
+        }
         told.append(ended[number - 1] if number <= len(ended) else entry)
         if not dry_run and is_first_process():
             write_json(folder / "chain.json", {"chain": config.chain, "hops": told})
@@ -152,8 +176,9 @@ def _check_hops(recipe: str, students: list[str], overrides: list[dict[str, Any]
         own = {key: value for key, value in {**options, "student": student}.items() if key in ("student", "targets")}
         config = load_recipe(recipe, {**own, **hop}, "tinymim")
         if config.teachers:
-            raise ConfigError("teachers beside a chain", "each student is the next teacher, and the only one",
-                              "leave teachers out")  # fmt: skip
+            raise ConfigError(
+                "teachers beside a chain", "each student is the next teacher, and the only one", "leave teachers out"
+            )
         deep = int(config.student_args.get("depth", 12))
         for word in config.targets if depth else ():
             parse_target(word, depth, deep, config.target_block)
@@ -183,8 +208,9 @@ def _open(folder: Path, chain: str, *, resume: bool, overwrite: bool) -> None:
         if before != chain:
             raise ConfigError(
                 f"{folder} holds " + (f"the chain {before}" if before else "no chain to resume"),
-                f"{chain} was asked for", "resume with the same chain, or choose another --out",
-            )  # fmt: skip
+                f"{chain} was asked for",
+                "resume with the same chain, or choose another --out",
+            )
         return
     prepare_out(folder, overwrite=overwrite)
     write_json(file, {"chain": chain, "hops": []})

@@ -39,10 +39,17 @@ class ClassifyModel(Trainable):
     """
 
     def __init__(
-        self, network: Classifier, *, smoothing: float = 0.1, ema_decay: float | None = None,
-        teacher: LabelTeacher | None = None, distillation: str = "hard", alpha: float = 0.5, tau: float = 1.0,
+        self,
+        network: Classifier,
+        *,
+        smoothing: float = 0.1,
+        ema_decay: float | None = None,
+        teacher: LabelTeacher | None = None,
+        distillation: str = "hard",
+        alpha: float = 0.5,
+        tau: float = 1.0,
         autocast: torch.dtype | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(autocast)
         self.network = network
         self.ema = None if ema_decay is None else ModelEmaV3(network, decay=ema_decay, use_warmup=True)
@@ -94,8 +101,11 @@ class ClassifyModel(Trainable):
     @staticmethod
     def _scores(logits_BK: Tensor, label_B: Tensor) -> dict[str, Tensor]:
         best = logits_BK.topk(min(5, logits_BK.shape[1])).indices == label_B[:, None]
-        return {"loss": F.cross_entropy(logits_BK, label_B), "top1": best[:, 0].float().mean(),
-                "top5": best.any(dim=1).float().mean()}  # fmt: skip
+        return {
+            "loss": F.cross_entropy(logits_BK, label_B),
+            "top1": best[:, 0].float().mean(),
+            "top5": best.any(dim=1).float().mean(),
+        }
 
     def example(self, config: Any, count: int, place: str) -> dict[str, Tensor]:
         """Random pixels and labels."""
@@ -130,8 +140,15 @@ class CosineHook(Hook):
     """timm's cosine schedule by step: linear warm-up from 0, half a cosine down to ``final``, times ``lr_scale``."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, steps: int, warmup: int, final: float) -> None:
-        self.scheduler = CosineLRScheduler(optimizer, t_initial=max(steps - warmup, 1), lr_min=final, warmup_t=warmup,
-                                           warmup_lr_init=0.0, warmup_prefix=True, t_in_epochs=False)  # fmt: skip
+        self.scheduler = CosineLRScheduler(
+            optimizer,
+            t_initial=max(steps - warmup, 1),
+            lr_min=final,
+            warmup_t=warmup,
+            warmup_lr_init=0.0,
+            warmup_prefix=True,
+            t_in_epochs=False,
+        )
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         self.scheduler.step_update(batch_idx)

@@ -109,9 +109,17 @@ def finetune(
         TinyMIMError: see the message; bad input exits 2, a non-finite loss 1.
     """
     overrides = dict(
-        student=model, num_heads=num_heads, teacher=teacher, teacher_weights=teacher_weights, img_size=img_size,
-        epochs=epochs, batch_size=batch_size, workers=workers, seed=seed, save_every=save_every,
-    )  # fmt: skip
+        student=model,
+        num_heads=num_heads,
+        teacher=teacher,
+        teacher_weights=teacher_weights,
+        img_size=img_size,
+        epochs=epochs,
+        batch_size=batch_size,
+        workers=workers,
+        seed=seed,
+        save_every=save_every,
+    )
     config = load_recipe(recipe, {**overrides, **(cfg_options or {})}, "finetune")
     place = use_device(device)
     options: dict[str, Any] = {}
@@ -119,17 +127,31 @@ def finetune(
     photos = read_class_folder(data)
     held_out = read_class_folder(val_data, classes=photos.classes) if val_data else None
     if held_out is not None and len(held_out.files) < world:
-        raise ConfigError(f"{len(held_out.files)} photos to score and {world} processes", "each one scores its share",
-                          "give more validation photos, or use fewer processes")  # fmt: skip
+        raise ConfigError(
+            f"{len(held_out.files)} photos to score and {world} processes",
+            "each one scores its share",
+            "give more validation photos, or use fewer processes",
+        )
     augment = train_transform(config)
     plan = make_plan(config, len(photos.files), world, lr, max_steps)
     mixed = config.mixup > 0 or config.cutmix > 0
     if mixed and (plan.batch // world) % 2:
-        raise ConfigError(f"{plan.batch // world} photos a process cannot be mixed", "mixup takes them in pairs",
-                          "use an even --batch-size, or --cfg-options mixup=0 cutmix=0")  # fmt: skip
-    settings = {**json.loads(json.dumps(config.to_dict())), "data": str(data), "val_data": str(val_data or ""),
-                "student_file": student, "lr": lr, "max_steps": max_steps, "world": world,
-                "photos": len(photos.files), "classes": photos.classes}  # fmt: skip
+        raise ConfigError(
+            f"{plan.batch // world} photos a process cannot be mixed",
+            "mixup takes them in pairs",
+            "use an even --batch-size, or --cfg-options mixup=0 cutmix=0",
+        )
+    settings = {
+        **json.loads(json.dumps(config.to_dict())),
+        "data": str(data),
+        "val_data": str(val_data or ""),
+        "student_file": student,
+        "lr": lr,
+        "max_steps": max_steps,
+        "world": world,
+        "photos": len(photos.files),
+        "classes": photos.classes,
+    }
     folder = Path(out or f"runs/{Path(recipe).stem}")
     state = None if dry_run else check_folder(folder, settings, rank, resume=resume, overwrite=overwrite)
 
@@ -137,9 +159,16 @@ def finetune(
     autocast, scaled = pick_precision(config.precision, place)
     network = build_classifier(config, len(photos.classes), student)
     master = _teacher(config, network, photos, pretrained=not dry_run)
-    wrapped = ClassifyModel(network, smoothing=config.smoothing, ema_decay=config.ema or None, teacher=master,
-                            distillation=config.distillation, alpha=config.alpha, tau=config.tau, autocast=autocast
-                            ).to(place)  # fmt: skip
+    wrapped = ClassifyModel(
+        network,
+        smoothing=config.smoothing,
+        ema_decay=config.ema or None,
+        teacher=master,
+        distillation=config.distillation,
+        alpha=config.alpha,
+        tau=config.tau,
+        autocast=autocast,
+    ).to(place)
     if state is not None:
         wrapped.learned.load_state_dict(state["model"])
     plan.micro_batch = state["micro_batch"] if state else micro_batch(config, wrapped, plan.batch // world, place)
@@ -147,9 +176,11 @@ def finetune(
     if rank == 0:
         print(f"{photos}\n{plan}")
         if held_out is not None and (lacking := sorted(set(range(len(photos.classes))) - {*held_out.labels.tolist()})):
-            print(f"note: {val_data} has no photos of {', '.join(photos.classes[i] for i in lacking[:5])}"
-                  + (f" and {len(lacking) - 5} more" if len(lacking) > 5 else "")
-                  + f": the score is over {len(photos.classes) - len(lacking)} classes")  # fmt: skip
+            print(
+                f"note: {val_data} has no photos of {', '.join(photos.classes[i] for i in lacking[:5])}"
+                + (f" and {len(lacking) - 5} more" if len(lacking) > 5 else "")
+                + f": the score is over {len(photos.classes) - len(lacking)} classes"
+            )
     if dry_run:
         measure(wrapped, config, plan, place)
         return FinetuneResult(folder, Path(), Path(), plan.steps, 0.0, len(photos.classes), 0)
@@ -162,25 +193,48 @@ def finetune(
         val_loader = DataLoader(
             LabelledPhotos(held_out.files, held_out.labels, eval_transform(config.img_size)),
             sampler=[(0, i) for i in range(rank, len(held_out.files), world)],  # type: ignore[arg-type]
-            batch_size=max(plan.micro_batch, 1), num_workers=config.workers, collate_fn=collate_readable,
+            batch_size=max(plan.micro_batch, 1),
+            num_workers=config.workers,
+            collate_fn=collate_readable,
             worker_init_fn=leave_signals_to_the_main_process,
-        )  # fmt: skip
+        )
 
     def write_classifier(model: nn.Module, step: int) -> None:
         assert isinstance(model, Classifier)
-        save_classifier(model, folder / "classifier.pth", photos.classes, {
-            "recipe": Path(recipe).stem, "method": "finetune", "teacher": master.name if master else None,
-            "teacher_sha256": master.sha256 if master else None, "steps": plan.steps, "step": step,
-            "eval_size": config.img_size,
-        })  # fmt: skip
+        save_classifier(
+            model,
+            folder / "classifier.pth",
+            photos.classes,
+            {
+                "recipe": Path(recipe).stem,
+                "method": "finetune",
+                "teacher": master.name if master else None,
+                "teacher_sha256": master.sha256 if master else None,
+                "steps": plan.steps,
+                "step": step,
+                "eval_size": config.img_size,
+            },
+        )
         note_output(folder, "classifier.pth")
 
-    optimizer = torch.optim.AdamW(network.layer_groups(config.layer_decay, config.weight_decay), lr=plan.peak_lr,
-                                  betas=tuple(config.betas))  # fmt: skip
-    mixup = Mixup(config.mixup, config.cutmix, prob=config.mixup_prob, switch_prob=config.switch_prob,
-                  label_smoothing=config.smoothing, num_classes=len(photos.classes)) if mixed else None  # fmt: skip
-    monitor = MonitorHook(folder, "fine-tune", 1 if place == "cpu" else 10, val_loader,
-                          config.val_every or plan.steps_per_epoch)  # fmt: skip
+    optimizer = torch.optim.AdamW(
+        network.layer_groups(config.layer_decay, config.weight_decay), lr=plan.peak_lr, betas=tuple(config.betas)
+    )
+    mixup = (
+        Mixup(
+            config.mixup,
+            config.cutmix,
+            prob=config.mixup_prob,
+            switch_prob=config.switch_prob,
+            label_smoothing=config.smoothing,
+            num_classes=len(photos.classes),
+        )
+        if mixed
+        else None
+    )
+    monitor = MonitorHook(
+        folder, "fine-tune", 1 if place == "cpu" else 10, val_loader, config.val_every or plan.steps_per_epoch
+    )
     hooks = [
         CosineHook(optimizer, plan.steps, plan.warmup, config.min_lr),
         *([MixupHook(mixup, config.seed, place)] if mixup else []),
@@ -189,20 +243,35 @@ def finetune(
         SaveHook(folder, config.save_every or plan.steps_per_epoch, write_classifier, state, plan.micro_batch),
     ]
     if rank == 0:
-        open_folder(folder, settings, {
-            "student": describe_file(student) if student else None,
-            "teacher": {"file": master.name, "sha256": master.sha256} if master else None,
-            "data": describe_files(data, photos.files),
-            "val_data": describe_files(val_data, held_out.files) if val_data and held_out else None,
-        }, resume=resume, overwrite=overwrite)  # fmt: skip
+        open_folder(
+            folder,
+            settings,
+            {
+                "student": describe_file(student) if student else None,
+                "teacher": {"file": master.name, "sha256": master.sha256} if master else None,
+                "data": describe_files(data, photos.files),
+                "val_data": describe_files(val_data, held_out.files) if val_data and held_out else None,
+            },
+            resume=resume,
+            overwrite=overwrite,
+        )
     barrier()
-    runner = make_runner(folder, wrapped, loader, plan, config, optimizer, hooks, scaled=scaled, start=start,
-                         options=options)  # fmt: skip
+    runner = make_runner(
+        folder, wrapped, loader, plan, config, optimizer, hooks, scaled=scaled, start=start, options=options
+    )
     seconds = train(runner, folder) + (state or {}).get("seconds", 0.0)
     scores = monitor.last_val
-    result = FinetuneResult(folder, folder / "classifier.pth", folder / "metrics.jsonl", plan.steps, seconds,
-                            len(photos.classes), monitor.val_photos, scores.get("val_top1"),
-                            scores.get("val_top5"))  # fmt: skip
+    result = FinetuneResult(
+        folder,
+        folder / "classifier.pth",
+        folder / "metrics.jsonl",
+        plan.steps,
+        seconds,
+        len(photos.classes),
+        monitor.val_photos,
+        scores.get("val_top1"),
+        scores.get("val_top5"),
+    )
     if rank == 0:
         result.to_json()
     return result
@@ -221,9 +290,10 @@ def build_classifier(config: Config, num_classes: int, student: str | None) -> C
         named = {"depth": 12, **SIZES[config.student], **shape}
         if wrong := [key for key in SHAPE if key in shape and key in told and shape[key] != told[key]]:
             raise ConfigError(
-                f"student_args.{wrong[0]}={shape[wrong[0]]} is not the student's", f"{student} has {told[wrong[0]]}",
+                f"student_args.{wrong[0]}={shape[wrong[0]]} is not the student's",
+                f"{student} has {told[wrong[0]]}",
                 f"leave student_args.{wrong[0]} out: the file says it",
-            )  # fmt: skip
+            )
         shape |= {key: told[key] for key in SHAPE if key in told}
         heads = told.get("num_heads")
         same = all(told.get(key, named[key]) == named[key] for key in ("embed_dim", "depth"))
@@ -257,13 +327,20 @@ def _teacher(config: Config, network: Classifier, photos: ClassFolder, *, pretra
         ConfigError: a distillation token and no teacher for it.
     """
     if config.teacher:
-        return load_label_teacher(config.teacher, photos.classes, index=photos.index, img_size=config.img_size,
-                                  weights=config.teacher_weights, pretrained=pretrained)  # fmt: skip
+        return load_label_teacher(
+            config.teacher,
+            photos.classes,
+            index=photos.index,
+            img_size=config.img_size,
+            weights=config.teacher_weights,
+            pretrained=pretrained,
+        )
     if network.head_dist is not None:
         raise ConfigError(
-            f"{config.student} has a distillation token and nobody to teach it", "no teacher is named",
+            f"{config.student} has a distillation token and nobody to teach it",
+            "no teacher is named",
             "add --teacher timm/regnety_160.deit_in1k, or a classifier.pth of these classes",
-        )  # fmt: skip
+        )
     return None
 
 
@@ -276,12 +353,21 @@ def train_transform(config: Config) -> Any:
     let_timm_posterize()
     try:
         return create_transform(
-            config.img_size, is_training=True, scale=tuple(config.crop_scale), auto_augment=config.aa or None,
-            color_jitter=config.color_jitter or 0.0, interpolation="bicubic", re_prob=config.reprob, re_mode="pixel",
-        )  # fmt: skip
+            config.img_size,
+            is_training=True,
+            scale=tuple(config.crop_scale),
+            auto_augment=config.aa or None,
+            color_jitter=config.color_jitter or 0.0,
+            interpolation="bicubic",
+            re_prob=config.reprob,
+            re_mode="pixel",
+        )
     except (AssertionError, ValueError, KeyError) as error:
-        raise ConfigError(f"aa={config.aa!r}", f"timm knows no such augmentation ({error})",
-                          "e.g. --cfg-options aa=rand-m9-mstd0.5-inc1, or aa= for none") from None  # fmt: skip
+        raise ConfigError(
+            f"aa={config.aa!r}",
+            f"timm knows no such augmentation ({error})",
+            "e.g. --cfg-options aa=rand-m9-mstd0.5-inc1, or aa= for none",
+        ) from None
 
 
 def eval_transform(img_size: int) -> Any:

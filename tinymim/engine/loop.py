@@ -84,9 +84,11 @@ class StepLoop(BaseLoop):
         share = sampler.batch_size // get_world_size()
         parts = share // self.micro_batch
         runner.optim_wrapper.initialize_count_status(runner.model, self._iter * parts, self._max_iters * parts)
-        previous = {s: signal.signal(s, self._ask_to_stop) for s in (signal.SIGINT, signal.SIGTERM)} if (
-            threading.current_thread() is threading.main_thread()
-        ) else {}  # fmt: skip
+        previous = (
+            {s: signal.signal(s, self._ask_to_stop) for s in (signal.SIGINT, signal.SIGTERM)}
+            if (threading.current_thread() is threading.main_thread())
+            else {}
+        )
         batches: Any = None
         try:
             runner.call_hook("before_train")
@@ -121,8 +123,9 @@ class StepLoop(BaseLoop):
             for key, value in losses.items():
                 total[key] = total.get(key, torch.zeros_like(value)) + value * (len(micro["image"]) / count)
         self._iter += 1
-        runner.call_hook("after_train_iter", batch_idx=self._iter - 1, data_batch={"skipped": skipped, "count": count},
-                         outputs=total)  # fmt: skip
+        runner.call_hook(
+            "after_train_iter", batch_idx=self._iter - 1, data_batch={"skipped": skipped, "count": count}, outputs=total
+        )
 
     def _ask_to_stop(self, number: int, frame: Any) -> None:
         if self.stop:

@@ -49,13 +49,16 @@ def make_plan(config: Config, photos: int, world: int, lr: float | None, max_ste
     batch, notes = config.batch_size, []
     if photos < batch:
         batch = max(photos // world, 1) * world
-        notes.append(f"{photos} photos are fewer than the batch of {config.batch_size}: batch {batch}"
-                     + ("" if lr else ", and the rate follows it"))  # fmt: skip
+        notes.append(
+            f"{photos} photos are fewer than the batch of {config.batch_size}: batch {batch}"
+            + ("" if lr else ", and the rate follows it")
+        )
     if batch % world or photos < world:
         raise ConfigError(
-            f"a global batch of {batch} cannot be shared by {world} processes", "each takes an equal part",
+            f"a global batch of {batch} cannot be shared by {world} processes",
+            "each takes an equal part",
             f"use --batch-size {max(batch // world, 1) * world}",
-        )  # fmt: skip
+        )
     per_epoch = photos // batch
     steps = max(round(config.epochs * per_epoch), 1)
     warmup = round(config.warmup_epochs * per_epoch)
@@ -70,8 +73,9 @@ def make_plan(config: Config, photos: int, world: int, lr: float | None, max_ste
 def padding(img_size: int, patch: int) -> list[str]:
     """A note where images are no whole number of patches; else nothing."""
     padded = -(-img_size // patch) * patch
-    return [f"{img_size} pixels are no multiple of the patch of {patch}: images are padded to {padded} with zeros"
-            ] * (padded > img_size)  # fmt: skip
+    return [f"{img_size} pixels are no multiple of the patch of {patch}: images are padded to {padded} with zeros"] * (
+        padded > img_size
+    )
 
 
 def micro_batch(config: Config, model: Trainable, share: int, place: str) -> int:
@@ -113,9 +117,11 @@ def measure(model: Trainable, config: Config, plan: Plan, place: str) -> None:
     need = fixed + int(1.5 * per_image * plan.micro_batch)
     whole = flop * plan.batch * plan.steps
     hours = seconds / count * plan.batch * plan.steps / 3600
-    print(f"dry run: {trainable / 1e6:.2f} M trained parameters; about {need / 2**30:.1f} GiB a process "
-          f"({per_image / 2**20:.1f} MiB an image); about {hours:.1f} hours on one such {place} "
-          f"({count / seconds:.1f} images/s without data loading)\n"
-          f"{flop / 1e9:.1f} GFLOP an image, all passes and teachers: {whole / 1e18:.3g} EFLOP, "
-          f"{whole / SUSTAINED / 3600:.1f} hours at {SUSTAINED / 1e12:.0f} TFLOP/s (a third of a V100's peak), over "
-          "the number of GPUs")  # fmt: skip
+    print(
+        f"dry run: {trainable / 1e6:.2f} M trained parameters; about {need / 2**30:.1f} GiB a process "
+        f"({per_image / 2**20:.1f} MiB an image); about {hours:.1f} hours on one such {place} "
+        f"({count / seconds:.1f} images/s without data loading)\n"
+        f"{flop / 1e9:.1f} GFLOP an image, all passes and teachers: {whole / 1e18:.3g} EFLOP, "
+        f"{whole / SUSTAINED / 3600:.1f} hours at {SUSTAINED / 1e12:.0f} TFLOP/s (a third of a V100's peak), over "
+        "the number of GPUs"
+    )

@@ -13,22 +13,45 @@ from tinymim.models.registry import model_names
 
 FOLDER = Path(__file__).resolve().parents[1] / "recipes"
 CHOICES: dict[str, tuple[Any, ...]] = {
-    "method": ("tinymim", "mae", "finetune"), "precision": ("auto", "fp32", "bf16", "fp16"),
-    "distillation": ("hard", "soft"), "class_token": (None, True, False), "softmax": (True, False),
-}  # fmt: skip
+    "method": ("tinymim", "mae", "finetune"),
+    "precision": ("auto", "fp32", "bf16", "fp16"),
+    "distillation": ("hard", "soft"),
+    "class_token": (None, True, False),
+    "softmax": (True, False),
+}
 NUMBERS: dict[str, tuple[Any, float, float]] = {  # key -> kind, least, most
-    "batch_size": (int, 1, math.inf), "img_size": (int, 16, math.inf), "workers": (int, 0, math.inf),
-    "seed": (int, 0, math.inf), "epochs": (int | float, 0, math.inf), "base_lr": (int | float, 0, math.inf),
-    "weight_decay": (int | float, 0, math.inf), "drop_path": (int | float, 0, 1),
-    "reconstruct": (int | float, 0, math.inf), "teacher_drop_path": (int | float, 0, 1),
-    "layer_decay": (int | float, 0, 1), "mixup": (int | float, 0, math.inf), "cutmix": (int | float, 0, math.inf),
-    "smoothing": (int | float, 0, 1), "reprob": (int | float, 0, 1), "alpha": (int | float, 0, 1),
-    "tau": (int | float, 0, math.inf), "ema": (int | float, 0, 1), "warmup_epochs": (int | float, 0, math.inf),
-    "min_lr": (int | float, 0, math.inf), "mask_ratio": (int | float, 0, 1), "mixup_prob": (int | float, 0, 1),
-    "switch_prob": (int | float, 0, 1), "color_jitter": (int | float, 0, math.inf), "micro_batch": (int, 1, math.inf),
-    "save_every": (int, 1, math.inf), "val_every": (int, 1, math.inf), "watch_every": (int, 0, math.inf),
-    "probe_photos": (int, 1, math.inf), "target_block": (int, 1, math.inf), "relation_heads": (int, 1, math.inf),
-}  # fmt: skip
+    "batch_size": (int, 1, math.inf),
+    "img_size": (int, 16, math.inf),
+    "workers": (int, 0, math.inf),
+    "seed": (int, 0, math.inf),
+    "epochs": (int | float, 0, math.inf),
+    "base_lr": (int | float, 0, math.inf),
+    "weight_decay": (int | float, 0, math.inf),
+    "drop_path": (int | float, 0, 1),
+    "reconstruct": (int | float, 0, math.inf),
+    "teacher_drop_path": (int | float, 0, 1),
+    "layer_decay": (int | float, 0, 1),
+    "mixup": (int | float, 0, math.inf),
+    "cutmix": (int | float, 0, math.inf),
+    "smoothing": (int | float, 0, 1),
+    "reprob": (int | float, 0, 1),
+    "alpha": (int | float, 0, 1),
+    "tau": (int | float, 0, math.inf),
+    "ema": (int | float, 0, 1),
+    "warmup_epochs": (int | float, 0, math.inf),
+    "min_lr": (int | float, 0, math.inf),
+    "mask_ratio": (int | float, 0, 1),
+    "mixup_prob": (int | float, 0, 1),
+    "switch_prob": (int | float, 0, 1),
+    "color_jitter": (int | float, 0, math.inf),
+    "micro_batch": (int, 1, math.inf),
+    "save_every": (int, 1, math.inf),
+    "val_every": (int, 1, math.inf),
+    "watch_every": (int, 0, math.inf),
+    "probe_photos": (int, 1, math.inf),
+    "target_block": (int, 1, math.inf),
+    "relation_heads": (int, 1, math.inf),
+}
 PAIRS = {"crop_scale": "0 < least <= most <= 1", "betas": "from 0 to below 1"}
 ABOVE = ("epochs", "layer_decay", "tau", "base_lr", "mask_ratio")  # not 0
 BELOW = ("drop_path", "teacher_drop_path", "smoothing", "ema", "mask_ratio")  # not 1
@@ -85,9 +108,10 @@ def load_recipe(name: str, overrides: dict[str, Any] | None = None, method: str 
     _check(recipe)
     if method is not None and recipe.method != method:
         raise ConfigError(
-            f"{name} is a {recipe.method} recipe", f"tinymim {VERBS[recipe.method]} runs such recipes",
+            f"{name} is a {recipe.method} recipe",
+            f"tinymim {VERBS[recipe.method]} runs such recipes",
             f"tinymim {VERBS[recipe.method]} --recipe {name}, or one of {', '.join(recipe_names(method))}",
-        )  # fmt: skip
+        )
     return recipe
 
 

@@ -14,12 +14,12 @@ from tinymim.analysis.probes import trained_depth
 from tinymim.compat import use_device
 from tinymim.data.photos import Photos, collate_readable, list_photos
 from tinymim.engine.build import build_method, learned_relations, named_teachers
+from tinymim.engine.health import read_probe, watch_hooks
 from tinymim.engine.loop import MonitorHook, SaveHook, ScheduleHook
 from tinymim.engine.model import PretrainModel, parameter_groups, pick_precision
 from tinymim.engine.plan import make_plan, measure, micro_batch, padding
 from tinymim.engine.recipe import load_recipe
 from tinymim.engine.session import barrier, check_folder, join_processes, make_runner, open_folder, train, train_loader
-from tinymim.engine.watch import read_probe, watch_hooks
 from tinymim.errors import ConfigError
 from tinymim.files import describe_file, describe_files, note_output
 from tinymim.models import ViT, load_weights, save_student
@@ -122,14 +122,24 @@ def run(
         TinyMIMError: see the message; bad input exits 2, a non-finite loss 1.
     """
     overrides = dict(
-        **named_teachers(teacher, teacher_weights), teacher_heads=teacher_heads, student=student or model,
-        img_size=img_size, epochs=epochs, batch_size=batch_size, workers=workers, seed=seed, save_every=save_every,
+        **named_teachers(teacher, teacher_weights),
+        teacher_heads=teacher_heads,
+        student=student or model,
+        img_size=img_size,
+        epochs=epochs,
+        batch_size=batch_size,
+        workers=workers,
+        seed=seed,
+        save_every=save_every,
         targets=targets,
-    )  # fmt: skip
+    )
     config = load_recipe(recipe, {**overrides, **(cfg_options or {})}, method)
     if teacher and config.teachers and not overrides.get("teachers"):
-        raise ConfigError(f"--teacher {teacher} and the recipe's teachers", "they are named twice",
-                          "write it into teachers, or leave --teacher out")  # fmt: skip
+        raise ConfigError(
+            f"--teacher {teacher} and the recipe's teachers",
+            "they are named twice",
+            "write it into teachers, or leave --teacher out",
+        )
     place = use_device(device)
     options: dict[str, Any] = {}
     rank, world = join_processes(place, options)
@@ -137,9 +147,17 @@ def run(
     held_out = list_photos(val_data) if val_data else []
     probe = read_probe(probe_data, config.probe_photos) if probe_data else None
     plan = make_plan(config, len(photos), world, lr, max_steps)
-    settings = {**json.loads(json.dumps(config.to_dict())), "data": str(data), "val_data": str(val_data or ""),
-                "probe_data": str(probe_data or ""), "init_from": init_from, "lr": lr, "max_steps": max_steps,
-                "world": world, "photos": len(photos)}  # fmt: skip
+    settings = {
+        **json.loads(json.dumps(config.to_dict())),
+        "data": str(data),
+        "val_data": str(val_data or ""),
+        "probe_data": str(probe_data or ""),
+        "init_from": init_from,
+        "lr": lr,
+        "max_steps": max_steps,
+        "world": world,
+        "photos": len(photos),
+    }
     folder = Path(out or f"runs/{Path(recipe).stem}")
     state = None if dry_run else check_folder(folder, settings, rank, resume=resume, overwrite=overwrite)
 
@@ -159,8 +177,9 @@ def run(
         measure(wrapped, config, plan, place)
         return RunResult(folder, Path(), Path(), plan.steps, 0.0, relations=learned_relations(network))
 
-    data_args = dict(img_size=config.img_size, scale=tuple(config.crop_scale), jitter=config.color_jitter,
-                     seed=config.seed)  # fmt: skip
+    data_args = dict(
+        img_size=config.img_size, scale=tuple(config.crop_scale), jitter=config.color_jitter, seed=config.seed
+    )
     start = int(state["step"]) if state else 0
     photos_on_disk = Photos(photos, **data_args)  # type: ignore[arg-type]
     loader = train_loader(photos_on_disk, plan, config, place, start=start, rank=rank, world=world)
@@ -169,12 +188,19 @@ def run(
         val_loader = DataLoader(
             Photos(held_out, **data_args, train=False),  # type: ignore[arg-type]
             sampler=[(0, i) for i in range(len(held_out))],  # type: ignore[arg-type]
-            batch_size=min(plan.micro_batch, len(held_out)), num_workers=0, collate_fn=collate_readable,
-        )  # fmt: skip
-    meta = {"name": config.student, "recipe": Path(recipe).stem, "method": method,
-            "teacher": " + ".join(t.name for t in teachers) or None,
-            "teacher_sha256": " + ".join(str(t.sha256) for t in teachers) or None,
-            "relations": learned_relations(network), "steps": plan.steps}  # fmt: skip
+            batch_size=min(plan.micro_batch, len(held_out)),
+            num_workers=0,
+            collate_fn=collate_readable,
+        )
+    meta = {
+        "name": config.student,
+        "recipe": Path(recipe).stem,
+        "method": method,
+        "teacher": " + ".join(t.name for t in teachers) or None,
+        "teacher_sha256": " + ".join(str(t.sha256) for t in teachers) or None,
+        "relations": learned_relations(network),
+        "steps": plan.steps,
+    }
 
     def write_student(encoder: nn.Module, step: int) -> None:
         assert isinstance(encoder, ViT)
@@ -188,18 +214,35 @@ def run(
     watching = watch_hooks(folder, config, plan.steps_per_epoch, held_out or photos, probe)
     saver = SaveHook(folder, config.save_every or plan.steps_per_epoch, write_student, state, plan.micro_batch)
     if rank == 0:
-        open_folder(folder, settings, {
-            "teacher": [{"file": t.name, "sha256": t.sha256} for t in teachers],
-            "init_from": describe_file(init_from) if init_from and Path(init_from).is_file() else None,
-            "data": describe_files(data, photos),
-        }, resume=resume, overwrite=overwrite)  # fmt: skip
+        open_folder(
+            folder,
+            settings,
+            {
+                "teacher": [{"file": t.name, "sha256": t.sha256} for t in teachers],
+                "init_from": describe_file(init_from) if init_from and Path(init_from).is_file() else None,
+                "data": describe_files(data, photos),
+            },
+            resume=resume,
+            overwrite=overwrite,
+        )
     barrier()
     schedule = ScheduleHook(plan.steps, plan.warmup, plan.peak_lr, config.min_lr)
-    optimizer = torch.optim.AdamW(parameter_groups(wrapped, config.weight_decay), lr=plan.peak_lr,
-                                  betas=tuple(config.betas))  # fmt: skip
+    optimizer = torch.optim.AdamW(
+        parameter_groups(wrapped, config.weight_decay), lr=plan.peak_lr, betas=tuple(config.betas)
+    )
     hooks = [schedule, monitor, *watching, saver]
-    runner = make_runner(folder, wrapped, loader, plan, config, optimizer, hooks, scaled=scaled, start=start,
-                         options=options)  # fmt: skip
+    runner = make_runner(
+        folder, wrapped, loader, plan, config, optimizer, hooks, scaled=scaled, start=start, options=options
+    )
     seconds = train(runner, folder) + (state or {}).get("seconds", 0.0)
-    return RunResult(folder, folder / "student.pth", folder / "metrics.jsonl", plan.steps, seconds, monitor.last,
-                     monitor.val, monitor.skipped, learned_relations(network))  # fmt: skip
+    return RunResult(
+        folder,
+        folder / "student.pth",
+        folder / "metrics.jsonl",
+        plan.steps,
+        seconds,
+        monitor.last,
+        monitor.val,
+        monitor.skipped,
+        learned_relations(network),
+    )

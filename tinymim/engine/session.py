@@ -86,8 +86,10 @@ def open_folder(
     prepare_out(folder, resume=resume, overwrite=overwrite)
     if not (folder / "config.py").is_file():
         with atomic_path(folder / "config.py") as part:
-            part.write_text(f'"""Resolved recipe of this run (tinymim {" ".join(sys.argv[1:])})."""\n\n'
-                            + "".join(f"{k} = {v!r}\n" for k, v in settings.items()))  # fmt: skip
+            part.write_text(
+                f'"""Resolved recipe of this run (tinymim {" ".join(sys.argv[1:])})."""\n\n'
+                + "".join(f"{k} = {v!r}\n" for k, v in settings.items())
+            )
         (folder / "plots").mkdir(exist_ok=True)
     content = json.dumps({key: value for key, value in settings.items() if key not in PLACES}, sort_keys=True)
     write_env(folder, {**inputs, "recipe_sha256": hashlib.sha256(content.encode()).hexdigest()})
@@ -108,8 +110,9 @@ def resume_state(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | Non
         raise ConfigError(f"{folder} holds no run to resume", "config.py is missing", "leave --resume out")
     before = Config.fromfile(folder / "config.py").to_dict()  # a key that is newer than the run has its default
     before = json.loads(json.dumps({**default_recipe(before.get("method")).to_dict(), **before}))
-    changed = [f"{k}: {before.get(k)!r} -> {v!r}" for k, v in settings.items()
-               if k not in MAY_CHANGE and before.get(k) != v]  # fmt: skip
+    changed = [
+        f"{k}: {before.get(k)!r} -> {v!r}" for k, v in settings.items() if k not in MAY_CHANGE and before.get(k) != v
+    ]
     if changed:
         raise ConfigError(
             "the settings differ from the run's own",
@@ -127,17 +130,32 @@ def resume_state(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | Non
 
 def train_loader(
     photos: Any, plan: Plan, config: Config, place: str, *, start: int, rank: int, world: int
-) -> DataLoader:  # fmt: skip
+) -> DataLoader:
     """This process's share of every batch of a plan, from step ``start`` on; items are asked for as (epoch, index)."""
     sampler = StepSampler(len(photos), plan.batch, plan.steps, seed=config.seed, start=start, rank=rank, world=world)
-    return DataLoader(photos, batch_sampler=sampler, num_workers=config.workers, collate_fn=collate,
-                      worker_init_fn=leave_signals_to_the_main_process, pin_memory=place != "cpu")  # fmt: skip
+    return DataLoader(
+        photos,
+        batch_sampler=sampler,
+        num_workers=config.workers,
+        collate_fn=collate,
+        worker_init_fn=leave_signals_to_the_main_process,
+        pin_memory=place != "cpu",
+    )
 
 
 def make_runner(
-    folder: Path, model: Any, loader: DataLoader, plan: Plan, config: Config, optimizer: torch.optim.Optimizer,
-    hooks: list[Any], *, scaled: bool, start: int, options: dict[str, Any],
-) -> Any:  # fmt: skip
+    folder: Path,
+    model: Any,
+    loader: DataLoader,
+    plan: Plan,
+    config: Config,
+    optimizer: torch.optim.Optimizer,
+    hooks: list[Any],
+    *,
+    scaled: bool,
+    start: int,
+    options: dict[str, Any],
+) -> Any:
     """MMEngine's Runner around our loop.
 
     Args:
@@ -192,6 +210,7 @@ def train(runner: Any, folder: Path) -> float:
         kept = (
             "the checkpoints hold the last good state" if any(folder.glob("checkpoints/*")) else "nothing was saved yet"
         )
-        raise NonFiniteLoss(f"{error.what} at step {runner.iter}", f"{error.why}; the batch is in {dump}, {kept}",
-                            error.fix) from None  # fmt: skip
+        raise NonFiniteLoss(
+            f"{error.what} at step {runner.iter}", f"{error.why}; the batch is in {dump}, {kept}", error.fix
+        ) from None
     return time.monotonic() - began

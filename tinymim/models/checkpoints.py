@@ -53,9 +53,12 @@ class LoadReport:
 
 
 def load_weights(
-    model: nn.Module, source: str | os.PathLike[str] | dict[str, Any] | Checkpoint, *, new_dist_token: bool = False,
+    model: nn.Module,
+    source: str | os.PathLike[str] | dict[str, Any] | Checkpoint,
+    *,
+    new_dist_token: bool = False,
     say: bool = True,
-) -> LoadReport:  # fmt: skip
+) -> LoadReport:
     """Load an encoder's weights, resizing positions and relative-position tables to the model's grid.
 
     Args:
@@ -132,8 +135,9 @@ def unfinished(checkpoint: Checkpoint) -> list[str]:
 
 def _check_shape(model: nn.Module, target: State, state: State, checkpoint: Checkpoint, looks: str) -> None:
     """Width, patch, depth and head count must agree before a single tensor is copied."""
-    depths = [1 + max((int(m[1]) for k in s if (m := re.match(r"blocks\.(\d+)\.", k))), default=-1)
-              for s in (target, state)]  # fmt: skip
+    depths = [
+        1 + max((int(m[1]) for k in s if (m := re.match(r"blocks\.(\d+)\.", k))), default=-1) for s in (target, state)
+    ]
     patch = "patch_embed.proj.weight"
     differs = patch in state and patch in target and state[patch].shape != target[patch].shape
     if not depths[1] or differs or depths[0] != depths[1]:
@@ -212,8 +216,18 @@ def model_from_checkpoint(
         raise CheckpointError(
             f"{path} was trained with {stored} heads, not {num_heads}", "our files store it", f"leave {option} out"
         )
-    names = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "rel_pos_bias", "init_values",
-             "dist_token", "last_dim")  # fmt: skip
+    names = (
+        "img_size",
+        "patch_size",
+        "embed_dim",
+        "depth",
+        "num_heads",
+        "mlp_ratio",
+        "rel_pos_bias",
+        "init_values",
+        "dist_token",
+        "last_dim",
+    )
     model = ViT(**{k: v for k, v in config.items() if k in names})
     report = load_weights(model, checkpoint, say=say)
     lost = [key for key in report.missing if not key.startswith(("norm.", "conv1x1."))]

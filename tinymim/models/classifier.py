@@ -75,9 +75,14 @@ class Classifier(nn.Module):
             plain = parameter.ndim <= 1 or last in ("pos_embed", "cls_token", "dist_token", TABLE)
             layer = self.layer_of(name)
             scale = layer_decay ** (self.backbone.depth + 1 - layer)
-            group = groups.setdefault((layer, plain), {
-                "params": [], "lr_scale": scale, "weight_decay": 0.0 if plain else weight_decay,
-            })  # fmt: skip
+            group = groups.setdefault(
+                (layer, plain),
+                {
+                    "params": [],
+                    "lr_scale": scale,
+                    "weight_decay": 0.0 if plain else weight_decay,
+                },
+            )
             group["params"].append(parameter)
         return [groups[key] for key in sorted(groups)]
 
@@ -102,10 +107,22 @@ def save_classifier(
         meta: Added to name, constructor arguments, classes, mean, std and versions.
     """
     state = {k.removeprefix("backbone."): v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    save_torch({"model": state, "meta": {
-        "name": "Classifier", "config": model.backbone.config, "classes": [*classes], "mean": list(IMAGENET_MEAN),
-        "std": list(IMAGENET_STD), "recipe": None, "versions": versions(),
-    } | (meta or {})}, path)  # fmt: skip
+    save_torch(
+        {
+            "model": state,
+            "meta": {
+                "name": "Classifier",
+                "config": model.backbone.config,
+                "classes": [*classes],
+                "mean": list(IMAGENET_MEAN),
+                "std": list(IMAGENET_STD),
+                "recipe": None,
+                "versions": versions(),
+            }
+            | (meta or {}),
+        },
+        path,
+    )
 
 
 def load_classifier(path: str | os.PathLike[str], *, num_heads: int | None = None) -> tuple[Classifier, Checkpoint]:
@@ -129,8 +146,11 @@ def load_classifier(path: str | os.PathLike[str], *, num_heads: int | None = Non
     model = Classifier(backbone, len(state["head.weight"]))
     fill_heads(model, state)
     if is_first_process():
-        print(f"loaded the classifier {path}: {describe(state, checkpoint.config)}, {model.num_classes} classes",
-              *(f"  note: {note}" for note in unfinished(checkpoint)), sep="\n")  # fmt: skip
+        print(
+            f"loaded the classifier {path}: {describe(state, checkpoint.config)}, {model.num_classes} classes",
+            *(f"  note: {note}" for note in unfinished(checkpoint)),
+            sep="\n",
+        )
     return model.eval(), checkpoint
 
 

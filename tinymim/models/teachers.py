@@ -33,16 +33,27 @@ TIMM = (
     VisionTransformerSAM,
 )  # MAE, DeiT, DINOv2, CLIP, SigLIP; BEiT; EVA-02, DINOv3; SAM
 SUGGESTED = (  # by timm's names; any other of these kinds will do
-    "vit_base_patch16_224.mae", "vit_large_patch16_224.mae", "vit_huge_patch14_224.mae",
-    "deit_base_distilled_patch16_224.fb_in1k", "beit_base_patch16_224.in22k_ft_in22k",
-    "beitv2_base_patch16_224.in1k_ft_in22k", "beitv2_large_patch16_224.in1k_ft_in22k",
-    "eva02_base_patch14_224.mim_in22k", "eva02_large_patch14_224.mim_in22k",
-    "vit_small_patch14_reg4_dinov2.lvd142m", "vit_base_patch14_reg4_dinov2.lvd142m",
-    "vit_large_patch14_reg4_dinov2.lvd142m", "vit_small_patch16_dinov3.lvd1689m", "vit_base_patch16_dinov3.lvd1689m",
-    "vit_large_patch16_dinov3.lvd1689m", "vit_base_patch16_clip_quickgelu_224.openai",
-    "vit_large_patch14_clip_quickgelu_224.openai", "vit_base_patch16_siglip_224.webli", "samvit_base_patch16.sa1b",
+    "vit_base_patch16_224.mae",
+    "vit_large_patch16_224.mae",
+    "vit_huge_patch14_224.mae",
+    "deit_base_distilled_patch16_224.fb_in1k",
+    "beit_base_patch16_224.in22k_ft_in22k",
+    "beitv2_base_patch16_224.in1k_ft_in22k",
+    "beitv2_large_patch16_224.in1k_ft_in22k",
+    "eva02_base_patch14_224.mim_in22k",
+    "eva02_large_patch14_224.mim_in22k",
+    "vit_small_patch14_reg4_dinov2.lvd142m",
+    "vit_base_patch14_reg4_dinov2.lvd142m",
+    "vit_large_patch14_reg4_dinov2.lvd142m",
+    "vit_small_patch16_dinov3.lvd1689m",
+    "vit_base_patch16_dinov3.lvd1689m",
+    "vit_large_patch16_dinov3.lvd1689m",
+    "vit_base_patch16_clip_quickgelu_224.openai",
+    "vit_large_patch14_clip_quickgelu_224.openai",
+    "vit_base_patch16_siglip_224.webli",
+    "samvit_base_patch16.sa1b",
     "samvit_large_patch16.sa1b",
-)  # fmt: skip
+)
 
 
 BEHIND = re.compile(r"(norm|fc_norm|head|head_dist|neck|attn_pool)\.")  # never read from a teacher
@@ -82,10 +93,14 @@ def describe_teacher(name: str) -> TeacherFacts:
         raise _unsupported(name, kind.__name__)
     depth = len(model.blocks)
     return TeacherFacts(
-        f"timm/{short}", int(model.embed_dim), int(model.blocks[0].attn.num_heads), depth,
-        int(model.patch_embed.patch_size[0]), default_target_block(depth),
+        f"timm/{short}",
+        int(model.embed_dim),
+        int(model.blocks[0].attn.num_heads),
+        depth,
+        int(model.patch_embed.patch_size[0]),
+        default_target_block(depth),
         getattr(timm.get_pretrained_cfg(short), "license", None) or "not told",
-    )  # fmt: skip
+    )
 
 
 @dataclass
@@ -148,9 +163,15 @@ def load_teacher(
     mean = tuple(checkpoint.meta.get("mean") or IMAGENET_MEAN)
     std = tuple(checkpoint.meta.get("std") or IMAGENET_STD)
     learned = checkpoint.meta.get("relations")
-    return Teacher(model.eval().requires_grad_(False), Path(name).name, mean, std, sha256_file(name),
-                   (int(learned[0]), int(learned[1])) if learned else None,
-                   checkpoint.meta.get("trained_depth"))  # fmt: skip
+    return Teacher(
+        model.eval().requires_grad_(False),
+        Path(name).name,
+        mean,
+        std,
+        sha256_file(name),
+        (int(learned[0]), int(learned[1])) if learned else None,
+        checkpoint.meta.get("trained_depth"),
+    )
 
 
 def _timm_teacher(
@@ -183,9 +204,10 @@ def _fill(model: nn.Module, checkpoint: Checkpoint) -> None:
     """
     state, looks = rename(checkpoint.state, set(model.state_dict())), describe(checkpoint.state)
     other = CheckpointError(
-        f"{checkpoint.path} does not fit timm's {type(model).__name__}", f"the file looks like {looks}",
+        f"{checkpoint.path} does not fit timm's {type(model).__name__}",
+        f"the file looks like {looks}",
         "name the architecture these weights are of: --teacher timm/NAME",
-    )  # fmt: skip
+    )
     try:
         state = sys.modules[type(model).__module__].checkpoint_filter_fn(state, model)
         if isinstance(model, VisionTransformerSAM):
@@ -259,9 +281,14 @@ class LabelTeacher:
 
 
 def load_label_teacher(
-    name: str, classes: Sequence[str], *, index: Sequence[int] | None = None, img_size: int = 224,
-    weights: str | os.PathLike[str] | None = None, pretrained: bool = True,
-) -> LabelTeacher:  # fmt: skip
+    name: str,
+    classes: Sequence[str],
+    *,
+    index: Sequence[int] | None = None,
+    img_size: int = 224,
+    weights: str | os.PathLike[str] | None = None,
+    pretrained: bool = True,
+) -> LabelTeacher:
     """A classifier of any of timm's architectures, or a file of ``tinymim finetune``, as DeiT's teacher.
 
     Args:
@@ -292,8 +319,9 @@ def load_label_teacher(
             except RuntimeError as error:
                 raise CheckpointError(
                     f"{weights} does not fit {name} with {len(classes)} classes",
-                    str(error).splitlines()[-1].strip(), "give the weights of this model, trained on these classes",
-                ) from None  # fmt: skip
+                    str(error).splitlines()[-1].strip(),
+                    "give the weights of this model, trained on these classes",
+                ) from None
             sha = sha256_file(weights)
     else:
         own = False

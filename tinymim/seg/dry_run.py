@@ -114,5 +114,15 @@ def estimate_segmentor(
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     batch = int(cfg.train_dataloader.batch_size)
     need = 4 * sum(p.numel() for p in model.parameters()) + 12 * trained + 1.5 * per_crop * batch
-    return SegCost(trained, per_crop, need / 2**30, counter.get_total_flops() / COUNT, seconds / COUNT, batch,
-                   compat.launched_processes(), int(cfg.train_cfg.max_iters), (height, width), kind)  # fmt: skip
+    return SegCost(
+        trained,
+        per_crop,
+        need / 2**30,
+        counter.get_total_flops() / COUNT,
+        seconds / COUNT,
+        batch,
+        compat.launched_processes(),
+        int(cfg.train_cfg.max_iters),
+        (height, width),
+        kind,
+    )

@@ -176,8 +176,11 @@ def _step_of(line: str) -> float:
 def _check_classes(model: Any, classes: list[str]) -> None:
     """Heads must have as many classes as the data."""
     heads: dict[str, Any] = {name: getattr(model, name, None) for name in ("decode_head", "auxiliary_head")}
-    wrong = {name: head.num_classes for name, head in heads.items()
-             if hasattr(head, "num_classes") and head.num_classes != len(classes)}  # fmt: skip
+    wrong = {
+        name: head.num_classes
+        for name, head in heads.items()
+        if hasattr(head, "num_classes") and head.num_classes != len(classes)
+    }
     if wrong:
         raise ConfigError(
             f"the data have {len(classes)} classes, the config's heads {next(iter(wrong.values()))}",

@@ -83,8 +83,10 @@ def train_segmentor(
             stop_loader(runner.val_loop.dataloader)
     assert metric.last is not None
     result = metric.last
-    result.files = {name: str(folder / file) for name, file in
-                    (("work_dir", ""), ("segmentor", "segmentor.pth"), ("metrics", "metrics.jsonl"))}  # fmt: skip
+    result.files = {
+        name: str(folder / file)
+        for name, file in (("work_dir", ""), ("segmentor", "segmentor.pth"), ("metrics", "metrics.jsonl"))
+    }
     if is_main_process():
         result.to_json(folder / "result.json")
     return result

@@ -91,8 +91,11 @@ def _load(model: nn.Module, state: dict[str, Any], checkpoint: str | Path) -> No
     extra = [key for key in state if key not in target]
     wrong = [key for key in state if key in target and state[key].shape != target[key].shape]
     if missing or extra or wrong:
-        what = [f"{len(names)} {word} ({names[0]}, ...)" for word, names in
-                (("missing", missing), ("unknown", extra), ("of another shape", wrong)) if names]  # fmt: skip
+        what = [
+            f"{len(names)} {word} ({names[0]}, ...)"
+            for word, names in (("missing", missing), ("unknown", extra), ("of another shape", wrong))
+            if names
+        ]
         raise CheckpointError(
             f"{checkpoint} does not fit the config: {', '.join(what)}",
             "it was trained with another config",

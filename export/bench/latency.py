@@ -1,0 +1,331 @@
+"""How fast is an .onnx file, on this machine, with this runtime? numpy and onnxruntime only; OpenVINO if asked for.
+
+Several files (or one file on several runtimes) are timed in turns in one process, the order rotated every round, so a
+busy or throttling machine hits all of them alike. Input and outputs stay on the device. Medians and their ratios carry
+95 % bootstrap intervals; a series whose second half differs from its first is marked. Peak memory is measured in one
+child process a row. Every row is timed with the very engine that ``tinymim eval`` scores.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinymim.errors import ConfigError, TinyMIMError
+from tinymim.files import cores, write_json
+from tinymim_export.bench.explain import gpus, machine
+from tinymim_export.bench.stats import bootstrap_median, distinguishable, drift, ratio_interval, unsteady
+from tinymim_export.bench.timing import MIN_RUNS, interleave
+from tinymim_export.runtime.engines import Engine, open_engine
+from tinymim_export.runtime.sessions import PROVIDERS
+from tinymim_export.tables import markdown_table, text_table
+
+Setting = tuple[str, str | None]  # runtime, precision
+
+
+@dataclass
+class BenchRow:
+    """Figures of one file on one runtime."""
+
+    file: str
+    sha256: str
+    part: str | None
+    verified: bool | None  # what the file says of itself
+    shape: tuple[int, ...]  # of the input
+    engine: str  # runtime, provider and arithmetic, e.g. "openvino cpu bf16"
+    provider: str
+    gpu: str | None  # where the provider is one's
+    threads: int
+    runs: int
+    p50_ms: float
+    p50_interval: tuple[float, float]  # 95 %
+    p90_ms: float
+    p95_ms: float
+    p99_ms: float
+    speed_up: tuple[float, float, float] | None  # p50 of the first row over this one's, and its interval
+    drift: float  # median of the second half of the runs over that of the first
+    steady: bool  # False: the machine was busy or throttling, beyond chance
+    images_per_s: float
+    peak_mib: float  # host memory of a child process that loads and runs the file
+    file_mib: float
+    nodes: dict[str, int]  # provider -> graph nodes
+
+    @property
+    def differs(self) -> bool:
+        """Whether its speed can be told from the first row's."""
+        return self.speed_up is not None and distinguishable(*self.speed_up[1:])
+
+
+@dataclass
+class BenchResult:
+    """Latency of several files on one machine; prints, writes JSON and Markdown."""
+
+    rows: list[BenchRow]
+    splits: list[Any] = field(default_factory=list)  # SplitResult, one a file, where asked for
+    settings: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """JSON text; also written to ``path``."""
+        value = {"kind": "tinymim.bench"} | asdict(self)
+        if path is not None:
+            write_json(path, value)
+        return json.dumps(value, indent=1)
+
+    def table(self) -> list[list[str]]:
+        """Heading and one line a row."""
+        several = len(self.rows) > 1
+        head = [
+            "file",
+            "input",
+            "runtime",
+            "p50 ms",
+            "95 % interval",
+            *(["times as fast as the first"] * several),
+            "p90",
+            "p95",
+            "p99",
+            "images/s",
+            "peak MiB",
+            "file MiB",
+            "threads",
+            "nodes",
+        ]
+        lines = [head]
+        for row in self.rows:
+            times = [f"{ms:.2f}" for ms in (row.p90_ms, row.p95_ms, row.p99_ms)]
+            nodes = ", ".join(f"{count} {name.removesuffix('ExecutionProvider')}" for name, count in row.nodes.items())
+            sizes = [f"{row.images_per_s:.1f}", f"{row.peak_mib:.0f}", f"{row.file_mib:.1f}"]
+            p50 = [f"{row.p50_ms:.2f}", f"{row.p50_interval[0]:.2f} to {row.p50_interval[1]:.2f}"]
+            against = [speed_words(row.speed_up)] * several
+            name, shape = Path(row.file).name, "x".join(map(str, row.shape))
+            lines.append([name, shape, row.engine, *p50, *against, *times, *sizes, str(row.threads), nodes])
+        return lines
+
+    def remarks(self) -> list[str]:
+        """What makes the figures doubtful."""
+        return [
+            f"warning: {Path(row.file).name} ({row.engine}): the second half of the runs took "
+            f"{100 * (row.drift - 1):+.0f} % against the first: the machine was busy or throttling; measure again"
+            for row in self.rows
+            if not row.steady
+        ]
+
+    def to_markdown(self) -> str:
+        """Tables and the machine they hold for."""
+        about = self.environment
+        where = f"{about['cpu']}, {about['cores']} cores, onnxruntime {about['versions'].get('onnxruntime')}"
+        text = markdown_table(self.table()) + f"\nMeasured on {where}; {self.rows[0].runs} runs a file, interleaved.\n"
+        text += "".join(f"\n{remark}\n" for remark in self.remarks())
+        return text + "".join("\n" + split.to_markdown() for split in self.splits)
+
+    def print(self) -> None:
+        """Tables for a terminal."""
+        print("\n".join([text_table(self.table()), *self.remarks()]))
+        for split in self.splits:
+            split.print()
+
+
+def speed_words(speed_up: tuple[float, float, float] | None) -> str:
+    """A ratio and its interval, or that it cannot be told from 1."""
+    if speed_up is None:
+        return "1"
+    ratio, low, high = speed_up
+    words = f"{ratio:.2f} ({low:.2f} to {high:.2f})"
+    return words if distinguishable(low, high) else f"{words}: not distinguishable"
+
+
+def bench(
+    files: str | Path | Sequence[str | Path],
+    *,
+    runtime: str | Sequence[str] = "onnxruntime",
+    provider: str = "cpu",
+    precision: str | Sequence[str] | None = None,
+    threads: int | None = None,
+    batch: int = 1,
+    size: tuple[int, int] | None = None,
+    split: bool = False,
+    runs: int | None = None,
+    seconds: float = 5.0,
+    seed: int = 0,
+) -> BenchResult:
+    """Measure .onnx files.
+
+    Args:
+        files: One path or several.
+        runtime: "onnxruntime", "openvino", or both: every file is timed on each.
+        provider: ONNX Runtime's: "cpu", "cuda" or "tensorrt". Never falls back: that is an error.
+        precision: OpenVINO's arithmetic, "f32" (default), "bf16" or both.
+        threads: CPU threads; None takes every core this process may use.
+        batch: Images at once.
+        size: Height and width for files with free sizes; None takes the size they were exported at.
+        split: Also time backbone, pyramid, head and up-sampling apart (needs onnx; ONNX Runtime only).
+        runs: Timed runs a row, 10 or more; None runs for ``seconds``, at least 10 times.
+        seconds: Time to spend on each row.
+        seed: Of the random input.
+
+    Raises:
+        CheckFailed: the provider was not used for everything that matters.
+        ConfigError: no such runtime or provider here, or options the files do not allow.
+        DataError: a file that is missing, damaged or no ONNX file.
+    """
+    paths = [Path(file) for file in ([files] if isinstance(files, str | Path) else files)]
+    if not paths:
+        raise ConfigError("no files to measure", "the list is empty", "tinymim bench out.onnx")
+    for name, value in (("batch", batch), ("threads", threads)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} {value} is not possible", "it counts something", f"give --{name} 1 or more")
+    _check_time(runs, seconds)
+    wanted = settings_of(runtime, precision)
+    if split and ("onnxruntime" not in {name for name, _ in wanted}):
+        raise ConfigError("--split needs ONNX Runtime", "it times pieces of the graph there", "leave --runtime out")
+    threads = threads or cores()
+    engines = [
+        open_engine(
+            path,
+            runtime=name,
+            provider=provider if name == "onnxruntime" else "cpu",
+            precision=arithmetic,
+            threads=threads,
+        )
+        for path in paths
+        for name, arithmetic in wanted
+    ]
+    shapes = [engine.shape(batch, size) for engine in engines]
+    timers = [engine.timer(shape, seed) for engine, shape in zip(engines, shapes, strict=True)]
+    nodes = [engine.placement() for engine in engines]
+    times = interleave(timers, runs=runs, seconds=seconds)
+    rows = [
+        bench_row(engine, shape, placed, ms, times[0] if i else None, seed)
+        for i, (engine, shape, placed, ms) in enumerate(zip(engines, shapes, nodes, times, strict=True))
+    ]
+    settings = {
+        "runtime": [list(one) for one in wanted],
+        "provider": provider,
+        "threads": threads,
+        "batch": batch,
+        "size": size,
+        "seed": seed,
+    }
+    result = BenchResult(rows, [], settings, machine())
+    if split:
+        from tinymim_export.bench.split import split_file
+
+        del engines, timers
+        shape_of = dict(zip((row.file for row in rows), shapes, strict=True))
+        result.splits = [
+            split_file(path, provider=provider, threads=threads, shape=shape_of[str(path)], runs=runs, seconds=seconds)
+            for path in paths
+        ]
+    return result
+
+
+def _check_time(runs: int | None, seconds: float) -> None:
+    """Refuse what gives no interval."""
+    if runs is not None and runs < MIN_RUNS:
+        raise ConfigError(
+            f"--runs {runs} is too few", "so few runs say nothing of how much they vary", f"take {MIN_RUNS} or more"
+        )
+    if not 0 < seconds < float("inf"):
+        raise ConfigError(f"--seconds {seconds:g} is no time", "it is the time for each file", "e.g. --seconds 5")
+
+
+def settings_of(runtime: str | Sequence[str], precision: str | Sequence[str] | None) -> list[Setting]:
+    """(runtime, precision) of every row of a file.
+
+    Raises:
+        ConfigError: a precision without OpenVINO.
+    """
+    runtimes = list(dict.fromkeys([runtime] if isinstance(runtime, str) else runtime))
+    precisions = list(dict.fromkeys([precision] if isinstance(precision, str) else precision or []))
+    if precisions and "openvino" not in runtimes:
+        raise ConfigError(
+            f"--precision {' '.join(precisions)} is a setting of OpenVINO",
+            "ONNX Runtime computes in the precision of the file",
+            "add --runtime openvino, or export the precision: tinymim-export --precision int8",
+        )
+    wanted: list[Setting] = []
+    for name in runtimes:
+        wanted += [(name, value) for value in precisions] if name == "openvino" and precisions else [(name, None)]
+    return wanted
+
+
+def bench_row(
+    engine: Engine,
+    shape: tuple[int, ...],
+    placed: dict[str, Any],
+    ms: Sequence[float],
+    first: Sequence[float] | None,
+    seed: int = 0,
+) -> BenchRow:
+    """Figures of one series of times; ``first``: the times of the first row, measured in turns with these."""
+    p50, p90, p95, p99 = (float(np.percentile(ms, q)) for q in (50, 90, 95, 99))
+    return BenchRow(
+        file=str(engine.path),
+        sha256=engine.sha256,
+        part=engine.meta.get("part"),
+        verified=engine.meta.get("verified"),
+        shape=shape,
+        engine=engine.label,
+        provider=PROVIDERS[engine.provider] if engine.runtime == "onnxruntime" else "OpenVINO CPU",
+        gpu=None if engine.provider == "cpu" else gpus(),
+        threads=engine.threads,
+        runs=len(ms),
+        p50_ms=p50,
+        p50_interval=bootstrap_median(ms, seed),
+        p90_ms=p90,
+        p95_ms=p95,
+        p99_ms=p99,
+        speed_up=None if first is None else ratio_interval(first, ms, seed),
+        drift=drift(ms, seed)[0],
+        steady=not unsteady(ms, seed),
+        images_per_s=shape[0] * 1000 / float(np.mean(ms)),
+        peak_mib=peak_memory(engine, shape),
+        file_mib=engine.path.stat().st_size / 2**20,
+        nodes={name: sum(ops.values()) for name, ops in placed.items()},
+    )
+
+
+def peak_memory(engine: Engine, shape: tuple[int, ...]) -> float:
+    """Peak host memory in MiB of a child process that opens the same file the same way and runs it three times."""
+    how = {name: getattr(engine, name) for name in ("runtime", "provider", "precision", "threads")}
+    command = [
+        sys.executable,
+        "-m",
+        "tinymim_export.bench.latency",
+        str(engine.path),
+        json.dumps(how),
+        json.dumps(shape),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise TinyMIMError(
+            f"the memory measurement of {engine.path.name} failed", lines[-1][:300], "free some memory and try again"
+        )
+    return float(done.stdout.strip().splitlines()[-1])
+
+
+def _child(argv: Sequence[str]) -> None:
+    """Body of the child process: print its peak memory in MiB."""
+    path, how, shape = argv
+    once = open_engine(path, **json.loads(how)).timer(tuple(json.loads(shape)))
+    for _ in range(3):
+        once()
+    try:  # not ru_maxrss: on Linux that starts at the parent's size
+        line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
+        peak = int(line.split()[1]) / 1024
+    except (OSError, StopIteration):
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    print(peak)
+
+
+if __name__ == "__main__":
+    _child(sys.argv[1:])

@@ -1,0 +1,164 @@
+"""Checkpoint in, verified .onnx out."""
+
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tinymim.errors import ConfigError
+from tinymim.files import atomic_path, sha256_file, versions, write_json
+from tinymim_export.graph.cost import describe, measure_cost
+from tinymim_export.graph.parity import ParityResult, compare
+from tinymim_export.graph.torch_model import load_original
+from tinymim_export.graph.trace import OPSET, trace
+from tinymim_export.runtime.metadata import load_proto, write_metadata
+from tinymim_export.runtime.photos import load_photos
+
+LARGEST_SIDE = 8192  # pixels
+
+
+@dataclass
+class ExportResult:
+    """One exported, verified file; prints, writes JSON and Markdown."""
+
+    onnx: str
+    part: str
+    output: str
+    size: tuple[int, int]
+    dynamic: bool
+    cost: dict[str, Any]
+    parity: ParityResult
+    seconds: float
+    sha256: str = ""
+    mib: float = 0.0
+    notes: list[str] = field(default_factory=list)
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """JSON text; also written to ``path``."""
+        value = asdict(self) | {"parity": json.loads(self.parity.to_json())}
+        if path is not None:
+            write_json(path, value)
+        return json.dumps(value, indent=1)
+
+    def to_markdown(self) -> str:
+        """Summary, cost table and parity table."""
+        lines = [f"`{Path(self.onnx).name}`: {self._sentence()}", "", "| part | parameters | multiply-adds | share |"]
+        lines += ["|---|---|---|---|"] + ["| " + " | ".join(row) + " |" for row in describe(self.cost)]
+        return "\n".join(lines) + "\n\n" + self.parity.to_markdown()
+
+    def _sentence(self) -> str:
+        size = "any height and width" if self.dynamic else f"{self.size[0]}x{self.size[1]}, any batch"
+        return f"{self.part} -> {self.output}, {size}, {self.mib:.1f} MiB, verified, sha256 {self.sha256[:12]}"
+
+    def print(self) -> None:
+        """Cost by part, then where the file is."""
+        print(f"cost at {self.cost['size'][0]}x{self.cost['size'][1]}, one image:")
+        for part, params, macs, share in describe(self.cost):
+            print(f"  {part:<11} {params:>10} parameters {macs:>10} multiply-adds {share:>6}")
+        for note in self.notes:
+            print(f"note: {note}")
+        print(f"wrote {self.onnx}: {self._sentence()} ({self.seconds:.0f} s)", flush=True)
+
+
+def export(
+    checkpoint: str | Path,
+    onnx: str | Path,
+    *,
+    config: str | Path | None = None,
+    part: str | None = None,
+    size: tuple[int, int] | None = None,
+    dynamic: bool = False,
+    output: str = "logits",
+    photos: str | Path | None = None,
+    num_heads: int | None = None,
+    opset: int = OPSET,
+    seed: int = 0,
+) -> ExportResult:
+    """Export a checkpoint to ONNX and verify it; the file appears at ``onnx`` only if it passes.
+
+    Args:
+        checkpoint: ``segmentor.pth``, ``student.pth`` or any ViT file the reader knows.
+        onnx: File to write.
+        config: MMSegmentation configuration; None takes the one inside ``segmentor.pth``.
+        part: "segmentor", "backbone", or None for what the checkpoint holds.
+        size: Height and width (pixels) fixed in the file; None takes the configuration's crop (a ViT's img_size).
+        dynamic: Height and width free, too.
+        output: "logits" float32 (N, C, H, W) or "mask" uint8 (N, H, W); segmentors only.
+        photos: Folder of real photos to verify on as well.
+        num_heads: Heads a block, for foreign ViT files.
+        opset: ONNX operator set.
+        seed: Of the random verification inputs.
+
+    Raises:
+        CheckFailed: ONNX Runtime and PyTorch disagree; nothing is left at ``onnx``.
+        ConfigError, CheckpointError, DataError: options or files that do not fit.
+    """
+    began = time.monotonic()
+    onnx = Path(onnx)
+    _check_options(onnx, size, dynamic)
+    if photos is not None:
+        load_photos(photos, limit=1)  # before the work, not after it
+    original = load_original(checkpoint, config=config, part=part, num_heads=num_heads)
+    if original.part == "backbone" and output == "mask":
+        raise ConfigError(
+            "a backbone gives no mask", "it has features, not classes", "leave --output out, or use --part segmentor"
+        )
+    at = size or original.size
+    original.require_size(at, dynamic=dynamic)
+    mode = "dynamic height and width" if dynamic else "fixed size"
+    print(f"exporting the {original.part} at {at[0]}x{at[1]}, {mode}, opset {opset}", flush=True)
+    traced = trace(original, at, dynamic=dynamic, output=output, opset=opset)
+    cost = measure_cost(original, at, traced.boundaries, traced.pieces)
+    proto = traced.proto
+    write_metadata(
+        proto, {"part": original.part} | original.contract | {"versions": versions(), "cost": cost, "verified": False}
+    )
+    with atomic_path(onnx) as temporary:
+        temporary.write_bytes(proto.SerializeToString(deterministic=True))
+        proto = load_proto(temporary)  # what is verified is what was written
+        print(
+            "verifying against PyTorch: error <= 1e-4 of the largest value, cosine >= 0.999999"
+            + (", equal pixels >= 99.9 %" if original.part == "segmentor" else ""),
+            flush=True,
+        )
+        parity = compare(proto, original, file=onnx.name, photos=photos, seed=seed)
+        parity.print()
+        parity.require()
+        write_metadata(proto, {"verified": True, "parity": parity.summary()})
+        temporary.write_bytes(proto.SerializeToString(deterministic=True))
+    notes, rule = list(original.notes), original.contract.get("resize") or {}
+    told = rule.get("scale") and tuple(rule["scale"][::-1])
+    if told and not rule["keep_ratio"] and rule["mode"] == "whole" and not dynamic and told != at:
+        notes.append(
+            f"the model was tested on photos stretched to {told[0]}x{told[1]}, this file takes {at[0]}x{at[1]} only: "
+            "eval, predict and --tune want --resize-to-file"
+        )
+    return ExportResult(
+        onnx=str(onnx),
+        part=original.part,
+        output=output if original.part == "segmentor" else ", ".join(original.outputs),
+        size=at,
+        dynamic=dynamic,
+        cost=cost,
+        parity=parity,
+        seconds=time.monotonic() - began,
+        sha256=sha256_file(onnx),
+        mib=onnx.stat().st_size / 2**20,
+        notes=notes,
+    )
+
+
+def _check_options(onnx: Path, size: tuple[int, int] | None, dynamic: bool) -> None:
+    if size is not None and dynamic:
+        raise ConfigError(
+            "--size and --dynamic exclude each other", "a dynamic file takes every size", "leave one of them out"
+        )
+    if size is not None and not (len(size) == 2 and all(1 <= side <= LARGEST_SIDE for side in size)):
+        raise ConfigError(
+            f"size {' '.join(map(str, size))} is not possible",
+            f"height and width are whole numbers of pixels from 1 to {LARGEST_SIDE}",
+            "e.g. --size 512 512",
+        )
+    if onnx.is_dir():
+        raise ConfigError(f"{onnx} is a folder", "--onnx names a file", f"e.g. --onnx {onnx / 'model.onnx'}")

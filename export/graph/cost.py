@@ -1,0 +1,178 @@
+"""Parameters and multiply-adds of each part of a model, computed once at export and written into the file.
+
+Counted: convolutions, linear layers, both products of attention, and bilinear resizing (4 a value). Not counted:
+normalisation, activations, softmax, pooling. The model runs on PyTorch's "meta" device: shapes only, no arithmetic.
+What the outputs do not depend on (levels no head reads, heads for training only) is not in the file and not counted.
+"""
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.flop_counter import FlopCounterMode
+
+from tinymim.models import ViT
+from tinymim_export.graph.torch_model import Original
+from tinymim_export.graph.wrappers import PyramidGraph, SegmentorGraph, as_list
+from tinymim_export.tables import billions, millions
+
+PARTS = ("backbone", "pyramid", "head", "upsampling")
+NARROW = 64  # channels of the narrowest head and pyramid that are proposed
+
+
+@dataclass
+class Piece:
+    """One part of a model, traced alone."""
+
+    macs: int
+    params: int
+    read: list[bool]  # a flag an input: does the output depend on it?
+    out: Any
+
+
+@dataclass
+class Pieces:
+    """All parts of a model at one size."""
+
+    parts: dict[str, Piece]
+    unread: list[str]  # names of taps and levels the output does not depend on
+    taps: Any = None  # without values: on PyTorch's "meta" device
+    levels: Any = None
+
+
+def measure_cost(
+    original: Original, size: tuple[int, int], boundaries: dict[str, list[str]], found: Pieces
+) -> dict[str, Any]:
+    """Cost of one image.
+
+    Args:
+        original: The model.
+        size: Height and width in pixels.
+        boundaries: Part -> names of the tensors it ends in, as named in the graph.
+        found: :func:`pieces` at this size.
+
+    Returns:
+        ``{"size": [H, W], "width": D, "head": class, "head_width": channels, "unread": [level names], "params", "macs",
+        "parts": {part: {"params", "macs", "tensors"}}, "narrower": [{"options", "macs": {part: macs}}]}``; tensors are
+        the names of what a part ends in, narrower says what other widths of head and pyramid would cost.
+    """
+    backbone: Any = getattr(original.model, "backbone", original.model)
+    head: Any = original.model.decode_head if original.part == "segmentor" else None
+    parts = {
+        part: {"params": piece.params, "macs": piece.macs, "tensors": boundaries[part]}
+        for part, piece in found.parts.items()
+    }
+    return {
+        "size": list(size),
+        "width": backbone.embed_dim if isinstance(backbone, ViT) else None,
+        "head": None if head is None else type(head).__name__,
+        "head_width": None if head is None else head.channels,
+        "unread": [name for name in found.unread if name.startswith("level") and "pyramid" in found.parts],
+        "narrower": [] if head is None else narrower(original.model, found, size),
+        "parts": parts,
+        "params": sum(row["params"] for row in parts.values()),
+        "macs": sum(row["macs"] for row in parts.values()),
+    }
+
+
+def pieces(original: Original, size: tuple[int, int]) -> Pieces:
+    """Cut a model into its parts, from the last to the first, each as far as the next one reads it."""
+    model: Any = copy.deepcopy(original.model).to("meta")
+    image = torch.zeros(1, 3, *size, device="meta")
+    if original.outputs == ("features",):
+        return Pieces({"backbone": _piece(model, image)}, [])
+    parts: dict[str, Piece] = {}
+    graph = PyramidGraph(model)
+    with torch.no_grad():
+        taps = graph.trunk(image)
+        levels = graph.pyramid(taps, image)
+    read = [True] * len(as_list(levels))
+    if original.part == "segmentor":
+        parts["head"] = _piece(SegmentorGraph(model, "logits").scores, levels)
+        parts["upsampling"] = Piece(4 * parts["head"].out.shape[1] * math.prod(size), 0, [True], None)
+        read = parts["head"].read
+    flags = {f"level{i}": flag for i, flag in enumerate(read)}
+    if graph.has_pyramid:
+        parts["pyramid"] = _piece(lambda taps: _some(graph.pyramid(taps, image), read), taps)
+        read = parts["pyramid"].read
+        flags |= {f"tap{i}": flag for i, flag in enumerate(read)}
+    parts["backbone"] = _piece(lambda image: _some(graph.trunk(image), read), image)
+    unread = [name for name in flags if not flags[name]]
+    return Pieces({part: parts[part] for part in PARTS if part in parts}, unread, taps, levels)
+
+
+def narrower(model: Any, found: Pieces, size: tuple[int, int]) -> list[dict[str, Any]]:
+    """Multiply-adds of the same segmentor with a narrower head, and with a narrower pyramid under the head it has."""
+    from mmseg.registry import MODELS
+
+    cfg: Any = model.cfg.model
+    out: list[dict[str, Any]] = []
+    width = getattr(model.backbone, "embed_dim", None) or cfg.decode_head.channels // 2
+    aux: Any = cfg.get("auxiliary_head")
+    with torch.device("meta"):
+        for channels in sorted({width, NARROW}, reverse=True):
+            options = f"model.decode_head.channels={channels}"
+            if isinstance(aux, dict) and aux["channels"] > channels:
+                options += f" model.auxiliary_head.channels={channels}"
+            try:
+                assert channels < cfg.decode_head.channels
+                head = MODELS.build({**cfg.decode_head, "channels": channels}).eval()
+            except AssertionError:  # no narrower, or a head that has its input's width
+                continue
+            out.append({"options": options, "macs": {"head": _piece(head, found.levels).macs}})
+        wide, four = as_list(found.levels)[0].shape[1], [NARROW] * 4
+        own = getattr(model.backbone, "fpn_names", ()) and not model.with_neck
+        if own and wide > NARROW and list(found.parts["head"].read) == [True] * 4:
+            backbone = MODELS.build({**cfg.backbone, "pyramid_dim": NARROW}).eval()
+            head = MODELS.build({**cfg.decode_head, "in_channels": four}).eval()
+            image = torch.zeros(1, 3, *size)
+            pyramid = _piece(lambda taps: backbone.pyramid(taps, image.shape[-2:]), found.taps)
+            options = f"model.backbone.pyramid_dim={NARROW} model.decode_head.in_channels={four}".replace(", ", ",")
+            if isinstance(aux, dict):
+                options += f" model.auxiliary_head.in_channels={NARROW}"
+            macs = {"pyramid": pyramid.macs, "head": _piece(head, pyramid.out).macs}
+            out.append({"options": options, "macs": macs})
+    return out
+
+
+def _some(features: Any, read: Sequence[bool]) -> list[Tensor]:
+    return [value for value, flag in zip(as_list(features), read, strict=True) if flag]
+
+
+def _piece(run: Any, inputs: Any) -> Piece:
+    """Trace ``run(inputs)`` on shapes, drop what its result does not depend on, and count what is left."""
+    extra = {torch.ops.aten.upsample_bilinear2d: _bilinear}
+    with torch.no_grad():
+        # functionalize: in-place operations would count as needed
+        graph = make_fx(torch.func.functionalize(lambda x: run(x)))(inputs)
+        graph.graph.eliminate_dead_code()
+        graph.recompile()
+        with FlopCounterMode(display=False, custom_mapping=extra) as counter:
+            out = graph(inputs)
+    nodes = list(graph.graph.nodes)
+    used = {node.target: getattr(graph, node.target) for node in nodes if node.op == "get_attr"}
+    return Piece(
+        macs=counter.get_total_flops() // 2,
+        params=sum(value.numel() for value in used.values() if isinstance(value, nn.Parameter)),
+        read=[bool(node.users) for node in nodes if node.op == "placeholder"],
+        out=out,
+    )
+
+
+def _bilinear(*shapes: Any, out_shape: Any = None, **options: Any) -> int:
+    """Two flops for each of four neighbours of every value made."""
+    return 8 * math.prod(out_shape)
+
+
+def describe(cost: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Rows (part, parameters, multiply-adds, share) for a table."""
+    total = max(cost["macs"], 1)
+    return [
+        (part, millions(row["params"]), billions(row["macs"]), f"{100 * row['macs'] / total:.0f} %")
+        for part, row in cost["parts"].items()
+    ]

@@ -1,0 +1,173 @@
+"""Does the .onnx give what PyTorch gives? Run always, at several sizes and batches; failing it fails the export.
+
+Passes (float32) when, for every output, size and batch: largest error <= 1e-4 of the largest reference value,
+cosine >= 0.999999, and for segmentors >= 99.9 % of the pixels get the same class. Fixed-size files run at their size
+with batches of 1 and 3 and must refuse another size; dynamic ones at the traced size, at one that is not square and at
+one that is no multiple of the patch. The reference is the model's own forward: stock pooling, nothing replaced.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from tinymim.errors import ConfigError, DataError
+from tinymim_export.comparison import MIN_EQUAL, ParityResult, Row, figures
+from tinymim_export.runtime.metadata import (
+    first_line,
+    graph_sha256,
+    load_proto,
+    not_onnx,
+    proto_metadata,
+    save_proto,
+    write_metadata,
+)
+from tinymim_export.runtime.photos import load_photos, normalise
+
+
+def compare(
+    proto: Any, original: Any, *, file: str, photos: str | Path | None = None, seed: int = 0, extra: Sequence[Row] = ()
+) -> ParityResult:
+    """Compare an ONNX ModelProto with the PyTorch model it was made from.
+
+    Args:
+        proto: With ``image`` as its input; its metadata gives the traced size.
+        original: :class:`tinymim_export.graph.torch_model.Original`.
+        file: Name for the report.
+        photos: Folder of real photos to compare on as well.
+        seed: Of the random inputs.
+        extra: Rows already decided, put first.
+    """
+    result = ParityResult(file, list(extra), graph_sha256(proto))
+    session, mask = _session(proto, file)
+    given = session.get_inputs()[0].shape
+    fixed = all(isinstance(side, int) for side in given[2:])
+    traced = tuple(given[2:]) if fixed else tuple(proto_metadata(proto)["cost"]["size"])
+    sizes = [traced] if fixed else other_sizes(traced, original.contract["stride"], original.multiple or 1)
+    real = load_photos(photos) if photos is not None else []
+    random = np.random.default_rng(seed)
+    for size in sizes:
+        for batch in (1, 3):
+            images = random.standard_normal((batch, 3, *size)).astype(np.float32)
+            result.rows += _rows(session, original, images, "random", mask)
+        if real:
+            images = np.stack([normalise(photo, size, original.contract) for photo in real[:4]])
+            result.rows += _rows(session, original, images, "photos", mask)
+    if fixed:
+        result.rows.append(_refusal(session, traced))
+    return result
+
+
+def verify(
+    onnx_path: str | Path,
+    checkpoint: str | Path,
+    config: str | Path | None = None,
+    *,
+    num_heads: int | None = None,
+    photos: str | Path | None = None,
+    seed: int = 0,
+) -> ParityResult:
+    """Verify an existing file against its checkpoint and set or take away its mark ``verified`` accordingly.
+
+    Raises:
+        CheckFailed: other values than PyTorch's, or a file changed since it was verified.
+        DataError: no .onnx file of ours.
+    """
+    from tinymim_export.graph.torch_model import load_original
+
+    proto = load_proto(onnx_path)
+    meta = proto_metadata(proto)
+    if "part" not in meta or "cost" not in meta:
+        raise DataError(
+            f"{onnx_path} was not written by tinymim-export", "it has no tinymim.* metadata", "export it again"
+        )
+    if meta.get("graph") or (meta.get("precision") or {}).get("name", "fp32") != "fp32":
+        raise ConfigError(
+            f"{onnx_path} is not the plain FP32 file",
+            "other precisions and graphs are compared with the FP32 file they were made from, by their own tolerance",
+            "give that file: --from FP32.onnx in place of --checkpoint",
+        )
+    original = load_original(checkpoint, config=config, part=meta["part"], num_heads=num_heads)
+    extra = []
+    if recorded := meta.get("parity", {}).get("graph_sha256"):
+        same = recorded == graph_sha256(proto)
+        remark = "" if same else "the file was changed after it was verified"
+        extra.append(Row("graph and weights", (), "unchanged since export", passed=same, remark=remark))
+    result = compare(proto, original, file=Path(onnx_path).name, photos=photos, seed=seed, extra=extra)
+    if result.passed != bool(meta.get("verified")):
+        write_metadata(proto, {"verified": True, "parity": result.summary()} if result.passed else {"verified": False})
+        save_proto(proto, onnx_path)
+    result.require()
+    return result
+
+
+def other_sizes(traced: tuple[int, int], stride: int, multiple: int = 1) -> list[tuple[int, int]]:
+    """The traced size, one that is not square, one that is no multiple of the stride (both smaller: they cost less).
+
+    Models that take multiples of some pixels only get the nearest such size in place of the last.
+    """
+    height, width = (max(side // stride, 2) for side in traced)
+    oblong = ((height + 1) // 2 * stride, (width * 3 // 4 + 1) * stride)
+    if oblong[0] == oblong[1]:
+        oblong = (oblong[0] + stride, oblong[1])
+    ragged = ((oblong[0] + stride // 2 - 1) // multiple * multiple, (oblong[1] - 3) // multiple * multiple)
+    return [traced, oblong, ragged]
+
+
+def _session(proto: Any, file: str) -> tuple[Any, bool]:
+    """A CPU session; where the file gives a mask, the logits before the decision are made visible as well."""
+    mask = [value.name for value in proto.graph.output] == ["mask"]
+    if mask:
+        shown = type(proto)()
+        shown.CopyFrom(proto)
+        shown.graph.output.append(next(value for value in proto.graph.value_info if value.name == "logits"))
+        proto = shown
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"]), mask
+    except Exception as error:  # onnxruntime raises several kinds
+        raise not_onnx(file, error) from error
+
+
+def _rows(session: Any, original: Any, images: np.ndarray, source: str, mask: bool) -> list[Row]:
+    """Run both sides on the same images."""
+    import torch
+
+    with torch.inference_mode():
+        wanted = [value.numpy() for value in original.reference(torch.from_numpy(images))]
+        head = getattr(original.model, "decode_head", None)
+        if mask:
+            from tinymim_export.graph.wrappers import decide
+
+            ids = decide(torch.from_numpy(wanted[0]), head).numpy()
+    try:
+        got = session.run(None, {"image": images})
+    except Exception as error:  # a graph that cannot run this size
+        return [Row(original.outputs[0], images.shape, source, remark=f"onnxruntime failed: {first_line(error)}")]
+    rows = []
+    if mask:
+        row = Row("mask", images.shape, source)
+        right = got[0].shape == ids.shape and got[0].dtype == np.uint8
+        row.equal_pixels = float((got[0] == ids).mean()) if right else 0.0
+        row.remark = "" if right else f"gives {got[0].dtype} {got[0].shape}, not uint8 {ids.shape}"
+        row.passed = row.equal_pixels >= MIN_EQUAL
+        rows.append(row)
+        got = got[1:]
+    for name, theirs, ours in zip(original.outputs, wanted, got, strict=True):
+        rows.append(figures(Row(name, images.shape, source), ours, theirs))
+    return rows
+
+
+def _refusal(session: Any, size: tuple[int, int]) -> Row:
+    """A fixed-size file must refuse another size rather than give something else."""
+    other = (1, 3, size[0] + 16, size[1])
+    row = Row("another size", other, "must be refused")
+    try:
+        session.run(None, {"image": np.zeros(other, np.float32)})
+        row.remark = "it was accepted"
+    except Exception:  # onnxruntime's InvalidArgument and its relatives
+        row.passed = True
+    return row

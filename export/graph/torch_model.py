@@ -1,0 +1,312 @@
+"""The PyTorch side of an export: a checkpoint as the model it was trained as, untouched, with its contract."""
+
+import copy
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tinymim.errors import CheckpointError, ConfigError
+from tinymim.files import sha256_file
+from tinymim.models import model_from_checkpoint, read_checkpoint
+from tinymim.models.checkpoints import describe
+from tinymim.models.vit import IMAGENET_MEAN, IMAGENET_STD, ViT
+from tinymim_export.graph.wrappers import as_list
+
+PARTS = ("segmentor", "backbone")
+
+
+@dataclass
+class Original:
+    """A PyTorch model as trained, and everything a file made from it must say.
+
+    Args:
+        model: ViT, TinyMIMBackbone or EncoderDecoder in evaluation mode; never modified.
+        part: "segmentor" or "backbone".
+        outputs: Output names of the reference forward: ("logits",), ("features",) or ("level0", ..).
+        reference: Images (N, 3, H, W), normalised -> tuple of tensors, one per output, by the model's own code.
+        size: Height and width (pixels) the configuration trains or tests at.
+        contract: mean, std (0-255 scale, RGB), classes, palette, resize, ... for the metadata.
+        multiple: Sides must be multiples of this many pixels; None: the model takes ``size`` only.
+    """
+
+    model: nn.Module
+    part: str
+    outputs: tuple[str, ...]
+    reference: Callable[[Tensor], tuple[Tensor, ...]]
+    size: tuple[int, int]
+    contract: dict[str, Any]
+    multiple: int | None = 1
+    notes: list[str] = field(default_factory=list)
+
+    def require_size(self, size: tuple[int, int], *, dynamic: bool) -> None:
+        """Raise :class:`ConfigError` for a size the model itself cannot take."""
+        name = type(getattr(self.model, "backbone", self.model)).__name__
+        if self.multiple is None and (dynamic or size != self.size):
+            raise ConfigError(
+                f"{name} takes {self.size[0]}x{self.size[1]} only",
+                "it fails at other sizes in PyTorch, too",
+                f"--size {self.size[0]} {self.size[1]} without --dynamic",
+            )
+        if self.multiple is not None and any(side % self.multiple for side in size):
+            near = [max(round(side / self.multiple), 1) * self.multiple for side in size]
+            raise ConfigError(
+                f"{name} cannot take {size[0]}x{size[1]}",
+                f"its branches fit together only where both sides are multiples of {self.multiple}",
+                f"--size {near[0]} {near[1]}",
+            )
+
+
+def load_original(
+    checkpoint: str | Path, *, config: str | Path | None = None, part: str | None = None, num_heads: int | None = None
+) -> Original:
+    """Load what ``--checkpoint`` (and ``--config``) names.
+
+    Args:
+        checkpoint: ``student.pth``, ``segmentor.pth``, an MMEngine ``iter_N.pth`` or any ViT file the reader knows.
+        config: MMSegmentation configuration; None takes the one stored in ``segmentor.pth``.
+        part: "segmentor", "backbone", or None for what the file holds.
+        num_heads: Heads a block for foreign ViT files, which do not store them.
+
+    Raises:
+        CheckpointError: no such file, damaged, or not what ``part`` asks for.
+        ConfigError: a configuration that cannot be read or does not fit.
+    """
+    checkpoint = Path(checkpoint)
+    found = read_checkpoint(checkpoint)
+    is_segmentor = any(name.startswith("decode_head.") for name in found.dropped)
+    if part is None:
+        part = "segmentor" if is_segmentor else "backbone"
+    if part not in PARTS:
+        raise ConfigError(f"part={part!r} is unknown", f"the parts are {', '.join(PARTS)}", "choose one of them")
+    if part == "segmentor" and not is_segmentor:
+        raise CheckpointError(
+            f"{checkpoint} is no segmentor",
+            f"it has no decode head; the file looks like {describe(found.state)}",
+            "add --part backbone to export it as a backbone, or train a segmentor first: "
+            f"python tools/train_seg.py mmseg_configs/upernet_tinymim_t.py --student {checkpoint}",
+        )
+    sha: dict[str, Any] = {"checkpoint_sha256": sha256_file(checkpoint), "config_sha256": None}
+    cfg = None if config is None else _read_config(config)
+    if cfg is not None:
+        sha["config_sha256"] = sha256_file(cfg.filename)
+    if is_segmentor:
+        return _from_segmentor(checkpoint, cfg, part, found.meta, sha)
+    if cfg is not None:
+        return _backbone_of_config(checkpoint, cfg, sha)
+    return _plain(checkpoint, num_heads, found.meta, sha)
+
+
+def _plain(checkpoint: Path, num_heads: int | None, meta: dict[str, Any], sha: dict[str, Any]) -> Original:
+    """A bare ViT: ``features`` = patch tokens after the final norm, as a map."""
+    vit, _ = model_from_checkpoint(checkpoint, num_heads=num_heads)
+    P, patch = vit.num_prefix_tokens, vit.patch_size
+
+    def reference(images: Tensor) -> tuple[Tensor, ...]:
+        grid = [(side + patch - 1) // patch for side in images.shape[-2:]]
+        return (vit(images)[:, P:].transpose(1, 2).unflatten(2, grid),)
+
+    contract = _contract(meta.get("mean", IMAGENET_MEAN), meta.get("std", IMAGENET_STD), patch) | sha
+    return Original(vit, "backbone", ("features",), reference, vit.img_size, contract)
+
+
+def _backbone_of_config(checkpoint: Path, cfg: Any, sha: dict[str, Any]) -> Original:
+    """A student in the backbone of a segmentation configuration: four levels, the pyramid still at its start values."""
+    import tinymim.seg  # noqa: F401  (registers the backbone; must come before mmseg.models)
+
+    from mmengine.model import revert_sync_batchnorm  # isort: skip
+    from mmengine.registry import init_default_scope  # isort: skip
+    from mmseg.registry import MODELS  # isort: skip
+
+    if cfg.model.backbone.type != "TinyMIMBackbone":
+        raise CheckpointError(
+            f"{checkpoint} has no decode head",
+            f"a {cfg.model.backbone.type} comes with its whole segmentor: only our students are files of their own",
+            "give the segmentor.pth or iter_N.pth of a training",
+        )
+    init_default_scope("mmseg")
+    cfg.model.backbone.init_cfg = dict(type="Pretrained", checkpoint=str(checkpoint))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # the pyramid's start values are the same at export and at verification
+        backbone = revert_sync_batchnorm(MODELS.build(cfg.model.backbone))
+        backbone.init_weights()
+    backbone.eval()
+    pre = cfg.model.get("data_preprocessor", {})
+    contract = _contract(pre.get("mean"), pre.get("std"), backbone.patch_size) | sha | {"resize": _resize_rule(cfg)}
+    original = _levels(backbone, lambda images: tuple(backbone(images)), _crop(cfg), contract)
+    original.notes.append(
+        "the pyramid (fpn1 to fpn4) is untrained: the checkpoint holds a student only; fine for latency, not for use"
+    )
+    return original
+
+
+def _from_segmentor(checkpoint: Path, config: Any, part: str, meta: dict[str, Any], sha: dict[str, Any]) -> Original:
+    """A trained segmentor, or its backbone with the pyramid."""
+    from tinymim.seg import load_segmentor
+
+    model: Any
+    model, cfg = load_segmentor(checkpoint, config)
+    _require_plain(model)
+    if config is None and isinstance(meta.get("config"), str):
+        sha["config_sha256"] = hashlib.sha256(meta["config"].encode()).hexdigest()
+    pre, size = cfg.model.get("data_preprocessor", {}), _crop(cfg)
+    stride, multiple = (model.backbone.patch_size, 1) if isinstance(model.backbone, ViT) else _probe(model, size)
+    contract = _contract(meta.get("mean", pre.get("mean")), meta.get("std", pre.get("std")), stride) | sha
+    contract["resize"] = _resize_rule(cfg)
+    if multiple not in (1, None):  # PyTorch fails on other photos; tinymim eval and predict pad them
+        contract["resize"].setdefault("pad", {"value": 0, "size_divisor": multiple})
+    if not pre.get("bgr_to_rgb", True):
+        raise ConfigError(
+            "this model was trained on BGR photos (bgr_to_rgb=False)",
+            "files of tinymim-export take RGB, and another order is seen by nobody until the masks are wrong",
+            "train it with data_preprocessor.bgr_to_rgb=True, or swap the first convolution's input channels",
+        )
+    if part == "backbone":
+        return _levels(model, lambda images: tuple(as_list(model.extract_feat(images))), size, contract, multiple)
+    contract |= {key: model.dataset_meta.get(key) for key in ("classes", "palette")}
+
+    def reference(images: Tensor) -> tuple[Tensor, ...]:
+        about = dict(img_shape=images.shape[-2:], pad_shape=images.shape[-2:], ori_shape=images.shape[-2:])
+        return (model.encode_decode(images, [about] * images.shape[0]),)
+
+    original = Original(model, "segmentor", ("logits",), reference, size, contract, multiple)
+    if untold := contract["resize"].get("untold"):
+        original.notes.append(f"the test pipeline's {untold} is not told in the file: give it photos of the right size")
+    return original
+
+
+def _require_plain(model: Any) -> None:
+    """Refuse what is not backbone, neck and one head whose scores are up-sampled to the image.
+
+    Raises:
+        ConfigError: a cascade, or a head with an inference of its own (queries, points).
+    """
+    from mmseg.models import EncoderDecoder
+    from mmseg.models.decode_heads import DAHead, EncHead
+    from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+
+    head = model.decode_head
+    cascade = isinstance(head, nn.ModuleList) or type(model).encode_decode is not EncoderDecoder.encode_decode
+    plain = {BaseDecodeHead.predict, DAHead.predict, EncHead.predict}
+    if cascade or type(head).predict not in plain or type(head).predict_by_feat is not BaseDecodeHead.predict_by_feat:
+        several = isinstance(head, nn.ModuleList)
+        what = f"{type(model).__name__} of {len(head)} heads" if several else type(head).__name__
+        raise ConfigError(
+            f"{what} cannot be exported",
+            "a cascade or a head with an inference of its own (masks from queries, refined points) is no single graph "
+            "of backbone, neck, head and up-sampling",
+            "choose an EncoderDecoder with one head that gives scores for every pixel",
+        )
+
+
+def _probe(model: Any, size: tuple[int, int]) -> tuple[int, int | None]:
+    """Coarsest stride of a backbone and the number of pixels its sides must be multiples of, found by trying.
+
+    Returns:
+        (stride, multiple); multiple is None where no size but the given one runs.
+    """
+    shadow = copy.deepcopy(model).to("meta")
+
+    def levels(height: int, width: int) -> list[Tensor]:
+        with torch.no_grad():
+            features = shadow.extract_feat(torch.zeros(1, 3, height, width, device="meta"))
+            shadow.decode_head(features)
+        return as_list(features)
+
+    stride = max(round(size[0] / level.shape[-2]) for level in levels(*size))
+    for multiple in (1, 2, 4, 8, 16, 32, 64):
+        odd = [(side // multiple // 2 * 2 + 1) * multiple for side in size]
+        try:
+            levels(*odd)
+            levels(*(2 * side + multiple for side in odd))
+        except (RuntimeError, AssertionError, ValueError):
+            continue
+        return stride, multiple
+    return stride, None
+
+
+def _levels(
+    model: nn.Module,
+    reference: Callable[[Tensor], tuple[Tensor, ...]],
+    size: tuple[int, int],
+    contract: dict[str, Any],
+    multiple: int | None = 1,
+) -> Original:
+    with torch.no_grad():
+        count = len(reference(torch.zeros(1, 3, *size)))
+    return Original(model, "backbone", tuple(f"level{i}" for i in range(count)), reference, size, contract, multiple)
+
+
+def _read_config(config: str | Path) -> Any:
+    """An MMSegmentation configuration by path or name."""
+    from tinymim.seg.config import find_config
+
+    cfg = find_config(config)
+    if "model" not in cfg or "backbone" not in cfg.model:
+        raise ConfigError(
+            f"{config} describes no segmentation model", "it has no model.backbone", "choose a file of mmseg_configs/"
+        )
+    return cfg
+
+
+def _contract(mean: Any, std: Any, patch: int) -> dict[str, Any]:
+    """mean and std in 0-255 units of RGB, whatever the source used."""
+    if mean is None or std is None:
+        mean, std = IMAGENET_MEAN, IMAGENET_STD
+    scale = 255.0 if max(std) < 2 else 1.0
+    return {
+        "classes": None,
+        "palette": None,
+        "mean": [round(float(value) * scale, 6) for value in mean],
+        "std": [round(float(value) * scale, 6) for value in std],
+        "channel_order": "RGB",
+        "stride": patch,
+        "resize": None,
+    }
+
+
+def _crop(cfg: Any) -> tuple[int, int]:
+    """Height and width the network sees: of its windows, of photos stretched to one size, else of training crops."""
+    model, rule = cfg.model, _resize_rule(cfg)
+    stretched = rule["scale"] and not rule["keep_ratio"] and rule["mode"] == "whole"
+    candidates = [
+        (model.get("test_cfg") or {}).get("crop_size"),
+        rule["scale"][::-1] if stretched else None,  # MMCV's scales are (width, height)
+        (model.get("data_preprocessor") or {}).get("size"),
+        cfg.get("crop_size"),
+        model.backbone.get("img_size"),
+        512,
+    ]
+    size = next(value for value in candidates if value is not None)
+    return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def _resize_rule(cfg: Any) -> dict[str, Any]:
+    """How the configuration brings a photo to the network: resize rule of its test pipeline, whole or slide."""
+    steps = cfg.get("test_pipeline") or []
+    resizes = [step for step in steps if "Resize" in str(step.get("type"))]
+    resize: dict[str, Any] = resizes[0] if resizes else {}
+    scale = resize.get("scale")
+    scale = [scale, scale] if isinstance(scale, int) else scale
+    test = cfg.model.get("test_cfg") or {}
+    rule: dict[str, Any] = {
+        "scale": None if scale is None else [int(side) for side in scale],
+        "keep_ratio": bool(resize.get("keep_ratio", False)),
+        "interpolation": "bilinear",
+        "mode": test.get("mode", "whole"),
+    }
+    if resize and (resize["type"] != "Resize" or scale is None or len(resizes) > 1):
+        rule |= {"scale": None, "untold": ", ".join(str(step["type"]) for step in resizes)}
+    if rule["mode"] == "slide":
+        rule |= {"crop": list(test["crop_size"]), "slide_stride": list(test["stride"])}
+    head = cfg.model.get("decode_head") or {}
+    head = head[-1] if isinstance(head, list | tuple) else head
+    rule |= {"align_corners": bool(head.get("align_corners", False)), "threshold": head.get("threshold")}
+    pre = cfg.model.get("data_preprocessor") or {}
+    if pre.get("test_cfg"):  # normalised photos are padded at the bottom and right before the network
+        rule["pad"] = {"value": pre.get("pad_val", 0)} | dict(pre["test_cfg"])
+    return rule

@@ -1,0 +1,397 @@
+"""Where a line's facts come from: run folders, .pth and .onnx files, result files. No torch."""
+
+import ast
+import contextlib
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tinymim.errors import DataError
+from tinymim.files import sha256_file
+from tinymim_export.bench.stats import bootstrap_miou
+from tinymim_export.report.lineage import PYTORCH, TUNED, Counts, File, Line, Score, Time, data_key
+from tinymim_export.report.page import hide_paths, read_metrics
+from tinymim_export.report.plots import thin
+from tinymim_export.report.tensor_shapes import read_weights
+from tinymim_export.runtime.metadata import decode, not_onnx
+
+WEIGHTS = ("segmentor.pth", "student.pth", "student.safetensors")
+KINDS = ("export", "eval", "bench", "tune", "sensitivity", "compare", "lineage")
+STAMP = ("cpu", "cores", "platform", "machine", "cpu_features", "gpu")  # times compare only where these are equal
+RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "openvino")  # and the versions of these
+CURVES = ("loss", "val_loss", "mIoU")
+
+
+def weights_file(path: Path) -> File:
+    """A student, teacher or segmentor by its file."""
+    shapes, meta = read_weights(path)
+    segmentor = any(name.startswith("decode_head.") for name in shapes)
+    counted = [
+        math.prod(shape)
+        for name, shape in shapes.items()
+        if not re.search(r"^auxiliary_head\.|running_(mean|var)$|num_batches_tracked$", name)
+    ]
+    config = meta.get("config")
+    teacher = meta.get("method") == "mae"
+    return File(
+        sha256_file(path),
+        f"{path.resolve().parent.name}/{path.name}",
+        "segmentor" if segmentor else "teacher" if teacher else "student",
+        parents={
+            relation: meta[f"{relation}_sha256"]
+            for relation in ("teacher", "student")
+            if meta.get(f"{relation}_sha256")
+        },
+        mib=path.stat().st_size / 2**20,
+        parameters=sum(counted) or None,
+        precision="fp32",
+        config_sha256=hashlib.sha256(config.encode()).hexdigest() if segmentor and isinstance(config, str) else None,
+        path=str(path),
+    )
+
+
+def run_folder(folder: Path) -> Line:
+    """What a run folder says of the weights it made."""
+    path = next(folder / name for name in WEIGHTS if (folder / name).is_file())
+    file, line = weights_file(path), Line()
+    env = _json(folder / "env.json") or {}
+    inputs, line.files = env.get("inputs", {}), [file]
+    for relation in ("teacher", "student"):
+        about = inputs.get(relation)
+        if about and about.get("sha256"):
+            file.parents.setdefault(relation, about["sha256"])
+            line.files.append(File(about["sha256"], about.get("file") or "not given", relation, given=False))
+    file.data, file.recipe_sha256 = inputs.get("data"), inputs.get("recipe_sha256")
+    file.config_sha256 = file.config_sha256 or inputs.get("config_sha256")
+    file.environment = {key: env[key] for key in ("cpu", "cores", "platform", "gpu", "versions") if key in env} or None
+    told = env.get("outputs", {}).get(path.name)
+    if told not in (None, file.sha256):
+        file.notes.append("this file was changed after its run wrote it")
+    if env.get("earlier"):
+        file.notes.append(f"the run was resumed with another machine or input {len(env['earlier'])} time(s)")
+    if (folder / "config.py").is_file():
+        text = (folder / "config.py").read_text()
+        file.settings = flat_settings(text)
+        words = re.match(r'"""Resolved recipe of this run \((.*)\)\."""', text)
+        file.command = hide_paths(words[1]) if words else None
+    if (folder / "metrics.jsonl").is_file():
+        metrics = read_metrics(folder / "metrics.jsonl")
+        file.curves = {name: [list(p) for p in thin(metrics[name], 120)] for name in CURVES if name in metrics}
+    scored = _json(folder / "result.json")
+    if scored and path.name == "segmentor.pth":
+        line.scores.append(_score(scored, file.sha256, PYTORCH, f"{folder.name}/result.json"))
+    return line
+
+
+def flat_settings(text: str) -> dict[str, Any]:
+    """Assignments of a recipe or config file as dotted keys -> plain values; paths shortened to their last name."""
+    found: dict[str, Any] = {}
+
+    def add(key: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for name, item in value.items():
+                add(f"{key}.{name}" if key else str(name), item)
+        else:
+            found[key] = hide_paths(repr(value))
+
+    with contextlib.suppress(SyntaxError):
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                try:
+                    value = ast.literal_eval(node.value)
+                except ValueError:
+                    value = ast.unparse(node.value)
+                add(node.targets[0].id, value)
+    return found
+
+
+def onnx_file(path: Path) -> File:
+    """An .onnx by its metadata, read by onnxruntime without optimising the graph.
+
+    Raises:
+        DataError: missing or damaged.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    try:
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        meta = decode(session.get_modelmeta().custom_metadata_map)
+    except Exception as error:  # onnxruntime raises several kinds
+        raise not_onnx(path, error) from error
+    precision, cost = meta.get("precision") or {}, meta.get("cost") or {}
+    parts = cost.get("parts", {}).values()
+    parents = {"checkpoint": meta.get("checkpoint_sha256"), "fp32 file": precision.get("parent_sha256")}
+    return File(
+        sha256_file(path),
+        path.name,
+        "onnx",
+        parents={relation: sha for relation, sha in parents.items() if sha},
+        mib=path.stat().st_size / 2**20,
+        parameters=sum(part["params"] for part in parts) or None,
+        macs=sum(part["macs"] for part in parts) or None,
+        size=cost.get("size"),
+        output=session.get_outputs()[0].name,
+        precision=precision.get("name") or ("fp32" if meta else None),
+        graph=list(meta.get("graph") or []),
+        pixels=(meta.get("input") or {}).get("range") == "pixels",
+        excluded=list(precision.get("excluded") or []),
+        calibration=precision.get("calibration"),
+        verified=meta.get("verified"),
+        parity=meta.get("parity"),
+        palette=meta.get("palette"),
+        config_sha256=meta.get("config_sha256"),
+        environment={"versions": meta["versions"]} if meta.get("versions") else None,
+        notes=[] if meta else ["carries no tinymim metadata: made by another tool, so its origin is unknown"],
+        path=str(path),
+    )
+
+
+def result_kind(value: Any) -> str | None:
+    """What a JSON value is: one of KINDS, "demo", or None."""
+    if not isinstance(value, dict):
+        return None
+    kind = str(value.get("kind", "")).removeprefix("tinymim.")
+    if kind in KINDS and (kind != "compare" or "models" in value):  # two benches compared bear that name, too
+        return kind
+    return "demo" if {"settings", "environment", "stages"} <= value.keys() else None
+
+
+def result_file(path: Path, value: dict[str, Any]) -> Line:
+    """What a result file says.
+
+    Raises:
+        DataError: it lacks what its kind promises.
+    """
+    readers: dict[str, Callable[[dict[str, Any], str], Line]] = {
+        "export": lambda v, s: Line(exports=[v | {"source": s}]),
+        "eval": _eval,
+        "bench": _bench,
+        "tune": lambda v, s: _tune(v, path),
+        "sensitivity": lambda v, s: Line(sensitivity=[v | {"source": s}]),
+        "compare": _compare,
+        "demo": _demo,
+        "lineage": lambda v, s: Line.from_dict(v),
+    }
+    kind = result_kind(value) or ""
+    try:
+        return readers[kind](value, path.name)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise DataError(
+            f"cannot use {path}",
+            f"it says it is a tinymim.{kind} result but has no usable {error}",
+            "write it again with this version of tinymim",
+        ) from error
+
+
+def _eval(value: dict[str, Any], source: str) -> Line:
+    return Line(scores=[_score(value, value["sha256"], value["engine"], source)])
+
+
+def _bench(value: dict[str, Any], source: str) -> Line:
+    rows = value["rows"]
+    return Line(times=[_time(row, value["environment"], source, rows[0]) for row in rows])
+
+
+def _tune(value: dict[str, Any], path: Path) -> Line:
+    """The tuner's candidates. Their full scores lie in the folder "scores" beside it; the written winner shares its
+    original's."""
+    line = Line(verdicts=[value | {"source": path.name}])
+    full = [
+        score
+        for near in _by_age((path.parent / "scores").glob("*.json"))
+        for score in result_file(near, _json(near) or {}).scores
+    ]
+    line.scores += full
+    for row in value["candidates"]:
+        line.times.append(_time(row, value["environment"], path.name, value["candidates"][0]))
+        own = [s for s in full if (s.sha256, s.engine) == (row.get("copy_of", row["sha256"]), _engine(row))]
+        if own:
+            line.scores += [replace(score, sha256=row["sha256"]) for score in own]
+            continue
+        score = _score(row, row["sha256"], _engine(row), path.name)
+        score.data = " ".join(map(str, [TUNED, path.name, score.folder, score.images, score.mode]))
+        if row["verdict"] != "BASELINE":
+            score.loss, score.loss_interval = float(row["drop"]), list(row["drop_interval"])
+        line.scores.append(score)
+    return line
+
+
+def _compare(value: dict[str, Any], source: str) -> Line:
+    """What tools/compare_segmentors.py scored and timed."""
+    line = _bench(value["measure"], source) if value.get("measure") else Line()
+    for seeds in value["models"].values():
+        scores = [stages["score"] for stages in seeds.values() if "score" in stages]
+        line.scores += [_score(score, score["sha256"], score["engine"], source) for score in scores]
+    return line
+
+
+def _demo(value: dict[str, Any], source: str) -> Line:
+    """The demo's record: latency and mIoU of its file; its score names no photos, so it compares with nothing."""
+    line, measured = Line(), value["stages"].get("measure", {})
+    for row in measured.get("rows", []):
+        line.times.append(_time(row, measured.get("environment", value["environment"]), source, row))
+    if line.times and "onnx" in measured:
+        line.scores.append(_score(measured["onnx"], line.times[0].sha256, line.times[0].engine, source))
+    return line
+
+
+def _engine(row: dict[str, Any]) -> str:
+    """Label of the engine a row was taken on."""
+    if row.get("engine"):
+        return str(row["engine"])
+    provider = {"CPUExecutionProvider": "cpu", "CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "tensorrt"}
+    where = provider.get(row["provider"], row["provider"])
+    return " ".join(filter(None, (row.get("runtime") or "onnxruntime", where, row.get("precision"))))
+
+
+def _score(value: dict[str, Any], sha: str, engine: str, source: str) -> Score:
+    """A score as SegResult, EvalResult and the tuner write it."""
+    iou, photos = value.get("class_IoU") or {}, value.get("photos")
+    counts = Counts(*(photos[key] for key in ("names", "right", "labelled", "predicted"))) if photos else None
+    labelled = [
+        sum(row) for row in value.get("confusion") or ([*zip(*photos["labelled"], strict=True)] if photos else [])
+    ]
+    interval = value.get("mIoU_interval") or (list(bootstrap_miou(counts)) if counts else None)
+    return Score(
+        sha,
+        engine,
+        float(value["mIoU"]),
+        source,
+        macc=value.get("mAcc"),
+        aacc=value.get("aAcc"),
+        constant_miou=value.get("constant_mIoU"),
+        images=value.get("images"),
+        mode=value.get("mode"),
+        folder=Path(str(value["data"])).name if value.get("data") else None,
+        data=data_key(iou, value["images"], labelled) if labelled else None,
+        interval=interval,
+        class_iou=iou,
+        counts=counts,
+    )
+
+
+def _time(row: dict[str, Any], env: dict[str, Any], source: str, first: dict[str, Any]) -> Time:
+    """A time, and its ratio to the ``first`` row of its result.
+
+    Its place carries a short hash of everything that decides the speed, see STAMP.
+    """
+    stamp = [env.get(key) for key in STAMP] + [env.get("versions", {}).get(name) for name in RUNTIMES]
+    tag = hashlib.sha256(json.dumps(stamp).encode()).hexdigest()[:4]
+    machine = f"{row.get('gpu') or env.get('gpu') or env['cpu']}, {env['cores']} cores [{tag}]"
+    size = "x".join(map(str, row["shape"]))
+    return Time(
+        row["sha256"],
+        _engine(row),
+        f"{machine}, {row['threads']} threads, input {size}",
+        float(row["p50_ms"]),
+        source,
+        p90_ms=row.get("p90_ms"),
+        interval=row.get("p50_interval"),
+        peak_mib=row.get("peak_mib"),
+        speed_up=row.get("speed_up"),
+        against=f"{first['sha256']} {_engine(first)}",
+    )
+
+
+def read_paths(paths: list[Path]) -> Line:
+    """Everything that files and folders say, joined.
+
+    Args:
+        paths: Run folders, .pth, .onnx and result files, or folders searched for these.
+
+    Raises:
+        DataError: a path that is missing or nothing of ours, or a folder without anything.
+    """
+    line = Line()
+    for path in paths:
+        for part in _read(path):
+            line.add(part)
+    line.join()
+    return line
+
+
+def _read(path: Path) -> Iterator[Line]:
+    """The facts of one path, oldest result first."""
+    if path.is_dir():
+        yield from _search(path)
+    elif path.suffix == ".onnx" and path.is_file():
+        file = onnx_file(path)
+        yield Line([file])
+        beside = [*path.parent.glob("*.json"), *path.parent.glob(f"{path.stem}.tune/tune.json")]
+        for near in _by_age(beside):
+            if (value := _json(near)) and result_kind(value) in KINDS[:-1]:
+                found = result_file(near, value)
+                yield Line(
+                    scores=[s for s in found.scores if s.sha256 == file.sha256],
+                    times=[t for t in found.times if t.sha256 == file.sha256],
+                    sensitivity=[s for s in found.sensitivity if s.get("sha256") == file.sha256],
+                    exports=[e for e in found.exports if e.get("sha256") == file.sha256],
+                )
+    elif path.suffix in (".pth", ".safetensors") and path.is_file():
+        yield run_folder(path.parent) if path.name in WEIGHTS else Line([weights_file(path)])
+    elif path.suffix == ".json" and path.is_file():
+        value = _json(path)
+        if value is None or result_kind(value) is None:
+            raise DataError(
+                f"{path} is no result of tinymim",
+                f'its "kind" is {value.get("kind")!r}' if isinstance(value, dict) else "it is no JSON object",
+                "give what tinymim bench, eval or tinymim-export wrote with --json",
+            )
+        yield result_file(path, value)
+    else:
+        raise DataError(
+            f"{path} is nothing a report is made of" if path.exists() else f"nothing at {path}",
+            "run folders, .onnx, .pth and result .json files are, and folders that hold them",
+            "check the path",
+        )
+
+
+def _search(folder: Path) -> Iterator[Line]:
+    """Everything of ours below a folder; files that cannot be read become a note."""
+    found = False
+    results: list[Path] = []
+    for place, inside, names in os.walk(folder):
+        inside[:] = sorted(name for name in inside if not name.startswith(".") and name != "checkpoints")
+        here = Path(place)
+        if any(name in names for name in WEIGHTS):
+            found = True
+            yield run_folder(here)
+        for path in sorted(here / name for name in names if name.endswith(".onnx") and not name.startswith(".")):
+            found = True
+            try:
+                yield Line([onnx_file(path)])
+            except DataError as error:
+                yield Line(notes=[f"left out: {path.name}: {error.why}"])
+        results += [here / name for name in names if name.endswith(".json")]
+    for path in _by_age(results):
+        value = _json(path)
+        if value and result_kind(value) not in (None, "lineage"):
+            found = True
+            yield result_file(path, value)
+    if not found:
+        raise DataError(
+            f"{folder} holds nothing a report is made of",
+            "no run folder, .onnx or result .json lies in it or below it",
+            "give the folder of a run, or of the exported files",
+        )
+
+
+def _by_age(paths: Any) -> list[Path]:
+    return sorted(paths, key=lambda path: (path.stat().st_mtime_ns, path.name))
+
+
+def _json(path: Path) -> Any:
+    """A file's JSON value, or None."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,77 @@
+"""The report of a chain of distillations: one page from chain.json and the hops' run folders. Standard library only."""
+
+import json
+from pathlib import Path
+
+from tinymim.errors import DataError
+from tinymim_export.report.page import Section, charts, commands, here, read_metrics, run_report, table, write_report
+from tinymim_export.report.plots import Series, chart, escape, number
+
+
+def chain_report(folder: str | Path) -> Path:
+    """Write ``report.html`` of a chain, and the report of every hop.
+
+    Args:
+        folder: Folder with ``chain.json``.
+
+    Raises:
+        DataError: it holds no chain.
+    """
+    folder = Path(folder)
+    if not (folder / "chain.json").is_file():
+        raise DataError(f"no chain in {folder}", "chain.json is missing", "tinymim distill --chain ... writes it")
+    told = json.loads((folder / "chain.json").read_text())
+    rows, curves = [], []
+    for i, hop in enumerate(told["hops"], 1):
+        metrics = read_metrics(folder / hop["run"] / "metrics.jsonl")
+        run_report(folder / hop["run"])
+        losses = metrics["loss"]
+        curves.append(Series(f"{i} {hop['student'].removeprefix('tinymim_vit_')}", losses))
+        grouping = (
+            "no relations"
+            if hop["relations"] is None
+            else (f"block {hop['relations'][0]}, {hop['relations'][1]} heads")
+        )
+        teacher = hop["teacher"] if i == 1 else told["hops"][i - 2]["run"]
+        rows.append(
+            [
+                f'<a href="{escape(hop["run"])}/report.html">{escape(hop["run"])}</a>',
+                escape(Path(teacher).name),
+                escape(grouping),
+                f"{hop['steps']:,}",
+                number(losses[0][1]),
+                number(losses[-1][1]),
+                f"{hop['seconds'] / 60:.1f}",
+            ]
+        )
+    head = ["hop", "teacher", "relations learned at", "steps", "first loss", "last loss", "minutes"]
+    last = f"{here(folder, folder)}/{told['hops'][-1]['run']}/student.pth" if told["hops"] else "student.pth"
+    return write_report(
+        folder / "report.html",
+        folder.name,
+        f"Chain of {len(told['hops'])} distillations: {told['chain']}.",
+        Section(
+            "Hops",
+            [table(head, rows, raw=True)],
+            "Relations keep the head grouping of the first teacher: a student is read in the one it learned.",
+        ),
+        Section("Losses", [charts(chart("loss of each hop", curves))] if curves else []),
+        Section(
+            "Next",
+            [
+                commands(
+                    [
+                        (
+                            "Fine-tune the last student",
+                            f"tinymim finetune --student {last} --data TRAIN --val-data VAL",
+                        ),
+                        (
+                            "Train a segmentor on it",
+                            "python tools/train_seg.py mmseg_configs/upernet_tinymim_t_light.py "
+                            f"--data-root FOLDER --student {last} --work-dir runs/seg",
+                        ),
+                    ]
+                )
+            ],
+        ),
+    )

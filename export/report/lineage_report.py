@@ -1,0 +1,123 @@
+"""``tinymim report``: everything known of a line of files on one page, joined by sha256. numpy, Pillow, onnxruntime.
+
+The page loads nothing from elsewhere; ``lineage.json`` beside it holds the same facts for machines, and can be given
+to the next report (from another machine, say).
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tinymim.errors import ConfigError
+from tinymim.files import write_json
+from tinymim_export.report.artifacts import read_paths
+from tinymim_export.report.compare import CompareResult, compare_reports
+from tinymim_export.report.figures import points
+from tinymim_export.report.lineage import Line, Row
+from tinymim_export.report.lineage_page import letter, write_line_page
+from tinymim_export.report.photo_rows import photo_rows
+from tinymim_export.tables import markdown_table, text_table
+
+__all__ = ["CompareResult", "LineageResult", "build_report", "compare_reports"]
+
+
+@dataclass
+class LineageResult:
+    """A joined line and its page; prints, writes JSON and Markdown."""
+
+    line: Line
+    report: str
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """JSON text; also written to ``path``."""
+        if path is not None:
+            write_json(path, self.line.to_dict())
+        return json.dumps(self.line.to_dict(), indent=1)
+
+    def table(self) -> list[list[str]]:
+        """Heading and one line a file, engine and place of measuring (a letter, see :meth:`places`)."""
+        lines = [["file", "role", "sha256", "MiB", "engine", "mIoU %", "photos", "against FP32", "p50 ms", "on"]]
+        letters = self.places()
+        for row in self.line.rows():
+            for place in list(row.times) or [""]:
+                timed = [f"{row.times[place].p50_ms:.1f}", letters[place]] if place else ["", ""]
+                lines.append([*_cells(row), *timed])
+        return lines
+
+    def places(self) -> dict[str, str]:
+        """Where times were taken -> A, B, ... as on the page."""
+        return {place: letter(i) for i, place in enumerate(self.line.places())}
+
+    def to_markdown(self) -> str:
+        """The table, and what it needs to be read."""
+        return markdown_table(self.table()) + "".join(f"\n{text}\n" for text in self._remarks())
+
+    def _remarks(self) -> list[str]:
+        absent = sum(not file.given for file in self.line.files)
+        told = [f"p50 ms, {letter}: {place}" for place, letter in self.places().items()]
+        told += [f"note: {note}" for note in self.line.notes]
+        return told + ([f"note: {absent} file(s) of the line were not given"] if absent else [])
+
+    def print(self) -> None:
+        """The table for a terminal."""
+        print("\n".join([text_table(self.table()), *self._remarks(), f"report: {self.report}"]))
+
+
+def _cells(row: Row) -> list[str]:
+    score = row.score
+    lost = "" if score is None or score.loss is None else points(score.loss)
+    role = row.file.role if row.file.role != "onnx" else row.file.kind or "onnx"
+    return [
+        row.file.name,
+        role,
+        row.file.sha256[:10],
+        f"{row.file.mib:.1f}" if row.file.mib else "",
+        row.engine or "",
+        "" if score is None else f"{100 * score.miou:.2f}",
+        "" if score is None else str(score.images or ""),
+        lost,
+    ]
+
+
+def build_report(
+    paths: str | Path | Sequence[str | Path], out: str | Path, *, data: str | Path | None = None, **reading: Any
+) -> LineageResult:
+    """Join files and results into one page, and ``lineage.json`` beside it.
+
+    Args:
+        paths: Run folders, .onnx, .pth and result files (``--json`` of bench, eval, tinymim-export, ...), an earlier
+            lineage.json, or folders searched for these. Results that lie beside a given .onnx and speak of it count.
+        out: The .html file.
+        data: Labelled folder, or any folder of photos: the files are run on it, and the photos on which they differ
+            most from their FP32 original are shown.
+        reading: ``ignore_label`` and ``reduce_zero_label`` of that folder, where it has no dataset.json.
+
+    Raises:
+        ConfigError: no paths, or ``out`` is no .html file.
+        DataError: a path that is missing, damaged or nothing of ours.
+    """
+    given = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    out = checked_out(out)
+    if not given:
+        raise ConfigError("nothing to report on", "no paths were given", "tinymim report runs/ --out report.html")
+    line = read_paths(given)
+    shots, note = photo_rows(line, Path(data), **reading) if data is not None else ("", "")
+    name = given[0].resolve().name if len(given) == 1 else "Teacher, student, segmentor, files"
+    write_line_page(line, out, title=f"Report: {name}" if len(given) == 1 else name, shots=shots, shots_note=note)
+    result = LineageResult(line, str(out))
+    result.to_json(out.parent / "lineage.json")
+    return result
+
+
+def checked_out(out: str | Path) -> Path:
+    """The page's path.
+
+    Raises:
+        ConfigError: it is a folder or no .html file.
+    """
+    out = Path(out)
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"{out} is no .html file", "the report is a page", f"e.g. --out {out.with_suffix('.html')}")
+    return out

@@ -1,0 +1,340 @@
+"""The table of a study as Markdown, plots and a page, from the plain values of table.json."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tinymim.files import write_json, write_text
+from tinymim_export.report.page import Section, commands, table, write_report
+from tinymim_export.report.plots import escape, tick_label, ticks
+from tinymim_export.tables import markdown_table
+
+WIDTH, ROW, HEAD, FOOT = 820, 28, 26, 30  # of a plot, in SVG units
+LEFT, MIDDLE, RIGHT = 232, (476, 516), 806  # ends of the paper's panel and of ours
+COLOURS = """<style>
+svg { --ink: #1c1d20; --soft: #5d6068; --grid: #dcdcd8; --c0: #2f6fdb; --c1: #d8602a; }
+@media (prefers-color-scheme: dark) {
+  svg { --ink: #ecedef; --soft: #a0a4ac; --grid: #3a3d42; --c0: #6ba0f5; --c1: #f08c58; }
+}
+text { font: 12px system-ui, sans-serif; fill: var(--soft); }
+.grid { stroke: var(--grid); fill: none; }
+</style>"""
+VERDICTS = ("reproduced", "reversed", "within noise")
+
+
+def write_study(values: Mapping[str, Any], folder: Path, command: str) -> list[Path]:
+    """Write table.json, table.md, a plot a score and report.html.
+
+    Args:
+        values: Those of :func:`tinymim.engine.study_table.study_table`.
+        folder: Of the study.
+        command: What repeats it.
+
+    Returns:
+        The files.
+    """
+    values = {**values, "command": command}
+    write_json(folder / "table.json", values)
+    write_text(folder / "table.md", markdown(values))
+    plots = [folder / f"{score}.svg" for score in values["scores"]]
+    for score, path in zip(values["scores"], plots, strict=True):
+        write_text(path, dots(values, score, alone=True))
+    return [folder / "table.json", folder / "table.md", *plots, _page(values, folder / "report.html")]
+
+
+def markdown(values: Mapping[str, Any]) -> str:
+    """The whole page for the docs."""
+    parts = [f"# {values['title']}\n", *(f"{lead}\n" for lead in [_lead(values)] if lead)]
+    for score in values["scores"]:
+        parts += [f"## {_heading(score)}\n", markdown_table(_rows(values, score)), f"![{score}]({score}.svg)\n"]
+        if pairs := _order(values, score):
+            parts += [
+                "The paper's order, neighbour by neighbour:\n",
+                markdown_table(pairs),
+                f"{_count(values, score)}\n",
+            ]
+    parts += [f"{_rule(values)}\n"] if values["pairs"] else []
+    parts += ["## How it was made\n", f"```\n{values['command']}\n```\n", _made(values)]
+    files = markdown_table([("file", "sha256"), *values["files"].items()])
+    parts += ["<details><summary>Result files (sha256)</summary>\n", files, "</details>\n"]
+    return "\n".join(parts)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A strip of a plot with a scale of its own."""
+
+    left: float
+    right: float
+    numbers: Sequence[float]
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """The values at its ends."""
+        low, high = (min(self.numbers), max(self.numbers)) if self.numbers else (0.0, 1.0)
+        pad = 0.08 * (high - low) or 0.5
+        return low - pad, high + pad
+
+    def x(self, value: float) -> float:
+        """Where a value is."""
+        low, high = self.span
+        return round(self.left + (value - low) / (high - low) * (self.right - self.left), 1)
+
+    def axis(self, head: str, bottom: float) -> list[str]:
+        """Heading, lines and their numbers."""
+        out = [f'<text x="{self.left}" y="14">{head}</text>']
+        places = ticks(*self.span, 6) if self.numbers else []
+        for value in places:
+            out.append(f'<path class="grid" d="M{self.x(value)},{HEAD - 4}V{bottom}"/>')
+            out.append(
+                f'<text x="{self.x(value)}" y="{bottom + 18}" text-anchor="middle">{tick_label(value, places)}</text>'
+            )
+        return out
+
+
+def dots(values: Mapping[str, Any], score: str, *, alone: bool = False) -> str:
+    """An SVG: a row a cell; the paper's number on the left, ours on the right with each seed, mean and deviation.
+
+    The two panels have scales of their own: what can be compared is the order and the distances, not the level.
+
+    Args:
+        values: Those of table.json.
+        score: One of its scores.
+        alone: For a file of its own: with colours and size; else the page's style sheet gives them.
+    """
+    rows = values["rows"]
+    unit = 100 if is_percent(score) else 1
+    lines: list[tuple[str, Mapping[str, Any] | None]] = []
+    for i, row in enumerate(rows):
+        if row["group"] and (i == 0 or rows[i - 1]["group"] != row["group"]):
+            lines.append((row["group"], None))
+        lines.append((row["cell"], row))
+    bottom = HEAD + ROW * len(lines)
+    height = bottom + FOOT
+    of = [row["scores"][score] for row in rows]
+    seen: list[list[Any]] = [[s["paper"] for s in of if s["paper"] is not None], []]
+    for s in of:
+        seen[1] += [unit * v for v in s["values"].values()]
+        seen[1] += [unit * (s["mean"] + sign * s["sd"]) for sign in (-1, 1) if s["sd"] is not None]
+    size = f' xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}"' if alone else ""
+    out = [f'<svg class="scatter" viewBox="0 0 {WIDTH} {height}"{size} role="img" aria-label="{escape(score)}">']
+    out += [COLOURS] if alone else []
+    paper = Panel(LEFT, MIDDLE[0], seen[0])
+    here = Panel(MIDDLE[1] if seen[0] else LEFT, RIGHT, seen[1])
+    out += [*(paper.axis("in the paper", bottom) if seen[0] else []), *here.axis("here", bottom)]
+    for i, (name, row) in enumerate(lines):
+        y = HEAD + ROW * (i + 0.5)
+        if row is None:
+            out.append(f'<text x="0" y="{y + 5}" style="font-weight:650">{escape(name)}</text>')
+            continue
+        out.append(f'<path class="grid" d="M0,{y + ROW / 2}H{WIDTH}"/>')
+        fit = f' textLength="{LEFT - 16}" lengthAdjust="spacingAndGlyphs"' if len(name) > 33 else ""
+        out.append(f'<text x="0" y="{y + 4}" style="fill:var(--ink)"{fit}>{escape(name)}</text>')
+        out += _marks(row["scores"][score], paper, here, y, unit, bool(row["failed"]))
+    return "".join(out) + "</svg>"
+
+
+def _marks(s: Mapping[str, Any], paper: Panel, here: Panel, y: float, unit: float, failed: bool) -> list[str]:
+    """The dots of one row."""
+    out = []
+    if s["paper"] is not None:
+        out.append(
+            f'<circle cx="{paper.x(s["paper"])}" cy="{y}" r="5" style="fill:var(--c1)">'
+            f"<title>{s['paper']}</title></circle>"
+        )
+    if s["mean"] is None:
+        return [*out, f'<text x="{here.left}" y="{y + 4}">{"failed" if failed else "not run"}</text>']
+    x = here.x(unit * s["mean"])
+    if s["sd"] is not None:
+        ends = [here.x(unit * (s["mean"] + sign * s["sd"])) for sign in (-1, 1)]
+        out.append(f'<path d="M{ends[0]},{y}H{ends[1]}" style="stroke:var(--c0);stroke-width:2"/>')
+    out.append(f'<path d="M{x},{y - 9}V{y + 9}" style="stroke:var(--c0);stroke-width:2.4"/>')
+    for seed, value in s["values"].items():
+        out.append(
+            f'<circle cx="{here.x(unit * value)}" cy="{y}" r="4" style="fill:var(--c0);fill-opacity:.45">'
+            f"<title>seed {seed}: {unit * value:.4g}</title></circle>"
+        )
+    return out
+
+
+def is_percent(score: str) -> bool:
+    """Whether people want a score (a fraction) in percent."""
+    return bool(re.search(r"(?i)top\d|iou|acc", score.rpartition(".")[2]))
+
+
+def _shown(score: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{100 * value:.2f}" if is_percent(score) else f"{value:.4g}"
+
+
+def _heading(score: str) -> str:
+    return f"{score}, percent" if is_percent(score) else score
+
+
+def _lead(values: Mapping[str, Any]) -> str:
+    """Where the paper's column is from, in a sentence or two."""
+    paper = values["paper"]
+    source = f"The paper's numbers: TinyMIM (arXiv 2301.01296), table {paper['table']}" if "table" in paper else ""
+    words = [", ".join(filter(None, [source, paper.get("metric")])), paper.get("note", "")]
+    return " ".join(f"{word.rstrip('.')}." for word in words if word)
+
+
+def _rows(values: Mapping[str, Any], score: str) -> list[list[str]]:
+    """Heading and rows: cell, the paper's number, ours with its deviation, each seed, how many, how long."""
+    grouped = any(row["group"] for row in values["rows"])
+    known = any(row["scores"][score]["paper"] is not None for row in values["rows"])
+    columns = [
+        "cell",
+        *["paper"] * known,
+        "mean \u00b1 sd",
+        *(f"seed {seed}" for seed in values["seeds"]),
+        "n",
+        "minutes",
+    ]
+    lines = [["group"] * grouped + columns]
+    for row in values["rows"]:
+        s = row["scores"][score]
+        mean = _shown(score, s["mean"]) or "not run"
+        if s["sd"] is not None:
+            mean += f" \u00b1 {_shown(score, s['sd'])}"
+        seeds = [
+            "failed" if seed in row["failed"] else _shown(score, s["values"].get(str(seed))) for seed in values["seeds"]
+        ]
+        minutes = f"{sum(row['seconds'].values()) / 60:.1f}" if row["n"] else ""
+        paper = ["" if s["paper"] is None else f"{s['paper']:g}"] * known
+        lines.append([row["group"]] * grouped + [row["cell"], *paper, mean, *seeds, str(row["n"]), minutes])
+    return lines
+
+
+def _order(values: Mapping[str, Any], score: str) -> list[list[str]]:
+    """Heading and rows of the neighbours in the paper's order; empty where it has none."""
+    unit = 100 if is_percent(score) else 1
+    lines = []
+    for pair in values["pairs"]:
+        if pair["score"] == score and pair["neighbours"]:
+            known = pair["t"] is not None
+            lines.append(
+                [
+                    f"{pair['better']} > {pair['worse']}" + (f" ({pair['group']})" if pair["group"] else ""),
+                    f"+{pair['paper']:g}",
+                    "" if pair["difference"] is None else f"{unit * pair['difference']:+.2f}",
+                    "" if pair["standard_error"] is None else f"{unit * pair['standard_error']:.2f}",
+                    f"{pair['t']:.2f} ({pair['df']:.1f}, {pair['test']})" if known else "",
+                    f"{pair['p']:.3f}" if known else "",
+                    f"{pair['p_holm']:.3f}" if known else "",
+                    pair["verdict"],
+                ]
+            )
+    head = ["the paper has", "by", "here by", "standard error", "t (df)", "p", "p, Holm", "verdict"]
+    return [head, *lines] if lines else []
+
+
+def _count(values: Mapping[str, Any], score: str) -> str:
+    """All pairs in one sentence."""
+    verdicts = [pair["verdict"] for pair in values["pairs"] if pair["score"] == score]
+    others = len(verdicts) - sum(verdicts.count(v) for v in VERDICTS)
+    told = ", ".join(
+        [*(f"{verdicts.count(v)} {v}" for v in VERDICTS), *([f"{others} without a statement"] if others else [])]
+    )
+    held = [
+        pair["verdict"]
+        for pair in values["pairs"]
+        if pair["score"] == score and pair["p_holm"] is not None and pair["p_holm"] < values["level"]
+    ]
+    after = ", ".join(f"{held.count(v)} {v}" for v in VERDICTS[:2])
+    return (
+        f"Of all {len(verdicts)} pairs of cells that the paper puts in order: {told}; "
+        f"after Holm's correction for their number: {after}."
+    )
+
+
+def _rule(values: Mapping[str, Any]) -> str:
+    """How the verdicts come about."""
+    return (
+        "The rule: t is the difference of the means over its standard error; reproduced or reversed where the "
+        f"two-sided p of Student's t is below {values['level']:g}, else within noise. Paired by seed where both cells "
+        "have the same seeds, else Welch's test; sd is the sample's (n - 1). Verdicts are of one pair at a time, "
+        "Holm's p is corrected for the number of pairs. Cells of one number in the paper have no order. Empty cells "
+        "were not run."
+    )
+
+
+def _common(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Stage -> options that all cells that were run share."""
+    common: dict[str, dict[str, Any]] = {}
+    for settings in filter(None, values["settings"].values()):
+        for stage, options in settings.items():
+            flat = _flat(options)
+            kept = common.get(stage, flat)
+            common[stage] = {key: value for key, value in kept.items() if key in flat and flat[key] == value}
+    return common
+
+
+def _flat(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options in one level, without the recipe's own lines."""
+    inner = options.get("cfg_options", {})
+    return {k: v for k, v in options.items() if k not in ("cfg_options", "recipe_lines", "seed")} | inner
+
+
+def _made(values: Mapping[str, Any]) -> str:
+    """Data, settings and machines as a list."""
+    lines = [
+        f"- {word}: {item['folder']}, {item['files']} files, list sha256 {item['list_sha256']}"
+        for word, item in values["data"].items()
+    ]
+    shared = {stage: spent for row in values["rows"] for stage, spent in row["shared_seconds"].items()}
+    apart = ", ".join(f"{stage} {spent / 60:.1f}" for stage, spent in shared.items())
+    lines.append("- minutes: of the stages that follow the seed" + (f"; run once for all: {apart}" if apart else ""))
+    common = _common(values)
+    for stage, options in common.items():
+        lines.append(f"- {stage}: {_words(options)}")
+    for cell, settings in values["settings"].items():
+        own = {
+            stage: {k: v for k, v in _flat(options).items() if k not in common[stage]}
+            for stage, options in (settings or {}).items()
+        }
+        told = "; ".join(f"{stage} {_words(options)}" for stage, options in own.items() if options)
+        if told:
+            lines.append(f"- only {cell}: {told}")
+    for stage, files in values["apart"].items():
+        told = ", ".join(files)
+        lines.append(f"- trained apart: {len(files)} files of {stage}, sha256 {told}; its cells are not compared")
+    for machine in values["machines"]:
+        versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+        place = ", ".join(filter(None, [machine["cpu"], f"{machine['cores']} cores", machine.get("gpu")]))
+        lines.append(f"- machine: {place}, {machine['threads']} threads a stage, {machine['platform']}; {versions}")
+    return "\n".join(lines) + "\n"
+
+
+def _words(options: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in options.items()
+    )
+
+
+def _page(values: Mapping[str, Any], path: Path) -> Path:
+    """report.html."""
+    sections = []
+    for score in values["scores"]:
+        head, *rows = _rows(values, score)
+        told = any(row["scores"][score]["paper"] is not None for row in values["rows"])
+        legend = "Orange: the paper; scales differ. " * told + "Blue dots: seeds; bar and line: mean and deviation."
+        figure = f'<figure style="margin-bottom:14px"><div class="wide">{dots(values, score)}</div></figure>'
+        sections.append(Section(_heading(score), [figure, table(head, rows)], legend))
+        if pairs := _order(values, score):
+            sections.append(Section(f"The paper's order: {score}", [table(pairs[0], pairs[1:])], _count(values, score)))
+    rule = f'<p class="note">{escape(_rule(values))}</p>' if values["pairs"] else ""
+    made = [rule, commands([("", values["command"])]), f"<pre>{escape(_made(values))}</pre>"]
+    files = [table(("file", "sha256"), values["files"].items())]
+    return write_report(
+        path,
+        values["title"],
+        _lead(values),
+        *sections,
+        Section("How it was made", made),
+        Section("Result files", files),
+    )

@@ -1,0 +1,309 @@
+"""mIoU of the file itself: every pixel of labelled photos at their own size, whole or in windows. No PyTorch.
+
+Equal to ``tools/test_seg.py`` on the PyTorch model the file was made from, up to the file's own arithmetic.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinymim.data.folders import IGNORED, Layout, Pair, read_layout
+from tinymim.errors import ConfigError, DataError
+from tinymim.files import environment, write_json, write_text
+from tinymim.progress import Progress
+from tinymim_export.runtime.engines import Engine
+from tinymim_export.runtime.pictures import save_mask
+from tinymim_export.runtime.predictor import Predictor, read_photo
+from tinymim_export.tables import markdown_table, text_table
+
+
+@dataclass
+class EvalResult:
+    """Segmentation quality of a file. All scores are fractions from 0 to 1.
+
+    Attributes:
+        file: The .onnx file.
+        sha256: Of the file.
+        engine: Runtime, provider and arithmetic, e.g. "openvino cpu bf16".
+        mode: "whole", "slide" or "stretched".
+        miou: Mean IoU over classes that occur in the labels or the predictions.
+        macc: Mean pixel accuracy over classes that occur in the labels.
+        aacc: Share of right pixels.
+        class_iou: IoU per class, NaN where a class never occurs.
+        constant_miou: mIoU of the best constant prediction on the same labels.
+        images: Photos scored.
+        confusion: int64 (C, C), rows = label, columns = prediction.
+        right_IC: int64 (photos, C): pixels of each class predicted right; with the next two, all a bootstrap needs.
+        labelled_IC: int64 (photos, C): pixels of each class in the labels.
+        predicted_IC: int64 (photos, C): pixels of each class in the predictions, ignored ones left out.
+        names: Photos, below the split's folder, without the suffix.
+        notes: What differs from the file's contract, in sentences.
+    """
+
+    file: str
+    sha256: str
+    engine: str
+    mode: str
+    miou: float
+    macc: float
+    aacc: float
+    class_iou: list[float]
+    classes: list[str]
+    constant_miou: float
+    images: int
+    confusion: np.ndarray = field(repr=False)
+    right_IC: np.ndarray = field(repr=False)
+    labelled_IC: np.ndarray = field(repr=False)
+    predicted_IC: np.ndarray = field(repr=False)
+    names: list[str] = field(repr=False)
+    data: str
+    split: str
+    seconds: float
+    notes: list[str]
+    environment: dict[str, Any] = field(repr=False)
+
+    def summary(self) -> str:
+        """One line."""
+        return (
+            f"mIoU {100 * self.miou:.2f} %  (best constant {100 * self.constant_miou:.2f} %)  "
+            f"mAcc {100 * self.macc:.2f} %  aAcc {100 * self.aacc:.2f} %  {self.images} photos"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; NaN becomes None."""
+        return {
+            "kind": "tinymim.eval",
+            "file": self.file,
+            "sha256": self.sha256,
+            "engine": self.engine,
+            "mode": self.mode,
+            "mIoU": _plain(self.miou),
+            "mAcc": _plain(self.macc),
+            "aAcc": _plain(self.aacc),
+            "constant_mIoU": _plain(self.constant_miou),
+            "images": self.images,
+            "class_IoU": dict(zip(self.classes, map(_plain, self.class_iou), strict=True)),
+            "confusion": self.confusion.tolist(),
+            "photos": {
+                "names": self.names,
+                "right": self.right_IC.tolist(),
+                "labelled": self.labelled_IC.tolist(),
+                "predicted": self.predicted_IC.tolist(),
+            },
+            "data": self.data,
+            "split": self.split,
+            "seconds": self.seconds,
+            "notes": self.notes,
+            "environment": self.environment,
+        }
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """JSON text; written to ``path`` if given."""
+        if path is not None:
+            write_json(path, self.to_dict())
+        return json.dumps(self.to_dict(), indent=1)
+
+    def to_markdown(self, path: str | Path | None = None) -> str:
+        """Summary and classes; written to ``path`` if given."""
+        head = f"`{Path(self.file).name}` ({self.engine}, {self.mode}, sha256 {self.sha256[:12]}): {self.summary()}"
+        text = "\n".join([head, "", markdown_table(self._rows()), *(f"- {note}" for note in self.notes)])
+        text = text.rstrip() + "\n"
+        if path is not None:
+            write_text(path, text)
+        return text
+
+    def print(self) -> None:
+        """Classes, notes and summary."""
+        print(text_table(self._rows()))
+        for note in self.notes:
+            print(f"note: {note}")
+        print(
+            f"{Path(self.file).name} ({self.engine}, {self.mode}): {self.summary()} ({self.seconds:.0f} s)", flush=True
+        )
+
+    def _rows(self) -> list[list[str]]:
+        shares = self.labelled_IC.sum(0) / max(int(self.labelled_IC.sum()), 1)
+        return [["class", "IoU %", "pixels %"]] + [
+            [name, "absent" if np.isnan(iou) else f"{100 * iou:.2f}", f"{100 * share:.2f}"]
+            for name, iou, share in zip(self.classes, self.class_iou, shares, strict=True)
+        ]
+
+
+def evaluate(
+    file: str | Path | None,
+    data: str | Path,
+    *,
+    split: str = "val",
+    mode: str | None = None,
+    resize_to_file: bool = False,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    runtime: str = "onnxruntime",
+    provider: str = "cpu",
+    precision: str | None = None,
+    threads: int | None = None,
+    limit: int | None = None,
+    ignore_label: int | Sequence[int] | None = None,
+    reduce_zero_label: bool | None = None,
+    masks: str | Path | None = None,
+    engine: Engine | None = None,
+    quiet: bool = False,
+) -> EvalResult:
+    """Score a segmentor file on labelled photos.
+
+    Args:
+        file: The .onnx file; None where ``engine`` is given.
+        data: Labelled folder in ADE20K layout.
+        split: "val" or "train".
+        mode: "whole" or "slide"; None takes the file's contract.
+        resize_to_file: Stretch photos to the fixed size of the file (said in the result).
+        mean: Normalisation of files without metadata.
+        std: The same.
+        runtime: "onnxruntime" or "openvino".
+        provider: "cpu", "cuda" or "tensorrt".
+        precision: OpenVINO's arithmetic.
+        threads: CPU threads.
+        limit: Score so many photos, evenly spread over the split; None scores all.
+        ignore_label: Id or ids to ignore, for folders without ``dataset.json``.
+        reduce_zero_label: Whether id 0 is "no class", for folders without ``dataset.json``.
+        masks: Folder for every predicted mask, ``<photo>.png`` at the photo's size.
+        engine: An opened file to use.
+        quiet: No progress line.
+
+    Raises:
+        ConfigError: options or a file that cannot do this.
+        DataError: a folder, photo or label that is missing or wrong, or classes that do not match.
+    """
+    if split not in ("val", "train"):
+        raise ConfigError(f"split {split!r} is unknown", "the splits are val and train", "choose one of them")
+    if limit is not None and limit < 1:
+        raise ConfigError(f"--limit {limit} leaves no photo", "it counts the photos to score", "e.g. --limit 100")
+    options = {} if engine else dict(runtime=runtime, provider=provider, precision=precision, threads=threads)
+    predictor = Predictor(file, mode=mode, resize_to_file=resize_to_file, mean=mean, std=std, engine=engine, **options)
+    layout = read_layout(data, ignore_label=ignore_label, reduce_zero_label=reduce_zero_label)
+    if layout.source != "dataset.json" and not quiet:
+        print(layout, flush=True)
+    if masks is not None and Path(masks).resolve().is_relative_to(layout.root.resolve()):
+        raise ConfigError(
+            f"--masks {masks} lies in the data folder",
+            "masks would stand among its photos or take the place of its labels",
+            "choose a folder of its own",
+        )
+    pairs = layout.need(split)
+    if limit is not None and limit < len(pairs):
+        pairs = [pairs[i * len(pairs) // limit] for i in range(limit)]
+    if predictor.classes is not None:
+        _same_classes(predictor.name, len(predictor.classes), layout)
+    began, count = time.monotonic(), len(layout.classes)
+    names, margins, total = [], [], np.zeros((count, count), np.int64)
+    progress = None if quiet else Progress("eval", len(pairs))
+    for i, pair in enumerate(pairs):
+        photo, label = _read(pair, layout)
+        mask = predictor.mask(photo)
+        if predictor.channels not in (None, 1):
+            _same_classes(predictor.name, predictor.channels or 0, layout)
+        matrix = confusion(label, mask, count, predictor.name)
+        total += matrix
+        margins.append(np.stack([matrix.diagonal(), matrix.sum(1), matrix.sum(0)]))
+        names.append(_name(pair[0], split))
+        if masks is not None:
+            save_mask(mask, Path(masks) / f"{names[-1]}.png", layout.palette)
+        if progress is not None:
+            progress.update(i + 1, images=1)
+    if progress is not None:
+        progress.close()
+    notes = list(predictor.notes)
+    if predictor.classes is not None and list(predictor.classes) != list(layout.classes):
+        notes.append("the class names of the file are not the folder's; they were matched by number")
+    if len(pairs) < len(layout.need(split)):
+        notes.append(f"--limit: {len(pairs)} of {len(layout.need(split))} photos, evenly spread")
+    right, labelled, predicted = np.stack(margins, axis=1)
+    return EvalResult(
+        file=str(predictor.engine.path),
+        sha256=predictor.engine.sha256,
+        engine=predictor.engine.label,
+        mode="stretched" if predictor.stretch else predictor.mode,
+        **scores(right.sum(0), labelled.sum(0), predicted.sum(0)),
+        classes=list(layout.classes),
+        images=len(pairs),
+        confusion=total,
+        right_IC=right,
+        labelled_IC=labelled,
+        predicted_IC=predicted,
+        names=names,
+        data=str(data),
+        split=split,
+        seconds=time.monotonic() - began,
+        notes=notes,
+        environment=environment(),
+    )
+
+
+def scores(right_C: np.ndarray, labelled_C: np.ndarray, predicted_C: np.ndarray) -> dict[str, Any]:
+    """miou, macc, aacc, class_iou and constant_miou (fractions) of pixel counts per class."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        iou = right_C / (labelled_C + predicted_C - right_C)
+        accuracy = right_C / labelled_C
+    total, present = int(labelled_C.sum()), int((labelled_C > 0).sum())
+    nan = float("nan")
+    return {
+        "miou": float(np.nanmean(iou)) if total else nan,
+        "macc": float(np.nanmean(accuracy)) if total else nan,
+        "aacc": float(right_C.sum() / total) if total else nan,
+        "class_iou": [float(v) for v in iou],
+        "constant_miou": float(labelled_C.max() / total / present) if total else nan,
+    }
+
+
+def confusion(label_HW: np.ndarray, mask_HW: np.ndarray, count: int, name: str) -> np.ndarray:
+    """int64 (count, count) of one photo, rows = label, columns = prediction; ignored pixels are left out.
+
+    Raises:
+        DataError: the mask holds an id beyond the classes.
+    """
+    seen = label_HW != IGNORED
+    guess = mask_HW[seen].astype(np.int64)
+    if guess.size and guess.max() >= count:
+        raise DataError(
+            f"{name} predicts the class {guess.max()}",
+            f"the folder has {count} classes (0 to {count - 1})",
+            "score it on the data it was trained for",
+        )
+    cells = label_HW[seen].astype(np.int64) * count + guess
+    return np.bincount(cells, minlength=count * count).reshape(count, count)
+
+
+def _read(pair: Pair, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
+    photo, label = read_photo(pair[0]), layout.read_label(pair[1])
+    if label.shape != photo.shape[:2]:
+        raise DataError(
+            f"{pair[1]} is {label.shape[1]} x {label.shape[0]} pixels, its photo {photo.shape[1]} x {photo.shape[0]}",
+            "a label gives a class to every pixel of its photo",
+            "make both the same size",
+        )
+    return photo, label
+
+
+def _same_classes(name: str, have: int, layout: Layout) -> None:
+    if have != len(layout.classes):
+        raise DataError(
+            f"{name} knows {have} classes, {layout.root} has {len(layout.classes)}",
+            "the segmentor was trained on other data",
+            "give the folder it was trained for; an id that is no class is named by dataset.json or --ignore-label ID",
+        )
+
+
+def _name(photo: Path, split: str) -> str:
+    """The photo below its split's folder, without suffix: "0001" or "seq05/0001"."""
+    folder = {"val": "validation", "train": "training"}[split]
+    parts = photo.with_suffix("").parts
+    return "/".join(parts[len(parts) - parts[::-1].index(folder) :])
+
+
+def _plain(value: float) -> float | None:
+    return None if np.isnan(value) else value

@@ -1,0 +1,315 @@
+"""``tinymim predict``: a photo, a folder or a video in, masks and overlays out. numpy, Pillow and onnxruntime only."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinymim.errors import ConfigError, DataError
+from tinymim.files import atomic_path, environment, write_json, write_text
+from tinymim.progress import Progress
+from tinymim_export.runtime.photos import PHOTOS
+from tinymim_export.runtime.pictures import (
+    VIDEOS,
+    Palette,
+    Video,
+    VideoWriter,
+    blend,
+    palette_for,
+    save_mask,
+    save_picture,
+    with_legend,
+)
+from tinymim_export.runtime.predictor import Predictor, read_photo
+from tinymim_export.tables import markdown_table, text_table
+
+
+@dataclass
+class PredictRow:
+    """One photo, or one video.
+
+    Attributes:
+        source: The photo or video.
+        mask: The mask written; the folder of masks for a video; None where only an overlay was.
+        overlay: The overlay written, None without.
+        size: Height and width in pixels.
+        frames: 1 for a photo.
+        ms: Median time of a photo or frame in milliseconds: resize, network, decision; reading and writing left out.
+        share: Class name -> fraction of the pixels, the largest first.
+    """
+
+    source: str
+    mask: str | None
+    overlay: str | None
+    size: tuple[int, int]
+    frames: int
+    ms: float
+    share: dict[str, float]
+
+
+@dataclass
+class PredictResult:
+    """What ``tinymim predict`` wrote."""
+
+    file: str
+    sha256: str
+    engine: str
+    mode: str
+    rows: list[PredictRow]
+    skipped: list[tuple[str, str]]
+    notes: list[str]
+    environment: dict[str, Any] = field(repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        rows = [vars(row) | {"size": list(row.size)} for row in self.rows]
+        skipped = [{"photo": name, "why": why} for name, why in self.skipped]
+        return {"kind": "tinymim.predict"} | vars(self) | {"rows": rows, "skipped": skipped}
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """JSON text; written to ``path`` if given."""
+        if path is not None:
+            write_json(path, self.to_dict())
+        return json.dumps(self.to_dict(), indent=1)
+
+    def to_markdown(self, path: str | Path | None = None) -> str:
+        """One line a photo; written to ``path`` if given."""
+        text = markdown_table(self._table())
+        if path is not None:
+            write_text(path, text)
+        return text
+
+    def print(self) -> None:
+        """One line a photo (the first 20), notes, and what was skipped."""
+        print(text_table(self._table()[:21]))
+        if len(self.rows) > 20:
+            print(f"... and {len(self.rows) - 20} more")
+        for note in self.notes:
+            print(f"note: {note}")
+        for name, why in self.skipped:
+            print(f"skipped: {name} ({why})")
+        print(
+            f"{Path(self.file).name} ({self.engine}, {self.mode}): {len(self.rows)} written, "
+            f"{len(self.skipped)} skipped",
+            flush=True,
+        )
+
+    def _table(self) -> list[list[str]]:
+        lines = [["photo", "size", "ms", "classes"]]
+        for row in self.rows:
+            largest = ", ".join(f"{name} {100 * part:.1f} %" for name, part in list(row.share.items())[:3])
+            frames = f", {row.frames} frames" if row.frames != 1 else ""
+            lines.append([Path(row.source).name, f"{row.size[0]}x{row.size[1]}{frames}", f"{row.ms:.1f}", largest])
+        return lines
+
+
+def predict(
+    file: str | Path,
+    source: str | Path,
+    out: str | Path,
+    *,
+    overlay: bool = False,
+    alpha: float = 0.5,
+    overwrite: bool = False,
+    classes: Sequence[str] | None = None,
+    quiet: bool = False,
+    **options: Any,
+) -> PredictResult:
+    """Segment photos and write masks: palette PNGs of class ids at each photo's own size.
+
+    Args:
+        file: The .onnx file.
+        source: A photo, a folder of photos (searched recursively), or a video.
+        out: ``mask.png`` for one photo, else a folder; for a video a folder of mask frames, or ``overlay.mp4``.
+        overlay: Also write the photo with its classes laid over it and named below it.
+        alpha: Share of colour in the overlay, 0 to 1.
+        overwrite: Replace files that exist.
+        classes: Names, for files that carry none.
+        quiet: No progress line.
+        options: Of :class:`tinymim_export.runtime.predictor.Predictor`.
+
+    Raises:
+        ConfigError: options that do not belong together, or outputs that exist.
+        DataError: nothing to read.
+    """
+    source, out = Path(source), Path(out)
+    if not 0 <= alpha <= 1:
+        raise ConfigError(f"--alpha {alpha} is not possible", "it is the share of colour, 0 to 1", "e.g. --alpha 0.5")
+    if not source.exists():
+        raise DataError(f"no photo, folder or video at {source}", "it does not exist", "check the path")
+    is_video = source.suffix.lower() in VIDEOS and source.is_file()
+    if is_video:
+        jobs: list[tuple[Path, Path]] = []
+        _check_video_out(source, out, overwrite)
+    else:
+        jobs = _jobs(source, out)
+        _check_photo_out(jobs, overlay, overwrite)
+    predictor = Predictor(file, **options)
+    if classes is not None:
+        if predictor.classes is not None:
+            raise ConfigError(
+                f"{predictor.name} names its classes itself", "they are in its metadata", "leave --classes out"
+            )
+        predictor.classes = list(classes)
+    skipped: list[tuple[str, str]] = []
+    if is_video:
+        rows = [_video(predictor, source, out, overlay, alpha, quiet)]
+    else:
+        rows = _photos(predictor, jobs, overlay, alpha, skipped, quiet)
+    if not rows:
+        raise DataError(f"no photo in {source} can be read", skipped[0][1], "copy the photos again")
+    engine, mode = predictor.engine, "stretched" if predictor.stretch else predictor.mode
+    return PredictResult(str(file), engine.sha256, engine.label, mode, rows, skipped, predictor.notes, environment())
+
+
+def _jobs(source: Path, out: Path) -> list[tuple[Path, Path]]:
+    """(photo, mask file) of what ``source`` and ``out`` name."""
+    if source.is_file():
+        if out.suffix and out.suffix.lower() != ".png":
+            raise ConfigError(
+                f"a mask cannot be {out.suffix}", "class ids need a lossless format", "e.g. --out mask.png"
+            )
+        return [(source, out if out.suffix and not out.is_dir() else out / f"{source.stem}.png")]
+    if out.suffix.lower() in (".png", ".jpg", *VIDEOS) or out.is_file():
+        raise ConfigError(f"{out} is no folder", f"{source} is one: it gives many masks", "e.g. --out masks")
+    if out.resolve().is_relative_to(source.resolve()):
+        raise ConfigError(
+            f"{out} lies inside {source}", "its masks would be taken for photos next time", "choose a folder beside it"
+        )
+    photos = sorted(
+        p for p in source.rglob("*") if p.suffix.lower() in PHOTOS and not p.name.startswith(".") and p.is_file()
+    )
+    if not photos:
+        raise DataError(f"no photos in {source}", "it holds no jpg, png, ... file", "choose a folder of photos")
+    stems = Counter(photo.with_suffix("") for photo in photos)
+    names = [photo.stem if stems[photo.with_suffix("")] == 1 else photo.name for photo in photos]  # a.jpg beside a.png
+    return [(p, out / p.relative_to(source).with_name(f"{name}.png")) for p, name in zip(photos, names, strict=True)]
+
+
+def _overlay_path(mask: Path) -> Path:
+    return mask.with_name(f"{mask.stem}_overlay.jpg")
+
+
+def _check_photo_out(jobs: Sequence[tuple[Path, Path]], overlay: bool, overwrite: bool) -> None:
+    for photo, mask in jobs:
+        for path in (mask, _overlay_path(mask)) if overlay else (mask,):
+            if path.exists() and path.samefile(photo):
+                raise ConfigError(f"--out is the photo {photo} itself", "it would be lost", "choose another --out")
+            _refuse_existing(path, overwrite)
+
+
+def _check_video_out(source: Path, out: Path, overwrite: bool) -> None:
+    if out.suffix and out.suffix.lower() != ".mp4":
+        raise ConfigError(
+            f"a video cannot become {out}",
+            "it gives an overlay video or a folder of masks",
+            "e.g. --out overlay.mp4, or --out masks",
+        )
+    if out.exists() and out.samefile(source):
+        raise ConfigError(f"--out is the video {source} itself", "it would be lost", "choose another --out")
+    _refuse_existing(out if out.suffix else out / "000001.png", overwrite)
+
+
+def _refuse_existing(path: Path, overwrite: bool) -> None:
+    if path.exists() and not overwrite:
+        raise ConfigError(f"{path} exists", "it would be replaced", "add --overwrite, or choose another --out")
+
+
+def _photos(
+    predictor: Predictor,
+    jobs: Sequence[tuple[Path, Path]],
+    overlay: bool,
+    alpha: float,
+    skipped: list[tuple[str, str]],
+    quiet: bool,
+) -> list[PredictRow]:
+    rows = []
+    progress = None if quiet or len(jobs) == 1 else Progress("predict", len(jobs))
+    for done, (path, out) in enumerate(jobs, 1):
+        try:
+            photo = read_photo(path)
+        except DataError as error:
+            skipped.append((str(path), error.why))
+        else:
+            began = time.perf_counter()
+            mask = predictor.mask(photo)
+            ms = 1e3 * (time.perf_counter() - began)
+            ranked = _ranked(predictor, np.bincount(mask.ravel(), minlength=256))
+            palette = _palette(predictor)
+            save_mask(mask, out, palette)
+            if overlay:
+                names = [(f"{name} {_percent(part)}", palette[i]) for i, name, part in ranked]
+                save_picture(with_legend(blend(photo, mask, palette, alpha), names), _overlay_path(out))
+            over = str(_overlay_path(out)) if overlay else None
+            share = {name: part for _, name, part in ranked}
+            rows.append(PredictRow(str(path), str(out), over, photo.shape[:2], 1, ms, share))
+        if progress is not None:
+            progress.update(done, images=1)
+    if progress is not None:
+        progress.close()
+    return rows
+
+
+def _video(predictor: Predictor, source: Path, out: Path, overlay: bool, alpha: float, quiet: bool) -> PredictRow:
+    """An overlay video where ``out`` is an .mp4, else a folder of masks 000001.png, ... (and overlays)."""
+    video = Video(source)
+    progress = None if quiet or not video.frames else Progress("predict", video.frames)
+    times, counts, size = [], np.zeros(256, np.int64), (0, 0)
+    to_mp4 = bool(out.suffix)
+
+    def frames() -> Any:
+        for i, photo in enumerate(video, 1):
+            began = time.perf_counter()
+            mask = predictor.mask(photo)
+            times.append(1e3 * (time.perf_counter() - began))
+            counts[:] += np.bincount(mask.ravel(), minlength=256)
+            yield i, photo, mask
+            if progress is not None:
+                progress.update(i, images=1)
+
+    if to_mp4:
+        with atomic_path(out) as part:
+            writer = VideoWriter(part, video.rate)
+            try:
+                for _, photo, mask in frames():
+                    size = photo.shape[:2]
+                    writer.add(blend(photo, mask, _palette(predictor), alpha))
+            finally:
+                writer.close()
+    else:
+        for i, photo, mask in frames():
+            size, path = photo.shape[:2], out / f"{i:06d}.png"
+            save_mask(mask, path, _palette(predictor))
+            if overlay:
+                save_picture(blend(photo, mask, _palette(predictor), alpha), _overlay_path(path))
+    if progress is not None:
+        progress.close()
+    if not times:
+        raise DataError(f"{source} holds no frames", "no picture could be decoded", "convert it to .mp4")
+    over = str(out) if to_mp4 or overlay else None
+    share = {name: part for _, name, part in _ranked(predictor, counts)}
+    masks = None if to_mp4 else str(out)
+    return PredictRow(str(source), masks, over, size, len(times), float(np.median(times)), share)
+
+
+def _percent(part: float) -> str:
+    return f"{100 * part:.0f} %" if part >= 0.005 else "< 1 %"
+
+
+def _palette(predictor: Predictor) -> Palette:
+    told = predictor.palette or []
+    return [*told, *palette_for(256)[len(told) :]]
+
+
+def _ranked(predictor: Predictor, counts: np.ndarray) -> list[tuple[int, str, float]]:
+    """(id, name, share of the pixels) of the ids that occur, the largest first."""
+    told, total = predictor.classes or [], int(counts.sum())
+    names = [told[i] if i < len(told) else f"class {i}" for i in range(256)]
+    names = [name if names.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(names)]
+    order = [int(i) for i in np.argsort(-counts, kind="stable") if counts[i]]
+    return [(i, names[i], int(counts[i]) / total) for i in order]

@@ -1,0 +1,328 @@
+"""The measuring side of ``--tune``: candidates in turns with the original, each scored, kept in a folder, judged.
+
+The folder: ``tune.json``, ``report.html``, the candidates' files, ``scores/`` (photo by photo, as ``tinymim eval``
+writes them).
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinymim.errors import CheckFailed, ConfigError, DataError
+from tinymim.files import sha256_file
+from tinymim_export.bench.compare import machine_differences
+from tinymim_export.bench.explain import facts, machine
+from tinymim_export.bench.stats import bootstrap_median, bootstrap_miou, bootstrap_miou_drop, ratio_interval, unsteady
+from tinymim_export.bench.timing import interleave
+from tinymim_export.runtime.engines import Engine, open_engine
+from tinymim_export.runtime.metadata import graph_sha256, load_proto, save_proto, write_metadata
+from tinymim_export.tune.result import TuneResult
+from tinymim_export.tune.verdict import BASELINE, PROMOTED, Budget, Candidate, choose, contenders, decide
+
+AT_ONCE = 3  # sessions in memory beside the original's
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a file can run, and which precisions of the file (besides fp32) make sense there."""
+
+    runtime: str
+    provider: str
+    arithmetic: str | None  # OpenVINO's
+    precisions: tuple[str, ...]
+
+    @property
+    def engine(self) -> str:
+        """As :attr:`tinymim_export.runtime.engines.Engine.label`."""
+        return " ".join(filter(None, (self.runtime, self.provider, self.arithmetic)))
+
+    def open(self, path: Path, threads: int) -> Engine:
+        """Open a file there."""
+        return open_engine(
+            path, runtime=self.runtime, provider=self.provider, precision=self.arithmetic, threads=threads
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Wanted:
+    """A candidate to measure."""
+
+    target: Target
+    name: str
+    graph: list[str]
+    precision: str  # of the file
+    path: Path
+
+
+class Score:
+    """mIoU with its counts by photo, from the JSON of ``tinymim eval``."""
+
+    def __init__(self, value: dict[str, Any]) -> None:
+        self.miou: float = value["mIoU"]
+        self.class_iou: dict[str, float | None] = value["class_IoU"]
+        self.images, self.mode, self.data = value["images"], value["mode"], Path(value["data"]).name
+        photos = value["photos"]
+        self.names: list[str] = photos["names"]
+        self.right_IC, self.labelled_IC, self.predicted_IC = (
+            np.asarray(photos[key], np.int64) for key in ("right", "labelled", "predicted")
+        )
+
+
+class Run:
+    """What was measured so far.
+
+    Args:
+        folder: Of the results; made if absent.
+        settings: What decides the measurements; an earlier run goes on only where they are equal.
+        budget: What decides the verdicts; may change between runs.
+        score: Gives the EvalResult of an opened file.
+
+    Attributes:
+        candidates: Measured, in order; the first is the original, which all others are compared with.
+        left_out: (what, why) of candidates that are not possible here.
+        resumed: Whether an earlier run goes on.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any], budget: Budget, score: Callable[[Engine], Any]) -> None:
+        self.folder, self.settings, self.budget, self.score = folder, settings, budget, score
+        self.environment = machine()
+        self.threads: int = settings["threads"]
+        self.candidates: list[Candidate] = []
+        self.left_out: list[tuple[str, str]] = []
+        self.baseline: Wanted | None = None
+        self._made: set[Path] = set()
+        self._scores: dict[tuple[str, str], Score] = {}
+        known = self._stored()
+        self.resumed = known is not None
+        self._known = known or {}
+        if not self.resumed:
+            shutil.rmtree(folder / "scores", ignore_errors=True)
+            self._result().to_json(folder / "tune.json")
+
+    def leave_out(self, what: str, why: str) -> None:
+        """List something that is not possible here."""
+        self.left_out.append((what, why))
+        print(f"left out: {what}: {why}", flush=True)
+
+    def make(self, name: str, build: Callable[[Path], object]) -> Path | None:
+        """The file of a candidate, built once; None (and listed) where that is not possible."""
+        path = self.folder / f"{name.replace(' + ', '_').replace(' ', '-')}.onnx"
+        if path in self._made or (self.resumed and path.is_file()):
+            return path
+        if name not in dict(self.left_out):
+            try:
+                build(path)
+                self._made.add(path)
+                return path
+            except (ConfigError, CheckFailed) as error:
+                self.leave_out(name, f"{error.what}: {error.why}")
+        return None
+
+    def measure(self, wanted: Sequence[Wanted], *, together: bool = False) -> None:
+        """Time, score and judge candidates that are not yet known; ``together``: all in one round, or none."""
+        if self.baseline is None:
+            self.baseline = wanted[0]
+        known = [self._known.get((sha256_file(one.path), one.target.engine)) for one in wanted]
+        if together and not all(known):
+            return self._round(wanted)
+        for row in filter(None, known):
+            self._add(row)
+        todo = [one for one, row in zip(wanted, known, strict=True) if row is None]
+        for at in range(0, len(todo), AT_ONCE):
+            self._round(todo[at : at + AT_ONCE])
+
+    def _round(self, wanted: Sequence[Wanted]) -> None:
+        """Some candidates in turns with the original."""
+        assert self.baseline is not None
+        base = self.baseline.target.open(self.baseline.path, self.threads)
+        shape, seed = base.shape(), self.settings["seed"]
+        reference = self._scored(base)  # first: data that do not fit are found before the work
+        opened: list[tuple[Wanted, Engine, Callable[[], float]]] = []
+        for one in wanted:
+            try:
+                engine = base if one is self.baseline else one.target.open(one.path, self.threads)
+                once = engine.timer(shape, seed)
+                engine.placement()  # refuses a fall-back
+                opened.append((one, engine, once))
+            except (ConfigError, CheckFailed) as error:
+                self.leave_out(f"{one.name} on {one.target.engine}", f"{error.what}: {error.why}")
+        if not opened:
+            return
+        rest = [entry for entry in opened if entry[1] is not base]
+        timers = [base.timer(shape, seed), *(once for *_, once in rest)]
+        series = interleave(timers, runs=None, seconds=self.settings["seconds"])
+        times = dict(zip([self.baseline, *(one for one, *_ in rest)], series, strict=True))
+        plain = {one.target.engine: times[one] for one, *_ in opened if one.path == self.baseline.path}
+        for one, engine, _ in opened:
+            row = self._row(one, engine, shape, times[one], times[self.baseline], self._scored(engine), reference)
+            if one.graph and one.target.engine in plain:
+                row.gain = ratio_interval(plain[one.target.engine], times[one], self.settings["seed"])
+            self._add(row)
+
+    def _row(
+        self,
+        one: Wanted,
+        engine: Engine,
+        shape: tuple[int, ...],
+        ms: Sequence[float],
+        base_ms: Sequence[float],
+        score: Score,
+        reference: Score,
+    ) -> Candidate:
+        seed = self.settings["seed"]
+        return Candidate(
+            name=one.name,
+            precision=one.precision,
+            graph=list(one.graph),
+            runtime=one.target.runtime,
+            provider=one.target.provider,
+            arithmetic=one.target.arithmetic,
+            engine=engine.label,
+            file=one.path.name,
+            sha256=engine.sha256,
+            file_mib=one.path.stat().st_size / 2**20,
+            shape=shape,
+            gpu=None if one.target.provider == "cpu" else self.environment["gpus"],
+            threads=self.threads,
+            runs=len(ms),
+            p50_ms=float(np.median(ms)),
+            p50_interval=bootstrap_median(ms, seed),
+            p90_ms=float(np.percentile(ms, 90)),
+            original_ms=float(np.median(base_ms)),
+            speed_up=ratio_interval(base_ms, ms, seed),
+            steady=not unsteady(ms, seed),
+            mIoU=score.miou,
+            mIoU_interval=bootstrap_miou(score, seed),
+            drop=reference.miou - score.miou,
+            drop_interval=bootstrap_miou_drop(reference, score, seed),
+            class_IoU=score.class_iou,
+            images=score.images,
+            mode=score.mode,
+            data=score.data,
+            facts=facts(engine, shape) | {"excluded": (engine.meta.get("precision") or {}).get("excluded") or []},
+            verdict=BASELINE if one is self.baseline else "",
+        )
+
+    def _scored(self, engine: Engine) -> Score:
+        """The score of an opened file, kept in ``scores/``."""
+        key = (engine.sha256, engine.label)
+        if key not in self._scores:
+            path = self.folder / "scores" / f"{engine.path.stem} {engine.label}.json".replace(" ", "_")
+            value = json.loads(path.read_text()) if path.is_file() else {}
+            if (value.get("sha256"), value.get("engine")) != key:
+                value = json.loads(self.score(engine).to_json(path))
+            if value["mIoU"] is None:
+                raise DataError("there is no mIoU", "the labels hold no pixel of any class", "give labelled photos")
+            self._scores[key] = Score(value)
+        return self._scores[key]
+
+    def _add(self, row: Candidate) -> None:
+        """Judge, print and store a measured candidate."""
+        if row.verdict != BASELINE:
+            row.verdict, row.reasons, row.remarks = decide(row, self.budget)
+        self.candidates.append(row)
+        print(f"  {len(self.candidates)}. {row}", flush=True)
+        self._known.pop(row.key, None)
+        result = self._result()
+        result.candidates = [*self.candidates, *self._known.values()]  # what is still to be met again is not lost
+        result.to_json(self.folder / "tune.json")
+
+    def _result(self) -> TuneResult:
+        return TuneResult(
+            None, str(self.folder), None, self.candidates, self.left_out, self.budget, self.settings, self.environment
+        )
+
+    def _stored(self) -> dict[tuple[str, str], Candidate] | None:
+        """Candidates of an earlier run of the same settings on the same machine, None where there is none."""
+        path = self.folder / "tune.json"
+        if not path.is_file():
+            return None
+        try:
+            old = json.loads(path.read_text())
+            names = {item.name for item in fields(Candidate)}
+            rows = [Candidate(**{k: v for k, v in row.items() if k in names}) for row in old["candidates"]]
+            differing = machine_differences(old["environment"], self.environment)
+            earlier = old["settings"]
+            differing += [f"{k}: {earlier.get(k)} against {v}" for k, v in self.settings.items() if earlier.get(k) != v]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            differing = [f"{path} cannot be read"]
+        if differing:
+            print(f"note: everything is measured again, not resumed ({'; '.join(differing)})", flush=True)
+            return None
+        if rows:
+            print(f"note: going on after {len(rows)} measured candidates ({path})", flush=True)
+        return {row.key: row for row in rows}
+
+    def finish(self, onnx: Path, seconds: float) -> TuneResult:
+        """Choose the winner, write it with its card, write report and result.
+
+        Raises:
+            CheckFailed: nothing was promoted.
+        """
+        result = self._result()
+        result.seconds = seconds
+        finalists = contenders(self.candidates)
+        if not finalists:
+            result.write()
+            result.print()
+            best = min(self.candidates[1:], key=lambda c: len(c.reasons), default=None)
+            near = f"nearest: {best.name} on {best.engine}: {best.reasons[0]}" if best else "there was no candidate"
+            raise CheckFailed(
+                f"none of {len(self.candidates) - 1} candidates keeps the budget ({self.budget})",
+                near,
+                f"read {self.folder / 'report.html'}; then a larger --max-miou-drop, a smaller --min-speedup or a "
+                "lighter head (what was measured is kept)",
+            )
+        times: list[list[float]] = [[c.p50_ms] for c in finalists]
+        if len(finalists) > 1:
+            print(f"final: {len(finalists)} candidates in turns", flush=True)
+            engines = [self._target(c).open(self.folder / c.file, self.threads) for c in finalists]
+            timers = [
+                engine.timer(c.shape, self.settings["seed"]) for engine, c in zip(engines, finalists, strict=True)
+            ]
+            times = interleave(timers, runs=None, seconds=self.settings["seconds"])
+        winner, why = choose(finalists, times)
+        result.winner, result.why, result.onnx = winner, why, str(onnx)
+        result.onnx_sha256 = self._write_winner(winner, onnx, why)
+        result.write()
+        return result
+
+    def _target(self, row: Candidate) -> Target:
+        return Target(row.runtime, row.provider, row.arithmetic, ())
+
+    def _write_winner(self, winner: Candidate, onnx: Path, why: str) -> str:
+        """Copy the winner with its card in the metadata ``tune``; returns the sha256 of the copy."""
+        proto = load_proto(self.folder / winner.file)
+        measured = graph_sha256(proto)
+        card = {
+            "verdict": PROMOTED,
+            "why": why,
+            "runtime": winner.runtime,
+            "provider": winner.provider,
+            "precision": winner.arithmetic,
+            "p50_ms": winner.p50_ms,
+            "p50_interval": winner.p50_interval,
+            "speed_up": winner.speed_up,
+            "mIoU": winner.mIoU,
+            "mIoU_drop": winner.drop,
+            "mIoU_drop_interval": winner.drop_interval,
+            "images": winner.images,
+            "mode": winner.mode,
+            "data": winner.data,
+            "threads": winner.threads,
+            "budget": vars(self.budget),
+            "measured_sha256": winner.sha256,
+            "original_sha256": self.candidates[0].sha256,
+            "cpu": self.environment["cpu"],
+            "cores": self.environment["cores"],
+        }
+        write_metadata(proto, {"tune": card})
+        save_proto(proto, onnx)
+        if graph_sha256(load_proto(onnx)) != measured:
+            raise CheckFailed(f"{onnx} is not what was measured", "its graph changed on the way", "run it again")
+        return sha256_file(onnx)

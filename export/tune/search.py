@@ -1,0 +1,291 @@
+"""``tinymim-export --tune``: precisions x graph variants x runtimes, each timed and scored itself; one winner, or none.
+
+1. The FP32 original on every runtime that is here, plain and with each graph variant that changes rounding only.
+2. Every precision that makes sense on a runtime, with the variants that paid there.
+3. INT8 that loses too much mIoU once more, with blocks left in float until the budget holds.
+4. The promoted that may be the fastest, in turns; the winner is copied to ``onnx`` with its card.
+
+Every candidate is timed in turns with the original in this one process and scored by the very session that was timed.
+Finished candidates are kept in ``<stem>.tune/tune.json``: an interrupted run goes on, a changed budget is judged anew
+without measuring. Needs onnx, and PyTorch where a checkpoint has to be exported.
+"""
+
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tinymim.data.folders import read_layout
+from tinymim.errors import CheckFailed, ConfigError, DataError, TinyMIMError
+from tinymim.files import cores, describe_files, sha256_file
+from tinymim_export.precision.calibrate import choose_photos
+from tinymim_export.precision.variants import APPROXIMATE, VARIANTS
+from tinymim_export.runtime.engines import Engine
+from tinymim_export.runtime.metadata import PRECISIONS, load_proto, proto_metadata, save_proto
+from tinymim_export.runtime.miou import evaluate
+from tinymim_export.tune.measure import Run, Target, Wanted
+from tinymim_export.tune.result import TuneResult
+from tinymim_export.tune.verdict import Budget, loses_too_much, variants_that_pay
+
+EXACT_VARIANTS = tuple(name for name in VARIANTS if name not in APPROXIMATE)
+WITHIN = "int8 within the budget"  # some blocks left in float
+
+# fp16 on a CPU is float32 with casts; dynamic INT8 and packed weights are made for ONNX Runtime's own CPU kernels;
+# the CUDA provider has no INT8 products for graphs with Q/DQ pairs
+TARGETS = {  # name for --runtimes -> where a file can run
+    "onnxruntime": (Target("onnxruntime", "cpu", None, ("int8", "int8-dynamic", "int8-weights")),),
+    "openvino": (Target("openvino", "cpu", "f32", ("int8",)), Target("openvino", "cpu", "bf16", ("int8",))),
+    "cuda": (Target("onnxruntime", "cuda", None, ("fp16",)),),
+    "tensorrt": (Target("onnxruntime", "tensorrt", None, ("fp16", "int8")),),
+}
+
+
+def tune(
+    checkpoint: str | Path,
+    onnx: str | Path,
+    *,
+    data: str | Path,
+    config: str | Path | None = None,
+    size: tuple[int, int] | None = None,
+    output: str = "logits",
+    calibration: str | Path | None = None,
+    count: int = 64,
+    max_miou_drop: float = 0.5,
+    min_speedup: float = 1.2,
+    latency_budget: float | None = None,
+    runtimes: Sequence[str] | None = None,
+    precisions: Sequence[str] | None = None,
+    variants: Sequence[str] = EXACT_VARIANTS,
+    limit: int | None = None,
+    mode: str | None = None,
+    resize_to_file: bool = False,
+    ignore_label: int | Sequence[int] | None = None,
+    reduce_zero_label: bool | None = None,
+    seconds: float = 5.0,
+    threads: int | None = None,
+    seed: int = 0,
+) -> TuneResult:
+    """Find the fastest file that keeps the budget.
+
+    Args:
+        checkpoint: A segmentor's checkpoint, or an FP32 .onnx of one.
+        onnx: The winner is written here; all candidates lie in ``<stem>.tune/`` beside it.
+        data: Labelled photos (ADE20K layout); the validation split is scored.
+        config: MMSegmentation configuration; None takes the checkpoint's.
+        size: Height and width of the export.
+        output: "logits" or "mask" of the export.
+        calibration: Photos for INT8; None takes the training photos of ``data``.
+        count: How many of them.
+        max_miou_drop: Points of mIoU that may be lost against the FP32 original.
+        min_speedup: Times as fast as the FP32 original on the first runtime.
+        latency_budget: Largest median, ms.
+        runtimes: Of :data:`TARGETS`; None takes those that are here and lists the others.
+        precisions: Of fp32, fp16, int8, int8-dynamic, int8-weights; None tries all that make sense.
+        variants: Graph variants to try; "early-argmax" (other pixels along borders) only where named.
+        limit: Score so many photos.
+        mode: "whole" or "slide"; None takes the file's contract.
+        resize_to_file: Stretch photos to the fixed size of the file.
+        ignore_label: Id or ids to ignore, for folders without ``dataset.json``.
+        reduce_zero_label: Whether id 0 is "no class", for folders without ``dataset.json``.
+        seconds: Time to measure each candidate.
+        threads: CPU threads; None takes every core this process may use.
+        seed: Of calibration photos, inputs and bootstrap draws.
+
+    Raises:
+        CheckFailed: nothing keeps the budget; nothing is written to ``onnx``, the folder with all results stays.
+        CheckpointError, ConfigError, DataError: files or options that do not fit.
+    """
+    began = time.monotonic()
+    budget = Budget(max_miou_drop, min_speedup, latency_budget)
+    onnx, checkpoint = Path(onnx), Path(checkpoint)
+    _check(budget, onnx, checkpoint, runtimes, precisions, variants, seconds)
+    folder = onnx.with_name(f"{onnx.stem}.tune")
+    photos = calibration or data
+    scoring: dict[str, Any] = {
+        "mode": mode,
+        "resize_to_file": resize_to_file,
+        "ignore_label": ignore_label,
+        "reduce_zero_label": reduce_zero_label,
+    }
+    pairs = read_layout(data, ignore_label=ignore_label, reduce_zero_label=reduce_zero_label).need("val")
+    settings: dict[str, Any] = {
+        "checkpoint": checkpoint.name,
+        "checkpoint_sha256": sha256_file(checkpoint),
+        "config": config and str(config),
+        "size": size and list(size),
+        "output": output,
+        "data": str(Path(data).resolve()),
+        "calibration": str(Path(photos).resolve()),
+        "count": count,
+        "limit": limit,
+        **scoring,
+        "seconds": seconds,
+        "threads": threads or cores(),
+        "seed": seed,
+        "baseline": (runtimes or tuple(TARGETS))[0],
+    }
+
+    def score(engine: Engine) -> Any:
+        return evaluate(None, data, engine=engine, limit=limit, quiet=not sys.stdout.isatty(), **scoring)
+
+    settings["data_sha256"] = describe_files(data, (path for pair in pairs for path in pair))["list_sha256"]
+    if precisions is None or "int8" in precisions:  # useless photos are refused before the work, not after it
+        settings["calibration_sha256"] = choose_photos(photos, count, seed).about("percentile")["list_sha256"]
+    run = Run(folder, settings, budget, score)
+    original = folder / "fp32.onnx"
+    if not (run.resumed and original.is_file()):
+        _write_original(checkpoint, original, config, size, output)
+    try:
+        targets = _targets_here(run, original, runtimes)
+    except TinyMIMError:
+        if not run.resumed:
+            shutil.rmtree(folder)
+        raise
+    print(f"tuning within the budget: {budget}", flush=True)
+    opened: dict[tuple[str, ...], Any] = {}
+
+    def made(precision: str, graph: Sequence[str], within: bool = False) -> Path | None:
+        """The file of a candidate; activations are calibrated once for each set of graph variants."""
+        if precision == "fp32" and not graph:
+            return original
+        from tinymim_export.precision.float_file import FloatFile
+        from tinymim_export.precision.quantize import quantize
+
+        def build(out: Path) -> object:
+            ranges: dict[str, Any] = {"calibration": photos, "count": count, "seed": seed}
+            if within:
+                from tinymim_export.precision.sensitivity import quantize_within
+
+                ranges |= {"max_miou_drop": max_miou_drop / 100, "limit": limit, "scoring": scoring}
+                return quantize_within(original, out, data=data, graph=graph, **ranges)
+            if tuple(graph) not in opened:
+                opened[tuple(graph)] = FloatFile(original, graph)
+            source = opened[tuple(graph)]
+            if precision != "int8":  # INT8 is compared on calibration photos that were not used
+                ranges = {"photos": Path(data) / "images" / "validation"}
+            return quantize(original, out, precision=precision, source=source, **ranges)
+
+        return run.make(_name(WITHIN if within else precision, graph), build)
+
+    single = [([name], path) for name in variants for path in [made("fp32", [name])] if path is not None]
+    for target in targets:
+        plain = Wanted(target, "fp32", [], "fp32", original)
+        others = [Wanted(target, _name("fp32", graph), graph, "fp32", path) for graph, path in single]
+        run.measure([plain, *others], together=True)
+
+    second, graphs = [], {}
+    for target in targets:
+        graph = [name for name in variants if name in variants_that_pay(run.candidates, target.engine)]
+        graphs[target.engine] = graph
+        for precision in ("fp32", *target.precisions):
+            if precision == "fp32" and len(graph) < 2:
+                continue  # measured above
+            if precisions is None or precision in ("fp32", *precisions):
+                path = made(precision, graph)
+                if path is not None:
+                    second.append(Wanted(target, _name(precision, graph), graph, precision, path))
+    run.measure(second)
+
+    third = []
+    for target in targets:
+        graph = graphs[target.engine]
+        if "int8" not in target.precisions or (precisions is not None and "int8" not in precisions):
+            continue
+        tried = next((c for c in run.candidates if c.engine == target.engine and c.precision == "int8"), None)
+        if tried is None or loses_too_much(tried, budget):
+            path = made("int8", graph, within=True)
+            if path is not None:
+                third.append(Wanted(target, _name(WITHIN, graph), graph, "int8", path))
+    run.measure(third)
+    return run.finish(onnx, time.monotonic() - began)
+
+
+def _name(precision: str, graph: Sequence[str]) -> str:
+    return " + ".join([precision, *graph])
+
+
+def _write_original(checkpoint: Path, out: Path, config: Any, size: tuple[int, int] | None, output: str) -> None:
+    """The verified FP32 file: exported, or the given one.
+
+    Raises:
+        ConfigError: a file that is not plain FP32, or no segmentor.
+    """
+    if checkpoint.suffix != ".onnx":
+        from tinymim_export.graph.convert import export
+
+        made = export(checkpoint, out, config=config, size=size, output=output, part="segmentor")
+        made.print()
+        return
+    proto = load_proto(checkpoint)
+    meta = proto_metadata(proto)
+    precision = (meta.get("precision") or {}).get("name", "fp32")
+    if precision != "fp32" or meta.get("graph"):
+        raise ConfigError(
+            f"{checkpoint.name} is no plain FP32 file",
+            f"its metadata say {' + '.join([precision, *(meta.get('graph') or [])])}",
+            "give the checkpoint, or the file tinymim-export wrote without --precision",
+        )
+    if config is not None or size is not None:
+        raise ConfigError(
+            "--config and --size belong to an export", f"{checkpoint.name} is exported already", "leave them out"
+        )
+    save_proto(proto, out)
+
+
+def _targets_here(run: Run, original: Path, runtimes: Sequence[str] | None) -> list[Target]:
+    """Targets the original opens on; the others are listed, unless they were asked for by name.
+
+    Raises:
+        CheckFailed, ConfigError: a runtime that was asked for is not here.
+    """
+    here = []
+    for name in TARGETS if runtimes is None else dict.fromkeys(runtimes):
+        found = []
+        for target in TARGETS[name]:
+            try:
+                target.open(original, run.threads)
+                found.append(target)
+            except (ConfigError, CheckFailed) as error:
+                if runtimes is not None and target is TARGETS[name][0]:
+                    raise
+                run.leave_out(target.engine, f"not here: {error.what}")
+        here += found
+    return here
+
+
+def _check(
+    budget: Budget,
+    onnx: Path,
+    checkpoint: Path,
+    runtimes: Sequence[str] | None,
+    precisions: Sequence[str] | None,
+    variants: Sequence[str],
+    seconds: float,
+) -> None:
+    """Refuse options that cannot work before any work is done."""
+    if onnx.suffix != ".onnx":
+        raise ConfigError(f"{onnx} is no name for the winner", "it is an .onnx file", f"e.g. --onnx {onnx}.onnx")
+    if not checkpoint.is_file():
+        raise DataError(f"no file at {checkpoint}", "it does not exist", "check the path")
+    if checkpoint.resolve() == onnx.resolve():
+        raise ConfigError(
+            "--checkpoint and --onnx are one file", "the winner would replace it", "choose another --onnx"
+        )
+    for option, given, known in (
+        ("runtimes", runtimes, tuple(TARGETS)),
+        ("precisions", precisions, PRECISIONS),
+        ("variants", variants, VARIANTS),
+    ):
+        for name in given or ():
+            if name not in known:
+                raise ConfigError(f"--{option} {name} is unknown", f"known: {', '.join(known)}", "choose of them")
+    for option, value in (
+        ("max-miou-drop", budget.max_miou_drop),
+        ("min-speedup", budget.min_speedup),
+        ("latency-budget", budget.latency_budget),
+        ("seconds", seconds),
+    ):
+        if value is not None and not 0 <= value < float("inf"):
+            raise ConfigError(f"--{option} {value} is not possible", "it is a number from 0", "give a finite one")

@@ -1,0 +1,282 @@
+"""Watching a run learn: health of the student, k-NN and linear probe, at its start, every so often, at its end.
+
+Nothing here touches training: evaluation mode, no gradients, random numbers put back. Only the first process looks.
+"""
+
+import importlib.util
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from mmengine.config import Config
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from torch import Tensor
+
+from tinymim.analysis.health import (
+    LAYERS,
+    OUTLIER_LIMIT,
+    Outlier,
+    activation_outliers,
+    attention_entropy,
+    method_head_kl,
+)
+from tinymim.analysis.probes import embed, knn_accuracy, linear_probe, trained_depth
+from tinymim.data.imagenet import ClassFolder, read_class_folder
+from tinymim.data.photos import Photos, collate
+from tinymim.distill import SeveralTeachers, TinyMIM
+from tinymim.engine.loop import bare
+from tinymim.engine.model import PretrainModel
+from tinymim.errors import ConfigError
+from tinymim.models.vit import ViT
+
+WATCHED = 32  # photos whose activations are looked at
+BATCH = 64  # photos embedded at once
+INT8 = "tinymim-export --checkpoint segmentor.pth --precision int8 --calibration PHOTOS --data FOLDER"
+A_CLASS = 5  # photos of a class that a probe has at least
+HELD_OUT = 5  # every so many photos of a folder that is not split are for validation
+
+
+@dataclass
+class Probe:
+    """Labelled photos for k-NN and linear probe: (file, class id) pairs."""
+
+    train: list[tuple[Path, int]]
+    val: list[tuple[Path, int]]
+
+
+def read_probe(folder: str | Path, most: int) -> Probe:
+    """Labelled photos of FOLDER/train and FOLDER/val, or of one folder of classes, every fifth photo held out.
+
+    Args:
+        folder: The folder.
+        most: Photos of each of the two, chosen by a draw that is always the same: as many of each class, and
+            :data:`A_CLASS` at least, of some classes only where there are too many (with 500, 100 of ImageNet's).
+
+    Raises:
+        DataError: see :func:`tinymim.data.imagenet.read_class_folder`.
+    """
+    folder = Path(folder)
+    if (folder / "train").is_dir() and (folder / "val").is_dir():
+        train = read_class_folder(folder / "train")
+        val = read_class_folder(folder / "val", train.classes)
+        return Probe(_draw(train, most, most), _draw(val, most, most))
+    pairs = _draw(read_class_folder(folder), HELD_OUT * most, most)
+    held_out = [pair for i, pair in enumerate(pairs) if i % HELD_OUT == 0][:most]
+    return Probe([pair for i, pair in enumerate(pairs) if i % HELD_OUT][:most], held_out)
+
+
+def _draw(folder: ClassFolder, count: int, most: int) -> list[tuple[Path, int]]:
+    """Photos of classes that are spread evenly over all, one of each class after the other."""
+    classes = len(folder.classes)
+    kept = max(min(classes, most // A_CLASS), min(classes, 2))
+    chosen = {i * classes // kept for i in range(kept)}
+    order = torch.randperm(len(folder.files), generator=torch.Generator().manual_seed(0)).tolist()
+    seen: dict[int, int] = {}
+    ranked = []
+    for i in order:
+        label = int(folder.labels[i])
+        if label in chosen:
+            seen[label] = seen.get(label, 0) + 1
+            ranked.append((seen[label], i))
+    ranked.sort(key=lambda pair: pair[0])  # stable: within a rank as drawn
+    return [(folder.files[i], int(folder.labels[i])) for _, i in ranked[:count]]
+
+
+def watch_hooks(out: Path, config: Config, epoch: int, photos: list[Path], probe: Probe | None) -> list[Hook]:
+    """The hooks a recipe asks for: watching, TensorBoard.
+
+    Args:
+        out: Run folder.
+        config: Recipe.
+        epoch: Steps.
+        photos: Held-out photos, or the training photos.
+        probe: Labelled photos, or None.
+
+    Raises:
+        ConfigError: labelled photos for a run that is not watched.
+    """
+    hooks: list[Hook] = []
+    every = epoch if config.watch_every is None else config.watch_every
+    if every:
+        hooks.append(WatchHook(out, photos, config.img_size, every, probe))
+    elif probe is not None:
+        raise ConfigError(
+            "labelled photos for a run that is not watched", "watch_every is 0", "leave --probe-data or watch_every out"
+        )
+    if config.tensorboard and is_main_process():
+        if importlib.util.find_spec("tensorboard") is None:
+            print("note: tensorboard is not installed, metrics.jsonl has it all; pip install 'tinymim[tensorboard]'")
+        else:
+            hooks.append(TensorBoardHook(out))
+    return hooks
+
+
+@HOOKS.register_module()
+class WatchHook(Hook):
+    """Looks at the student at step 0, every so many steps and at the end; writes scalars into metrics.jsonl.
+
+    ``kl_qk/head_05`` (nats), ``entropy/block_03/head_02`` (share of log T), ``outlier/block_03/fc1`` and
+    ``outlier_channel/block_03/fc1`` (see :func:`tinymim.analysis.health.activation_outliers`), ``outlier/limit``,
+    ``knn_top1``, ``linear_top1`` (shares), ``probe_classes`` (of how many classes). Of the block behind the last one
+    that is trained whole, only what enters qkv is looked at.
+
+    Args:
+        out: Run folder.
+        photos: The photos the student is watched on are spread evenly over these.
+        img_size: Side of the central crops, pixels.
+        every: Steps.
+        probe: Labelled photos, or None.
+    """
+
+    def __init__(self, out: Path, photos: list[Path], img_size: int, every: int, probe: Probe | None) -> None:
+        self.out, self.img_size, self.every, self.probe = out, img_size, every, probe
+        self.photos = [photos[i * len(photos) // WATCHED] for i in range(WATCHED)] if len(photos) > WATCHED else photos
+        self.outliers: list[dict[str, Outlier]] = []
+
+    def before_train(self, runner: Any) -> None:
+        if runner.iter == 0:
+            self._look(runner)
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        if runner.iter % self.every == 0 or runner.iter == runner.max_iters:
+            self._look(runner)
+
+    def after_train(self, runner: Any) -> None:
+        if text := outlier_warning(self.outliers):
+            print(text)
+
+    @torch.no_grad()
+    def _look(self, runner: Any) -> None:
+        if not is_main_process():
+            return
+        model = bare(runner)
+        device = next(model.parameters()).device
+        model.eval()
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            values = self._health(model, self._pixels(self.photos, device))
+            if self.probe is not None:
+                values |= self._probes(self.probe, model, device)
+        runner.model.train()
+        with open(self.out / "metrics.jsonl", "a") as file:
+            file.write(json.dumps({"step": runner.iter, **values}) + "\n")
+
+    def _health(self, model: PretrainModel, pixels: Tensor) -> dict[str, float]:
+        (own, *taught), encoder = model.views(pixels), cast(ViT, model.encoder)
+        values: dict[str, float] = {}
+        methods: list[Any] = [*model.method.methods] if isinstance(model.method, SeveralTeachers) else [model.method]
+        for number, method in enumerate(methods, 1):
+            teacher = f"t{number}_" if len(methods) > 1 else ""
+            kl = method_head_kl(method, own, taught[number - 1]) if isinstance(method, TinyMIM) else {}
+            for relation, kl_M in kl.items():
+                values |= {f"kl_{teacher}{relation}/head_{i:02d}": kl for i, kl in enumerate(kl_M.tolist(), 1)}
+        for block, shares in enumerate(attention_entropy(encoder, own)[1].tolist(), 1):
+            values |= {f"entropy/block_{block:02d}/head_{i:02d}": share for i, share in enumerate(shares, 1)}
+        whole = trained_depth(encoder)  # of the block behind it, q, k, v alone are trained
+        self.outliers = [
+            found if block <= whole else {"qkv": found["qkv"]}
+            for block, found in enumerate(activation_outliers(encoder, own), 1)
+        ]
+        for block, found in enumerate(self.outliers, 1):
+            for name, outlier in found.items():
+                values[f"outlier/block_{block:02d}/{name}"] = outlier.ratio
+                values[f"outlier_channel/block_{block:02d}/{name}"] = outlier.channel
+        return values | {"outlier/limit": OUTLIER_LIMIT}
+
+    def _probes(self, probe: Probe, model: PretrainModel, device: torch.device) -> dict[str, float]:
+        train, train_labels = self._embed(probe.train, model, device)
+        val, val_labels = self._embed(probe.val, model, device)
+        return {
+            "knn_top1": knn_accuracy(train, train_labels, val, val_labels),
+            "linear_top1": linear_probe(train, train_labels, val, val_labels),
+            "probe_classes": len(train_labels.unique()),
+        }
+
+    def _embed(
+        self, pairs: list[tuple[Path, int]], model: PretrainModel, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """Features and labels of the photos that can be read."""
+        crops = Photos([path for path, _ in pairs], img_size=self.img_size, train=False)
+        labels: list[int] = []
+
+        def batches() -> Iterator[Tensor]:
+            for first in range(0, len(pairs), BATCH):
+                chosen = range(first, min(first + BATCH, len(pairs)))
+                items = [(item, pairs[i][1]) for i in chosen if not (item := crops[(0, i)])["skipped"]]
+                if items:
+                    labels.extend(label for _, label in items)
+                    pixels = torch.stack([item["image"] for item, _ in items]).to(device).float() / 255
+                    yield model.views(pixels)[0]
+
+        encoder: Any = model.encoder
+        features = embed(encoder, batches())
+        return features, torch.tensor(labels)
+
+    def _pixels(self, photos: list[Path], device: torch.device) -> Tensor:
+        """Central crops, (B, 3, S, S) in 0..1."""
+        crops = Photos(photos, img_size=self.img_size, train=False)
+        return collate([crops[(0, i)] for i in range(len(photos))])["image"].to(device).float() / 255
+
+
+def outlier_warning(outliers: list[dict[str, Outlier]]) -> str:
+    """What to say of the last look: empty below :data:`OUTLIER_LIMIT`; the stream, which stays in float, aside."""
+    worst = [
+        (found[name].ratio, block, name) for block, found in enumerate(outliers, 1) for name in LAYERS if name in found
+    ]
+    over = sorted((entry for entry in worst if entry[0] > OUTLIER_LIMIT), reverse=True)
+    if not over:
+        return ""
+    ratio, block, name = over[0]
+    return (
+        f"warning: outliers announce trouble for INT8: in block {block} the largest input of {name} (channel "
+        f"{outliers[block - 1][name].channel}) is {ratio:.0f} times the usual one; {len(over)} of {len(worst)} inputs "
+        f"exceed {OUTLIER_LIMIT:g}\n  why: one scale a tensor leaves the usual values {127 / ratio:.0f} levels of 127\n"
+        "  fix: once a segmentor is trained, see what INT8 costs block by block and leave the worst in float:\n"
+        f"       {INT8} --sensitivity\n       {INT8} --onnx int8.onnx --max-miou-drop 0.5"
+    )
+
+
+@HOOKS.register_module()
+class TensorBoardHook(Hook):
+    """Copies every new line of metrics.jsonl to OUT/tensorboard; a resumed run goes on without doubling.
+
+    Args:
+        out: Run folder.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+
+    def before_train(self, runner: Any) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder, metrics = self.out / "tensorboard", self.out / "metrics.jsonl"
+        metrics.touch()
+        known = folder.is_dir() and runner.iter > 0  # what metrics.jsonl holds up to here is in there, too
+        self.read = metrics.stat().st_size if known else 0
+        self.writer = SummaryWriter(str(folder), purge_step=runner.iter + 1 if known else None)
+        self._copy()
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        self._copy()
+
+    def after_train(self, runner: Any) -> None:
+        self.writer.close()
+
+    def _copy(self) -> None:
+        """New lines only, flushed: what was killed after a checkpoint has lost nothing from before it."""
+        with open(self.out / "metrics.jsonl", "rb") as file:
+            file.seek(self.read)
+            lines = file.readlines()
+            self.read = file.tell()
+        for line in lines:
+            record = json.loads(line)
+            for name, value in record.items():
+                if name != "step":
+                    self.writer.add_scalar(name, value, record["step"])
+        if lines:
+            self.writer.flush()

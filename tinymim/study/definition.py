@@ -1,0 +1,266 @@
+"""Studies: a data-only file of stages and cells; cells x seeds are trials, and each trial leaves a result file."""
+
+import itertools
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from tinymim.engine.finetuning import FinetuneResult
+from tinymim.engine.recipe import FOLDER as RECIPES
+from tinymim.errors import ConfigError
+from tinymim.study.stages import Folder, Stage, make_stages, settings, unknown
+
+FOLDER = RECIPES / "studies"
+KEYS: dict[str, Any] = {
+    "title": str,
+    "paper": dict,
+    "stages": dict,
+    "cells": list,
+    "grid": dict,
+    "seeds": list,
+    "score": str,
+    "also": list,
+}
+PAPER_KEYS: dict[str, Any] = {"table": int, "metric": str, "note": str}
+CELL_KEYS: dict[str, Any] = {"name": str, "group": str, "paper": int | float | dict, "set": dict}
+VERBS = ("pretrain", "distill", "finetune", "segment")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A row of the table.
+
+    Attributes:
+        name: As the table says it; :func:`slug` of it names files.
+        group: Cells are put in order within their group (the student's size, say).
+        paper: Score -> the paper's own number, as it prints it (percent).
+        stages: Stage -> {"verb", options ...}: the study's, changed as the cell says.
+    """
+
+    name: str
+    group: str
+    paper: dict[str, float]
+    stages: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A checked study file.
+
+    Attributes:
+        name: Of the file.
+        title: One line.
+        paper: Where the paper's numbers are from (:data:`PAPER_KEYS`).
+        cells: Rows of the table.
+        seeds: Each cell is run with each of them.
+        scores: "stage.key"; the first one is the study's own.
+    """
+
+    name: str
+    title: str
+    paper: dict[str, Any]
+    cells: list[Cell]
+    seeds: list[int]
+    scores: list[str]
+
+    @property
+    def wanted(self) -> list[str]:
+        """The stages the scores are read from."""
+        return list(dict.fromkeys(score.partition(".")[0] for score in self.scores))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A cell with a seed.
+
+    Attributes:
+        cell: The cell.
+        seed: The seed.
+        stages: Stage -> what is run for it, those that others need first.
+        file: Its result file.
+    """
+
+    cell: Cell
+    seed: int
+    stages: dict[str, Stage]
+    file: Path
+
+
+def study_names() -> list[str]:
+    """Studies that ship with the package."""
+    return sorted(p.stem for p in FOLDER.glob("[!_]*.py"))
+
+
+def slug(name: str) -> str:
+    """A cell's name as files and ``--only`` have it: ``QK + VV, softmax`` -> ``qk-vv-softmax``."""
+    return re.sub(r"[^a-z0-9.=_]+", "-", name.lower()).strip("-.")
+
+
+def load_study(name: str) -> Study:
+    """Read a shipped study by name, or a file of the same keys (names in capitals are constants of the file).
+
+    Args:
+        name: e.g. ``table07_relations``, or a path ending in ``.py``.
+
+    Raises:
+        ConfigError: unknown study, key, stage, verb, score or reference, cells of one name, or seeds that change
+            nothing.
+    """
+    path = Path(name) if name.endswith(".py") else FOLDER / f"{name}.py"
+    if not path.is_file() or path.name.startswith("_"):
+        raise unknown("study", name, [*study_names(), "FILE.py"])
+    try:
+        raw = Config.fromfile(path).to_dict()
+    except (OSError, SyntaxError, KeyError, TypeError, AttributeError, NameError, ValueError, IndexError) as error:
+        raise ConfigError(f"cannot read {path}", f"{type(error).__name__}: {error}", "correct the file") from error
+    given = {key: value for key, value in raw.items() if not key.isupper()}
+    _check_keys(str(path), given, KEYS, needed=("title", "stages", "score"))
+    _check_keys("paper", given.get("paper", {}), PAPER_KEYS)
+    _check_kinds("stages", given["stages"], dict)
+    _check_kinds("grid", given.get("grid", {}), list | tuple)
+    _check_kinds("seeds", dict(enumerate(given.get("seeds", []))), int)
+    _check_kinds("cells", dict(enumerate(given.get("cells", []))), dict)
+    scores = [given["score"], *given.get("also", [])]
+    cells = [_cell(c, given["stages"], scores) for c in [*given.get("cells", []), *_product(given.get("grid", {}))]]
+    slugs = [slug(cell.name) for cell in cells]
+    if not cells or len(set(slugs)) < len(slugs) or "" in slugs:
+        raise ConfigError(
+            f"the cells of {path} are {slugs}",
+            "there must be one, each with a name of its own",
+            "correct cells or grid",
+        )
+    study = Study(path.stem, given["title"], given.get("paper", {}), cells, list(given.get("seeds", [0])), scores)
+    for cell in cells:
+        if settings(cell.stages, study.wanted, 0) == settings(cell.stages, study.wanted, 1):
+            raise ConfigError(
+                f"{path}: every seed of {cell.name!r} would be the same run",
+                "no stage of it has the seed among its options",
+                'write seed="{seed}" into the stages that should follow it',
+            )
+    return study
+
+
+def choose_cells(study: Study, only: Iterable[str] | None) -> list[Cell]:
+    """The cells of these names, or all.
+
+    Raises:
+        ConfigError: no such cell.
+    """
+    by_slug = {slug(cell.name): cell for cell in study.cells}
+    for name in only or ():
+        if slug(name) not in by_slug:
+            raise unknown("cell", name, by_slug)
+    wanted = set(map(slug, only)) if only else set(by_slug)
+    return [cell for key, cell in by_slug.items() if key in wanted]
+
+
+def make_trials(
+    study: Study, cells: Iterable[Cell], seeds: Iterable[int], data: Mapping[str, Folder], out: Path
+) -> list[Trial]:
+    """What there is to run: seed by seed, so that a study cut short is whole for its first seeds.
+
+    Raises:
+        ConfigError: a stage needs data that was not given.
+    """
+    return [
+        Trial(
+            cell,
+            seed,
+            make_stages(cell.stages, study.wanted, seed, data, Path(out).resolve()),
+            result_file(study, cell, seed, out),
+        )
+        for seed in seeds
+        for cell in cells
+    ]
+
+
+def result_file(study: Study, cell: Cell, seed: int, out: Path) -> Path:
+    """Where the numbers of a cell and seed are kept."""
+    return Path(out) / study.name / "cells" / slug(cell.name) / f"seed{seed}.json"
+
+
+def read_result(
+    study: Study, cell: Cell, seed: int, out: Path, data: Mapping[str, Folder] | None = None
+) -> dict[str, Any] | None:
+    """A cell's result file; None where there is none, or it was made with other settings than the study has now.
+
+    Args:
+        study: The study.
+        cell: One of its cells.
+        seed: Of the result.
+        out: Folder of all studies.
+        data: The data it must have been made with; None: any.
+    """
+    path = result_file(study, cell, seed, out)
+    if not path.is_file():
+        return None
+    value = json.loads(path.read_text())
+    same_data = all(
+        data[word].content["list_sha256"] == item["list_sha256"]
+        for word, item in value["data"].items()
+        if data and word in data
+    )
+    return value if same_data and value["settings"] == settings(cell.stages, study.wanted, seed) else None
+
+
+def _check_keys(where: str, given: Mapping[str, Any], known: Mapping[str, Any], needed: Iterable[str] = ()) -> None:
+    for key, value in given.items():
+        if key not in known:
+            raise unknown(f"key in {where}:", key, known)
+        if value is not None:
+            _check_kinds(where, {key: value}, known[key])
+    for key in needed:
+        if not given.get(key):
+            raise ConfigError(f"{where} has no {key!r}", f"its keys are {', '.join(known)}", f"add {key}")
+
+
+def _check_kinds(where: str, given: Mapping[Any, Any], kind: Any) -> None:
+    for key, value in given.items():
+        if not isinstance(value, kind) or isinstance(value, bool):
+            words = {str: "a text", dict: "a dict", int: "a whole number", list: "a list", list | tuple: "a list"}
+            wanted = words.get(kind, "a number, or a dict of them")
+            raise ConfigError(f"{where}: {key} is {value!r}", f"it must be {wanted}", "correct the file")
+
+
+def _product(grid: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
+    """Every combination of the values as a cell."""
+    for values in itertools.product(*grid.values()) if grid else ():
+        changes = dict(zip(grid, values, strict=True))
+        yield {"name": ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in changes.items()), "set": changes}
+
+
+def _cell(given: dict[str, Any], stages: dict[str, Any], scores: list[str]) -> Cell:
+    """A cell of the file, with the study's stages changed as it says."""
+    _check_keys("a cell", given, CELL_KEYS, needed=("name",))
+    changed = json.loads(json.dumps(stages))  # a copy, tuples as lists
+    for key, value in given.get("set", {}).items():
+        stage, _, option = key.partition(".")
+        if stage not in changed:
+            raise unknown("stage", stage, changed)
+        place, _, inner = option.partition(".")
+        if not place or (inner and place != "cfg_options"):
+            raise unknown("option", key, [f"{stage}.OPTION", f"{stage}.cfg_options.KEY"])
+        target, name = (changed[stage].setdefault("cfg_options", {}), inner) if inner else (changed[stage], option)
+        target[name] = json.loads(json.dumps(value))
+    paper = given.get("paper") or {}
+    paper = paper if isinstance(paper, dict) else {scores[0]: paper}
+    _check_kinds(f"paper of {given['name']}", paper, int | float)
+    for name, stage in changed.items():
+        if stage.get("verb") not in VERBS:
+            raise unknown(f"verb of stage {name!r}:", str(stage.get("verb")), VERBS)
+    for score in scores:
+        name, _, key = score.partition(".")
+        if name not in changed:
+            raise unknown("stage", name, changed)
+        verb = changed[name]["verb"]
+        if verb == "finetune" and key not in (known := [f.name for f in fields(FinetuneResult)]):
+            raise unknown(f"score of {name!r}:", key, known)
+    for score in paper:
+        if score not in scores:
+            raise unknown("score", score, scores)
+    return Cell(given["name"], given.get("group", ""), paper, changed)
