@@ -1,5 +1,6 @@
 """What MMEngine's Runner trains: a method of ours behind the BaseModel interface, uint8 photos in, named losses out."""
 
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -149,16 +150,28 @@ def saved_bytes_per_image(model: Trainable, batch: dict[str, Tensor]) -> int:
     return saved_bytes(model, lambda: model(**batch)["loss"]) // len(batch["image"])
 
 
-def saved_bytes(model: nn.Module, loss: Callable[[], Tensor]) -> int:
-    """Bytes autograd keeps for a loss, counted through its saved tensors (any device), without the parameters."""
-    seen: dict[int, int] = {}
+class _Saved:
+    """A tensor that autograd keeps; it dies with the part of the graph that saved it."""
 
-    def note(tensor: Tensor) -> Tensor:
-        seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+def saved_bytes(model: nn.Module, loss: Callable[[], Tensor]) -> int:
+    """Bytes autograd keeps for a loss, counted through its saved tensors (any device), without the parameters.
+
+    Only what is still kept once the loss is there counts: memory that was freed on the way may have been used again.
+    """
+    alive: weakref.WeakSet[_Saved] = weakref.WeakSet()
+
+    def note(tensor: Tensor) -> _Saved:
+        saved = _Saved(tensor)
+        alive.add(saved)
+        return saved
 
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved.tensor):
         kept = loss()
+    storages = [saved.tensor.untyped_storage() for saved in alive]
     del kept
-    return sum(size for pointer, size in seen.items() if pointer not in own)
+    return sum({each.data_ptr(): each.nbytes() for each in storages if each.data_ptr() not in own}.values())
