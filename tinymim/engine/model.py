@@ -1,7 +1,7 @@
 """What MMEngine's Runner trains: a method of ours behind the BaseModel interface, uint8 photos in, named losses out."""
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -9,8 +9,8 @@ import torch
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
+from tinymim.distill.method import Method
 from tinymim.errors import TinyMIMError
-from tinymim.models.vit import IMAGENET_MEAN, IMAGENET_STD
 
 
 class NonFiniteLoss(TinyMIMError):
@@ -64,42 +64,42 @@ class PretrainModel(Trainable):
     """Normalise each side its own way, run the method under autocast, check the loss.
 
     Args:
-        method: ``TinyMIM`` or ``MAE``: ``losses(...)`` returns a dict with ``loss``.
+        method: Named losses of a batch.
         autocast: torch.bfloat16 or None. (float16 comes from MMEngine's AmpOptimWrapper, which scales the loss.)
-        teachers: (mean, std) of each teacher's normalisation, channel values in 0..1.
     """
 
-    def __init__(
-        self,
-        method: nn.Module,
-        *,
-        autocast: torch.dtype | None = None,
-        teachers: Sequence[tuple[Sequence[float], Sequence[float]]] = (),
-    ) -> None:
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, method: Method, *, autocast: torch.dtype | None = None) -> None:
         super().__init__(autocast)
         self.method = method
-        pairs = [(IMAGENET_MEAN, IMAGENET_STD), *teachers]
+        pairs = method.normalisations
         for name, rows in zip(("mean", "std"), zip(*pairs, strict=True), strict=True):  # (sides, 1, 3, 1, 1)
             self.register_buffer(name, torch.tensor(rows).view(len(pairs), 1, 3, 1, 1), persistent=False)
 
     @property
     def encoder(self) -> nn.Module:
-        """The network that is kept: the student, or MAE's encoder."""
-        return self.method.student if hasattr(self.method, "student") else self.method.encoder  # type: ignore[return-value]
+        """The network that is kept: the student."""
+        return self.method.student
 
     @property
     def learned(self) -> nn.Module:
         """Everything a checkpoint must hold to go on: student, linear maps, decoder (never a teacher)."""
-        return getattr(self.method, "learned", self.method)
+        return self.method.learned
 
     def forward(  # type: ignore[override]
-        self, image: Tensor, student_image: Tensor | None = None, mode: str = "loss"
+        self, image: Tensor, student_image: Tensor | None = None, mode: str = "loss", **extra: Tensor
     ) -> dict[str, Tensor]:
-        """uint8 (B, 3, S, S) views -> named losses."""
-        self.last_batch = {"image": image} | ({} if student_image is None else {"student_image": student_image})
+        """uint8 (B, 3, S, S) views, and what else the loader was asked for per photo -> named losses."""
+        self.last_batch = {
+            "image": image,
+            **({} if student_image is None else {"student_image": student_image}),
+            **extra,
+        }
         views = self.views(image.float() / 255, None if student_image is None else student_image.float() / 255)
         with self.cast(image.device.type):
-            return self.method(*views)
+            return self.method(*views, **({"extra": extra} if extra else {}))
 
     def views(self, image: Tensor, student_image: Tensor | None = None) -> list[Tensor]:
         """Pixels in 0..1 -> what each side sees: the student its own copy, every teacher the plain one, normalised."""
