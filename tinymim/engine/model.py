@@ -3,6 +3,7 @@
 import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -66,14 +67,15 @@ class PretrainModel(Trainable):
     Args:
         method: Named losses of a batch.
         autocast: torch.bfloat16 or None. (float16 comes from MMEngine's AmpOptimWrapper, which scales the loss.)
+        photo: One of the photos: :meth:`example` takes the method's own tensors from it.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, method: Method, *, autocast: torch.dtype | None = None) -> None:
+    def __init__(self, method: Method, *, autocast: torch.dtype | None = None, photo: Path | None = None) -> None:
         super().__init__(autocast)
-        self.method = method
+        self.method, self.photo = method, photo
         pairs = method.normalisations
         for name, rows in zip(("mean", "std"), zip(*pairs, strict=True), strict=True):  # (sides, 1, 3, 1, 1)
             self.register_buffer(name, torch.tensor(rows).view(len(pairs), 1, 3, 1, 1), persistent=False)
@@ -107,10 +109,14 @@ class PretrainModel(Trainable):
         return [(x - m) / s for x, m, s in zip(pixels, self.mean, self.std, strict=True)]
 
     def example(self, config: Any, count: int, place: str) -> dict[str, Tensor]:
-        """Random uint8 views of the recipe's size."""
+        """Random uint8 views of the recipe's size, and what the method wants of a photo."""
         views = ["image"] if config.color_jitter is None else ["image", "student_image"]
         shape = (count, 3, config.img_size, config.img_size)
-        return {k: torch.randint(0, 256, shape, dtype=torch.uint8, device=place) for k in views}
+        batch = {k: torch.randint(0, 256, shape, dtype=torch.uint8, device=place) for k in views}
+        if self.method.per_photo is not None and self.photo is not None:
+            for name, value in self.method.per_photo(self.photo, 0).items():
+                batch[name] = torch.stack([value] * count).to(place)
+        return batch
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -167,7 +167,7 @@ def run(
     network, teachers = build_method(config, pretrained=not dry_run)
     if init_from and state is None:
         load_weights(network.student, init_from)
-    wrapped = PretrainModel(network, autocast=autocast).to(place)
+    wrapped = PretrainModel(network, autocast=autocast, photo=photos[0]).to(place)
     if state is not None:
         wrapped.learned.load_state_dict(state["model"])
     plan.micro_batch = state["micro_batch"] if state else micro_batch(config, wrapped, plan.batch // world, place)
@@ -187,7 +187,7 @@ def run(
     val_loader = None
     if held_out:
         val_loader = DataLoader(
-            Photos(held_out, **data_args, train=False),  # type: ignore[arg-type]
+            Photos(held_out, **data_args, train=False, extra=network.per_photo),  # type: ignore[arg-type]
             sampler=[(0, i) for i in range(len(held_out))],  # type: ignore[arg-type]
             batch_size=min(plan.micro_batch, len(held_out)),
             num_workers=0,
