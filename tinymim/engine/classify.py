@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from tinymim.data.labelled import fixed_draws
 from tinymim.distill.logits import hard_distillation, soft_distillation
-from tinymim.engine.loop import bare
 from tinymim.engine.model import Trainable
+from tinymim.engine.run_folder import bare
 from tinymim.models.classifier import Classifier
 from tinymim.models.teachers import LabelTeacher
 
@@ -131,7 +131,7 @@ class AverageHook(Hook):
     """timm's running average of the weights, after every step."""
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        model: Any = bare(runner)
+        model: Any = bare(runner.model)
         model.ema.update(model.network, step=batch_idx)
 
 
