@@ -18,8 +18,8 @@ from tinymim.data.labelled import fixed_draws
 from tinymim.distill.logits import hard_distillation, soft_distillation
 from tinymim.distill.method import register_method
 from tinymim.distill.recipe_keys import Choice, Key, Number
-from tinymim.engine.loop import bare
 from tinymim.engine.model import Trainable
+from tinymim.engine.run_folder import bare
 from tinymim.models.classifier import Classifier
 from tinymim.models.teachers import LabelTeacher
 
@@ -153,7 +153,7 @@ class AverageHook(Hook):
     """timm's running average of the weights, after every step."""
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        model: Any = bare(runner)
+        model: Any = bare(runner.model)
         model.ema.update(model.network, step=batch_idx)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.dist import barrier
 from timm.data import Mixup, create_transform
 from torch import nn
 from torch.utils.data import DataLoader
@@ -16,11 +17,11 @@ from tinymim.data.imagenet import ClassFolder, read_class_folder
 from tinymim.data.labelled import LabelledPhotos
 from tinymim.data.photos import collate_readable, leave_signals_to_the_main_process
 from tinymim.engine.classify import AverageHook, ClassifyModel, CosineHook, MixupHook
-from tinymim.engine.loop import MonitorHook, SaveHook
+from tinymim.engine.hooks import MonitorHook, SaveHook
 from tinymim.engine.model import pick_precision
 from tinymim.engine.plan import make_plan, measure, micro_batch, padding
 from tinymim.engine.recipe import load_recipe
-from tinymim.engine.session import barrier, check_folder, join_processes, make_runner, open_folder, train, train_loader
+from tinymim.engine.session import check_folder, join_processes, make_runner, open_folder, train, train_loader
 from tinymim.errors import ConfigError
 from tinymim.files import describe_file, describe_files, note_output, write_json
 from tinymim.models import create_model, load_weights, read_checkpoint
@@ -153,7 +154,7 @@ def finetune(
         "classes": photos.classes,
     }
     folder = Path(out or f"runs/{Path(recipe).stem}")
-    state = None if dry_run else check_folder(folder, settings, rank, resume=resume, overwrite=overwrite)
+    state = None if dry_run else check_folder(folder, settings, resume=resume, overwrite=overwrite)
 
     torch.manual_seed(config.seed)
     autocast, scaled = pick_precision(config.precision, place)

@@ -28,8 +28,8 @@ from tinymim.analysis.health import (
 from tinymim.analysis.probes import embed, knn_accuracy, linear_probe, trained_depth
 from tinymim.data.imagenet import ClassFolder, read_class_folder
 from tinymim.data.photos import Photos, collate
-from tinymim.engine.loop import bare
 from tinymim.engine.model import PretrainModel
+from tinymim.engine.run_folder import bare
 from tinymim.errors import ConfigError
 from tinymim.models.vit import ViT
 
@@ -153,7 +153,7 @@ class WatchHook(Hook):
     def _look(self, runner: Any) -> None:
         if not is_main_process():
             return
-        model = bare(runner)
+        model = bare(runner.model)
         device = next(model.parameters()).device
         model.eval()
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

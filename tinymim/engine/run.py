@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.dist import barrier
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -17,11 +18,11 @@ from tinymim.distill.method import find_method
 from tinymim.distill.teachers import named_teachers
 from tinymim.engine.build import build_method
 from tinymim.engine.health import read_probe, watch_hooks
-from tinymim.engine.loop import MonitorHook, SaveHook, ScheduleHook
+from tinymim.engine.hooks import MonitorHook, SaveHook, ScheduleHook
 from tinymim.engine.model import PretrainModel, parameter_groups, pick_precision
 from tinymim.engine.plan import make_plan, measure, micro_batch, padding
 from tinymim.engine.recipe import load_recipe
-from tinymim.engine.session import barrier, check_folder, join_processes, make_runner, open_folder, train, train_loader
+from tinymim.engine.session import check_folder, join_processes, make_runner, open_folder, train, train_loader
 from tinymim.errors import ConfigError
 from tinymim.files import describe_file, describe_files, note_output
 from tinymim.models import ViT, load_weights, save_student
@@ -160,7 +161,7 @@ def run(
         "photos": len(photos),
     }
     folder = Path(out or f"runs/{Path(recipe).stem}")
-    state = None if dry_run else check_folder(folder, settings, rank, resume=resume, overwrite=overwrite)
+    state = None if dry_run else check_folder(folder, settings, resume=resume, overwrite=overwrite)
 
     torch.manual_seed(config.seed)
     autocast, scaled = pick_precision(config.precision, place)
