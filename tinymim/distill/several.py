@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from tinymim.distill.freeze import freeze_unreached
 from tinymim.distill.method import Method
 from tinymim.distill.taps import read
-from tinymim.distill.tinymim import TinyMIM
 from tinymim.errors import ConfigError
 
 
@@ -20,14 +19,15 @@ class SeveralTeachers(Method):
     the student is run once.
 
     Args:
-        methods: The methods, all of the same student object; MAE's pixel loss belongs to the first.
+        methods: :class:`~tinymim.distill.tinymim.TinyMIM` objects, all of the same student object; MAE's pixel loss
+            belongs to the first.
         weights: Of their losses.
 
     Raises:
         ConfigError: no methods, other students or masks, a pixel loss in a later method, or weights that do not fit.
     """
 
-    def __init__(self, methods: Sequence[TinyMIM], weights: Sequence[float] | None = None) -> None:
+    def __init__(self, methods: Sequence[Any], weights: Sequence[float] | None = None) -> None:
         super().__init__()
         weights = [1.0] * len(methods) if weights is None else [float(weight) for weight in weights]
         if not methods or len(weights) != len(methods) or min(weights) <= 0:
@@ -78,9 +78,9 @@ class SeveralTeachers(Method):
             extra: What sources that are no live teachers have asked the loader for.
 
         Returns:
-            What :meth:`TinyMIM.losses` returns, each name after its teacher's number (``t1_qk``), and ``loss``.
+            What one method's ``losses`` returns, each name after its teacher's number (``t1_qk``), and ``loss``.
         """
-        first: TinyMIM = self.methods[0]  # type: ignore[assignment]
+        first: Any = self.methods[0]
         order_BN = first.order(views[0])
         learned = read(self.student, views[0], self.taps, first.visible(order_BN, "student"))
         out: dict[str, Tensor] = {}

@@ -14,6 +14,7 @@ from tinymim.distill.freeze import freeze_unreached
 from tinymim.distill.mae import MASKING, decoder_arguments
 from tinymim.distill.method import Method, register_method
 from tinymim.distill.recipe_keys import Choice, Key, Number
+from tinymim.distill.several import SeveralTeachers
 from tinymim.distill.sources import LiveTeacher, TargetSource
 from tinymim.distill.taps import read
 from tinymim.distill.targets import Target, parse_target, read_from
@@ -114,8 +115,6 @@ class TinyMIM(Method):
     @classmethod
     def from_recipe(cls, recipe: Any, student: Any, *, pretrained: bool = True) -> Method:
         """One method per teacher of the recipe; several are added up (:class:`SeveralTeachers`)."""
-        from tinymim.distill.several import SeveralTeachers
-
         wishes = each_teacher(recipe)
         methods = [cls._with_teacher(recipe, wish, student, pretrained, not i) for i, wish in enumerate(wishes)]
         if len(methods) == 1:

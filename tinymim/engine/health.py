@@ -134,7 +134,9 @@ class HealthHook(Hook):
 
     def __init__(self, out: Path, photos: list[Path], img_size: int, every: int, probe: Probe | None) -> None:
         self.out, self.img_size, self.every, self.probe = out, img_size, every, probe
-        self.photos = [photos[i * len(photos) // LOOKED_AT] for i in range(LOOKED_AT)] if len(photos) > LOOKED_AT else photos
+        self.photos = (
+            [photos[i * len(photos) // LOOKED_AT] for i in range(LOOKED_AT)] if len(photos) > LOOKED_AT else photos
+        )
         self.outliers: list[dict[str, Outlier]] = []
 
     def before_train(self, runner: Any) -> None:

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from tinymim.analysis.probes import trained_depth
 from tinymim.data.photos import Photos, collate_readable, list_photos
 from tinymim.engine.build import build_method
-from tinymim.engine.health import read_probe, health_hooks
+from tinymim.engine.health import health_hooks, read_probe
 from tinymim.engine.hooks import ScheduleHook
 from tinymim.engine.job import Job, run_job
 from tinymim.engine.model import PretrainModel, parameter_groups
