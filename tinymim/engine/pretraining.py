@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from tinymim.analysis.probes import trained_depth
 from tinymim.data.photos import Photos, collate_readable, list_photos
+from tinymim.distill.teachers import named_teachers
 from tinymim.engine.build import build_method
 from tinymim.engine.health import health_hooks, read_probe
 from tinymim.engine.hooks import ScheduleHook
@@ -188,8 +189,8 @@ class DistillJob(PretrainJob):
     settings: DistillSettings
 
     def check_recipe(self) -> None:
-        asked = self.settings.overrides()
-        if self.settings.teacher and self.config.get("teachers") and not asked.get("teachers"):
+        named = named_teachers(self.settings.teacher, self.settings.teacher_weights)
+        if named.get("teacher") and self.config.get("teachers"):
             raise ConfigError(
                 f"--teacher {self.settings.teacher} and the recipe's teachers",
                 "they are named twice",
