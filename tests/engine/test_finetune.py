@@ -465,7 +465,7 @@ def test_command_dry_run_and_eval(folders, tmp_path, capsys):
     assert main(["finetune", *words, "--dry-run", "--out", str(tmp_path / "dry"), *small]) == 0
     said = capsys.readouterr().out
     assert "hours on one such cpu" in said
-    assert "GFLOP an image" in said
+    assert "GFLOP per image" in said
     assert not (tmp_path / "dry").exists()
     assert main(["finetune", "--recipe", "finetune_base", "--print-config", "--model", "tinymim_vit_small"]) == 0
     out = capsys.readouterr().out

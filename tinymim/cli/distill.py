@@ -49,8 +49,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 NEXT = [
-    "python tools/train_seg.py mmseg_configs/upernet_tinymim_t_light.py --data-root FOLDER --student {student} "
-    "--work-dir runs/seg",
+    "tinymim segment upernet_tinymim_t_light --data-root FOLDER --student {student} --work-dir runs/seg",
     "tinymim finetune --student {student} --data TRAIN --val-data VAL",
     "tinymim-export --onnx backbone.onnx --checkpoint {student} --part backbone",
 ]

@@ -119,8 +119,5 @@ def _run_classifier(args: argparse.Namespace) -> int:
     if not args.json:
         print(f"next: tinymim eval {file}{spelled(args, 'data', 'limit', *CLASSIFIER)} --json scores.json")
     else:
-        print(
-            f"next: python tools/train_seg.py mmseg_configs/upernet_tinymim_t_light.py --data-root FOLDER "
-            f"--student {file} --work-dir runs/seg"
-        )
+        print(f"next: tinymim segment upernet_tinymim_t_light --data-root FOLDER --student {file} --work-dir runs/seg")
     return 0

@@ -23,7 +23,6 @@ def run(args: argparse.Namespace) -> int:
         finetune,
         [
             "tinymim eval {student} --data {val}",
-            "python tools/train_seg.py mmseg_configs/upernet_tinymim_t_light.py --data-root FOLDER --student {student} "
-            "--work-dir runs/seg",
+            "tinymim segment upernet_tinymim_t_light --data-root FOLDER --student {student} --work-dir runs/seg",
         ],
     )
