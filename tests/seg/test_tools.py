@@ -64,7 +64,7 @@ def test_the_verb_trains_and_tests_like_the_tools(scenes, small, tmp_path, capsy
     segmentor = str(tmp_path / "verb" / "segmentor.pth")
     assert main(["segment", "--test", segmentor, "--json", str(file), "--markdown", str(table)]) == 0
     assert json.loads(file.read_text())["confusion"] == scores[0]
-    assert "| mIoU" in table.read_text()
+    assert "| class | IoU % |" in table.read_text()
     config = str(tmp_path / "verb" / "config.py")
     assert main(["segment", "--test", config, segmentor, "--data-root", str(scenes)]) == 0
     assert f"--checkpoint {segmentor} --config {config}" in capsys.readouterr().out
