@@ -13,8 +13,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from tinymim.distill import TinyMIM, read, relation_logits
+from tinymim.distill.targets import read_from
 from tinymim.errors import ConfigError
-from tinymim.models.tokens import num_heads, pair_tokens, patch_grid, resample
+from tinymim.models.tokens import num_heads, patch_grid
 from tinymim.models.vit import ViT
 
 LAYERS = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}  # what INT8 multiplies
@@ -62,18 +63,9 @@ def method_head_kl(method: TinyMIM, student_images: Tensor, teacher_images: Tens
     targets = [target for target in method.targets if target.kind == "relation"]
     if not targets:
         return {}
-    grid = patch_grid(method.student, (student_images.shape[2], student_images.shape[3]))
-    taught = read(
-        method.teacher, method.fit(teacher_images, grid), {target.teacher_block: ("q", "k", "v") for target in targets}
-    )
-    learned = read(method.student, student_images, {target.student_block: ("q", "k", "v") for target in targets})
+    learned = read(method.student, student_images, read_from(targets, "student"))
     out: dict[str, Tensor] = {}
-    for target in targets:
-        s, t = learned[target.student_block], taught[target.teacher_block]
-        s = {name: pair_tokens(x_BTD, method.student, method.class_token) for name, x_BTD in s.items()}
-        t = {name: pair_tokens(x_BTD, method.teacher, method.class_token) for name, x_BTD in t.items()}
-        if method.align == "tokens":
-            t = {name: resample(x_BTD, int(method.class_token), grid) for name, x_BTD in t.items()}
+    for target, s, t in method.compared(student_images, teacher_images, learned, targets):
         for name, kl_M in head_kl(s, t, method.relation_heads, target.parts).items():
             out[method.loss_name(target, name)] = kl_M
     return out

@@ -8,12 +8,12 @@ from typing import Any
 from mmengine.config import DictAction
 
 
-def add_run_arguments(parser: argparse.ArgumentParser, recipe: str, method: str) -> None:
+def add_run_arguments(parser: argparse.ArgumentParser, recipe: str, verb: str) -> None:
     """The common options; their names are the keywords of the function the verb stands for."""
     from tinymim.engine.recipe import recipe_names
 
-    names = ", ".join(recipe_names(method))
-    labelled = method == "finetune"
+    names = ", ".join(recipe_names(verb))
+    labelled = verb == "finetune"
     parser.add_argument("--recipe", default=recipe, help=f"one of {names}, or a .py file of the same keys")
     data, val = "photos, searched recursively", "held-out photos for val_loss"
     if labelled:
@@ -21,7 +21,7 @@ def add_run_arguments(parser: argparse.ArgumentParser, recipe: str, method: str)
     parser.add_argument("--data", metavar="FOLDER", help=data)
     parser.add_argument("--val-data", metavar="FOLDER", help=val)
     parser.add_argument("--out", metavar="FOLDER", help="run folder; default runs/<recipe>")
-    parser.add_argument("--student" if method == "tinymim" else "--model", help="registry name, e.g. tinymim_vit_tiny")
+    parser.add_argument("--student" if verb == "distill" else "--model", help="registry name, e.g. tinymim_vit_tiny")
     parser.add_argument("--img-size", type=int, help="side of the crops in pixels")
     parser.add_argument("--epochs", type=float, help="passes over the photos")
     parser.add_argument("--batch-size", type=int, help="global batch; split over processes and micro-batches")
@@ -48,7 +48,7 @@ def add_run_arguments(parser: argparse.ArgumentParser, recipe: str, method: str)
 def run_verb(args: argparse.Namespace, job: Any, next_lines: list[str]) -> int:
     """Call the job with the parsed options, write the report, print what to type next."""
     from tinymim.compat import is_first_process
-    from tinymim.engine.build import named_teachers
+    from tinymim.distill.teachers import named_teachers
     from tinymim.engine.chain import distill_chain
     from tinymim.engine.finetuning import finetune
     from tinymim.engine.recipe import load_recipe

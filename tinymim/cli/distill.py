@@ -9,7 +9,7 @@ DEFAULT = "tinymim_tiny_from_mae_base"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
-    add_run_arguments(parser, DEFAULT, "tinymim")
+    add_run_arguments(parser, DEFAULT, "distill")
     parser.add_argument(
         "--teacher",
         nargs="+",

@@ -7,7 +7,7 @@ from tinymim.cli._run import add_run_arguments, run_verb
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
-    add_run_arguments(parser, "mae_tiny", "mae")
+    add_run_arguments(parser, "mae_tiny", "pretrain")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -27,9 +27,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from tinymim.errors import ConfigError
-from tinymim.models.mae import keep_patches
 from tinymim.models.teachers import TIMM
-from tinymim.models.tokens import num_prefix
+from tinymim.models.tokens import keep_patches, num_prefix
 from tinymim.models.vit import ViT
 
 TAPPABLE = (ViT, *TIMM)

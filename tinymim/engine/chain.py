@@ -88,7 +88,7 @@ def distill_chain(
         TinyMIMError: a chain that cannot be, or what a hop raises.
     """
     named = {"chain": chain, **(cfg_options or {})}
-    config = load_recipe(recipe, named, "tinymim")
+    config = load_recipe(recipe, named, "distill")
     if not config.chain:
         raise ConfigError(f"{recipe} names no chain", "chain is empty", "add --chain mae_large:base:small:tiny")
     teacher, students = parse_chain(config.chain)
@@ -127,7 +127,7 @@ def distill_chain(
             print(f"hop {number} of {len(students)}: {student} from {teacher if number == 1 else told[-1]['run']}")
         done = run(
             recipe,
-            "tinymim",
+            "distill",
             teacher=teacher,
             student=student,
             out=folder / name,
@@ -174,7 +174,7 @@ def _check_hops(recipe: str, students: list[str], overrides: list[dict[str, Any]
     depth = 0  # of the first teacher: not known yet
     for student, hop in zip(students, overrides, strict=True):
         own = {key: value for key, value in {**options, "student": student}.items() if key in ("student", "targets")}
-        config = load_recipe(recipe, {**own, **hop}, "tinymim")
+        config = load_recipe(recipe, {**own, **hop}, "distill")
         if config.teachers:
             raise ConfigError(
                 "teachers beside a chain", "each student is the next teacher, and the only one", "leave teachers out"

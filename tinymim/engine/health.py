@@ -28,7 +28,6 @@ from tinymim.analysis.health import (
 from tinymim.analysis.probes import embed, knn_accuracy, linear_probe, trained_depth
 from tinymim.data.imagenet import ClassFolder, read_class_folder
 from tinymim.data.photos import Photos, collate
-from tinymim.distill import SeveralTeachers, TinyMIM
 from tinymim.engine.model import PretrainModel
 from tinymim.engine.run_folder import bare
 from tinymim.errors import ConfigError
@@ -166,13 +165,11 @@ class WatchHook(Hook):
             file.write(json.dumps({"step": runner.iter, **values}) + "\n")
 
     def _health(self, model: PretrainModel, pixels: Tensor) -> dict[str, float]:
-        (own, *taught), encoder = model.views(pixels), cast(ViT, model.encoder)
+        views, encoder = model.views(pixels), cast(ViT, model.encoder)
+        own = views[0]
         values: dict[str, float] = {}
-        methods: list[Any] = [*model.method.methods] if isinstance(model.method, SeveralTeachers) else [model.method]
-        for number, method in enumerate(methods, 1):
-            teacher = f"t{number}_" if len(methods) > 1 else ""
-            kl = method_head_kl(method, own, taught[number - 1]) if isinstance(method, TinyMIM) else {}
-            for relation, kl_M in kl.items():
+        for teacher, method, images in model.method.relation_pairs(views):
+            for relation, kl_M in method_head_kl(method, own, images).items():
                 values |= {f"kl_{teacher}{relation}/head_{i:02d}": kl for i, kl in enumerate(kl_M.tolist(), 1)}
         for block, shares in enumerate(attention_entropy(encoder, own)[1].tolist(), 1):
             values |= {f"entropy/block_{block:02d}/head_{i:02d}": share for i, share in enumerate(shares, 1)}

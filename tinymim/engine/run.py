@@ -14,7 +14,9 @@ from torch.utils.data import DataLoader
 from tinymim.analysis.probes import trained_depth
 from tinymim.compat import use_device
 from tinymim.data.photos import Photos, collate_readable, list_photos
-from tinymim.engine.build import build_method, learned_relations, named_teachers
+from tinymim.distill.method import find_method
+from tinymim.distill.teachers import named_teachers
+from tinymim.engine.build import build_method
 from tinymim.engine.health import read_probe, watch_hooks
 from tinymim.engine.hooks import MonitorHook, SaveHook, ScheduleHook
 from tinymim.engine.model import PretrainModel, parameter_groups, pick_precision
@@ -24,7 +26,6 @@ from tinymim.engine.session import check_folder, join_processes, make_runner, op
 from tinymim.errors import ConfigError
 from tinymim.files import describe_file, describe_files, note_output
 from tinymim.models import ViT, load_weights, save_student
-from tinymim.models.mae import MAE
 
 
 @dataclass
@@ -47,7 +48,7 @@ def pretrain(recipe: str = "mae_tiny", **options: Any) -> RunResult:
 
     Keywords and errors: :func:`run`.
     """
-    return run(recipe, "mae", **options)
+    return run(recipe, "pretrain", **options)
 
 
 def distill(recipe: str = "tinymim_tiny_from_mae_base", **options: Any) -> RunResult:
@@ -55,12 +56,12 @@ def distill(recipe: str = "tinymim_tiny_from_mae_base", **options: Any) -> RunRe
 
     Keywords and errors: :func:`run`.
     """
-    return run(recipe, "tinymim", **options)
+    return run(recipe, "distill", **options)
 
 
 def run(
     recipe: str,
-    method: str,
+    verb: str,
     *,
     data: str | Path,
     out: str | Path | None = None,
@@ -92,7 +93,7 @@ def run(
 
     Args:
         recipe: Name of a shipped recipe, or a file.
-        method: The method the verb stands for ("mae" or "tinymim"); the recipe must agree.
+        verb: "pretrain" or "distill"; the recipe's method must be of it.
         data: Folder of photos, searched recursively.
         out: Run folder; None: ``runs/<recipe>``.
         val_data: Folder of held-out photos for ``val_loss``.
@@ -134,8 +135,8 @@ def run(
         save_every=save_every,
         targets=targets,
     )
-    config = load_recipe(recipe, {**overrides, **(cfg_options or {})}, method)
-    if teacher and config.teachers and not overrides.get("teachers"):
+    config = load_recipe(recipe, {**overrides, **(cfg_options or {})}, verb)
+    if teacher and config.get("teachers") and not overrides.get("teachers"):
         raise ConfigError(
             f"--teacher {teacher} and the recipe's teachers",
             "they are named twice",
@@ -166,8 +167,8 @@ def run(
     autocast, scaled = pick_precision(config.precision, place)
     network, teachers = build_method(config, pretrained=not dry_run)
     if init_from and state is None:
-        load_weights(network.encoder if isinstance(network, MAE) else network.student, init_from)
-    wrapped = PretrainModel(network, autocast=autocast, teachers=[(t.mean, t.std) for t in teachers]).to(place)
+        load_weights(network.student, init_from)
+    wrapped = PretrainModel(network, autocast=autocast, photo=photos[0]).to(place)
     if state is not None:
         wrapped.learned.load_state_dict(state["model"])
     plan.micro_batch = state["micro_batch"] if state else micro_batch(config, wrapped, plan.batch // world, place)
@@ -176,18 +177,18 @@ def run(
         print(plan)
     if dry_run:
         measure(wrapped, config, plan, place)
-        return RunResult(folder, Path(), Path(), plan.steps, 0.0, relations=learned_relations(network))
+        return RunResult(folder, Path(), Path(), plan.steps, 0.0, relations=network.learned_relations())
 
     data_args = dict(
         img_size=config.img_size, scale=tuple(config.crop_scale), jitter=config.color_jitter, seed=config.seed
     )
     start = int(state["step"]) if state else 0
-    photos_on_disk = Photos(photos, **data_args)  # type: ignore[arg-type]
+    photos_on_disk = Photos(photos, **data_args, extra=network.per_photo)  # type: ignore[arg-type]
     loader = train_loader(photos_on_disk, plan, config, place, start=start, rank=rank, world=world)
     val_loader = None
     if held_out:
         val_loader = DataLoader(
-            Photos(held_out, **data_args, train=False),  # type: ignore[arg-type]
+            Photos(held_out, **data_args, train=False, extra=network.per_photo),  # type: ignore[arg-type]
             sampler=[(0, i) for i in range(len(held_out))],  # type: ignore[arg-type]
             batch_size=min(plan.micro_batch, len(held_out)),
             num_workers=0,
@@ -196,10 +197,10 @@ def run(
     meta = {
         "name": config.student,
         "recipe": Path(recipe).stem,
-        "method": method,
+        "method": config.method,
         "teacher": " + ".join(t.name for t in teachers) or None,
         "teacher_sha256": " + ".join(str(t.sha256) for t in teachers) or None,
-        "relations": learned_relations(network),
+        "relations": network.learned_relations(),
         "steps": plan.steps,
     }
 
@@ -208,7 +209,7 @@ def run(
         save_student(encoder, folder / "student.pth", {**meta, "step": step, "trained_depth": trained_depth(encoder)})
         note_output(folder, "student.pth")
 
-    title = title or ("pre-train" if method == "mae" else "distil")
+    title = title or find_method(config.method).title
     monitor = MonitorHook(
         folder, title, 1 if place == "cpu" else 10, val_loader, config.val_every or plan.steps_per_epoch
     )
@@ -245,5 +246,5 @@ def run(
         monitor.last,
         monitor.val,
         monitor.skipped,
-        learned_relations(network),
+        network.learned_relations(),
     )

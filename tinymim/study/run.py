@@ -76,12 +76,12 @@ def command(stage: Stage) -> list[str]:
 def _check_options(stage: Stage) -> None:
     """Refuse what the verb would refuse, before anything has run."""
     jobs: dict[str, tuple[str, Callable[..., object], str]] = {
-        "pretrain": ("mae", run, "mae_tiny"),
-        "distill": ("tinymim", run, "tinymim_tiny_from_mae_base"),
+        "pretrain": ("pretrain", run, "mae_tiny"),
+        "distill": ("distill", run, "tinymim_tiny_from_mae_base"),
         "finetune": ("finetune", finetune, "finetune_tiny"),
     }
     method, job, recipe = jobs[stage.verb]
-    known = {*inspect.signature(job).parameters} - {"method", "title", "out", "resume", "overwrite", "dry_run"}
+    known = {*inspect.signature(job).parameters} - {"verb", "title", "out", "resume", "overwrite", "dry_run"}
     for name in stage.options:
         if name not in known:
             raise unknown(f"option of {stage.verb}:", name, sorted(known))
