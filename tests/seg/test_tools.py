@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,10 +23,10 @@ def typed(options):
     return [f"{key}={str(value).replace(' ', '')}" for key, value in options.items()]
 
 
-def run(*command, **environment):
+def run(*command, cwd=ROOT, **environment):
     env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     done = subprocess.run(
-        [sys.executable, *map(str, command)], capture_output=True, text=True, cwd=ROOT, env=env, check=False
+        [sys.executable, *map(str, command)], capture_output=True, text=True, cwd=cwd, env=env, check=False
     )
     return done.returncode, done.stdout, done.stderr
 
@@ -35,7 +36,7 @@ def test_train_then_test(scenes, small, tmp_path, capsys):
     arguments = ["upernet_tinymim_demo", "--data-root", str(scenes), "--work-dir", str(folder), "--cfg-options"]
     assert train_seg.main([*arguments, *typed(small(**{"train_cfg.max_iters": 2}))]) == 0
     out = capsys.readouterr().out
-    assert f"next:    tinymim segment --test upernet_tinymim_demo {folder}/segmentor.pth --data-root {scenes}" in out
+    assert f"next:    tinymim segment --test {folder}/segmentor.pth --data-root {scenes}" in out
     assert (folder / "report.html").is_file()
     result = tmp_path / "result.json"
     assert test_seg.main([str(folder / "segmentor.pth"), "--json", str(result)]) == 0
@@ -56,7 +57,7 @@ def test_the_verb_trains_and_tests_like_the_tools(scenes, small, tmp_path, capsy
     next_lines = [[line for line in text.splitlines() if line.startswith("next:")] for text in said]
     assert next_lines[0] == next_lines[1]
     assert next_lines[0] == [
-        f"next:    tinymim segment --test upernet_tinymim_demo FOLDER/segmentor.pth --data-root {scenes} --tta",
+        f"next:    tinymim segment --test FOLDER/segmentor.pth --data-root {scenes} --tta",
         "next:    tinymim-export --onnx FOLDER/segmentor.onnx --checkpoint FOLDER/segmentor.pth",
     ]
     assert scores[0] == scores[1]
@@ -144,6 +145,29 @@ def test_two_processes_on_the_cpu_count_and_score_as_one(scenes, small, tmp_path
     assert test_seg.main([str(tmp_path / "run" / "segmentor.pth"), "--json", str(tmp_path / "one.json")]) == 0
     one = json.loads((tmp_path / "one.json").read_text())
     assert one["confusion"] == before["confusion"]
+
+
+@pytest.mark.slow
+def test_the_verb_works_from_an_installed_package(scenes, small, tmp_path):
+    """``pip install .`` without the repository around it: the config by its name, the report, the next lines."""
+    source, box = tmp_path / "source", tmp_path / "box"
+    for name in ("tinymim", "export", "mmseg_configs"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    pip = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target", box, source]
+    code, _, err = run(*pip)
+    assert code == 0, err
+    options = typed(small(**{"train_cfg.max_iters": 2}))
+    command = ["-m", "tinymim", "segment", "upernet_tinymim_demo", "--data-root", scenes, "--cfg-options", *options]
+    code, out, err = run(*command, cwd=tmp_path, PYTHONPATH=str(box))
+    assert code == 0, err[-3000:]
+    folder = tmp_path / "runs" / "upernet_tinymim_demo"
+    assert (folder / "report.html").is_file()
+    (test,) = (line.split()[1:] for line in out.splitlines() if line.startswith("next:    tinymim segment"))
+    code, out, err = run("-m", *test[:-1], cwd=tmp_path, PYTHONPATH=str(box))
+    assert code == 0, err[-3000:]
+    assert "5 photos" in out
 
 
 @pytest.mark.slow

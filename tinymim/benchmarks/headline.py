@@ -46,15 +46,16 @@ def run(args: argparse.Namespace) -> int:
     lines = [
         "# The headline rows of TinyMIM",
         "",
-        "The numbers are the paper's (table 3: 300 epochs a hop, direct transfer to ADE20K); they were not run here.",
+        "The numbers are the paper's (table 3: 300 epochs per hop, direct transfer to ADE20K); they were not run here.",
         "32 GPUs as in the paper, a global batch of 4,096; fewer GPUs take the same steps of as many images.",
         "The fine-tuning recipe of B is published; those of S and T are ours (theirs is in a supplement that is",
-        "not public). In the paper's logs ADE20K takes 0.456 s a step and 25.2 GB a GPU for B on 8 V100 (28 hours).",
+        "not public). In the paper's logs ADE20K takes 0.456 s per step and 25.2 GB per GPU for B on 8 V100, 28 hours.",
         "",
         f"Dry runs: {platform.system()}, {env['cpu']}, {env['cores']} cores, busy with other work, no GPU; {versions}.",
         "FLOP hold anywhere, hours on a processor for this one only. Memory is of float32 activations of the images a",
-        "GPU has in the launch lines; half precision and a smaller `micro_batch` take less. A teacher that is not",
-        "there yet is stood in for. Segmentation: a step's 16 crops in one process; each of 8 GPUs has 2.",
+        "GPU has in the launch lines; half precision and a smaller `micro_batch` take less. A teacher that does not",
+        "exist yet is replaced by a model of the next larger size. Segmentation: a step's 16 crops in one process; each",
+        "of 8 GPUs has 2.",
     ]
     for size, (top1, miou, recipe, config) in SIZES.items():
         student = f"runs/{recipe}/student.pth"

@@ -130,7 +130,7 @@ def train(args: argparse.Namespace) -> int:
         file, onnx = (shlex.quote(str(path)) for path in (result.segmentor, result.work_dir / "segmentor.onnx"))
         same = spelled(args, "data_root", "ignore_label", "reduce_zero_label")
         print(f"segmentor: {result.segmentor}\nreport:  {run_report(result.work_dir)}")
-        print(f"next:    tinymim segment --test {shlex.quote(args.config)} {file}{same} --tta")
+        print(f"next:    tinymim segment --test {file}{same} --tta")
         print(f"next:    tinymim-export --onnx {onnx} --checkpoint {file}")
     return 0
 
