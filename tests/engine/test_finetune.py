@@ -329,7 +329,7 @@ def test_damaged_photo_is_replaced_with_its_neighbours_label(folders):
         (dict(student="nowhere.pth"), CheckpointError, "no checkpoint"),
         (dict(lr=float("nan")), ConfigError, "the rate is nan"),
         (dict(lr=0), ConfigError, "the rate is 0"),
-        (dict(max_steps=0), ConfigError, "a step at least"),
+        (dict(max_steps=0), ConfigError, "at least one step"),
         (dict(epochs=0), ConfigError, r"--epochs N"),
         (dict(cfg_options={"layer_decay": 0}), ConfigError, r"from 0 to 1 \(not 0\)"),
         (dict(cfg_options={"drop_path": 1.5}), ConfigError, "drop_path=1.5"),

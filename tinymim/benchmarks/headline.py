@@ -54,8 +54,8 @@ def run(args: argparse.Namespace) -> int:
         f"Dry runs: {platform.system()}, {env['cpu']}, {env['cores']} cores, busy with other work, no GPU; {versions}.",
         "FLOP hold anywhere, hours on a processor for this one only. Memory is of float32 activations of the images a",
         "GPU has in the launch lines; half precision and a smaller `micro_batch` take less. A teacher that does not",
-        "exist yet is replaced by a model of the next larger size. Segmentation: a step's 16 crops in one process; each",
-        "of 8 GPUs has 2.",
+        "exist yet is replaced by a model of the next larger size. Segmentation: a step's 16 crops in one process;",
+        "each of 8 GPUs has 2.",
     ]
     for size, (top1, miou, recipe, config) in SIZES.items():
         student = f"runs/{recipe}/student.pth"
