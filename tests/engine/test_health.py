@@ -275,7 +275,7 @@ def test_the_probe_of_many_classes(tmp_path):
 
 def test_a_damaged_photo_is_left_out_of_the_probe(classes, tmp_path):
     """Its place is not taken by a neighbour under a wrong label."""
-    from tinymim.engine.health import WatchHook
+    from tinymim.engine.health import HealthHook
     from tinymim.engine.model import PretrainModel
 
     probe = read_probe(classes, 100)
@@ -284,7 +284,7 @@ def test_a_damaged_photo_is_left_out_of_the_probe(classes, tmp_path):
     encoder = ViT(img_size=32, **SMALL["student_args"]).eval()
     holder = Method()
     holder.student = encoder
-    hook = WatchHook(tmp_path, [], 32, 1, probe)
+    hook = HealthHook(tmp_path, [], 32, 1, probe)
     pairs = [(broken, 2), *probe.train[:4]]
     features, labels = hook._embed(pairs, PretrainModel(holder), torch.device("cpu"))
     assert labels.tolist() == [label for _, label in probe.train[:4]]

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-root", required=True, type=Path, help="labelled folder in ADE20K layout")
     parser.add_argument("--out", type=Path, default=Path("runs/deployment"))
     parser.add_argument(
-        "--others", type=Path, nargs="*", default=[], metavar="FILE.onnx", help="files to measure beside"
+        "--others", type=Path, nargs="*", default=[], metavar="FILE.onnx", help="further files to measure"
     )
     parser.add_argument("--backbone-size", type=int, default=224, help="side of the bare backbone's input, pixels")
     parser.add_argument("--threads", type=int, default=None, help="default: every core of this process")

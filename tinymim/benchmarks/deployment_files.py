@@ -121,7 +121,7 @@ def arithmetics() -> list[str]:
 
 
 def make_files(args: argparse.Namespace) -> list[Candidate]:
-    """Write what is missing; the candidates, ours last but the others."""
+    """Write what is missing; the candidates: plain exports, ours, then the others."""
     from tinymim.seg import load_segmentor
     from tinymim_export import export
     from tinymim_export.graph.torch_model import load_original

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-root", default="../shared/data/camvid", help="labelled folder, ADE20K layout")
     parser.add_argument("--out", type=Path, default=Path("runs/compare"))
     parser.add_argument("--models", nargs="+", default=MODELS, help="configs by name or path")
-    parser.add_argument("--student", default=None, help="weights of the backbone for ours; the others have none here")
+    parser.add_argument("--student", default=None, help="weights of our backbone; the others start from scratch")
     parser.add_argument("--steps", type=int, default=2000, help="training steps of every model")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument(

@@ -8,8 +8,8 @@ from typing import Any
 
 from tinymim.compat import is_first_process
 from tinymim.distill.targets import parse_target
+from tinymim.engine.pretraining import RunResult, distill
 from tinymim.engine.recipe import load_recipe
-from tinymim.engine.run import RunResult, run
 from tinymim.errors import ConfigError
 from tinymim.files import prepare_out, write_json
 from tinymim.models import ViT, create_model, save_student
@@ -82,7 +82,7 @@ def distill_chain(
         teacher_weights: File for a timm teacher (of the first hop).
         cfg_options: Dotted recipe keys, for every hop; ``target_block`` and ``teacher_heads`` are the first teacher's
             (students are read where they learned their relations; a hop's own overrides say otherwise).
-        options: Other keywords of :func:`tinymim.engine.run.run`, for every hop.
+        options: Other fields of :class:`~tinymim.engine.settings.DistillSettings`, for every hop.
 
     Raises:
         TinyMIMError: a chain that cannot be, or what a hop raises.
@@ -125,9 +125,8 @@ def distill_chain(
         begun = (folder / name / "config.py").is_file()
         if is_first_process():
             print(f"hop {number} of {len(students)}: {student} from {teacher if number == 1 else told[-1]['run']}")
-        done = run(
+        done = distill(
             recipe,
-            "distill",
             teacher=teacher,
             student=student,
             out=folder / name,

@@ -33,7 +33,7 @@ from tinymim.engine.run_folder import bare
 from tinymim.errors import ConfigError
 from tinymim.models.vit import ViT
 
-WATCHED = 32  # photos whose activations are looked at
+LOOKED_AT = 32  # photos whose activations are looked at
 BATCH = 64  # photos embedded at once
 INT8 = "tinymim-export --checkpoint segmentor.pth --precision int8 --calibration PHOTOS --data FOLDER"
 A_CLASS = 5  # photos of a class that a probe has at least
@@ -86,7 +86,7 @@ def _draw(folder: ClassFolder, count: int, most: int) -> list[tuple[Path, int]]:
     return [(folder.files[i], int(folder.labels[i])) for _, i in ranked[:count]]
 
 
-def watch_hooks(out: Path, config: Config, epoch: int, photos: list[Path], probe: Probe | None) -> list[Hook]:
+def health_hooks(out: Path, config: Config, epoch: int, photos: list[Path], probe: Probe | None) -> list[Hook]:
     """The hooks a recipe asks for: watching, TensorBoard.
 
     Args:
@@ -102,7 +102,7 @@ def watch_hooks(out: Path, config: Config, epoch: int, photos: list[Path], probe
     hooks: list[Hook] = []
     every = epoch if config.watch_every is None else config.watch_every
     if every:
-        hooks.append(WatchHook(out, photos, config.img_size, every, probe))
+        hooks.append(HealthHook(out, photos, config.img_size, every, probe))
     elif probe is not None:
         raise ConfigError(
             "labelled photos for a run that is not watched", "watch_every is 0", "leave --probe-data or watch_every out"
@@ -116,7 +116,7 @@ def watch_hooks(out: Path, config: Config, epoch: int, photos: list[Path], probe
 
 
 @HOOKS.register_module()
-class WatchHook(Hook):
+class HealthHook(Hook):
     """Looks at the student at step 0, every so many steps and at the end; writes scalars into metrics.jsonl.
 
     ``kl_qk/head_05`` (nats), ``entropy/block_03/head_02`` (share of log T), ``outlier/block_03/fc1`` and
@@ -134,7 +134,9 @@ class WatchHook(Hook):
 
     def __init__(self, out: Path, photos: list[Path], img_size: int, every: int, probe: Probe | None) -> None:
         self.out, self.img_size, self.every, self.probe = out, img_size, every, probe
-        self.photos = [photos[i * len(photos) // WATCHED] for i in range(WATCHED)] if len(photos) > WATCHED else photos
+        self.photos = (
+            [photos[i * len(photos) // LOOKED_AT] for i in range(LOOKED_AT)] if len(photos) > LOOKED_AT else photos
+        )
         self.outliers: list[dict[str, Outlier]] = []
 
     def before_train(self, runner: Any) -> None:
