@@ -62,8 +62,8 @@ ARROWS: dict[str, set[str]] = {
     "tinymim_export.quantize": {"tinymim_export.precision"},
     "tinymim_export.sensitivity": {"tinymim_export.precision"},
 }
-# commands: may import everything
-FREE = ("tinymim.cli", "tinymim.demo", "tinymim.__main__", "tinymim_export.cli", "tools")
+# commands and comparisons of whole models: may import everything
+FREE = ("tinymim.benchmarks", "tinymim.cli", "tinymim.demo", "tinymim.__main__", "tinymim_export.cli", "tools")
 TORCH = {"torch", "torchvision", "timm", "mmengine", "mmcv", "mmseg"}
 ONNX = {"onnx", "onnxscript"}
 # room -> what heavy packages it may import when it is itself imported; all other rooms of tinymim_export may not
@@ -215,7 +215,7 @@ def test_a_circle_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_only_seg_and_its_users_import_mmseg() -> None:
-    may = ["tinymim.seg", "tinymim.compat", "tinymim.cli", "tools", "tinymim_export.graph"]
+    may = ["tinymim.seg", "tinymim.compat", "tinymim.cli", "tinymim.benchmarks", "tools", "tinymim_export.graph"]
     wrong = [
         f"{path.relative_to(ROOT)}:{line} imports {name}"
         for path in FILES

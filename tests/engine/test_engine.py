@@ -390,7 +390,7 @@ def test_dry_run_writes_nothing(photos, tmp_path, monkeypatch, capsys):
         "student_args.depth=2",
     ]
     assert main(argv) == 0
-    assert "GiB a process" in capsys.readouterr().out
+    assert "GiB per process" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
 
 

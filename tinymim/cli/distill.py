@@ -5,8 +5,7 @@ import argparse
 from tinymim.cli._run import add_run_arguments, run_verb
 
 NEXT = [
-    "python tools/train_seg.py mmseg_configs/upernet_tinymim_t_light.py --data-root FOLDER --student {student} "
-    "--work-dir runs/seg",
+    "tinymim segment upernet_tinymim_t_light --data-root FOLDER --student {student} --work-dir runs/seg",
     "tinymim finetune --student {student} --data TRAIN --val-data VAL",
     "tinymim-export --onnx backbone.onnx --checkpoint {student} --part backbone",
 ]

@@ -88,15 +88,15 @@ def measure_cost(
         timed: Images of the passes that count FLOP and seconds.
     """
     per_image = saved_bytes(model, lambda: loss(PROBE)) // PROBE
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter:  # warms up, too
         loss(timed).backward()
-    seconds = 0.0
-    for _ in range(2):  # the first one warms up
-        began = time.monotonic()
-        loss(timed).backward()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        seconds = time.monotonic() - began
+    if device == "cuda":
+        torch.cuda.synchronize()
+    began = time.monotonic()
+    loss(timed).backward()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    seconds = time.monotonic() - began
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     need = 4 * sum(p.numel() for p in model.parameters()) + 12 * trained + 1.5 * per_image * per_pass
     return TrainingCost(

@@ -93,7 +93,7 @@ def _each(given: Any) -> list[dict[str, Any]]:
 
 
 def resume_state(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The newest checkpoint of a run of ours, if the settings are the run's own.
+    """The state of the newest checkpoint of a run, if the settings are the ones it was begun with.
 
     Raises:
         ConfigError: settings differ, or the folder holds another kind of run.

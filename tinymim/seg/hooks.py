@@ -23,7 +23,7 @@ from tinymim.seg.config import config_text
 
 @HOOKS.register_module()
 class RunFolderHook(Hook):
-    """Writes everything a run leaves behind; takes the place of MMEngine's checkpoint and logger hooks.
+    """Writes the files of a run; takes the place of MMEngine's checkpoint and logger hooks.
 
     ``checkpoints/iter_N.pth`` is MMEngine's format and resumable; ``segmentor.pth`` holds the weights and what is
     needed to use them, no optimizer, and loads with ``weights_only=True``. Every file is whole or absent.
@@ -127,7 +127,7 @@ class RunFolderHook(Hook):
             except RuntimeError as error:  # torch's writer on a full disk
                 raise TinyMIMError(
                     f"cannot write {path}",
-                    f"{error} (nothing was left behind, older checkpoints are kept)",
+                    f"{error} (no partial file is left, older checkpoints are kept)",
                     "free some space, then continue with --resume",
                 ) from error
             with atomic_path(Path(runner.work_dir) / "last_checkpoint") as part:

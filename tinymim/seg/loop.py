@@ -100,7 +100,7 @@ class ResumableTrainLoop(IterBasedTrainLoop):
         """One iteration.
 
         Raises:
-            CheckFailed: the loss is not finite; the batch is written beside the checkpoints.
+            CheckFailed: the loss is not finite; the batch is written into the run folder.
         """
         for sample in data_batch["data_samples"]:
             self.skipped.note(sample.metainfo.get("skipped", ()))
