@@ -73,7 +73,7 @@ class Backbone(Protocol):
         """Patterns of parameter names: ``stem``, and ``blocks`` with the block's number as a group."""
 
     def no_weight_decay(self) -> Iterable[str]:
-        """Whole or last names of parameters of more than one dimension that are not decayed."""
+        """Names, or last parts of names, of parameters that are not decayed; 1-D parameters never are."""
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute blocks in the backward pass instead of storing their activations."""
@@ -176,17 +176,18 @@ def decay_groups(
     Args:
         parameters: As ``named_parameters`` gives them.
         layer_of: Name -> layer.
-        undecayed: Whole or last names (:meth:`Backbone.no_weight_decay`).
+        undecayed: Names, or their last parts (:meth:`Backbone.no_weight_decay`).
 
     Returns:
         Groups in the order in which they were met. The rate of layer i is ``layer_decay ** (depth + 1 - i)`` of the
         base rate (BEiT, arXiv 2106.08254; MAE).
     """
-    free, groups = set(undecayed), dict[tuple[int, bool], DecayGroup]()
+    free = tuple(f".{name}" for name in undecayed)
+    groups: dict[tuple[int, bool], DecayGroup] = {}
     for name, parameter in parameters:
         if not parameter.requires_grad:
             continue
-        layer, decayed = layer_of(name), parameter.ndim > 1 and not {name, name.rpartition(".")[2]} & free
+        layer, decayed = layer_of(name), parameter.ndim > 1 and not f".{name}".endswith(free)
         group = groups.setdefault((layer, decayed), DecayGroup(layer, decayed))
         group.names.append(name)
         group.params.append(parameter)

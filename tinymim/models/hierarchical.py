@@ -31,6 +31,7 @@ class Family(NamedTuple):
         kind: timm's class.
         blocks: Number of blocks of each stage.
         run: (model, images padded to ``multiple``, number of stages) -> maps (B, D, H, W) of the stages.
+        prepare: Called with a new model.
         behind: (model, stage) -> modules that no map up to this stage depends on.
         multiple: Pixels the sides of an image must be multiples of.
         sized: Whether timm's class takes ``img_size``.
@@ -39,6 +40,7 @@ class Family(NamedTuple):
     kind: type[nn.Module]
     blocks: Callable[[Any], Sequence[int]]
     run: Callable[[Any, Tensor, int], list[Tensor]]
+    prepare: Callable[[Any], object]
     behind: Callable[[Any, int], Sequence[nn.Module]]
     multiple: int
     sized: bool
@@ -52,6 +54,26 @@ def _recompute(model: Any, block: Any, x: Tensor) -> Tensor:
 
 
 # Hiera ------------------------------------------------------------------------------------------------------------
+
+
+class FlatAttention(Shell):
+    """timm's ``MaskUnitAttention`` with windows and heads on one axis: fast kernels and ONNX know four axes only."""
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        its: Any = self.inner
+        B, N, _ = x_BND.shape
+        windows = N // (its.q_stride * its.window_size) if its.use_mask_unit_attn else 1
+        qkv = its.qkv(x_BND).reshape(B, -1, windows, 3, its.heads, its.head_dim).permute(3, 0, 4, 2, 1, 5)
+        q, k, v = qkv.flatten(2, 3).unbind(0)  # (B, heads * windows, tokens of a window, channels)
+        if its.q_stride > 1:  # the tokens of a pool are q_stride runs, see timm's Unroll
+            q = q.unflatten(2, (its.q_stride, -1)).amax(dim=2)
+        x = F.scaled_dot_product_attention(q.contiguous(), k.contiguous(), v.contiguous())
+        return its.proj(x.unflatten(1, (its.heads, windows)).transpose(1, 3).reshape(B, -1, its.dim_out))
+
+
+def _prepare_hiera(model: Any) -> None:
+    for block in model.blocks:
+        block.attn = FlatAttention(block.attn)
 
 
 def _hiera_position(model: Any, grid: tuple[int, int]) -> Tensor:
@@ -129,6 +151,7 @@ FAMILIES = (
         Hiera,
         lambda model: [b - a for a, b in zip([-1, *model.stage_ends], model.stage_ends, strict=False)],
         _run_hiera,
+        _prepare_hiera,
         lambda model, stage: model.blocks[model.stage_ends[stage] + 1 :],
         multiple=32,
         sized=True,
@@ -137,6 +160,7 @@ FAMILIES = (
         TinyVit,
         lambda model: model.depths,
         _run_tinyvit,
+        _forget_biases,
         lambda model, stage: model.stages[stage + 1 :],
         multiple=1,
         sized=False,
@@ -177,6 +201,7 @@ class Hierarchical(Shell):
                 f"see help({family.kind.__module__}.{family.kind.__name__}) for the keywords",
             ) from None
         model.head = nn.Identity()  # with it goes Hiera's norm, which no level passes
+        family.prepare(model)
         super().__init__(model)
         self.family = family
         self.config = {"name": name, "img_size": size} | options
