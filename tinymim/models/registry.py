@@ -7,6 +7,8 @@ from typing import Any
 from timm.models import register_model
 
 from tinymim.errors import ConfigError
+from tinymim.models import hierarchical  # noqa: F401  (registers its names)
+from tinymim.models.backbone import backbone_names, build_backbone, register_backbone
 from tinymim.models.checkpoints import load_weights
 from tinymim.models.vit import ViT
 
@@ -20,8 +22,17 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
+@register_backbone(*SIZES)
+def _named_vit(name: str, **arguments: Any) -> ViT:
+    """A ViT of a named size."""
+    try:
+        return ViT(**(SIZES[name] | arguments))
+    except TypeError as error:
+        raise ConfigError(f"cannot build {name}", str(error), "see help(tinymim.models.ViT) for the keywords") from None
+
+
 def model_names() -> list[str]:
-    """Names :func:`create_model` takes."""
+    """Names of our own models; :func:`create_model` takes all of ``tinymim.models.backbone.backbone_names()``."""
     return list(SIZES)
 
 
@@ -30,31 +41,32 @@ def create_model(
     img_size: int | tuple[int, int] = 224,
     checkpoint: str | os.PathLike[str] | None = None,
     **overrides: Any,
-) -> ViT:
-    """Build a ViT by name.
+) -> Any:
+    """Build a backbone by name.
 
     Args:
         name: ``tinymim_vit_tiny`` (192 wide, 3 heads), ``_small`` (384, 6), ``_base`` (768, 12) or ``_star_tiny``
-            (TinyMIM*-T: 192, 12 heads, distillation token, 1280-wide last layer); 12 blocks, patch 16.
+            (TinyMIM*-T: 192, 12 heads, distillation token, 1280-wide last layer); 12 blocks, patch 16. Or a
+            hierarchical one by timm's name, ``hiera_tiny_224``, ``tiny_vit_5m_224`` and their like.
         img_size: Pixels at which the position embedding is stored.
         checkpoint: File to load through :func:`tinymim.load_weights`.
-        overrides: Any keyword of :class:`ViT`.
+        overrides: Any keyword of :class:`ViT`, or of timm's class.
+
+    Returns:
+        :class:`ViT`, or another :class:`~tinymim.models.backbone.Backbone`.
 
     Raises:
         ConfigError: unknown name or keyword.
         CheckpointError: the file does not fit.
     """
-    if name not in SIZES:
-        near = difflib.get_close_matches(name, SIZES, n=1)
+    if name not in backbone_names():
+        near = difflib.get_close_matches(name, backbone_names(), n=1)
         raise ConfigError(
             f"unknown model {name!r}",
-            f"the models are {', '.join(SIZES)}",
+            f"the models are {', '.join(SIZES)}; and timm's hiera_*, tiny_vit_*",
             f"did you mean {near[0]!r}?" if near else "choose one of these",
         )
-    try:
-        model = ViT(img_size=img_size, **(SIZES[name] | overrides))
-    except TypeError as error:
-        raise ConfigError(f"cannot build {name}", str(error), "see help(tinymim.models.ViT) for the keywords") from None
+    model = build_backbone(name, img_size=img_size, **overrides)
     if checkpoint is not None:
         load_weights(model, checkpoint)
     return model

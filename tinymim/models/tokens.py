@@ -1,6 +1,6 @@
 """What a vision transformer is made of: heads, patches, prefix tokens, and which tokens are compared.
 
-Legend: B = batch, T = tokens, N = patches, V = chosen patches, P = prefix tokens, D = width.
+Legend: B = batch, T = tokens, N = patches, V = visible patches, P = prefix tokens, D = width.
 """
 
 from typing import Any

@@ -15,8 +15,8 @@ from mmseg.registry import HOOKS
 from tinymim.engine.run_folder import RunFolder, bare, on_first_process
 from tinymim.errors import ConfigError, TinyMIMError
 from tinymim.files import atomic_path, describe_file, describe_files, note_output, versions, write_env
+from tinymim.models import Backbone
 from tinymim.models.checkpoints import save_torch
-from tinymim.models.vit import ViT
 from tinymim.progress import Progress
 from tinymim.seg.config import config_text
 
@@ -188,7 +188,7 @@ def write_segmentor(runner: Any, scores: dict[str, float], step: int) -> None:
     pre, data = cfg.model.data_preprocessor, runner.train_dataloader.dataset.metainfo
     meta = {
         "config": _plain_text(cfg),
-        "backbone": dict(model.backbone.config) if isinstance(model.backbone, ViT) else None,
+        "backbone": dict(model.backbone.config) if isinstance(model.backbone, Backbone) else None,
         "classes": list(data["classes"]),
         "palette": [list(map(int, colour)) for colour in data["palette"]],
         "mean": list(map(float, pre["mean"])),
