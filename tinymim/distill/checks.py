@@ -4,8 +4,8 @@ from typing import Any
 
 from tinymim.distill.taps import TAPPABLE
 from tinymim.errors import ConfigError
+from tinymim.models.backbone import TapByTap
 from tinymim.models.tokens import has_class_token, patch_grid
-from tinymim.models.vit import ViT
 
 MASKS = (None, "student", "teacher", "both")
 ALIGNS = (None, "image", "tokens")
@@ -17,9 +17,11 @@ def check_student(student: Any) -> None:
     Raises:
         ConfigError: naming what can.
     """
-    if not isinstance(student, ViT):
+    if not isinstance(student, TapByTap):
         raise ConfigError(
-            f"the student is a {type(student).__name__}", "students are tinymim's ViT", "create_model(...)"
+            f"the student is a {type(student).__name__}",
+            "what is compared is read inside its blocks, which it does not offer",
+            'use a plain model, e.g. tinymim.create_model("tinymim_vit_tiny")',
         )
 
 
@@ -38,7 +40,7 @@ def check_teacher(teacher: Any) -> None:
 
 
 def check_options(
-    method: Any, student: ViT, teacher: Any | None, class_token: bool | None, reconstruct: dict[str, Any] | None
+    method: Any, student: Any, teacher: Any | None, class_token: bool | None, reconstruct: dict[str, Any] | None
 ) -> None:
     """Refuse what does not fit together.
 
@@ -78,7 +80,7 @@ def check_options(
             raise ConfigError(f"the {side} has no class token", "it was asked for", "compare patches only")
 
 
-def _check_grids(method: Any, student: ViT, teacher: Any) -> None:
+def _check_grids(method: Any, student: Any, teacher: Any) -> None:
     """Patches of both sides must be paired one to one."""
     probe = (224, 224)
     grids = patch_grid(student, probe), patch_grid(teacher, probe)
@@ -89,7 +91,8 @@ def _check_grids(method: Any, student: ViT, teacher: Any) -> None:
             f"choose a teacher with patch size {student.patch_size}, or align='image' (the teacher's photo is "
             "resized until its grid is the student's) or align='tokens' (its tokens are resampled)",
         )
-    if method.align is None and not isinstance(teacher, ViT) and any(s % student.patch_size for s in student.img_size):
+    ragged = any(side % student.patch_size for side in student.img_size)
+    if method.align is None and ragged and not isinstance(teacher, TapByTap):
         raise ConfigError(
             f"{student.img_size[0]} pixels are no multiple of the patch of {student.patch_size}",
             "our student pads such photos, timm's teachers do not",

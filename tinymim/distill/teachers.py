@@ -13,7 +13,6 @@ from tinymim.distill.targets import Target, parse_target
 from tinymim.errors import CheckpointError, ConfigError
 from tinymim.models import create_model
 from tinymim.models.teachers import Teacher, default_target_block, load_teacher, state_sha256
-from tinymim.models.vit import ViT
 
 TEACHER_KEYS: Mapping[str, Key] = {
     "teacher": Key(None),  # timm/NAME or a checkpoint file
@@ -123,7 +122,7 @@ class Reading:
         )
 
 
-def load_for_recipe(recipe: Any, wish: Mapping[str, Any], student: ViT, *, pretrained: bool) -> Reading:
+def load_for_recipe(recipe: Any, wish: Mapping[str, Any], student: Any, *, pretrained: bool) -> Reading:
     """Load a teacher and find out how it is read.
 
     Args:

@@ -22,7 +22,6 @@ from tinymim.distill.teachers import TEACHER_KEYS, each_teacher, load_for_recipe
 from tinymim.errors import ConfigError
 from tinymim.models.mae import MAE
 from tinymim.models.tokens import has_class_token, keep_patches, pair_tokens, patch_grid
-from tinymim.models.vit import ViT
 
 
 @register_method("tinymim", verb="distill", title="distil")
@@ -33,7 +32,7 @@ class TinyMIM(Method):
     deepest; what comes after that is never computed and needs no gradient, nor do its fixed positions.
 
     Args:
-        student: Our ViT.
+        student: A backbone that reads its own blocks (:class:`~tinymim.models.backbone.TapByTap`), as our ViT does.
         teacher: Our ViT, one of timm's (:data:`tinymim.distill.taps.TAPPABLE`), or any
             :class:`~tinymim.distill.sources.TargetSource`.
         targets: Words of :mod:`tinymim.distill.targets`, several for several pairs of blocks at once.
@@ -70,7 +69,7 @@ class TinyMIM(Method):
 
     def __init__(
         self,
-        student: ViT,
+        student: Any,
         teacher: Any,
         *,
         targets: str | Sequence[str] = ("qk+vv",),
@@ -122,7 +121,7 @@ class TinyMIM(Method):
         return SeveralTeachers(methods, [wish.get("weight", 1.0) for wish in wishes])
 
     @classmethod
-    def _with_teacher(cls, recipe: Any, wish: dict[str, Any], student: ViT, pretrained: bool, first: bool) -> "TinyMIM":
+    def _with_teacher(cls, recipe: Any, wish: dict[str, Any], student: Any, pretrained: bool, first: bool) -> "TinyMIM":
         reading = load_for_recipe(recipe, wish, student, pretrained=pretrained)
         decoder = dict(decoder_arguments(recipe), weight=recipe.reconstruct)
         method = cls(

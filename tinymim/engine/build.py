@@ -1,13 +1,21 @@
 """Recipe -> method: a student, its teachers, and what is compared."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from mmengine.config import Config
 
 from tinymim.distill.method import Method, find_method
 from tinymim.errors import ConfigError
 from tinymim.models import create_model
 from tinymim.models.teachers import Teacher
+
+
+def student_outline(config: Config) -> Any:
+    """A recipe's student without its numbers (on the meta device): depth, stages, widths."""
+    with torch.device("meta"):
+        return create_model(config.student, img_size=config.img_size, **config.student_args)
 
 
 def build_method(config: Config, *, pretrained: bool = True) -> tuple[Method, Sequence[Teacher]]:
@@ -20,10 +28,10 @@ def build_method(config: Config, *, pretrained: bool = True) -> tuple[Method, Se
     Raises:
         TinyMIMError: models that do not fit each other, or a teacher without weights.
     """
-    arguments = dict(config.student_args)
-    if config.drop_path and "drop_path_rate" not in arguments:
-        depth = int(arguments.get("depth", 12))
-        arguments["drop_path_rate"] = [float(config.drop_path)] * (depth - 1) + [0.0]
+    arguments, rate = dict(config.student_args), float(config.drop_path)
+    if rate and "drop_path_rate" not in arguments:
+        outline = student_outline(config)  # of one stage: constant, but for the last block, as published
+        arguments["drop_path_rate"] = [rate] * (outline.depth - 1) + [0.0] if len(outline.stage_info) == 1 else rate
     student = create_model(config.student, img_size=config.img_size, **arguments)
     student.set_grad_checkpointing(bool(config.grad_checkpointing))
     kind = find_method(config.method)

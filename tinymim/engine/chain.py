@@ -8,11 +8,12 @@ from typing import Any
 
 from tinymim.compat import is_first_process
 from tinymim.distill.targets import parse_target
+from tinymim.engine.build import student_outline
 from tinymim.engine.pretraining import RunResult, distill
 from tinymim.engine.recipe import load_recipe
 from tinymim.errors import ConfigError
 from tinymim.files import prepare_out, write_json
-from tinymim.models import ViT, create_model, save_student
+from tinymim.models import create_model, save_student
 from tinymim.models.registry import model_names
 
 TEACHERS = {
@@ -158,7 +159,7 @@ def distill_chain(
     return result
 
 
-def _untrained(recipe: str, student: str, overrides: dict[str, Any], options: dict[str, Any]) -> ViT:
+def _untrained(recipe: str, student: str, overrides: dict[str, Any], options: dict[str, Any]) -> Any:
     """The student of a hop, as the next hop of a dry run needs it."""
     config = load_recipe(recipe, {"student": student, "img_size": options.get("img_size"), **overrides})
     return create_model(config.student, img_size=config.img_size, **config.student_args)
@@ -178,7 +179,7 @@ def _check_hops(recipe: str, students: list[str], overrides: list[dict[str, Any]
             raise ConfigError(
                 "teachers beside a chain", "each student is the next teacher, and the only one", "leave teachers out"
             )
-        deep = int(config.student_args.get("depth", 12))
+        deep = student_outline(config).depth
         for word in config.targets if depth else ():
             parse_target(word, depth, deep, config.target_block)
         depth = deep

@@ -11,6 +11,7 @@ from mmengine.config import Config
 from tinymim.distill.method import find_method
 from tinymim.distill.recipe_keys import Choice, Key, Number, Pair, defaults
 from tinymim.errors import ConfigError
+from tinymim.models.backbone import backbone_names
 from tinymim.models.registry import model_names
 
 FOLDER = Path(__file__).resolve().parents[1] / "recipes"
@@ -120,11 +121,11 @@ def load_recipe(name: str, overrides: dict[str, Any] | None = None, verb: str | 
 
 def _check(recipe: Config) -> None:
     """Refuse values a key cannot have."""
-    if recipe.student not in model_names():
-        near = difflib.get_close_matches(str(recipe.student), model_names(), n=1)
+    if recipe.student not in backbone_names():
+        near = difflib.get_close_matches(str(recipe.student), backbone_names(), n=1)
         raise ConfigError(
             f"unknown student {recipe.student!r}",
-            f"the models are {', '.join(model_names())}",
+            f"the models are {', '.join(model_names())}; and timm's hiera_*, tiny_vit_*",
             f"did you mean {near[0]!r}?" if near else "choose one of these",
         )
     for key, rule in {**RUN_KEYS, **find_method(recipe.method).keys}.items():
