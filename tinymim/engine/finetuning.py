@@ -20,13 +20,9 @@ from tinymim.engine.job import Job, run_job
 from tinymim.engine.settings import FinetuneSettings
 from tinymim.errors import ConfigError
 from tinymim.files import describe_file, describe_files, write_json
-from tinymim.models import create_model, load_weights, read_checkpoint
 from tinymim.models.classifier import Classifier, save_classifier
-from tinymim.models.formats import describe, infer_config
-from tinymim.models.registry import SIZES
+from tinymim.models.registry import create_model_for
 from tinymim.models.teachers import LabelTeacher, load_label_teacher
-
-SHAPE = ("patch_size", "embed_dim", "depth", "mlp_ratio", "rel_pos_bias", "init_values")  # what a file decides
 
 
 @dataclass
@@ -215,40 +211,14 @@ def build_classifier(config: Config, num_classes: int, student: str | None) -> C
     Raises:
         TinyMIMError: no such file, one whose head count nobody knows, or arguments that contradict it.
     """
-    shape: dict[str, Any] = dict(config.student_args)
-    checkpoint = read_checkpoint(student) if student else None
-    if checkpoint is not None:
-        told = checkpoint.config or infer_config(checkpoint.state) or {}
-        named = {"depth": 12, **SIZES[config.student], **shape}
-        if wrong := [key for key in SHAPE if key in shape and key in told and shape[key] != told[key]]:
-            raise ConfigError(
-                f"student_args.{wrong[0]}={shape[wrong[0]]} is not the student's",
-                f"{student} has {told[wrong[0]]}",
-                f"leave student_args.{wrong[0]} out: the file says it",
-            )
-        shape |= {key: told[key] for key in SHAPE if key in told}
-        heads = told.get("num_heads")
-        same = all(told.get(key, named[key]) == named[key] for key in ("embed_dim", "depth"))
-        if not same:
-            print(f"note: {student} is {describe(checkpoint.state, told)}; its shape holds, not {config.student}'s")
-        if heads is None and told.get("embed_dim") == named["embed_dim"]:
-            heads = named["num_heads"]  # a published file, and a model of its size was named
-        if heads is None and config.num_heads is None:
-            raise ConfigError(
-                f"the head count of {student} is unknown",
-                f"weights cannot tell it; the file looks like {describe(checkpoint.state)}",
-                "add --num-heads N (usual: 3 at width 192, 6 at 384, 12 at 768, 16 at 1024)",
-            )
-        if heads and config.num_heads and heads != config.num_heads:
-            print(f"note: {student} has {heads} heads a block; its weights are regrouped to {config.num_heads}")
-            checkpoint.config["num_heads"] = config.num_heads
-        shape["num_heads"] = config.num_heads or heads
-    elif config.num_heads:
-        shape["num_heads"] = config.num_heads
-    backbone = create_model(config.student, img_size=config.img_size, drop_path_rate=float(config.drop_path), **shape)
+    backbone = create_model_for(
+        config.student,
+        student,
+        img_size=config.img_size,
+        num_heads=config.num_heads,
+        arguments={"drop_path_rate": float(config.drop_path), **config.student_args},
+    )
     backbone.set_grad_checkpointing(bool(config.grad_checkpointing))
-    if checkpoint is not None:
-        load_weights(backbone, checkpoint, new_dist_token=backbone.dist_token is not None)
     return Classifier(backbone, num_classes)
 
 

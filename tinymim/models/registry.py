@@ -2,6 +2,7 @@
 
 import difflib
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from timm.models import register_model
@@ -10,7 +11,8 @@ from tinymim.errors import ConfigError
 from tinymim.models import hierarchical  # noqa: F401  (registers its names)
 from tinymim.models.backbone import backbone_names, build_backbone, register_backbone
 from tinymim.models.checkpoints import load_weights
-from tinymim.models.vit import ViT
+from tinymim.models.formats import describe, infer_config, read_checkpoint
+from tinymim.models.vit import SHAPE, ViT
 
 __all__ = ["create_model", "model_names"]
 
@@ -69,6 +71,64 @@ def create_model(
     model = build_backbone(name, img_size=img_size, **overrides)
     if checkpoint is not None:
         load_weights(model, checkpoint)
+    return model
+
+
+def create_model_for(
+    name: str,
+    file: str | os.PathLike[str] | None,
+    *,
+    img_size: int | tuple[int, int],
+    num_heads: int | None = None,
+    arguments: Mapping[str, Any],
+) -> Any:
+    """A named model in the shape that a file of weights decides, with these weights; without a file as it is named.
+
+    Args:
+        name: As for :func:`create_model`; where a file is given its width, depth and patch size hold.
+        file: Weights of an encoder, or None.
+        img_size: Pixels at which the position embedding is stored.
+        num_heads: Heads per block; None: the file's, else the model's. Another number than the file's regroups the same
+            weights.
+        arguments: Other keywords of the model.
+
+    Raises:
+        CheckpointError: no such file, or one that does not fit.
+        ConfigError: a head count nobody knows, or arguments that contradict the file.
+    """
+    if file is None or name not in SIZES:
+        heads = {"num_heads": num_heads} if num_heads else {}
+        model = create_model(name, img_size=img_size, **{**arguments, **heads})
+        if file is not None:
+            load_weights(model, file)
+        return model
+    checkpoint = read_checkpoint(file)
+    told = checkpoint.config or infer_config(checkpoint.state) or {}
+    named = {"depth": 12, **SIZES[name], **arguments}
+    shape = [key for key in SHAPE if key in told and key != "num_heads"]
+    if wrong := [key for key in shape if key in arguments and arguments[key] != told[key]]:
+        raise ConfigError(
+            f"student_args.{wrong[0]}={arguments[wrong[0]]} is not the student's",
+            f"{file} has {told[wrong[0]]}",
+            f"leave student_args.{wrong[0]} out: the file says it",
+        )
+    if any(told.get(key, named[key]) != named[key] for key in ("embed_dim", "depth")):
+        print(f"note: {file} is {describe(checkpoint.state, told)}; its shape holds, not {name}'s")
+    stored = told.get("num_heads")
+    if stored is None and told.get("embed_dim") == named["embed_dim"]:
+        stored = named["num_heads"]  # a published file, and a model of its size was named
+    if stored is None and num_heads is None:
+        raise ConfigError(
+            f"the head count of {file} is unknown",
+            f"weights cannot tell it; the file looks like {describe(checkpoint.state)}",
+            "add --num-heads N (usual: 3 at width 192, 6 at 384, 12 at 768, 16 at 1024)",
+        )
+    if stored and num_heads and stored != num_heads:
+        print(f"note: {file} has {stored} heads per block; its weights are regrouped to {num_heads}")
+        checkpoint = checkpoint.regrouped(num_heads)
+    decided = {key: told[key] for key in shape} | {"num_heads": num_heads or stored}
+    model = create_model(name, img_size=img_size, **{**arguments, **decided})
+    load_weights(model, checkpoint, new_dist_token=model.dist_token is not None)
     return model
 
 
