@@ -304,16 +304,6 @@ def test_every_file_says_what_it_is(path: Path) -> None:
     assert said or not text.strip(), "the file begins with neither a docstring nor (configs) a comment"
 
 
-# files that still ask for our plain ViT by name, being rewritten
-LATER = {
-    "tinymim.distill.checks",
-    "tinymim.distill.methods",
-    "tinymim.engine.build",
-    "tinymim.engine.chain",
-    "tinymim.engine.finetuning",
-    "tinymim.engine.health",
-    "tinymim.engine.run",
-}
 VIT_ARGUMENTS = {
     "patch_size",
     "embed_dim",
@@ -356,8 +346,7 @@ def test_backbones_are_known_by_their_contract() -> None:
         for path in FILES
         if not any(inside(module_name(path), room) for room in ("tinymim.models", *data))
     }
-    assert not [place for name, found in places.items() if name not in LATER for place in found]
-    assert not [name for name in LATER if name in places and not places[name]], "done: take it out of LATER"
+    assert not [place for found in places.values() for place in found]
 
 
 def test_the_rule_finds_a_vit_by_name(tmp_path: Path) -> None:
