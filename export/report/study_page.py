@@ -29,7 +29,7 @@ def write_study(values: Mapping[str, Any], folder: Path, command: str) -> list[P
     """Write table.json, table.md, a plot a score and report.html.
 
     Args:
-        values: Those of :func:`tinymim.engine.study_table.study_table`.
+        values: Those of :func:`tinymim.study.table.study_table`.
         folder: Of the study.
         command: What repeats it.
 
@@ -275,9 +275,9 @@ def _common(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _flat(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options in one level, without the recipe's own lines."""
+    """Options in one level, without what they come down to ("recipe_lines": results before 2026-12)."""
     inner = options.get("cfg_options", {})
-    return {k: v for k, v in options.items() if k not in ("cfg_options", "recipe_lines", "seed")} | inner
+    return {k: v for k, v in options.items() if k not in ("cfg_options", "resolved", "recipe_lines", "seed")} | inner
 
 
 def _made(values: Mapping[str, Any]) -> str:

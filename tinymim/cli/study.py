@@ -30,12 +30,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--time-limit", type=float, metavar="MINUTES", help="start no stage after so long")
     parser.add_argument("--dry-run", action="store_true", help="print what would be run")
     parser.add_argument("--table", action="store_true", help="only write the table of what is there")
+    parser.add_argument(
+        "--rename-stages",
+        action="store_true",
+        help="give results and stages of a release before 2026-12 their names of today; contents stay as they are",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Run what is missing, write the table after every cell."""
     from tinymim.errors import ConfigError
     from tinymim.study.definition import choose_cells, load_study, make_trials, read_result
+    from tinymim.study.renaming import find_former, rename
     from tinymim.study.run import command, open_stages, run_trials
     from tinymim.study.stages import find_data
     from tinymim.study.table import study_table
@@ -59,6 +65,19 @@ def run(args: argparse.Namespace) -> int:
         words += ["--seeds", *map(str, seeds)] if args.seeds else []
         return write_study(values, args.out / study.name, " ".join(words))
 
+    former = find_former(study, seeds, data, args.out)
+    if args.rename_stages:
+        print("\n".join(rename(former, study, args.out)) or "nothing to rename")
+        for path, why in former.left.items():
+            print(f"left as it is: {path}: {why}", file=sys.stderr)
+        print("\n".join(map(str, tell())))
+        return 1 if former.left else 0
+    if former:
+        raise ConfigError(
+            f"{len(former.results)} results and {len(former.folders)} stages in {args.out} are from before 2026-12",
+            "stages have other names now: these would not be found, and run again",
+            "run the same command with --rename-stages first (contents stay), or choose another --out",
+        )
     if args.table:
         print("\n".join(map(str, tell())))
         return 0

@@ -17,17 +17,14 @@ from typing import IO, Any
 
 import torch
 
-import tinymim
-from tinymim.engine.finetuning import finetune
-from tinymim.engine.recipe import load_recipe
-from tinymim.engine.run import run
-from tinymim.errors import ConfigError
 from tinymim.files import cores, environment, sha256_file, write_json
 from tinymim.progress import Progress
 from tinymim.study.definition import Study, Trial
-from tinymim.study.stages import Folder, Stage, settings, unknown
+from tinymim.study.stages import Folder, Stage, data_words, settings, unknown
+from tinymim.study.verbs import JOBS
 
 POLL = 0.5  # seconds between looks at the children
+OURS = {"method", "title", "out", "resume", "overwrite", "dry_run"}  # keywords that no stage sets
 MODELS = ("classifier.pth", "segmentor.pth", "student.pth")  # what a stage may leave
 
 
@@ -43,25 +40,21 @@ class Child:
 
 
 def command(stage: Stage) -> list[str]:
-    """What is typed for a stage; segmentation is a tool, the others are verbs.
+    """What is typed for a stage.
 
     Raises:
-        ConfigError: an option or recipe key that the verb does not have, or the tool is not there (an installed package
-            without the repository).
+        ConfigError: an option that the verb does not have.
     """
     options = dict(stage.options)
+    words = [sys.executable, "-m", "tinymim", stage.verb]
     if stage.verb == "segment":
-        tool = Path(tinymim.__file__).parents[1] / "tools" / "train_seg.py"
-        if not tool.is_file():
-            raise ConfigError(
-                f"there is no {tool}",
-                "segmentation is trained by a tool of the repository, which an installed package lacks",
-                "clone the repository, pip install -e . there, and run the study again",
-            )
-        words = [sys.executable, str(tool), str(options.pop("config")), "--work-dir", str(stage.run)]
+        words += [str(options.pop("config")), "--work-dir", str(stage.run)]
     else:
-        _check_options(stage)
-        words = [sys.executable, "-m", "tinymim", stage.verb, "--out", str(stage.run)]
+        known = {*inspect.signature(JOBS[stage.verb].function).parameters} - OURS
+        for name in options:
+            if name not in known:
+                raise unknown(f"option of {stage.verb}:", name, sorted(known))
+        words += ["--out", str(stage.run)]
     for name, value in options.items():
         option = "--" + name.replace("_", "-")
         if isinstance(value, dict):
@@ -71,21 +64,6 @@ def command(stage: Stage) -> list[str]:
         else:
             words += [option, *map(str, value if isinstance(value, list) else [value])]
     return words
-
-
-def _check_options(stage: Stage) -> None:
-    """Refuse what the verb would refuse, before anything has run."""
-    jobs: dict[str, tuple[str, Callable[..., object], str]] = {
-        "pretrain": ("mae", run, "mae_tiny"),
-        "distill": ("tinymim", run, "tinymim_tiny_from_mae_base"),
-        "finetune": ("finetune", finetune, "finetune_tiny"),
-    }
-    method, job, recipe = jobs[stage.verb]
-    known = {*inspect.signature(job).parameters} - {"method", "title", "out", "resume", "overwrite", "dry_run"}
-    for name in stage.options:
-        if name not in known:
-            raise unknown(f"option of {stage.verb}:", name, sorted(known))
-    load_recipe(stage.options.get("recipe", recipe), stage.options.get("cfg_options"), method)
 
 
 def _typed(value: Any) -> str:
@@ -276,7 +254,7 @@ def _write_result(study: Study, trial: Trial, data: Mapping[str, Folder]) -> str
             "scores": scores,
             "seconds": {name: round(sum(item["seconds"]), 1) for name, item in done.items()},
             "settings": own,
-            "data": {word: folder.content for word, folder in data.items() if f'"{{{word}}}"' in json.dumps(own)},
+            "data": {word: data[word].content for word in data_words(own)},
             "stages": {name: stage.folder.name for name, stage in trial.stages.items()},
             "student_sha256": {name: item["student_sha256"] for name, item in done.items()},
             "machine": done[study.wanted[0]]["machine"],
