@@ -69,7 +69,7 @@ ONLY = dict(title="A study", stages=STAGES, score="finetune.top1", paper=dict(ta
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """A photo a class in train and val, and a labelled folder."""
+    """Photos of two classes in train, of one in val, and a labelled folder."""
     root = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
     for folder, count in (("photos/train/a", 8), ("photos/train/b", 8), ("photos/val/a", 2), ("segments", 1)):
@@ -82,7 +82,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture
 def fake(tmp_path, monkeypatch):
-    """Every stage is a small script that leaves the score it is told."""
+    """Every stage is a small script that leaves the score it is given."""
     (tmp_path / "fake.py").write_text(FAKE)
     monkeypatch.setattr(
         study_run,
@@ -575,7 +575,7 @@ def test_verdicts():
 
 
 def test_table_shows_what_is_there(fake, folders):
-    """Numbers in percent beside the paper's; ties have no order; plots are XML with a dot a seed; holes stay holes."""
+    """Numbers in percent beside the paper's; ties have no order; plots are XML, one dot per seed; holes stay holes."""
     path = write(fake, seeds=[0, 1], also=["distill.top1"])
     assert run(path, folders, "--only", "c", "A + B") == 0
     text = (fake / "out/mine/table.md").read_text()

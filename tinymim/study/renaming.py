@@ -24,7 +24,7 @@ from typing import Any
 from tinymim.engine.recipe import FOLDER as RECIPES
 from tinymim.engine.recipe import load_recipe
 from tinymim.errors import CheckFailed, ConfigError
-from tinymim.files import atomic_path, config_file, sha256_file, write_json
+from tinymim.files import atomic_path, config_file, write_json
 from tinymim.study.definition import Cell, Study, result_file
 from tinymim.study.stages import Folder, data_words, flat_options, hashed_names, settings, stage_names
 from tinymim.study.verbs import JOBS, resolve
@@ -42,7 +42,7 @@ class Renames:
         results: Result file -> former name of a stage -> name of today.
         folders: Former folder of a stage -> folder of today, for those that exist.
         left: Result file -> why it keeps its names.
-        names: Every former name of a stage that is known -> its name of today.
+        names: Every known former name of a stage -> its name of today.
     """
 
     results: dict[Path, dict[str, str]] = field(default_factory=dict)
@@ -92,7 +92,7 @@ def find_former(study: Study, seeds: list[int], data: Mapping[str, Folder], out:
 def rename(found: Renames, study: Study, out: Path) -> list[str]:
     """Give stages their names of today, in results, as folders and where these refer to each other.
 
-    A rename that was interrupted is taken up by the next call.
+    If it is interrupted, the next call goes on with it.
 
     Args:
         found: By :func:`find_former`.
@@ -118,34 +118,49 @@ def rename(found: Renames, study: Study, out: Path) -> list[str]:
     manifest = Path(out) / study.name / "renamed.json"
     noted = json.loads(manifest.read_text())["results"] if manifest.is_file() else []
     for path, names in found.results.items():
-        before = sha256_file(path)
-        content = _replace_names(path, names)
+        before, file = path.read_text(), str(path.relative_to(manifest.parent))
         record = {
-            "file": str(path.relative_to(manifest.parent)),
-            "content_sha256": content,
-            "sha256_before": before,
-            "sha256_after": sha256_file(path),
+            "file": file,
+            "content_sha256": content_sha256(before),
+            "sha256_before": _sha256(before),
+            "sha256_after": _sha256(_with_names(before, names)),
             "stages": names,
         }
-        noted.append(record)
-        write_json(manifest, {"content_sha256": CHECK, "results": noted})
-        lines.append(f"{record['file']}: content {content} before and after; file {before} -> {record['sha256_after']}")
+        noted = [*(old for old in noted if old["file"] != file or old["sha256_before"] != _sha256(before)), record]
+        write_json(manifest, {"content_sha256": CHECK, "results": noted})  # first, lest a result stand without a proof
+        _replace_names(path, names)
+        lines.append(
+            f"{file}: content {record['content_sha256']} before and after; "
+            f"file {record['sha256_before']} -> {record['sha256_after']}"
+        )
     return lines
 
 
 def content_sha256(text: str) -> str:
     """sha256 of a result's text without the hashes in the names of its stages (:data:`CHECK`)."""
-    return hashlib.sha256(NAME.sub(r"\1-", text).encode()).hexdigest()
+    return _sha256(NAME.sub(r"\1-", text))
 
 
-def _replace_names(path: Path, names: Mapping[str, str]) -> str:
-    """Rename stages in a file, if nothing else changes; the sha256 of what stays."""
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _with_names(text: str, names: Mapping[str, str]) -> str:
+    """A text with stages renamed."""
+    return NAME.sub(lambda match: names.get(match[0], match[0]), text)
+
+
+def _replace_names(path: Path, names: Mapping[str, str]) -> None:
+    """Rename stages in a file; refuse if anything else would change, read back from what was written."""
     text = path.read_text()
     with atomic_path(path) as part:
-        part.write_text(NAME.sub(lambda match: names.get(match[0], match[0]), text))
-        if (content := content_sha256(part.read_text())) != content_sha256(text):
-            raise CheckFailed(f"{path} would change", "more than names of stages", "keep the file and report this")
-    return content
+        part.write_text(_with_names(text, names))
+        if content_sha256(part.read_text()) != content_sha256(text):
+            raise CheckFailed(
+                f"{path} would change in more than the names of its stages",
+                "what was written is not what was read",
+                "the file is as it was; please report this",
+            )
 
 
 def _refuse_if_it_runs(folder: Path) -> None:
@@ -153,7 +168,9 @@ def _refuse_if_it_runs(folder: Path) -> None:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigError(f"{folder} is running", "a study is at it", "stop that study first (Ctrl-C)") from None
+            raise ConfigError(
+                f"{folder} is running", "a study runs this stage", "stop that study first (Ctrl-C)"
+            ) from None
 
 
 def _renamed(former: Mapping[str, str], today: Mapping[str, str]) -> dict[str, str]:

@@ -43,7 +43,7 @@ class Stage:
 
     Attributes:
         folder: ``<out>/stages/<verb>-<hash>``; the run itself is in ``run/``, its output in ``log.txt``, and
-            ``done.json`` is written when the command has ended with 0.
+            ``done.json`` is written when the command has exited with 0.
         verb: "pretrain", "distill", "finetune" or "segment".
         options: Long options without dashes -> values.
         needs: Stages it reads from.
@@ -61,19 +61,19 @@ class Stage:
 
     @property
     def done(self) -> bool:
-        """Whether its numbers are there, and made from what the stages it needs have left."""
-        if (made := self.ended()) is None or not all(need.done for need in self.needs):
+        """Whether its numbers are there, and were made from the files that the stages it needs left."""
+        if (made := self.outcome()) is None or not all(need.done for need in self.needs):
             return False
         return made.get("reads", {}) in ({}, self.reads())
 
-    def ended(self) -> dict[str, Any] | None:
-        """What was noted when it ended; None where it has not."""
+    def outcome(self) -> dict[str, Any] | None:
+        """What was recorded when it finished; None if it has not."""
         path = self.folder / "done.json"
         return json.loads(path.read_text()) if path.is_file() else None
 
     def reads(self) -> dict[str, str | None]:
-        """Folder of each stage it needs -> sha256 of what that has left; to be asked when these have ended."""
-        return {need.folder.name: (need.ended() or {}).get("student_sha256") for need in self.needs}
+        """Folder of each stage it needs -> sha256 of the file that stage left; call it when they have finished."""
+        return {need.folder.name: (need.outcome() or {}).get("student_sha256") for need in self.needs}
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> ConfigError:
@@ -141,9 +141,9 @@ def settings(stages: Mapping[str, Any], wanted: Iterable[str], seed: int) -> dic
             raise ConfigError(f"stage {name!r} needs itself", " -> ".join([*begun, name]), "let it read an earlier one")
         begun.append(name)
         flat = flat_options(stages[name])
-        options = {key: _content(value) for key, value in _fill(flat, known).items() if key not in PLACES}
-        values = _fill(resolve(flat["verb"], flat), known)
-        found[name] = options | {"resolved": values | {k: _content(values[k]) for k in FILES if k in values}}
+        options = {key: _by_content(value) for key, value in _fill_references(flat, known).items() if key not in PLACES}
+        values = _fill_references(resolve(flat["verb"], flat), known)
+        found[name] = options | {"resolved": values | {k: _by_content(values[k]) for k in FILES if k in values}}
         begun.pop()
 
     for name in wanted:
@@ -184,14 +184,14 @@ def make_stages(
     for name, folder in names.items():
         needs: dict[str, Stage] = {}
 
-        def typed(word: str, needs: dict[str, Stage] = needs) -> Any:
+        def value_of(word: str, needs: dict[str, Stage] = needs) -> Any:
             stage = word.partition(".")[0]
             if stage in made:
                 needs[stage] = made[stage]
                 return str(made[stage].run / "student.pth")
             return seed if word == "seed" else str(data[word].path)
 
-        options = _fill(flat_options(stages[name]), typed)
+        options = _fill_references(flat_options(stages[name]), value_of)
         verb = options.pop("verb")
         made[name] = Stage(out / "stages" / folder, verb, options, tuple(needs.values()))
     return made
@@ -213,7 +213,7 @@ def hashed_names(hashed: Mapping[str, Any], contents: Mapping[str, str]) -> dict
         return names[stage] if stage in names else contents.get(word)
 
     for name, values in hashed.items():
-        text = json.dumps(_fill(values, content), sort_keys=True)
+        text = json.dumps(_fill_references(values, content), sort_keys=True)
         names[name] = f"{values['verb']}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
     return names
 
@@ -233,12 +233,12 @@ def flat_options(options: Mapping[str, Any]) -> dict[str, Any]:
     return plain | ({"cfg_options": inner} if inner else {})
 
 
-def _fill(value: Any, known: Callable[[str], Any]) -> Any:
+def _fill_references(value: Any, known: Callable[[str], Any]) -> Any:
     """A value with every "{reference}" in it replaced."""
     if isinstance(value, dict):
-        return {key: _fill(item, known) for key, item in value.items()}
+        return {key: _fill_references(item, known) for key, item in value.items()}
     if isinstance(value, list):
-        return [_fill(item, known) for item in value]
+        return [_fill_references(item, known) for item in value]
     match = re.fullmatch(r"\{([\w.]+)\}", value) if isinstance(value, str) else None
     return known(match[1]) if match else value
 
@@ -246,6 +246,6 @@ def _fill(value: Any, known: Callable[[str], Any]) -> Any:
 _sha256 = functools.cache(sha256_file)
 
 
-def _content(value: Any) -> Any:
+def _by_content(value: Any) -> Any:
     """A file by what is in it; other values as they are."""
     return {"sha256": _sha256(value)} if isinstance(value, str) and Path(value).is_file() else value
