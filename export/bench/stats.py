@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tinymim.confusion import mean_iou
 from tinymim.errors import DataError
 
 LEVEL = 0.95
@@ -70,24 +71,6 @@ def unsteady(ms: Sequence[float], seed: int = 0) -> bool:
     """Whether a series drifted by more than :data:`DRIFT`, beyond what chance explains."""
     _, low, high = drift(ms, seed)
     return low > 1 + DRIFT or high < 1 - DRIFT
-
-
-def mean_iou(right: np.ndarray, labelled: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Mean IoU over the classes that occur in labels or predictions.
-
-    Args:
-        right: (..., C) pixels labelled and predicted as the class.
-        labelled: (..., C) pixels labelled as the class.
-        predicted: (..., C) labelled pixels predicted as the class.
-
-    Returns:
-        (...), fractions from 0 to 1; NaN where no class occurs.
-    """
-    union = (labelled + predicted - right).astype(np.float64)
-    occurs = union > 0
-    iou = np.divide(right, union, out=np.zeros_like(union), where=occurs)
-    count = occurs.sum(-1)
-    return np.where(count > 0, iou.sum(-1) / np.maximum(count, 1), np.nan)
 
 
 def bootstrap_miou(result: Any, seed: int = 0) -> tuple[float, float]:

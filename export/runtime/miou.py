@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tinymim.confusion import class_counts, confusion_matrix, scores
 from tinymim.data.folders import IGNORED, Layout, Pair, read_layout
 from tinymim.errors import ConfigError, DataError
 from tinymim.files import environment, write_json, write_text
@@ -207,9 +208,9 @@ def evaluate(
         mask = predictor.mask(photo)
         if predictor.channels not in (None, 1):
             _same_classes(predictor.name, predictor.channels or 0, layout)
-        matrix = confusion(label, mask, count, predictor.name)
+        matrix = confusion_matrix(label, mask, count, IGNORED, predictor.name)
         total += matrix
-        margins.append(np.stack([matrix.diagonal(), matrix.sum(1), matrix.sum(0)]))
+        margins.append(np.stack(class_counts(matrix)))
         names.append(_name(pair[0], split))
         if masks is not None:
             save_mask(mask, Path(masks) / f"{names[-1]}.png", layout.palette)
@@ -242,40 +243,6 @@ def evaluate(
         notes=notes,
         environment=environment(),
     )
-
-
-def scores(right_C: np.ndarray, labelled_C: np.ndarray, predicted_C: np.ndarray) -> dict[str, Any]:
-    """miou, macc, aacc, class_iou and constant_miou (fractions) of pixel counts per class."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        iou = right_C / (labelled_C + predicted_C - right_C)
-        accuracy = right_C / labelled_C
-    total, present = int(labelled_C.sum()), int((labelled_C > 0).sum())
-    nan = float("nan")
-    return {
-        "miou": float(np.nanmean(iou)) if total else nan,
-        "macc": float(np.nanmean(accuracy)) if total else nan,
-        "aacc": float(right_C.sum() / total) if total else nan,
-        "class_iou": [float(v) for v in iou],
-        "constant_miou": float(labelled_C.max() / total / present) if total else nan,
-    }
-
-
-def confusion(label_HW: np.ndarray, mask_HW: np.ndarray, count: int, name: str) -> np.ndarray:
-    """int64 (count, count) of one photo, rows = label, columns = prediction; ignored pixels are left out.
-
-    Raises:
-        DataError: the mask holds an id beyond the classes.
-    """
-    seen = label_HW != IGNORED
-    guess = mask_HW[seen].astype(np.int64)
-    if guess.size and guess.max() >= count:
-        raise DataError(
-            f"{name} predicts the class {guess.max()}",
-            f"the folder has {count} classes (0 to {count - 1})",
-            "score it on the data it was trained for",
-        )
-    cells = label_HW[seen].astype(np.int64) * count + guess
-    return np.bincount(cells, minlength=count * count).reshape(count, count)
 
 
 def _read(pair: Pair, layout: Layout) -> tuple[np.ndarray, np.ndarray]:

@@ -25,17 +25,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=1,
         metavar="N",
-        help="stages at a time, each with its share of the cores and, of several GPUs, its own",
+        help="stages at a time; each gets its share of the cores and, where there are several GPUs, one of its own",
     )
     parser.add_argument("--time-limit", type=float, metavar="MINUTES", help="start no stage after so long")
     parser.add_argument("--dry-run", action="store_true", help="print what would be run")
     parser.add_argument("--table", action="store_true", help="only write the table of what is there")
+    parser.add_argument(
+        "--rename-stages",
+        action="store_true",
+        help="give results and stages of a release before 2026-12 their names of today; contents stay as they are",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run what is missing, write the table after every cell."""
+    """Run what is missing; write the table after every result."""
     from tinymim.errors import ConfigError
     from tinymim.study.definition import choose_cells, load_study, make_trials, read_result
+    from tinymim.study.renaming import find_former, rename
     from tinymim.study.run import command, open_stages, run_trials
     from tinymim.study.stages import find_data
     from tinymim.study.table import study_table
@@ -50,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"the seed {min(seeds)}", "seeds are numbers from 0", "use --seeds 0 1 2 or the like")
     data = find_data(args.data, args.val_data, args.seg_data)
 
-    def tell(failed: Collection[Path] = ()) -> list[Path]:
+    def write_tables(failed: Collection[Path] = ()) -> list[Path]:
         values = study_table(study, seeds, args.out, data, failed)
         given = [
             option for option, word in (("--data", "photos"), ("--seg-data", "segments")) if word in values["data"]
@@ -59,8 +65,21 @@ def run(args: argparse.Namespace) -> int:
         words += ["--seeds", *map(str, seeds)] if args.seeds else []
         return write_study(values, args.out / study.name, " ".join(words))
 
+    former = find_former(study, seeds, data, args.out)
+    if args.rename_stages:
+        print("\n".join(rename(former, study, args.out)) or "nothing to rename")
+        for path, why in former.left.items():
+            print(f"left as it is: {path}: {why}", file=sys.stderr)
+        print("\n".join(map(str, write_tables())))
+        return 1 if former.left else 0
+    if former:
+        raise ConfigError(
+            f"{len(former.results)} results and {len(former.folders)} stages in {args.out} are from before 2026-12",
+            "stages have other names now: these would not be found, and run again",
+            "run the same command with --rename-stages first (contents stay), or choose another --out",
+        )
     if args.table:
-        print("\n".join(map(str, tell())))
+        print("\n".join(map(str, write_tables())))
         return 0
     trials = [
         t
@@ -77,12 +96,14 @@ def run(args: argparse.Namespace) -> int:
         print("\n".join(shlex.join(command(stage)) for stage in stages))
         return 0
     try:
-        lost = run_trials(study, trials, data, parallel=args.parallel, minutes=args.time_limit, ended=tell)
+        failures = run_trials(
+            study, trials, data, parallel=args.parallel, minutes=args.time_limit, on_result=write_tables
+        )
     except KeyboardInterrupt:
         print("\nstopped; what was running is saved: the same command goes on with it", file=sys.stderr)
         return 130
-    files = tell(lost)
-    for path, why in lost.items():
+    files = write_tables(failures)
+    for path, why in failures.items():
         print(f"failed: {path.parent.name}, {path.stem}: {why}", file=sys.stderr)
     print("\n".join(map(str, files)))
-    return 1 if lost else 0
+    return 1 if failures else 0

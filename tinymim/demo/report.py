@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from tinymim.confusion import class_counts, confusion_matrix, mean_iou
 from tinymim.data.folders import IGNORED, read_layout
 from tinymim.progress import clock
 from tinymim_export.report.page import (
@@ -54,21 +55,14 @@ def score_onnx(out: Path) -> dict[str, Any]:
         photo_3HW = np.asarray(Image.open(photo_path).convert("RGB"), np.float32).transpose(2, 0, 1)
         logits_1CHW = session.run(None, {"image": ((photo_3HW - mean) / std)[None]})[0]
         guess_HW, truth_HW = logits_1CHW[0].argmax(0), layout.read_label(label_path)
-        known = truth_HW != IGNORED
-        pairs = truth_HW[known].astype(np.int64) * count + guess_HW[known]
-        own = np.bincount(pairs, minlength=count * count).reshape(count, count)
+        own = confusion_matrix(truth_HW, guess_HW, count, IGNORED)
         confusion += own
         scored.append((float(np.trace(own) / max(own.sum(), 1)), photo_path.stem))
         mask_image(guess_HW, layout.palette).save(out / "predictions" / f"{photo_path.stem}.png")
     ranked = sorted(scored, reverse=True)
+    miou = float(mean_iou(*class_counts(confusion))) if confusion.any() else 0.0  # NaN is no JSON
     places = np.unique(((np.arange(SHOWN) + 0.5) / SHOWN * len(ranked)).astype(int))
-    return {"mIoU": _miou(confusion), "images": len(ranked), "shown": [ranked[i] for i in places]}
-
-
-def _miou(confusion: np.ndarray) -> float:
-    """Mean IoU over classes that occur in labels or predictions."""
-    right, union = np.diag(confusion), confusion.sum(0) + confusion.sum(1) - np.diag(confusion)
-    return float((right[union > 0] / union[union > 0]).mean()) if union.any() else 0.0
+    return {"mIoU": miou, "images": len(ranked), "shown": [ranked[i] for i in places]}
 
 
 def next_commands(out: Path, data: str | None) -> list[tuple[str, str]]:

@@ -90,7 +90,14 @@ def load_recipe(name: str, overrides: dict[str, Any] | None = None, verb: str | 
     except (ImportError, KeyError, TypeError, IndexError) as error:
         raise ConfigError(f"cannot read {path}", f"{type(error).__name__}: {error}", "correct the file") from error
     changes = {k: copy.deepcopy(v) for k, v in (overrides or {}).items() if v is not None}
-    known = default_recipe(changes.get("method", recipe.get("method")))
+    kind = find_method(changes.get("method", recipe.get("method")))
+    if verb is not None and kind.verb != verb:
+        raise ConfigError(
+            f"{name} is a {kind.name} recipe",
+            f"tinymim {kind.verb} runs such recipes",
+            f"tinymim {kind.verb} --recipe {name}, or one of {', '.join(recipe_names(verb))}",
+        )
+    known = default_recipe(kind.name)
     for key, value in known.items():
         if key not in recipe:
             recipe[key] = value
@@ -109,13 +116,6 @@ def load_recipe(name: str, overrides: dict[str, Any] | None = None, verb: str | 
                 f"did you mean {near[0]!r}?" if near else "remove it; --print-config shows what there is",
             )
     _check(recipe)
-    kind = find_method(recipe.method)
-    if verb is not None and kind.verb != verb:
-        raise ConfigError(
-            f"{name} is a {recipe.method} recipe",
-            f"tinymim {kind.verb} runs such recipes",
-            f"tinymim {kind.verb} --recipe {name}, or one of {', '.join(recipe_names(verb))}",
-        )
     return recipe
 
 

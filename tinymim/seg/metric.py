@@ -12,6 +12,7 @@ from mmengine.dist import all_reduce, is_main_process
 from mmengine.evaluator import BaseMetric
 from mmseg.registry import METRICS
 
+from tinymim.confusion import class_counts, confusion_matrix, scores
 from tinymim.data.folders import IGNORED
 from tinymim.errors import CheckFailed
 from tinymim.files import write_json, write_text
@@ -45,21 +46,7 @@ class SegResult:
     @classmethod
     def from_confusion(cls, confusion: np.ndarray, classes: Sequence[str], images: int) -> "SegResult":
         """Scores of a confusion matrix (rows = label, columns = prediction)."""
-        right, labels, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            iou = right / (labels + predicted - right)
-            acc = right / labels
-        total, present = int(labels.sum()), int((labels > 0).sum())
-        return cls(
-            miou=float(np.nanmean(iou)) if total else float("nan"),
-            macc=float(np.nanmean(acc)) if total else float("nan"),
-            aacc=float(right.sum() / total) if total else float("nan"),
-            class_iou=[float(v) for v in iou],
-            classes=list(classes),
-            constant_miou=float(labels.max() / total / present) if total else float("nan"),
-            images=images,
-            confusion=confusion,
-        )
+        return cls(**scores(*class_counts(confusion)), classes=list(classes), images=images, confusion=confusion)
 
     @property
     def work_dir(self) -> Path:
@@ -146,11 +133,8 @@ class SegMetric(BaseMetric):
         assert self.dataset_meta is not None
         count = len(self.dataset_meta["classes"])
         for sample in data_samples:
-            label = sample["gt_sem_seg"]["data"].flatten()
-            seen = label != IGNORED
-            guess = sample["pred_sem_seg"]["data"].flatten().to(label)
-            cell = label[seen].long() * count + guess[seen].long()
-            matrix = torch.bincount(cell, minlength=count * count).reshape(count, count).cpu()
+            label, guess = (sample[key]["data"].flatten().cpu().numpy() for key in ("gt_sem_seg", "pred_sem_seg"))
+            matrix = torch.from_numpy(confusion_matrix(label, guess, count, IGNORED))
             self.confusion = matrix if self.confusion is None else self.confusion + matrix
             self.images += 1
 

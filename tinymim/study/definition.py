@@ -13,7 +13,8 @@ from mmengine.config import Config
 from tinymim.engine.finetuning import FinetuneResult
 from tinymim.engine.recipe import FOLDER as RECIPES
 from tinymim.errors import ConfigError
-from tinymim.study.stages import Folder, Stage, make_stages, settings, unknown
+from tinymim.study.stages import Folder, Stage, make_stages, settings, stage_names, unknown
+from tinymim.study.verbs import VERBS
 
 FOLDER = RECIPES / "studies"
 KEYS: dict[str, Any] = {
@@ -28,7 +29,6 @@ KEYS: dict[str, Any] = {
 }
 PAPER_KEYS: dict[str, Any] = {"table": int, "metric": str, "note": str}
 CELL_KEYS: dict[str, Any] = {"name": str, "group": str, "paper": int | float | dict, "set": dict}
-VERBS = ("pretrain", "distill", "finetune", "segment")
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def result_file(study: Study, cell: Cell, seed: int, out: Path) -> Path:
 def read_result(
     study: Study, cell: Cell, seed: int, out: Path, data: Mapping[str, Folder] | None = None
 ) -> dict[str, Any] | None:
-    """A cell's result file; None where there is none, or it was made with other settings than the study has now.
+    """A cell's result file; None where there is none, or its stages are others than the study has now.
 
     Args:
         study: The study.
@@ -200,12 +200,10 @@ def read_result(
     if not path.is_file():
         return None
     value = json.loads(path.read_text())
-    same_data = all(
-        data[word].content["list_sha256"] == item["list_sha256"]
-        for word, item in value["data"].items()
-        if data and word in data
-    )
-    return value if same_data and value["settings"] == settings(cell.stages, study.wanted, seed) else None
+    contents = {word: item["list_sha256"] for word, item in value["data"].items()}
+    same_data = all(data[word].content["list_sha256"] == own for word, own in contents.items() if data and word in data)
+    names = stage_names(settings(cell.stages, study.wanted, seed), contents)
+    return value if same_data and value["stages"] == names else None
 
 
 def _check_keys(where: str, given: Mapping[str, Any], known: Mapping[str, Any], needed: Iterable[str] = ()) -> None:

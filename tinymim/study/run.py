@@ -16,16 +16,14 @@ from typing import IO, Any
 
 import torch
 
-import tinymim
 from tinymim.engine import JOBS
-from tinymim.engine.recipe import load_recipe
-from tinymim.errors import ConfigError
 from tinymim.files import cores, environment, sha256_file, write_json
 from tinymim.progress import Progress
 from tinymim.study.definition import Study, Trial
-from tinymim.study.stages import Folder, Stage, settings, unknown
+from tinymim.study.stages import Folder, Stage, data_words, settings, unknown
 
 POLL = 0.5  # seconds between looks at the children
+OURS = {"title", "out", "resume", "overwrite", "dry_run"}  # keywords that no stage sets
 MODELS = ("classifier.pth", "segmentor.pth", "student.pth")  # what a stage may leave
 
 
@@ -37,33 +35,29 @@ class Child:
     process: subprocess.Popen[bytes]
     lock: IO[str]
     began: float
-    slot: int  # place among those that run at once; with several GPUs its own one
+    slot: int  # place among those that run at once; with several GPUs one of its own
 
 
 def command(stage: Stage) -> list[str]:
-    """What is typed for a stage; segmentation is a tool, the others are verbs.
+    """The command line of a stage.
 
     Raises:
-        ConfigError: an option or recipe key that the verb does not have, or the tool is not there (an installed package
-            without the repository).
+        ConfigError: an option that the verb does not have.
     """
     options = dict(stage.options)
+    words = [sys.executable, "-m", "tinymim", stage.verb]
     if stage.verb == "segment":
-        tool = Path(tinymim.__file__).parents[1] / "tools" / "train_seg.py"
-        if not tool.is_file():
-            raise ConfigError(
-                f"there is no {tool}",
-                "segmentation is trained by a tool of the repository, which an installed package lacks",
-                "clone the repository, pip install -e . there, and run the study again",
-            )
-        words = [sys.executable, str(tool), str(options.pop("config")), "--work-dir", str(stage.run)]
+        words += [str(options.pop("config")), "--work-dir", str(stage.run)]
     else:
-        _check_options(stage)
-        words = [sys.executable, "-m", "tinymim", stage.verb, "--out", str(stage.run)]
+        known = {"recipe", *(each.name for each in fields(JOBS[stage.verb].settings_type))} - OURS
+        for name in options:
+            if name not in known:
+                raise unknown(f"option of {stage.verb}:", name, sorted(known))
+        words += ["--out", str(stage.run)]
     for name, value in options.items():
         option = "--" + name.replace("_", "-")
         if isinstance(value, dict):
-            words += [option, *(f"{key}={_typed(item)}" for key, item in value.items())]
+            words += [option, *(f"{key}={_option_text(item)}" for key, item in value.items())]
         elif isinstance(value, bool):
             words += [option] if value else []
         else:
@@ -71,20 +65,9 @@ def command(stage: Stage) -> list[str]:
     return words
 
 
-def _check_options(stage: Stage) -> None:
-    """Refuse what the verb would refuse, before anything has run."""
-    job = JOBS[stage.verb]
-    known = {"recipe", *(each.name for each in fields(job.settings_type))}
-    known -= {"title", "out", "resume", "overwrite", "dry_run"}
-    for name in stage.options:
-        if name not in known:
-            raise unknown(f"option of {stage.verb}:", name, sorted(known))
-    load_recipe(stage.options.get("recipe", job.recipe_name), stage.options.get("cfg_options"), stage.verb)
-
-
-def _typed(value: Any) -> str:
+def _option_text(value: Any) -> str:
     """A value as ``--cfg-options`` reads it."""
-    return f"[{','.join(map(_typed, value))}]" if isinstance(value, list) else str(value)
+    return f"[{','.join(map(_option_text, value))}]" if isinstance(value, list) else str(value)
 
 
 def open_stages(trials: Sequence[Trial]) -> list[Stage]:
@@ -100,7 +83,7 @@ def run_trials(
     *,
     parallel: int = 1,
     minutes: float | None = None,
-    ended: Callable[[], object] = lambda: None,
+    on_result: Callable[[], object] = lambda: None,
 ) -> dict[Path, str]:
     """Run what some trials need and write the result file of each as soon as its last stage has ended.
 
@@ -110,23 +93,23 @@ def run_trials(
         data: The data folders they were made with.
         parallel: Stages at a time; each gets its share of the cores, and with several GPUs one of them, in turn.
         minutes: Start no stage after so long.
-        ended: Called after every result file.
+        on_result: Called after every result file.
 
     Returns:
         Result file -> why it is not there, for those that failed; what only ran out of time is not among them.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C or SIGTERM; the children have saved their state and ended.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; the children have saved their state and stopped.
     """
     for stage in open_stages(trials):
-        command(stage)  # what cannot be typed is said before the first stage starts
-    waiting, children, left = open_stages(trials), list[Child](), list(trials)
-    failed, lost = dict[Path, str](), dict[Path, str]()  # stage folders, result files
+        command(stage)  # a wrong option is an error before the first stage starts
+    waiting, children, open_trials = open_stages(trials), list[Child](), list(trials)
+    failed, failures = dict[Path, str](), dict[Path, str]()  # stage folders, result files
     threads = max(cores() // parallel, 1)
     stop_at = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
     line = Progress(study.name, len(trials))
-    with _stop_signal() as asked, _stopped_at_the_end(children, threads):
-        while left or children:
+    with _stop_requests() as stop_requests, _stopped_at_the_end(children, threads):
+        while open_trials or children:
             for child in [c for c in children if c.process.poll() is not None]:
                 if why := _finish(child, threads):
                     failed[child.stage.folder] = why
@@ -144,24 +127,27 @@ def run_trials(
                     if ready and (started := _start(stage, threads, slot)):
                         children.append(started)
                         waiting.remove(stage)
-            for trial in list(left):
+            for trial in list(open_trials):
                 stages = trial.stages.values()
                 why = next((failed[stage.folder] for stage in stages if stage.folder in failed), "")
                 if why or all(stage.done for stage in stages):
-                    left.remove(trial)
+                    open_trials.remove(trial)
                     if why := why or _write_result(study, trial, data):
-                        lost[trial.file] = why
+                        failures[trial.file] = why
                     else:
-                        ended()
-            if left:
-                line.update(len(trials) - len(left), running=len(children))
-            if asked:
+                        on_result()
+            if open_trials:
+                line.update(len(trials) - len(open_trials), running=len(children))
+            if stop_requests:
                 raise KeyboardInterrupt
             if not children and time.monotonic() >= stop_at:
                 break
             time.sleep(POLL)
-    line.close(f"{len(trials) - len(left) - len(lost)} of {len(trials)} done, {len(lost)} failed, {len(left)} not run")
-    return lost
+    line.close(
+        f"{len(trials) - len(open_trials) - len(failures)} of {len(trials)} done, {len(failures)} failed, "
+        f"{len(open_trials)} not run"
+    )
+    return failures
 
 
 def _gpu(slot: int) -> dict[str, str]:
@@ -172,7 +158,7 @@ def _gpu(slot: int) -> dict[str, str]:
 
 
 def _start(stage: Stage, threads: int, slot: int) -> Child | None:
-    """Start a stage, or go on with it; None if another study is at it or has just ended it."""
+    """Start or resume a stage; None if another study is running it or has just finished it."""
     stage.folder.mkdir(parents=True, exist_ok=True)
     lock = open(stage.folder / "lock", "a")  # noqa: SIM115  (held until the stage has ended)
     try:
@@ -186,7 +172,7 @@ def _start(stage: Stage, threads: int, slot: int) -> Child | None:
     reads, noted = stage.reads(), stage.folder / "reads.json"
     same = (json.loads(noted.read_text()) if noted.is_file() else {}) == reads
     again = ["--resume"] if same and (stage.run / "config.py").is_file() else ["--overwrite"] * stage.run.exists()
-    if not same:  # begun anew: what it was made from was made again
+    if not same:  # start over: an input was made again
         for name in ("done.json", "seconds.txt"):
             (stage.folder / name).unlink(missing_ok=True)
     write_json(noted, reads)
@@ -204,7 +190,7 @@ def _start(stage: Stage, threads: int, slot: int) -> Child | None:
 
 
 def _finish(child: Child, threads: int) -> str:
-    """Write what a child that ended has left, and give its lock back; why it failed, or nothing."""
+    """Record what a finished child left and release its lock; the reason if it failed, else an empty string."""
     stage, code = child.stage, child.process.returncode
     times = stage.folder / "seconds.txt"
     with open(times, "a") as file:
@@ -218,7 +204,7 @@ def _finish(child: Child, threads: int) -> str:
             {
                 "command": command(stage),
                 "reads": json.loads((stage.folder / "reads.json").read_text()),
-                "seconds": [float(text) for text in times.read_text().split()],  # one a session
+                "seconds": [float(text) for text in times.read_text().split()],  # one per session
                 "machine": {**environment(), "threads": threads, "gpu": gpu},
                 "student_sha256": sha256_file(models[0]) if models else None,
                 "result": _result(stage.run),
@@ -248,7 +234,7 @@ def _result(run: Path) -> dict[str, float]:
 
 
 def _write_result(study: Study, trial: Trial, data: Mapping[str, Folder]) -> str:
-    """Write a trial's result file; why it cannot be, or nothing."""
+    """Write a trial's result file; the reason if it cannot be written, else an empty string."""
     done = {name: json.loads((stage.folder / "done.json").read_text()) for name, stage in trial.stages.items()}
     scores = {}
     for score in study.scores:
@@ -270,7 +256,7 @@ def _write_result(study: Study, trial: Trial, data: Mapping[str, Folder]) -> str
             "scores": scores,
             "seconds": {name: round(sum(item["seconds"]), 1) for name, item in done.items()},
             "settings": own,
-            "data": {word: folder.content for word, folder in data.items() if f'"{{{word}}}"' in json.dumps(own)},
+            "data": {word: data[word].content for word in data_words(own)},
             "stages": {name: stage.folder.name for name, stage in trial.stages.items()},
             "student_sha256": {name: item["student_sha256"] for name, item in done.items()},
             "machine": done[study.wanted[0]]["machine"],
@@ -280,19 +266,20 @@ def _write_result(study: Study, trial: Trial, data: Mapping[str, Folder]) -> str
 
 
 @contextlib.contextmanager
-def _stop_signal() -> Iterator[list[float]]:
-    """When Ctrl-C or SIGTERM came first, once one has; another one a second later raises KeyboardInterrupt at once."""
-    asked: list[float] = []  # no threading.Event: two signals at once, as "timeout" sends them, would lock it for good
+def _stop_requests() -> Iterator[list[float]]:
+    """The times at which Ctrl-C or SIGTERM came; one that comes a second after the first raises KeyboardInterrupt."""
+    # no threading.Event: two signals at once, as "timeout" sends them, would lock it for good
+    stop_requests: list[float] = []
 
-    def ask(number: int, frame: Any) -> None:
-        asked.append(time.monotonic())
-        if asked[-1] - asked[0] > 1:
+    def request_stop(number: int, frame: Any) -> None:
+        stop_requests.append(time.monotonic())
+        if stop_requests[-1] - stop_requests[0] > 1:
             raise KeyboardInterrupt
 
     main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM) if main}
+    before = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM) if main}
     try:
-        yield asked
+        yield stop_requests
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -300,7 +287,7 @@ def _stop_signal() -> Iterator[list[float]]:
 
 @contextlib.contextmanager
 def _stopped_at_the_end(children: list[Child], threads: int) -> Iterator[None]:
-    """Ask children that still run to save and end when the block is left, and wait; a second Ctrl-C kills them."""
+    """On leaving the block, ask children that still run to save and stop, and wait; a second Ctrl-C kills them."""
     try:
         yield
     finally:

@@ -1,13 +1,13 @@
 """Stages of a study: one run of a verb each, in a folder whose name ends in a hash of what its numbers follow from.
 
-That is the verb, its options, its recipe's own lines or its whole MMSegmentation config, the content of the data and
-the stages it reads from. So a stage that several cells, seeds or studies have in common is one folder, and a changed
-option is another folder. What a recipe inherits and the code itself do not enter: another release, another ``--out``.
+That is the verb, every value of its resolved recipe or MMSegmentation config (:func:`tinymim.study.verbs.resolve`),
+the options that are no recipe keys, the content of the data, and the stages and files it reads. So a stage that several
+cells, seeds or studies have in common is one folder, whatever its recipe's file is called and wherever a value is
+written, and a changed value is another folder. The code itself does not enter: another release, another ``--out``.
 
 Options may hold references: ``{seed}``, a data folder (:data:`DATA`), or ``{stage.student}``, what another stage left.
 """
 
-import ast
 import difflib
 import functools
 import hashlib
@@ -18,16 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config
-
 from tinymim.data.photos import list_photos
-from tinymim.engine.recipe import FOLDER as RECIPES
 from tinymim.errors import ConfigError, DataError
-from tinymim.files import config_file, describe_files, sha256_file
+from tinymim.files import describe_files, sha256_file
+from tinymim.study.verbs import PLACES, is_recipe_key, resolve
 
 DATA = {"photos": "--data", "val_photos": "--data", "segments": "--seg-data"}  # reference -> option that gives it
 WORDS = {"photos": "training photos", "val_photos": "photos to score on", "segments": "labelled photos to segment"}
-PLACES = ("workers", "device")  # options that leave the numbers alone
+FILES = ("teacher", "teacher_weights")  # recipe keys that may name a file
+TEXT = ("recipe", "config", "cfg_options")  # options that are in what is resolved
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Stage:
 
     Attributes:
         folder: ``<out>/stages/<verb>-<hash>``; the run itself is in ``run/``, its output in ``log.txt``, and
-            ``done.json`` is written when the command has ended with 0.
+            ``done.json`` is written when the command has exited with 0.
         verb: "pretrain", "distill", "finetune" or "segment".
         options: Long options without dashes -> values.
         needs: Stages it reads from.
@@ -62,19 +61,19 @@ class Stage:
 
     @property
     def done(self) -> bool:
-        """Whether its numbers are there, and made from what the stages it needs have left."""
-        if (made := self.ended()) is None or not all(need.done for need in self.needs):
+        """Whether its numbers are there, and were made from the files that the stages it needs left."""
+        if (made := self.outcome()) is None or not all(need.done for need in self.needs):
             return False
         return made.get("reads", {}) in ({}, self.reads())
 
-    def ended(self) -> dict[str, Any] | None:
-        """What was noted when it ended; None where it has not."""
+    def outcome(self) -> dict[str, Any] | None:
+        """What was recorded when it finished; None if it has not."""
         path = self.folder / "done.json"
         return json.loads(path.read_text()) if path.is_file() else None
 
     def reads(self) -> dict[str, str | None]:
-        """Folder of each stage it needs -> sha256 of what that has left; to be asked when these have ended."""
-        return {need.folder.name: (need.ended() or {}).get("student_sha256") for need in self.needs}
+        """Folder of each stage it needs -> sha256 of the file that stage left; call it when they have finished."""
+        return {need.folder.name: (need.outcome() or {}).get("student_sha256") for need in self.needs}
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> ConfigError:
@@ -116,13 +115,13 @@ def find_data(photos: str | None, val_photos: str | None, segments: str | None) 
 
 
 def settings(stages: Mapping[str, Any], wanted: Iterable[str], seed: int) -> dict[str, Any]:
-    """Stage -> verb and options with the seed filled in; the wanted stages and those they need, these first.
+    """Stage -> its verb and options as a study gives them, and under "resolved" every value they come down to.
 
-    Files enter by their content, a shipped recipe by its own lines too; :data:`PLACES` do not enter. What a recipe
-    inherits and the code itself do not enter either: another release wants another ``--out``.
+    The wanted stages and those they need, these first, with the seed filled in and files by their content; without
+    :data:`tinymim.study.verbs.PLACES`.
 
     Raises:
-        ConfigError: a reference to nothing, or a stage that needs itself.
+        ConfigError: a reference to nothing, a stage that needs itself, or a recipe or config that cannot be resolved.
     """
     found: dict[str, Any] = {}
     begun: list[str] = []
@@ -141,16 +140,31 @@ def settings(stages: Mapping[str, Any], wanted: Iterable[str], seed: int) -> dic
         if name in begun:
             raise ConfigError(f"stage {name!r} needs itself", " -> ".join([*begun, name]), "let it read an earlier one")
         begun.append(name)
-        options = {k: _content(v) for k, v in _fill(_flat(stages[name]), known).items() if k not in PLACES}
-        shipped = RECIPES / f"{options.get('recipe')}.py"
-        found[name] = options | ({"recipe_lines": _code(shipped)} if shipped.is_file() else {})
-        if options.get("verb") == "segment":
-            found[name]["config_sha256"] = _config_sha256(config_file(str(stages[name].get("config"))))
+        flat = flat_options(stages[name])
+        options = {key: _by_content(value) for key, value in _fill_references(flat, known).items() if key not in PLACES}
+        values = _fill_references(resolve(flat["verb"], flat), known)
+        found[name] = options | {"resolved": values | {k: _by_content(values[k]) for k in FILES if k in values}}
         begun.pop()
 
     for name in wanted:
         visit(name)
     return found
+
+
+def stage_names(settings: Mapping[str, Any], contents: Mapping[str, str]) -> dict[str, str]:
+    """Stage -> name of its folder, ``<verb>-<hash>``.
+
+    Args:
+        settings: Those of :func:`settings`, all stages that the last ones need among them.
+        contents: Data word (:data:`DATA`) -> list_sha256 of the folder.
+    """
+    return hashed_names({name: _what_counts(setting) for name, setting in settings.items()}, contents)
+
+
+def data_words(settings: Mapping[str, Any]) -> list[str]:
+    """The data (:data:`DATA`) that stages of such settings read."""
+    text = json.dumps(settings)
+    return [word for word in DATA if f'"{{{word}}}"' in text]
 
 
 def make_stages(
@@ -162,35 +176,51 @@ def make_stages(
         ConfigError: data that was not given.
     """
     made: dict[str, Stage] = {}
-
-    def folder(word: str) -> Folder:
+    all_settings = settings(stages, wanted, seed)
+    for word in data_words(all_settings):
         if word not in data:
             raise ConfigError(f"no {WORDS[word]}", "a stage of this study reads them", f"add {DATA[word]} FOLDER")
-        return data[word]
-
-    for name, setting in settings(stages, wanted, seed).items():
+    names = stage_names(all_settings, {word: folder.content["list_sha256"] for word, folder in data.items()})
+    for name, folder in names.items():
         needs: dict[str, Stage] = {}
 
-        def typed(word: str, needs: dict[str, Stage] = needs) -> Any:
+        def value_of(word: str, needs: dict[str, Stage] = needs) -> Any:
             stage = word.partition(".")[0]
             if stage in made:
                 needs[stage] = made[stage]
                 return str(made[stage].run / "student.pth")
-            return seed if word == "seed" else str(folder(word).path)
+            return seed if word == "seed" else str(data[word].path)
 
-        def hashed(word: str) -> str:
-            stage = word.partition(".")[0]
-            return made[stage].folder.name if stage in made else folder(word).content["list_sha256"]
-
-        options = _fill(_flat(stages[name]), typed)
-        text = json.dumps(_fill(setting, hashed), sort_keys=True)
-        digest = hashlib.sha256(text.encode()).hexdigest()[:10]
+        options = _fill_references(flat_options(stages[name]), value_of)
         verb = options.pop("verb")
-        made[name] = Stage(out / "stages" / f"{verb}-{digest}", verb, options, tuple(needs.values()))
+        made[name] = Stage(out / "stages" / folder, verb, options, tuple(needs.values()))
     return made
 
 
-def _flat(options: Mapping[str, Any]) -> dict[str, Any]:
+def _what_counts(setting: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a stage's settings that its numbers follow from: an option that is a resolved value counts once."""
+    verb = setting["verb"]
+    twice = {
+        key for key, value in setting["resolved"].items() if setting.get(key) == value and is_recipe_key(verb, key)
+    }
+    return {key: value for key, value in setting.items() if key not in TEXT and key not in twice}
+
+
+def hashed_names(hashed: Mapping[str, Any], contents: Mapping[str, str]) -> dict[str, str]:
+    """Stage -> verb and hash of some values, with data and other stages in them by their content."""
+    names: dict[str, str] = {}
+
+    def content(word: str) -> Any:
+        stage = word.partition(".")[0]
+        return names[stage] if stage in names else contents.get(word)
+
+    for name, values in hashed.items():
+        text = json.dumps(_fill_references(values, content), sort_keys=True)
+        names[name] = f"{values['verb']}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+    return names
+
+
+def flat_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options without those that are None, and ``cfg_options`` as dotted keys."""
 
     def walk(prefix: str, value: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -205,12 +235,12 @@ def _flat(options: Mapping[str, Any]) -> dict[str, Any]:
     return plain | ({"cfg_options": inner} if inner else {})
 
 
-def _fill(value: Any, known: Callable[[str], Any]) -> Any:
+def _fill_references(value: Any, known: Callable[[str], Any]) -> Any:
     """A value with every "{reference}" in it replaced."""
     if isinstance(value, dict):
-        return {key: _fill(item, known) for key, item in value.items()}
+        return {key: _fill_references(item, known) for key, item in value.items()}
     if isinstance(value, list):
-        return [_fill(item, known) for item in value]
+        return [_fill_references(item, known) for item in value]
     match = re.fullmatch(r"\{([\w.]+)\}", value) if isinstance(value, str) else None
     return known(match[1]) if match else value
 
@@ -218,18 +248,6 @@ def _fill(value: Any, known: Callable[[str], Any]) -> Any:
 _sha256 = functools.cache(sha256_file)
 
 
-def _content(value: Any) -> Any:
+def _by_content(value: Any) -> Any:
     """A file by what is in it; other values as they are."""
     return {"sha256": _sha256(value)} if isinstance(value, str) and Path(value).is_file() else value
-
-
-@functools.cache
-def _config_sha256(path: Path) -> str:
-    """Of an MMSegmentation config with everything it inherits."""
-    return hashlib.sha256(json.dumps(Config.fromfile(path).to_dict(), sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _code(path: Path) -> str:
-    """A Python file without its docstring and comments."""
-    tree = ast.parse(path.read_text())
-    return "; ".join(map(ast.unparse, tree.body[ast.get_docstring(tree) is not None :]))

@@ -1,4 +1,4 @@
-"""The table of a study as plain values: means, standard deviations, and the paper's order of the cells against ours."""
+"""The table of a study as plain values: means, standard deviations, and the paper's order of the cells beside ours."""
 
 import math
 import statistics
@@ -82,7 +82,7 @@ def study_table(
 
 
 def trained_apart(results: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Stages that results have in common by their settings, but not as a file: run again elsewhere, they came out anew.
+    """Stages that results share by their settings, but not as a file: trained again elsewhere, with other weights.
 
     Args:
         results: What result files hold.
@@ -166,7 +166,7 @@ def holm(pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def compare(better: Mapping[int, float], worse: Mapping[int, float]) -> dict[str, Any]:
-    """Whether one cell's scores are really above another's.
+    """Whether the scores of one cell really exceed those of another.
 
     A t-test of the difference of the means: paired by seed where both have the same seeds, else Welch's. The verdict is
     "reproduced" or "reversed" where p is below :data:`LEVEL`, else "within noise". Pairs are judged one at a time;

@@ -1,4 +1,4 @@
-"""Studies: data only, a table of the paper each; ``_small``: on photos of a few pixels, in minutes a cell.
+"""Studies: data only, one file per table of the paper; ``_small``: on photos of a few pixels, in minutes per cell.
 
 A study of your own is a file like them::
 

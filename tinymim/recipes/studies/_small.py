@@ -1,4 +1,4 @@
-"""The ablations in minutes a cell: 96-pixel photos, a student 128 wide, 8 deep, its teacher an MAE 256 wide, 10 deep.
+"""The ablations in minutes per cell: 96-pixel photos, a student 128 wide, 8 deep, its teacher an MAE 256 wide, 10 deep.
 
 The teacher is pre-trained on the same photos, once for all studies (its seed is fixed). Its block 8 of 10 is read, the
 nearest to 18 of 24. What a cell does not change is written out, so that the default cell of several tables is one run.

@@ -1,4 +1,4 @@
-"""Table 6: which feature teaches most, in minutes a cell."""
+"""Table 6: which feature teaches most, in minutes per cell."""
 
 _base_ = ["./_table06.py", "./_small.py"]
 title = "Table 6: features (small form)"

@@ -1,4 +1,4 @@
-"""Table 7: which relations teach most, in minutes a cell."""
+"""Table 7: which relations teach most, in minutes per cell."""
 
 _base_ = ["./_table07.py", "./_small.py"]
 title = "Table 7: relations (small form)"

@@ -1,4 +1,4 @@
-"""Table 10: which block of the teacher is read, in minutes a cell: 5, 6, 8, 9, 10 of 10 for 12 to 24 of 24."""
+"""Table 10: which block of the teacher is read, in minutes per cell: 5, 6, 8, 9, 10 of 10 for 12 to 24 of 24."""
 
 _base_ = "./_small.py"
 title = "Table 10: target block (small form)"
