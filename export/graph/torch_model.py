@@ -86,7 +86,7 @@ def load_original(
     if part == "segmentor" and not is_segmentor:
         raise CheckpointError(
             f"{checkpoint} is no segmentor",
-            f"it has no decode head; the file looks like {describe(found.state)}",
+            f"it has no decode head; the file looks like {describe(found.state, found.config)}",
             "add --part backbone to export it as a backbone, or train a segmentor first: "
             f"python tools/train_seg.py mmseg_configs/upernet_tinymim_t.py --student {checkpoint}",
         )

@@ -177,7 +177,7 @@ def test_weights_of_another_size_and_of_another_model(tmp_path):
             tinymim.load_weights(model, tmp_path / "student.pth")
         assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     plain = tinymim.create_model("tinymim_vit_tiny", img_size=32, depth=2)
-    with pytest.raises(CheckpointError):
+    with pytest.raises(CheckpointError, match="looks like hiera_tiny_224"):
         tinymim.load_weights(plain, tmp_path / "student.pth")
 
 

@@ -168,6 +168,8 @@ def _strip(state: State) -> tuple[State, list[str]]:
 
 def describe(state: State, config: dict[str, Any] | None = None) -> str:
     """Words for the model a state dict belongs to, e.g. ``ViT-Base (width 768, 12 blocks, patch 16, grid 14x14)``."""
+    if config and "name" in config:  # one of ours says it
+        return str(config["name"])
     try:
         shape = infer_config(state, config)
     except CheckpointError as error:
