@@ -135,13 +135,13 @@ def stock_segmentor(model: Any, cfg: Any) -> Any:
 
 
 def arithmetics() -> list[str]:
-    """OpenVINO's precisions this processor has."""
-    from tinymim_export.runtime.engines import OPENVINO_PRECISIONS, openvino_core
+    """OpenVINO's compute types this processor has."""
+    from tinymim_export.runtime.engines import OpenVINOEngine
 
     found = []
-    for precision in OPENVINO_PRECISIONS:
+    for precision in OpenVINOEngine.compute_types:
         try:
-            openvino_core(precision)
+            OpenVINOEngine.require("cpu", precision)
             found.append(precision)
         except ConfigError as error:
             print(f"left out: openvino {precision}: {error.what}", flush=True)

@@ -12,11 +12,11 @@ from typing import Any
 
 from tinymim.errors import CheckFailed, ConfigError, DataError
 from tinymim.files import write_json
+from tinymim_export.runtime.engines import packages
 from tinymim_export.tables import markdown_table, text_table
 
 SESSION_SPREAD = 0.04  # the same engine measured in two sessions (RF-DETR issue 1024); ours lie within
 STAMP = ("cpu", "cores", "platform", "machine", "cpu_features", "gpus")
-PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino")
 
 
 @dataclass
@@ -155,7 +155,7 @@ def machine_differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     for key in STAMP:
         if a.get(key) != b.get(key):
             out.append(f"{key}: {_feature_words(a.get(key))} against {_feature_words(b.get(key))}")
-    for name in PACKAGES:
+    for name in packages():
         have = [stamp.get("versions", {}).get(name, "absent") for stamp in (a, b)]
         if have[0] != have[1]:
             out.append(f"{name}: {have[0]} against {have[1]}")

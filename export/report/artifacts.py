@@ -19,12 +19,12 @@ from tinymim_export.report.lineage import PYTORCH, TUNED, Counts, File, Line, Sc
 from tinymim_export.report.page import hide_paths, read_metrics
 from tinymim_export.report.plots import thin
 from tinymim_export.report.tensor_shapes import read_weights
+from tinymim_export.runtime.engines.base import DEFAULT, engine_label, packages, provider_word
 from tinymim_export.runtime.metadata import decode, not_onnx
 
 WEIGHTS = ("segmentor.pth", "student.pth", "student.safetensors")
 KINDS = ("export", "eval", "bench", "tune", "sensitivity", "compare", "lineage")
 STAMP = ("cpu", "cores", "platform", "machine", "cpu_features", "gpu")  # times compare only where these are equal
-RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "openvino")  # and the versions of these
 CURVES = ("loss", "val_loss", "mIoU")
 
 
@@ -248,9 +248,7 @@ def _engine(row: dict[str, Any]) -> str:
     """Label of the engine a row was taken on."""
     if row.get("engine"):
         return str(row["engine"])
-    provider = {"CPUExecutionProvider": "cpu", "CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "tensorrt"}
-    where = provider.get(row["provider"], row["provider"])
-    return " ".join(filter(None, (row.get("runtime") or "onnxruntime", where, row.get("precision"))))
+    return engine_label(row.get("runtime") or DEFAULT, provider_word(row["provider"]), row.get("precision"))
 
 
 def _score(value: dict[str, Any], sha: str, engine: str, source: str) -> Score:
@@ -282,9 +280,9 @@ def _score(value: dict[str, Any], sha: str, engine: str, source: str) -> Score:
 def _time(row: dict[str, Any], env: dict[str, Any], source: str, first: dict[str, Any]) -> Time:
     """A time, and its ratio to the ``first`` row of its result.
 
-    Its place carries a short hash of everything that decides the speed, see STAMP.
+    Its place carries a short hash of everything that decides the speed: see STAMP, and the runtimes' packages.
     """
-    stamp = [env.get(key) for key in STAMP] + [env.get("versions", {}).get(name) for name in RUNTIMES]
+    stamp = [env.get(key) for key in STAMP] + [env.get("versions", {}).get(name) for name in packages()]
     tag = hashlib.sha256(json.dumps(stamp).encode()).hexdigest()[:4]
     machine = f"{row.get('gpu') or env.get('gpu') or env['cpu']}, {env['cores']} cores [{tag}]"
     size = "x".join(map(str, row["shape"]))

@@ -17,6 +17,7 @@ from tinymim.errors import ConfigError, DataError
 from tinymim.files import environment, write_json, write_text
 from tinymim.progress import Progress
 from tinymim_export.runtime.engines import Engine
+from tinymim_export.runtime.engines.base import DEFAULT, renamed
 from tinymim_export.runtime.pictures import save_mask
 from tinymim_export.runtime.predictor import Predictor, read_photo
 from tinymim_export.tables import markdown_table, text_table
@@ -29,7 +30,7 @@ class EvalResult:
     Attributes:
         file: The .onnx file.
         sha256: Of the file.
-        engine: Runtime, provider and arithmetic, e.g. "openvino cpu bf16".
+        engine: Runtime, provider and compute type, e.g. "openvino cpu bf16".
         mode: "whole", "slide" or "stretched".
         miou: Mean IoU over classes that occur in the labels or the predictions.
         macc: Mean pixel accuracy over classes that occur in the labels.
@@ -134,6 +135,7 @@ class EvalResult:
         ]
 
 
+@renamed(precision="compute_type")
 def evaluate(
     file: str | Path | None,
     data: str | Path,
@@ -143,9 +145,9 @@ def evaluate(
     resize_to_file: bool = False,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    runtime: str = "onnxruntime",
+    runtime: str = DEFAULT,
     provider: str = "cpu",
-    precision: str | None = None,
+    compute_type: str | None = None,
     threads: int | None = None,
     limit: int | None = None,
     ignore_label: int | Sequence[int] | None = None,
@@ -164,9 +166,9 @@ def evaluate(
         resize_to_file: Stretch photos to the fixed size of the file (said in the result).
         mean: Normalisation of files without metadata.
         std: The same.
-        runtime: "onnxruntime" or "openvino".
+        runtime: One of :data:`tinymim_export.runtime.engines.RUNTIMES`: "onnxruntime", "openvino".
         provider: "cpu", "cuda" or "tensorrt".
-        precision: OpenVINO's arithmetic.
+        compute_type: What OpenVINO computes in, "f32" or "bf16" (``precision`` in 0.1).
         threads: CPU threads.
         limit: Score so many photos, evenly spread over the split; None scores all.
         ignore_label: Id or ids to ignore, for folders without ``dataset.json``.
@@ -183,7 +185,7 @@ def evaluate(
         raise ConfigError(f"split {split!r} is unknown", "the splits are val and train", "choose one of them")
     if limit is not None and limit < 1:
         raise ConfigError(f"--limit {limit} leaves no photo", "it counts the photos to score", "e.g. --limit 100")
-    options = {} if engine else dict(runtime=runtime, provider=provider, precision=precision, threads=threads)
+    options = {} if engine else dict(runtime=runtime, provider=provider, compute_type=compute_type, threads=threads)
     predictor = Predictor(file, mode=mode, resize_to_file=resize_to_file, mean=mean, std=std, engine=engine, **options)
     layout = read_layout(data, ignore_label=ignore_label, reduce_zero_label=reduce_zero_label)
     if layout.source != "dataset.json" and not quiet:

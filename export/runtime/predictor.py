@@ -33,7 +33,7 @@ class Predictor:
         mean: Three values of RGB (0-255 units, or 0-1 as torchvision writes them), for files without metadata.
         std: The same.
         engine: An opened file to use.
-        options: runtime, provider, precision, threads of :func:`tinymim_export.runtime.engines.open_engine`.
+        options: runtime, provider, compute_type, threads of :func:`tinymim_export.runtime.engines.open_engine`.
 
     Attributes:
         engine: The opened file.

@@ -34,7 +34,7 @@ ORT_WEB = "1.30.0"  # the version the page was tested with
 ORT_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")  # all that CPU runs need
 PAGE_FILES = ("index.html", "page.css", "page.mjs", "worker.mjs", "segment.mjs", "png.mjs")
 NPM_SECONDS = 300
-MASK_TYPES = ("tensor(uint8)", "tensor(int32)", "tensor(int64)")
+MASK_TYPES = ("uint8", "int32", "int64")
 
 
 @dataclass
@@ -141,13 +141,13 @@ def web_contract(engine: Engine) -> dict[str, Any]:
         ConfigError: the file is no segmentor, or does not say how photos are normalised.
     """
     predictor, name, meta = Predictor(engine=engine), engine.path.name, engine.meta
-    output = engine.session.get_outputs()[0]
-    is_logits = output.type == "tensor(float)" and len(output.shape) == 4
-    is_mask = output.type in MASK_TYPES and len(output.shape) in (3, 4)
+    output = engine.outputs[0]
+    is_logits = output.dtype == "float32" and len(output.shape) == 4
+    is_mask = output.dtype in MASK_TYPES and len(output.shape) in (3, 4)
     if not (is_logits or is_mask):
         raise ConfigError(
             f"{name} is no segmentor",
-            f"its output {output.name} is {output.type} {output.shape}; the page draws logits (N, C, H, W) or masks",
+            f"its output is {output}; the page draws logits (N, C, H, W) or masks",
             "export one: tinymim-export --checkpoint segmentor.pth --onnx segmentor.onnx",
         )
     classes, palette = list(predictor.classes or ()), list(predictor.palette or ())

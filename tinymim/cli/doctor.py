@@ -45,7 +45,7 @@ class DoctorResult:
         return json.dumps(value, indent=1)
 
     def print(self) -> None:
-        """Machine first, then a line a check."""
+        """Machine first, then one line per check."""
         for name, value in self.machine.items():
             text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
             print(f"{name + ':':<24}{', '.join(text) if isinstance(text, list) else text}")
@@ -98,8 +98,10 @@ def _guarded(name: str, replay: Callable[[], Iterator[Check]]) -> list[Check]:
 
 
 def machine() -> dict[str, Any]:
-    """Versions, processor features, torch's threads and devices, ONNX Runtime's providers."""
+    """Versions, processor features, torch's threads and devices, the runtimes and their providers."""
     import onnxruntime
+
+    from tinymim_export.runtime.engines.base import RUNTIMES, availability
 
     about = environment()
     flags: set[str] = set()
@@ -120,6 +122,7 @@ def machine() -> dict[str, Any]:
         "features": features,
         "torch": about_torch,
         "onnxruntime providers": onnxruntime.get_available_providers(),
+        "runtimes": {name: text for engine in RUNTIMES.values() for name, text in availability(engine).items()},
         "versions": about["versions"],
     }
 
