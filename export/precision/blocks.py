@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tinymim.errors import ConfigError
-from tinymim_export.precision.variants import Graph
+from tinymim_export.precision.onnx_graph import Graph
 from tinymim_export.runtime.metadata import proto_metadata
 
 LAYERS = ("Conv", "ConvTranspose", "MatMul", "Gemm", "MultiHeadAttention")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tinymim_export.bench.stats import bootstrap_miou_drop
-from tinymim_export.runtime.metadata import PRECISIONS
+from tinymim_export.precision.base import PRECISIONS
 
 PYTORCH = "PyTorch"
 TUNED = "tuner:"  # photos of scores the tuner summed up
@@ -245,7 +245,8 @@ class Line:
             score.data = photos.get(score.data, score.data)
 
     def _place(self, file: File) -> tuple[Any, ...]:
-        precision = PRECISIONS.index(file.precision) if file.precision in PRECISIONS else len(PRECISIONS)
+        known = list(PRECISIONS)
+        precision = known.index(file.precision) if file.precision in known else len(known)
         return (ROLES.index(file.role), len(self.ancestors(file)), precision, len(file.graph), file.kind, file.name)
 
     def ancestors(self, file: File) -> list[File]:

@@ -20,26 +20,18 @@ from typing import Any
 from tinymim.data.folders import read_layout
 from tinymim.errors import CheckFailed, ConfigError, DataError, TinyMIMError
 from tinymim.files import cores, describe_files, sha256_file
+from tinymim_export.precision.base import PRECISIONS, by_block
 from tinymim_export.precision.calibrate import choose_photos
 from tinymim_export.precision.variants import APPROXIMATE, VARIANTS
 from tinymim_export.runtime.engines import Engine
-from tinymim_export.runtime.metadata import PRECISIONS, load_proto, proto_metadata, save_proto
+from tinymim_export.runtime.metadata import load_proto, precision_name, proto_metadata, save_proto
 from tinymim_export.runtime.miou import evaluate
-from tinymim_export.tune.measure import Run, Target, Wanted
+from tinymim_export.tune.measure import Run, Wanted
 from tinymim_export.tune.result import TuneResult
+from tinymim_export.tune.targets import Target, targets
 from tinymim_export.tune.verdict import Budget, loses_too_much, variants_that_pay
 
 EXACT_VARIANTS = tuple(name for name in VARIANTS if name not in APPROXIMATE)
-WITHIN = "int8 within the budget"  # some blocks left in float
-
-# fp16 on a CPU is float32 with casts; dynamic INT8 and packed weights are made for ONNX Runtime's own CPU kernels;
-# the CUDA provider has no INT8 products for graphs with Q/DQ pairs
-TARGETS = {  # name for --runtimes -> where a file can run
-    "onnxruntime": (Target("onnxruntime", "cpu", None, ("int8", "int8-dynamic", "int8-weights")),),
-    "openvino": (Target("openvino", "cpu", "f32", ("int8",)), Target("openvino", "cpu", "bf16", ("int8",))),
-    "cuda": (Target("onnxruntime", "cuda", None, ("fp16",)),),
-    "tensorrt": (Target("onnxruntime", "tensorrt", None, ("fp16", "int8")),),
-}
 
 
 def tune(
@@ -81,8 +73,8 @@ def tune(
         max_miou_drop: Points of mIoU that may be lost against the FP32 original.
         min_speedup: Times as fast as the FP32 original on the first runtime.
         latency_budget: Largest median, ms.
-        runtimes: Of :data:`TARGETS`; None takes those that are here and lists the others.
-        precisions: Of fp32, fp16, int8, int8-dynamic, int8-weights; None tries all that make sense.
+        runtimes: Of :func:`tinymim_export.tune.targets.targets`; None takes those that are here and lists the others.
+        precisions: Of :data:`tinymim_export.precision.PRECISIONS`; None tries all that make sense.
         variants: Graph variants to try; "early-argmax" (other pixels along borders) only where named.
         limit: Score so many photos.
         mode: "whole" or "slide"; None takes the file's contract.
@@ -124,21 +116,21 @@ def tune(
         "seconds": seconds,
         "threads": threads or cores(),
         "seed": seed,
-        "baseline": (runtimes or tuple(TARGETS))[0],
+        "baseline": (runtimes or tuple(targets()))[0],
     }
 
     def score(engine: Engine) -> Any:
         return evaluate(None, data, engine=engine, limit=limit, quiet=not sys.stdout.isatty(), **scoring)
 
     settings["data_sha256"] = describe_files(data, (path for pair in pairs for path in pair))["list_sha256"]
-    if precisions is None or "int8" in precisions:  # useless photos are refused before the work, not after it
+    if any(PRECISIONS[name].needs_calibration for name in precisions or PRECISIONS):  # useless photos: refused early
         settings["calibration_sha256"] = choose_photos(photos, count, seed).about("percentile")["list_sha256"]
     run = Run(folder, settings, budget, score)
     original = folder / "fp32.onnx"
     if not (run.resumed and original.is_file()):
         _write_original(checkpoint, original, config, size, output)
     try:
-        targets = _targets_here(run, original, runtimes)
+        places = _targets_here(run, original, runtimes)
     except TinyMIMError:
         if not run.resumed:
             shutil.rmtree(folder)
@@ -159,24 +151,26 @@ def tune(
                 from tinymim_export.precision.sensitivity import quantize_within
 
                 ranges |= {"max_miou_drop": max_miou_drop / 100, "limit": limit, "scoring": scoring}
-                return quantize_within(original, out, data=data, graph=graph, **ranges)
+                return quantize_within(original, out, precision=precision, data=data, graph=graph, **ranges)
             if tuple(graph) not in opened:
                 opened[tuple(graph)] = FloatFile(original, graph)
             source = opened[tuple(graph)]
-            if precision != "int8":  # INT8 is compared on calibration photos that were not used
+            if not PRECISIONS[
+                precision
+            ].needs_calibration:  # the others are compared on calibration photos that were not used
                 ranges = {"photos": Path(data) / "images" / "validation"}
             return quantize(original, out, precision=precision, source=source, **ranges)
 
-        return run.make(_name(WITHIN if within else precision, graph), build)
+        return run.make(_name(_within(precision) if within else precision, graph), build)
 
     single = [([name], path) for name in variants for path in [made("fp32", [name])] if path is not None]
-    for target in targets:
+    for target in places:
         plain = Wanted(target, "fp32", [], "fp32", original)
         others = [Wanted(target, _name("fp32", graph), graph, "fp32", path) for graph, path in single]
         run.measure([plain, *others], together=True)
 
     second, graphs = [], {}
-    for target in targets:
+    for target in places:
         graph = [name for name in variants if name in variants_that_pay(run.candidates, target.engine)]
         graphs[target.engine] = graph
         for precision in ("fp32", *target.precisions):
@@ -189,17 +183,24 @@ def tune(
     run.measure(second)
 
     third = []
-    for target in targets:
+    for target in places:
         graph = graphs[target.engine]
-        if "int8" not in target.precisions or (precisions is not None and "int8" not in precisions):
-            continue
-        tried = next((c for c in run.candidates if c.engine == target.engine and c.precision == "int8"), None)
-        if tried is None or loses_too_much(tried, budget):
-            path = made("int8", graph, within=True)
-            if path is not None:
-                third.append(Wanted(target, _name(WITHIN, graph), graph, "int8", path))
+        for precision in target.precisions:
+            static = PRECISIONS[precision].needs_calibration and by_block(precision)
+            if not static or (precisions is not None and precision not in precisions):
+                continue
+            tried = next((c for c in run.candidates if (c.engine, c.precision) == (target.engine, precision)), None)
+            if tried is None or loses_too_much(tried, budget):
+                path = made(precision, graph, within=True)
+                if path is not None:
+                    third.append(Wanted(target, _name(_within(precision), graph), graph, precision, path))
     run.measure(third)
     return run.finish(onnx, time.monotonic() - began)
+
+
+def _within(precision: str) -> str:
+    """The name of a candidate with some blocks left in float."""
+    return f"{precision} within the budget"
 
 
 def _name(precision: str, graph: Sequence[str]) -> str:
@@ -220,7 +221,7 @@ def _write_original(checkpoint: Path, out: Path, config: Any, size: tuple[int, i
         return
     proto = load_proto(checkpoint)
     meta = proto_metadata(proto)
-    precision = (meta.get("precision") or {}).get("name", "fp32")
+    precision = precision_name(meta)
     if precision != "fp32" or meta.get("graph"):
         raise ConfigError(
             f"{checkpoint.name} is no plain FP32 file",
@@ -240,15 +241,15 @@ def _targets_here(run: Run, original: Path, runtimes: Sequence[str] | None) -> l
     Raises:
         CheckFailed, ConfigError: a runtime that was asked for is not here.
     """
-    here = []
-    for name in TARGETS if runtimes is None else dict.fromkeys(runtimes):
+    here, known = [], targets()
+    for name in known if runtimes is None else dict.fromkeys(runtimes):
         found = []
-        for target in TARGETS[name]:
+        for target in known[name]:
             try:
                 target.open(original, run.threads)
                 found.append(target)
             except (ConfigError, CheckFailed) as error:
-                if runtimes is not None and target is TARGETS[name][0]:
+                if runtimes is not None and target is known[name][0]:
                     raise
                 run.leave_out(target.engine, f"not here: {error.what}")
         here += found
@@ -274,7 +275,7 @@ def _check(
             "--checkpoint and --onnx are one file", "the winner would replace it", "choose another --onnx"
         )
     for option, given, known in (
-        ("runtimes", runtimes, tuple(TARGETS)),
+        ("runtimes", runtimes, tuple(targets())),
         ("precisions", precisions, PRECISIONS),
         ("variants", variants, VARIANTS),
     ):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tinymim_export.bench.stats import distinguishable, ratio_interval
+from tinymim_export.precision.base import by_block
 
 BASELINE, PROMOTED, REJECTED = "BASELINE", "PROMOTED", "REJECTED"
 Interval = tuple[float, float]
@@ -40,11 +41,11 @@ class Candidate:
     """One file on one runtime, timed and scored. Scores are fractions, times milliseconds, intervals 95 %."""
 
     name: str  # "int8 + attention"
-    precision: str  # of the file: fp32, fp16, int8, int8-dynamic, int8-weights
+    precision: str  # of the file: fp32, fp16, int8, ...
     graph: list[str]  # variants applied
     runtime: str
     provider: str
-    arithmetic: str | None  # OpenVINO's: f32, bf16
+    arithmetic: str | None  # OpenVINO's compute type: f32, bf16 (the key of tune.json since 0.1)
     engine: str  # the three in words
     file: str
     sha256: str
@@ -135,7 +136,7 @@ def decide(candidate: Candidate, budget: Budget) -> tuple[str, list[str], list[s
         remarks.append(f"left in float: {', '.join(candidate.facts['excluded'])}")
     if not candidate.steady:
         remarks.append("the machine was busy or throttling while it was timed: measure again")
-    if too_slow(candidate, budget) and candidate.precision.startswith("int8"):
+    if too_slow(candidate, budget) and by_block(candidate.precision):
         against += why_slow(candidate.facts)
     if against:
         return REJECTED, against, remarks

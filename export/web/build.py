@@ -26,7 +26,7 @@ from tinymim.errors import ConfigError, DataError, TinyMIMError
 from tinymim.files import write_json
 from tinymim_export.report.style import STYLE
 from tinymim_export.runtime.engines import Engine, open_engine
-from tinymim_export.runtime.metadata import is_verified, load_proto
+from tinymim_export.runtime.metadata import is_verified, load_proto, precision_name
 from tinymim_export.runtime.pictures import palette_for
 from tinymim_export.runtime.predictor import THRESHOLD, Predictor
 
@@ -161,7 +161,7 @@ def web_contract(engine: Engine) -> dict[str, Any]:
     notes = list(predictor.notes)
     if predictor.mode == "slide" and not windows:
         notes = ["This file gives masks, which cannot be averaged: photos go through it whole, not in windows."]
-    precision = (meta.get("precision") or {}).get("name", "fp32")
+    precision = precision_name(meta)
     size = "any size" if None in engine.size else "x".join(map(str, engine.size))
     try:
         checked = meta.get("verified") and is_verified(load_proto(engine.path))
