@@ -328,11 +328,8 @@ def _sensitivity(args: argparse.Namespace, fp32: str) -> int:
     result.print()
     _write(args, result)
     start = spelled(args, "source" if args.source else "checkpoint").replace("--source", "--from")
-    photos = (
-        f" --calibration {shlex.quote(args.calibration or args.data)}"
-        if PRECISIONS[precision].needs_calibration
-        else ""
-    )
+    photos = shlex.quote(args.calibration or args.data)
+    photos = f" --calibration {photos}" if PRECISIONS[precision].needs_calibration else ""
     graph = spelled(args, "graph")
     print(
         f"next: tinymim-export{start} --onnx {precision}.onnx --precision {precision}{graph}{photos} "

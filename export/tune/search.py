@@ -155,9 +155,7 @@ def tune(
             if tuple(graph) not in opened:
                 opened[tuple(graph)] = FloatFile(original, graph)
             source = opened[tuple(graph)]
-            if not PRECISIONS[
-                precision
-            ].needs_calibration:  # the others are compared on calibration photos that were not used
+            if not PRECISIONS[precision].needs_calibration:  # with calibration: compared on photos it left over
                 ranges = {"photos": Path(data) / "images" / "validation"}
             return quantize(original, out, precision=precision, source=source, **ranges)
 
