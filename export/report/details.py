@@ -1,18 +1,18 @@
-"""What stands behind the numbers of a line: verdicts, sensitivity, parity, calibration, origin, machines. No torch."""
+"""Details of a lineage: verdicts, sensitivity, parity, calibration, origin, machines. No torch."""
 
 from pathlib import Path
 from typing import Any
 
 from tinymim_export.report.figures import MISSING, bars, percent, short, with_interval
-from tinymim_export.report.lineage import File, Line
+from tinymim_export.report.lineage import File, Lineage
 from tinymim_export.report.page import here, table
 from tinymim_export.report.plots import escape
 
 
-def candidates(line: Line) -> list[str]:
+def candidates(lineage: Lineage) -> list[str]:
     """PROMOTED and REJECTED of the tuner, with its reasons."""
     blocks = []
-    for verdict in line.verdicts:
+    for verdict in lineage.verdicts:
         rows = []
         for item in verdict["candidates"]:
             if item.get("copy_of"):
@@ -33,23 +33,23 @@ def candidates(line: Line) -> list[str]:
     return blocks
 
 
-def sensitivity(line: Line) -> list[str]:
+def sensitivity(lineage: Lineage) -> list[str]:
     """Bars of mIoU lost with one block in the other precision, and the classes that lose most."""
     figures = []
-    for value in line.sensitivity:
+    for value in lineage.sensitivity:
         rows = []
         for item in value["rows"]:
             worst = [f"{name} {-100 * lost:+.1f}" for name, lost in item["class_drop"].items() if lost > 0.0005][:2]
             notes = [f"{-100 * item['drop']:+.2f}", f"{100 * item['equal_pixels']:.2f} % equal pixels", *worst]
             label = "all of them" if item["block"] == "all" else str(item["block"])
             rows.append((label, 100 * float(item["drop"]), ", ".join(notes)))
-        file = line.file(value["sha256"])
+        file = lineage.file(value["sha256"])
         name = file.name if file and file.given else Path(str(value["file"])).name
         figures.append(bars(f"{name}, {value['precision']}, {value['images']} photos", rows, least=0.5))
     return figures
 
 
-def parity(line: Line, onnx: list[File]) -> list[str]:
+def parity(lineage: Lineage, onnx: list[File]) -> list[str]:
     """What the files say of their own check, then every comparison of the exports that were given."""
     rows = []
     for file in onnx:
@@ -67,7 +67,7 @@ def parity(line: Line, onnx: list[File]) -> list[str]:
             )
         )
     blocks = [table(("file", "checked", "largest error, relative", "cosine", "equal pixels"), rows, raw=True)]
-    for value in line.exports:
+    for value in lineage.exports:
         parity = value.get("parity") or {}
         detail = [
             (
@@ -107,12 +107,12 @@ def calibration(onnx: list[File]) -> list[str]:
     return blocks
 
 
-def provenance(line: Line) -> str:
+def provenance(lineage: Lineage) -> str:
     rows = []
-    for file in line.files:
+    for file in lineage.files:
         parents = []
         for relation, sha in file.parents.items():
-            parent = line.file(sha)
+            parent = lineage.file(sha)
             parents.append(f"{escape(relation)}: {escape(parent.name) if parent else ''} {short(sha)}")
         expects = {"student": "teacher", "segmentor": "student", "onnx": "checkpoint"}.get(file.role)
         if file.given and expects and not parents:
@@ -143,9 +143,9 @@ def _stamp(env: dict[str, Any]) -> str:
     return ", ".join(([f"{env['cpu']}, {env['cores']} cores"] if "cpu" in env else []) + told)
 
 
-def machines(line: Line) -> str:
+def machines(lineage: Lineage) -> str:
     """Every version of every environment in which weights were made."""
-    stamps = {repr(file.environment): file for file in line.files if file.environment and "cpu" in file.environment}
+    stamps = {repr(file.environment): file for file in lineage.files if file.environment and "cpu" in file.environment}
     rows = [
         (
             file.environment["cpu"],
@@ -158,23 +158,23 @@ def machines(line: Line) -> str:
     made = table(("weights were made on", "cores", "platform", "versions"), rows).replace(
         "<table>", '<table class="provenance">'
     )
-    timed = "".join(f"<li>{escape(place)}</li>" for place in line.places())
+    timed = "".join(f"<li>{escape(place)}</li>" for place in lineage.places())
     return made + (f'<p class="note">Times were taken on:</p><ul class="note">{timed}</ul>' if timed else "")
 
 
-def missing(line: Line, out: Path) -> list[tuple[str, str]]:
+def missing(lineage: Lineage, out: Path) -> list[tuple[str, str]]:
     """Commands that would fill the gaps, and those that made what there is."""
     todo = []
-    near = [(file, here(file.path, out.parent)) for file in line.files if file.role == "onnx" and file.path]
+    near = [(file, here(file.path, out.parent)) for file in lineage.files if file.role == "onnx" and file.path]
     for file, path in near:
-        if not any(score.sha256 == file.sha256 for score in line.scores):
+        if not any(score.sha256 == file.sha256 for score in lineage.scores):
             todo.append(
                 (f"mIoU of {file.name}", f"tinymim eval {path} --data FOLDER --json {Path(path).stem}.eval.json")
             )
-    untimed = [path for file, path in near if not any(time.sha256 == file.sha256 for time in line.times)]
+    untimed = [path for file, path in near if not any(time.sha256 == file.sha256 for time in lineage.times)]
     if untimed:
         todo.append(("Latency of what was not timed", f"tinymim bench {' '.join(untimed)} --json bench.json"))
-    lost = [file for file in line.files if not file.given]
+    lost = [file for file in lineage.files if not file.given]
     if lost:
         names = ", ".join(f"{file.role} {file.sha256[:10]}" for file in lost)
         todo.append(
@@ -183,10 +183,10 @@ def missing(line: Line, out: Path) -> list[tuple[str, str]]:
                 "tinymim report RUN_FOLDERS FILES --out report.html",
             )
         )
-    made = [(f"{file.name} was made with", file.command) for file in line.files if file.command]
+    made = [(f"{file.name} was made with", file.command) for file in lineage.files if file.command]
     return todo + made
 
 
-def notes(line: Line) -> str:
-    told = [*line.notes, *(f"{file.name}: {note}" for file in line.files for note in file.notes)]
+def notes(lineage: Lineage) -> str:
+    told = [*lineage.notes, *(f"{file.name}: {note}" for file in lineage.files for note in file.notes)]
     return f'<ul class="note">{"".join(f"<li>{escape(text)}</li>" for text in told)}</ul>' if told else ""

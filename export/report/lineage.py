@@ -1,7 +1,7 @@
-"""What is known of a line of files: teacher -> student -> segmentor -> .onnx files, joined by sha256. No torch.
+"""What is known about a lineage of files: teacher -> student -> segmentor -> .onnx files, joined by sha256. No torch.
 
 A :class:`File` is one file, a :class:`Score` its mIoU on one engine, a :class:`Time` its latency on one engine and
-machine. A :class:`Line` joins them. What nobody recorded stays None; nothing is guessed from names or places.
+machine. A :class:`Lineage` joins them. What nobody recorded stays None; nothing is guessed from names or places.
 """
 
 import hashlib
@@ -27,7 +27,8 @@ class File:
     Attributes:
         given: False: only its sha256 is known, from the file made of it.
         role: "teacher", "student", "segmentor" or "onnx".
-        parents: What it was made from -> sha256: "teacher", "student", "checkpoint", "fp32 file".
+        parents: What it was made from -> sha256: "teacher" ("teacher 2", ... where there are several), "student",
+            "checkpoint", "fp32 file".
         macs: Multiply-adds at ``size``.
         excluded: Blocks a quantised file keeps in float.
         settings: Flat recipe, dotted keys.
@@ -174,7 +175,7 @@ class Row:
 
 
 @dataclass
-class Line:
+class Lineage:
     """Files with everything measured on them."""
 
     files: list[File] = field(default_factory=list)
@@ -185,7 +186,7 @@ class Line:
     verdicts: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def add(self, other: "Line") -> None:
+    def add(self, other: "Lineage") -> None:
         """Take in what another source says; of two entries about one thing the later one stays."""
         for file in other.files:
             known = self.file(file.sha256)
@@ -212,14 +213,14 @@ class Line:
                 if self.file(sha) is None:
                     masks = file.output in ("logits", "mask")
                     made_of = {"checkpoint": "segmentor" if masks else "student", "fp32 file": "onnx"}
-                    role = made_of.get(relation, relation)
+                    role = made_of.get(relation, relation.split()[0])  # "teacher 2" is a teacher
                     self.files.append(File(sha, "not given", role, given=False))
         measured: list[Any] = [*self.scores, *self.times]
         for sha in dict.fromkeys(item.sha256 for item in measured):
             if self.file(sha) is None:
                 named = next(item.source for item in measured if item.sha256 == sha)
                 self.files.append(File(sha, f"not given (in {named})", "onnx", given=False))
-        asked = {(relation, sha) for file in self.files for relation, sha in file.parents.items()}
+        asked = {(relation.split()[0], sha) for file in self.files for relation, sha in file.parents.items()}
         for file in self.files:
             if ("student", file.sha256) in asked:
                 file.role = "student"
@@ -337,7 +338,7 @@ class Line:
         return {"kind": "tinymim.lineage"} | value
 
     @classmethod
-    def from_dict(cls, value: dict[str, Any]) -> "Line":
+    def from_dict(cls, value: dict[str, Any]) -> "Lineage":
         """What :meth:`to_dict` gave."""
         rest = {f.name: value.get(f.name, []) for f in fields(cls) if f.name not in ("files", "scores", "times")}
         return cls(

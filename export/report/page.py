@@ -145,8 +145,8 @@ def gallery(
         return ""
     names = [f"<span>{swatch(palette[i])}{escape(name)}</span>" for i, name in enumerate(classes[:256]) if seen[i]]
     left_out = f"<span>and {len(names) - most_classes} more</span>" if len(names) > most_classes else ""
-    shots = "".join(f'<div class="trio">{trio}</div>' for trio in trios)
-    return f'<div class="shots">{shots}</div><div class="legend">{"".join(names[:most_classes])}{left_out}</div>'
+    photos = "".join(f'<div class="trio">{trio}</div>' for trio in trios)
+    return f'<div class="photos">{photos}</div><div class="legend">{"".join(names[:most_classes])}{left_out}</div>'
 
 
 def verdict(text: str, good: bool) -> str:
