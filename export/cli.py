@@ -57,12 +57,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="VARIANT",
         help="attention, pixels, early-argmax; --tune tries the first two, or those named here",
     )
-    add("--calibration", default=None, metavar="FOLDER", help="photos like those of later use, for --precision int8")
+    add("--calibration", default=None, metavar="FOLDER", help="photos like those in use, for --precision int8")
     add("--calibration-count", type=int, default=None, metavar="N", help="how many of them; default: 64")
     add("--calibration-method", choices=["percentile", "entropy", "minmax"], default=None, help="default: percentile")
     add("--exclude-blocks", nargs="+", default=None, metavar="BLOCK", help='leave in float, e.g. "block 3" head')
     add("--data", default=None, metavar="FOLDER", help="labelled photos (ADE20K layout) to score mIoU on")
-    add("--limit", type=int, default=None, metavar="N", help="score so many photos of --data, evenly spread")
+    add("--limit", type=int, default=None, metavar="N", help="score this many photos of --data, evenly spread")
     add("--mode", choices=["whole", "slide"], default=None, help="how --data is scored; default: the file's contract")
     add("--resize-to-file", action="store_true", help="score --data stretched to the fixed size of the file")
     add("--ignore-label", type=int, nargs="+", default=None, metavar="ID", help="ids in --data that count for nothing")
@@ -72,12 +72,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=None,
         metavar="POINTS",
-        help="leave the most harmful blocks in float until no more is lost; --tune: its budget, 0.5",
+        help="leave the most harmful blocks in float until no more is lost; --tune: its budget, default 0.5",
     )
     add("--sensitivity", action="store_true", help="write no file: quantise block by block and score each on --data")
     add = parser.add_argument_group("verdict").add_argument
     add("--tune", action="store_true", help="try precisions, graph variants and runtimes on --data; keep the winner")
-    add("--min-speedup", type=float, default=None, metavar="X", help="a candidate must be so much faster; default: 1.2")
+    add("--min-speedup", type=float, default=None, metavar="X", help="a candidate must be X times as fast; default 1.2")
     add("--latency-budget", default=None, metavar="MS", help="and take no longer than this, e.g. 100ms")
     add(
         "--runtimes",
@@ -124,7 +124,7 @@ def _check(args: argparse.Namespace) -> None:
         (args.checkpoint and args.source, "--checkpoint and --from exclude each other", "both say where to start"),
         (
             args.checkpoint and args.checkpoint.endswith(".onnx"),
-            f"{args.checkpoint} is no checkpoint",
+            f"{args.checkpoint} is not a checkpoint",
             "it is exported already: start there with --from",
         ),
         (
@@ -395,7 +395,7 @@ def milliseconds(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value < float("inf"):
-        raise ConfigError(f"--latency-budget {text} is no time", "it is milliseconds of one image", "e.g. 100ms")
+        raise ConfigError(f"--latency-budget {text} is not a time", "it is milliseconds of one image", "e.g. 100ms")
     return value
 
 

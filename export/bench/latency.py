@@ -3,7 +3,7 @@
 Several files (or one file on several runtimes) are timed in turns in one process, the order rotated every round, so a
 busy or throttling machine hits all of them alike. Input and outputs stay on the device. Medians and their ratios carry
 95 % bootstrap intervals; a series whose second half differs from its first is marked. Peak memory is measured in one
-child process a row. Every row is timed with the very engine that ``tinymim eval`` scores.
+child process per row. Every row is timed with the same engine that ``tinymim eval`` scores.
 """
 
 import importlib
@@ -58,7 +58,7 @@ class BenchRow:
 
     @property
     def differs(self) -> bool:
-        """Whether its speed can be told from the first row's."""
+        """Whether its speed differs from the first row's beyond chance."""
         return self.speed_up is not None and distinguishable(*self.speed_up[1:])
 
 
@@ -67,7 +67,7 @@ class BenchResult:
     """Latency of several files on one machine; prints, writes JSON and Markdown."""
 
     rows: list[BenchRow]
-    splits: list[Any] = field(default_factory=list)  # SplitResult, one a file, where asked for
+    splits: list[Any] = field(default_factory=list)  # SplitResult, one per file, where asked for
     settings: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
 
@@ -79,7 +79,7 @@ class BenchResult:
         return json.dumps(value, indent=1)
 
     def table(self) -> list[list[str]]:
-        """Heading and one line a row."""
+        """Heading and one line per row."""
         several = len(self.rows) > 1
         head = [
             "file",
@@ -121,7 +121,8 @@ class BenchResult:
         """Tables and the machine they hold for."""
         about = self.environment
         where = f"{about['cpu']}, {about['cores']} cores, onnxruntime {about['versions'].get('onnxruntime')}"
-        text = markdown_table(self.table()) + f"\nMeasured on {where}; {self.rows[0].runs} runs a file, interleaved.\n"
+        text = markdown_table(self.table())
+        text += f"\nMeasured on {where}; {self.rows[0].runs} runs per file, interleaved.\n"
         text += "".join(f"\n{remark}\n" for remark in self.remarks())
         return text + "".join("\n" + split.to_markdown() for split in self.splits)
 
@@ -133,7 +134,7 @@ class BenchResult:
 
 
 def speed_words(speed_up: tuple[float, float, float] | None) -> str:
-    """A ratio and its interval, or that it cannot be told from 1."""
+    """A ratio and its interval, and whether it can be distinguished from 1."""
     if speed_up is None:
         return "1"
     ratio, low, high = speed_up
@@ -167,7 +168,7 @@ def bench(
         batch: Images at once.
         size: Height and width for files with free sizes; None takes the size they were exported at.
         split: Also time backbone, pyramid, head and up-sampling apart (needs onnx; ONNX Runtime only).
-        runs: Timed runs a row, 10 or more; None runs for ``seconds``, at least 10 times.
+        runs: Timed runs per row, 10 or more; None runs for ``seconds``, at least 10 times.
         seconds: Time to spend on each row.
         seed: Of the random input.
 
@@ -181,7 +182,7 @@ def bench(
         raise ConfigError("no files to measure", "the list is empty", "tinymim bench out.onnx")
     for name, value in (("batch", batch), ("threads", threads)):
         if value is not None and value < 1:
-            raise ConfigError(f"{name} {value} is not possible", "it counts something", f"give --{name} 1 or more")
+            raise ConfigError(f"{name} {value} is not possible", "it is a count", f"give --{name} 1 or more")
     _check_time(runs, seconds)
     wanted = settings_of(runtime, compute_type)
     if split and (DEFAULT not in {name for name, _ in wanted}):
@@ -231,10 +232,10 @@ def _check_time(runs: int | None, seconds: float) -> None:
     """Refuse what gives no interval."""
     if runs is not None and runs < MIN_RUNS:
         raise ConfigError(
-            f"--runs {runs} is too few", "so few runs say nothing of how much they vary", f"take {MIN_RUNS} or more"
+            f"--runs {runs} is too few", "so few runs do not show how much they vary", f"take {MIN_RUNS} or more"
         )
     if not 0 < seconds < float("inf"):
-        raise ConfigError(f"--seconds {seconds:g} is no time", "it is the time for each file", "e.g. --seconds 5")
+        raise ConfigError(f"--seconds {seconds:g} is not a time", "it is the time for each file", "e.g. --seconds 5")
 
 
 def settings_of(runtime: str | Sequence[str], compute_type: str | Sequence[str] | None) -> list[Setting]:

@@ -1,8 +1,8 @@
 """Does a file of another precision still give what the FP32 file gives? The rule for every precision is written here.
 
-The FP32 file was compared with PyTorch when it was exported; what is made from it is compared with it. Tensors by
-cosine, decisions by the share of equal pixels; on real photos where there are some, and on noise otherwise. Noise is no
-photo: there only the cosine decides (activations were never measured on noise), and not at all for static INT8.
+The FP32 file was compared with PyTorch when it was exported; what is made from it is compared with it: tensors by
+cosine, decisions by the share of equal pixels, on real photos where there are some and on noise otherwise. Noise is not
+a photo: only the cosine counts there, and static INT8 is not judged by it (its ranges were never measured on noise).
 """
 
 from collections.abc import Sequence
@@ -167,7 +167,7 @@ def _rows(
     tolerance: Tolerance,
     inside: Sequence[str],
 ) -> list[Row]:
-    """One row an output over all the images; ``inside`` are inner tensors, not outputs."""
+    """One row per output over all the images; ``inside`` are inner tensors, not outputs."""
     shape = images[0][1].shape
     shape = (shape[0] * len(images), *shape[1:])
     rows, tallies = [Row(name, shape, source) for name in names], [_Tally() for _ in names]

@@ -1,7 +1,7 @@
 """FP16 for GPUs: half-precision weights and arithmetic, float32 at the input and the outputs.
 
 What converters are known to get wrong is kept simple here: casts stand at the graph's input and outputs and nowhere
-else, weights beyond float16's range are clipped and counted, values that are no numbers any more are found by
+else, weights beyond float16's range are clipped and counted, values that are not numbers any more are found by
 verification, and a Resize keeps its scales in float32, as ONNX demands.
 """
 
@@ -102,7 +102,7 @@ def to_half(proto: Any) -> int:
 
 
 def _cast_ends(graph: Any, kind: Any) -> None:
-    """One Cast behind the float32 input, one in front of every float32 output."""
+    """One Cast after the float32 input, one before every float32 output."""
     import onnx
 
     first, last, rename = [], [], {}

@@ -5,10 +5,10 @@ What ONNX Runtime's CPU kernels do decides the form (measured on ViT-T, a Xeon w
 - activations uint8 with a zero point, weights int8 symmetric: the pair VNNI and AMX multiply (unsigned by signed), and
   the one OpenVINO expects; signed activations were no faster;
 - the result of a MatMul is NOT quantised (the stock tool does): ONNX Runtime then runs one MatMulIntegerToFloat, the
-  residual stream keeps its precision, and a Q/DQ pair a layer is saved;
-- the result of a Conv must be quantised, or the Conv runs in float; a Relu behind it goes inside;
-- weight-only files hold int8 weights behind Cast and Mul, which runtimes fold into float weights when they load the
-  file: the speed of FP32. DequantizeLinear in their place becomes MatMulNBits on ONNX Runtime's CPU: 1.4 to 2 times
+  residual stream keeps its precision, and one Q/DQ pair per layer is saved;
+- the result of a Conv must be quantised, or the Conv runs in float; a Relu after it moves inside;
+- weight-only files hold int8 weights followed by Cast and Mul, which runtimes fold into float weights when they load
+  the file: the speed of FP32. DequantizeLinear in their place becomes MatMulNBits on ONNX Runtime's CPU: 1.4 to 2 times
   slower than FP32 here;
 - products of two activations (attention's q k^T and p v), softmax and normalisation stay in float, and so do the last
   convolution (its result decides the class and would be cut to 256 levels) and the one that reads the image (the error
@@ -43,7 +43,7 @@ class Target:
     data: str  # activation
     weight: str  # initializer
     axis: int  # of its output channels
-    result: str  # of Conv: the tensor that gets a Q/DQ pair (behind a Relu); "" for MatMul
+    result: str  # of Conv: the tensor that gets a Q/DQ pair (after a Relu); "" for MatMul
 
 
 def check_opset(proto: Any) -> None:

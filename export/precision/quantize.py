@@ -43,7 +43,7 @@ class QuantizeResult:
         parity: Comparison with the FP32 file.
         verified: Compared, and the FP32 file itself was verified against PyTorch.
         notes: Sentences.
-        steps: What the automatic exclusion did: {"excluded", "miou", "drop"}, one entry a step.
+        steps: What the automatic exclusion did: {"excluded", "miou", "drop"}, one entry per step.
     """
 
     file: str
@@ -126,8 +126,8 @@ def quantize(
         onnx_in: FP32 file.
         onnx_out: File to write.
         precision: One of :data:`PRECISIONS`.
-        calibration: Folder of photos like those of later use, for a precision that needs them ("int8"); the file list
-            is kept in the metadata.
+        calibration: Folder of photos like those the file will see, for a precision that needs them ("int8"); the list
+            of files is kept in the metadata.
         count: Calibration photos.
         seed: Of their choice.
         method: How a range is read off: "percentile", "entropy" or "minmax".
@@ -252,7 +252,7 @@ def check_options(precision: str, calibration: Any, method: str, exclude: Sequen
     if kind.needs_calibration and calibration is None:
         raise ConfigError(
             f"{kind.title} needs photos",
-            "it fixes the range of every activation beforehand, and only photos like those of later use show them",
+            "it fixes the range of every activation beforehand, and only photos like those the file will see show them",
             "add --calibration FOLDER, or use --precision int8-dynamic",
         )
     if not kind.needs_calibration and calibration is not None:

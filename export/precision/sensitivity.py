@@ -81,7 +81,7 @@ class SensitivityResult:
         return json.dumps(value, indent=1)
 
     def table(self) -> list[list[str]]:
-        """Heading and one line a block."""
+        """Heading and one line per block."""
         lines = [["in INT8", "layers", "mIoU %", "lost", "equal pixels %", "classes that lose most"]]
         for row in self.rows:
             classes = [(name, loss) for name, loss in row.class_drop.items() if loss > 0][:WORST_CLASSES]

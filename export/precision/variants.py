@@ -38,7 +38,8 @@ def apply_variants(proto: Any, variants: Sequence[str]) -> Any:
     """
     unknown = [name for name in variants if name not in VARIANTS]
     if unknown:
-        raise ConfigError(f"graph variant {unknown[0]!r} is unknown", f"known: {', '.join(VARIANTS)}", "choose of them")
+        known = f"known: {', '.join(VARIANTS)}"
+        raise ConfigError(f"graph variant {unknown[0]!r} is unknown", known, "choose from them")
     made = type(proto)()
     made.CopyFrom(proto)
     meta = proto_metadata(made)

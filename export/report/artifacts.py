@@ -57,7 +57,7 @@ def weights_file(path: Path) -> File:
 
 
 def run_folder(folder: Path) -> Lineage:
-    """What a run folder says of the weights it made."""
+    """What a run folder records about the weights it made."""
     path = next(folder / name for name in WEIGHTS if (folder / name).is_file())
     file, lineage = weights_file(path), Lineage()
     env = _json(folder / "env.json") or {}
@@ -71,8 +71,8 @@ def run_folder(folder: Path) -> Lineage:
     file.data, file.recipe_sha256 = inputs.get("data"), inputs.get("recipe_sha256")
     file.config_sha256 = file.config_sha256 or inputs.get("config_sha256")
     file.environment = {key: env[key] for key in ("cpu", "cores", "platform", "gpu", "versions") if key in env} or None
-    told = env.get("outputs", {}).get(path.name)
-    if told not in (None, file.sha256):
+    recorded = env.get("outputs", {}).get(path.name)
+    if recorded not in (None, file.sha256):
         file.notes.append("this file was changed after its run wrote it")
     if env.get("earlier"):
         file.notes.append(f"the run was resumed with another machine or input {len(env['earlier'])} time(s)")
@@ -167,7 +167,7 @@ def result_kind(value: Any) -> str | None:
     if not isinstance(value, dict):
         return None
     kind = str(value.get("kind", "")).removeprefix("tinymim.")
-    if kind in KINDS and (kind != "compare" or "models" in value):  # two benches compared bear that name, too
+    if kind in KINDS and (kind != "compare" or "models" in value):  # a comparison of two benches has that name, too
         return kind
     return "demo" if {"settings", "environment", "stages"} <= value.keys() else None
 
@@ -242,7 +242,7 @@ def _compare(value: dict[str, Any], source: str) -> Lineage:
 
 
 def _demo(value: dict[str, Any], source: str) -> Lineage:
-    """The demo's record: latency and mIoU of its file; its score names no photos, so it compares with nothing."""
+    """The demo's record: latency and mIoU of its file; its score names no photos, so it is compared with nothing."""
     lineage, measured = Lineage(), value["stages"].get("measure", {})
     for row in measured.get("rows", []):
         lineage.times.append(_time(row, measured.get("environment", value["environment"]), source, row))
@@ -314,7 +314,7 @@ def read_paths(paths: list[Path]) -> Lineage:
         paths: Run folders, .pth, .onnx and result files, or folders searched for these.
 
     Raises:
-        DataError: a path that is missing or nothing of ours, or a folder without anything.
+        DataError: a path that is missing or not one of ours, or a folder without anything.
     """
     lineage = Lineage()
     for path in paths:
@@ -347,15 +347,15 @@ def _read(path: Path) -> Iterator[Lineage]:
         value = _json(path)
         if value is None or result_kind(value) is None:
             raise DataError(
-                f"{path} is no result of tinymim",
-                f'its "kind" is {value.get("kind")!r}' if isinstance(value, dict) else "it is no JSON object",
-                "give what tinymim bench, eval or tinymim-export wrote with --json",
+                f"{path} is not a result of tinymim",
+                f'its "kind" is {value.get("kind")!r}' if isinstance(value, dict) else "it is not a JSON object",
+                "give a file that tinymim bench, eval or tinymim-export wrote with --json",
             )
         yield result_file(path, value)
     else:
         raise DataError(
-            f"{path} is nothing a report is made of" if path.exists() else f"nothing at {path}",
-            "run folders, .onnx, .pth and result .json files are, and folders that hold them",
+            f"a report cannot be made from {path}" if path.exists() else f"nothing at {path}",
+            "it takes run folders, .onnx, .pth and result .json files, and folders that hold them",
             "check the path",
         )
 
@@ -384,7 +384,7 @@ def _search(folder: Path) -> Iterator[Lineage]:
             yield result_file(path, value)
     if not found:
         raise DataError(
-            f"{folder} holds nothing a report is made of",
+            f"{folder} holds nothing to report on",
             "no run folder, .onnx or result .json lies in it or below it",
             "give the folder of a run, or of the exported files",
         )

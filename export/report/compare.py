@@ -78,7 +78,7 @@ class CompareResult:
 
 
 def kind_of(path: Path) -> str | None:
-    """What a path is, for deciding whether two are of one kind: "onnx", "student", "lineage", ..."""
+    """The kind of a path, to decide whether two paths are of one kind: "onnx", "student", "lineage", ..."""
     if path.suffix == ".onnx":
         return "onnx"
     if path.is_dir():
@@ -98,7 +98,7 @@ def compare_reports(a: str | Path, b: str | Path, out: str | Path) -> CompareRes
     Scores are subtracted where photos, labels and mode are the same, times where machine, threads and input are.
 
     Raises:
-        DataError: a path that is missing, damaged or nothing of ours.
+        DataError: a path that is missing, damaged or not one of ours.
     """
     paths, out = [Path(a), Path(b)], Path(out)
     lineages = [read_paths([path]) for path in paths]
@@ -255,11 +255,11 @@ def _settings(a: File, b: File) -> list[dict[str, str]]:
         return []
     keys = [key for key in dict.fromkeys([*a.settings, *b.settings]) if a.settings.get(key) != b.settings.get(key)]
     sides = [{key: str(side.settings.get(key, "not set")) for key in keys} for side in (a, b)]
-    told = [{"of": a.role, "key": key, "a": sides[0][key], "b": sides[1][key]} for key in keys]
+    differing = [{"of": a.role, "key": key, "a": sides[0][key], "b": sides[1][key]} for key in keys]
     hashes = [side.data["list_sha256"][:10] if side.data else "not given" for side in (a, b)]
     if hashes[0] != hashes[1]:
-        told.append({"of": a.role, "key": "photos (hash of the list)", "a": hashes[0], "b": hashes[1]})
-    return told
+        differing.append({"of": a.role, "key": "photos (hash of the list)", "a": hashes[0], "b": hashes[1]})
+    return differing
 
 
 def _headline(result: CompareResult) -> str:
@@ -309,6 +309,6 @@ def _origins(pairs: Sequence[tuple[str, File | None, File | None]]) -> Iterator[
             ("recipe", lambda f: (f.recipe_sha256 or f.config_sha256 or "not given")[:10]),
             ("data", lambda f: f"{f.data['folder']}, {f.data['files']:,} files" if f.data else ""),
         ):
-            told = ["" if side is None else get(side) for side in (a, b)]
-            if any(told):
-                yield _words(of, what), *told  # type: ignore[misc]
+            values = ["" if side is None else get(side) for side in (a, b)]
+            if any(values):
+                yield _words(of, what), *values  # type: ignore[misc]

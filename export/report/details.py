@@ -53,7 +53,7 @@ def parity(lineage: Lineage, onnx: list[File]) -> list[str]:
     """What the files say of their own check, then every comparison of the exports that were given."""
     rows = []
     for file in onnx:
-        told = file.parity or {}
+        measured = file.parity or {}
         word = {True: '<span class="ok">yes</span>', False: '<span class="fail">no</span>'}.get(bool(file.verified))
         if file.verified is None:
             word = MISSING
@@ -61,9 +61,9 @@ def parity(lineage: Lineage, onnx: list[File]) -> list[str]:
             (
                 f"<b>{escape(file.name)}</b>",
                 word,
-                _scientific(told.get("relative_error")),
-                "&ndash;" if told.get("cosine") is None else f"{told['cosine']:.7f}",
-                percent(told.get("equal_pixels"), 3),
+                _scientific(measured.get("relative_error")),
+                "&ndash;" if measured.get("cosine") is None else f"{measured['cosine']:.7f}",
+                percent(measured.get("equal_pixels"), 3),
             )
         )
     blocks = [table(("file", "checked", "largest error, relative", "cosine", "equal pixels"), rows, raw=True)]
@@ -95,13 +95,13 @@ def _scientific(value: float | None) -> str:
 def calibration(onnx: list[File]) -> list[str]:
     blocks = []
     for file in onnx:
-        told = file.calibration
-        if not told:
+        about = file.calibration
+        if not about:
             continue
-        names = "\n".join(f"{sha}  {name}" for name, sha in told.get("files", []))
+        names = "\n".join(f"{sha}  {name}" for name, sha in about.get("files", []))
         text = (
-            f"{file.name}: {told.get('count')} photos of {told.get('folder')}, seed {told.get('seed')}, "
-            f"{told.get('method')}, list sha256 {str(told.get('list_sha256'))[:12]}"
+            f"{file.name}: {about.get('count')} photos of {about.get('folder')}, seed {about.get('seed')}, "
+            f"{about.get('method')}, list sha256 {str(about.get('list_sha256'))[:12]}"
         )
         blocks.append(f"<details><summary>{escape(text)}</summary><pre>{escape(names)}</pre></details>")
     return blocks
@@ -118,15 +118,15 @@ def provenance(lineage: Lineage) -> str:
         if file.given and expects and not parents:
             parents.append(f"{expects}: {MISSING}")
         data, recipe = file.data, file.recipe_sha256 or file.config_sha256
-        told = "" if file.role == "onnx" else MISSING
+        data_cell = "" if file.role == "onnx" else MISSING
         if data:
-            told = with_interval(f"{escape(data['folder'])}, {data['files']:,} files", short(data["list_sha256"]))
+            data_cell = with_interval(f"{escape(data['folder'])}, {data['files']:,} files", short(data["list_sha256"]))
         rows.append(
             (
                 with_interval(f"<b>{escape(file.name)}</b>", escape(file.role)),
                 f"<code>{escape(file.sha256)}</code>",
                 "<br>".join(parents) or ("" if file.given else MISSING),
-                told,
+                data_cell,
                 short(recipe) if recipe else MISSING,
                 escape(_stamp(file.environment)) if file.environment else MISSING,
             )
@@ -139,8 +139,8 @@ def provenance(lineage: Lineage) -> str:
 def _stamp(env: dict[str, Any]) -> str:
     """A machine and the versions that matter, in one line."""
     versions = env.get("versions", {})
-    told = [f"{name} {versions[name]}" for name in ("tinymim", "torch", "onnxruntime") if name in versions]
-    return ", ".join(([f"{env['cpu']}, {env['cores']} cores"] if "cpu" in env else []) + told)
+    packages = [f"{name} {versions[name]}" for name in ("tinymim", "torch", "onnxruntime") if name in versions]
+    return ", ".join(([f"{env['cpu']}, {env['cores']} cores"] if "cpu" in env else []) + packages)
 
 
 def machines(lineage: Lineage) -> str:
@@ -179,7 +179,7 @@ def missing(lineage: Lineage, out: Path) -> list[tuple[str, str]]:
         names = ", ".join(f"{file.role} {file.sha256[:10]}" for file in lost)
         todo.append(
             (
-                f"Missing here: {names}. Add the run folders or files they lie in",
+                f"Missing here: {names}. Add the run folders or files that hold them",
                 "tinymim report RUN_FOLDERS FILES --out report.html",
             )
         )
@@ -188,5 +188,5 @@ def missing(lineage: Lineage, out: Path) -> list[tuple[str, str]]:
 
 
 def notes(lineage: Lineage) -> str:
-    told = [*lineage.notes, *(f"{file.name}: {note}" for file in lineage.files for note in file.notes)]
-    return f'<ul class="note">{"".join(f"<li>{escape(text)}</li>" for text in told)}</ul>' if told else ""
+    texts = [*lineage.notes, *(f"{file.name}: {note}" for file in lineage.files for note in file.notes)]
+    return f'<ul class="note">{"".join(f"<li>{escape(text)}</li>" for text in texts)}</ul>' if texts else ""

@@ -1,7 +1,7 @@
 """What is known about a lineage of files: teacher -> student -> segmentor -> .onnx files, joined by sha256. No torch.
 
 A :class:`File` is one file, a :class:`Score` its mIoU on one engine, a :class:`Time` its latency on one engine and
-machine. A :class:`Lineage` joins them. What nobody recorded stays None; nothing is guessed from names or places.
+machine. A :class:`Lineage` joins them. What was not recorded stays None; nothing is guessed from names or places.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from tinymim_export.bench.stats import bootstrap_miou_drop
 from tinymim_export.precision.base import PRECISIONS
 
 PYTORCH = "PyTorch"
-TUNED = "tuner:"  # photos of scores the tuner summed up
+TUNED = "tuner:"  # marks scores of which the tuner kept totals only
 ROLES = ("teacher", "student", "segmentor", "onnx")
 
 
@@ -187,7 +187,7 @@ class Lineage:
     notes: list[str] = field(default_factory=list)
 
     def add(self, other: "Lineage") -> None:
-        """Take in what another source says; of two entries about one thing the later one stays."""
+        """Add what another source says; of two entries about one thing the later one is kept."""
         for file in other.files:
             known = self.file(file.sha256)
             if known is None:
@@ -207,7 +207,7 @@ class Lineage:
         return next((file for file in self.files if file.sha256 == sha256), None)
 
     def join(self) -> None:
-        """Give every parent a row, settle who was teacher and who student, put the files in order."""
+        """Give every parent a row, settle which file was the teacher and which the student, put the files in order."""
         for file in list(self.files):
             for relation, sha in file.parents.items():
                 if self.file(sha) is None:
@@ -236,7 +236,7 @@ class Lineage:
                     score.loss_interval = list(bootstrap_miou_drop(original.counts, score.counts))
 
     def _settle_tuned(self) -> None:
-        """The tuner's summed-up scores give way to full ones of the same file; the rest are of the same photos."""
+        """Full scores of a file replace the tuner's totals; the remaining totals are of the same photos."""
         full = {(s.sha256, s.engine): s for s in self.scores if s.data and not s.data.startswith(TUNED)}
         tuned = [s for s in self.scores if (s.data or "").startswith(TUNED)]
         photos = {s.data: twin.data for s in tuned if (twin := full.get((s.sha256, s.engine))) is not None}

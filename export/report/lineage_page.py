@@ -34,8 +34,8 @@ def write_lineage_page(lineage: Lineage, out: Path, *, title: str, photos: str =
     rows = lineage.rows()
     onnx = [file for file in lineage.files if file.role == "onnx"]
     lead = (
-        f"{_count(onnx, 'deployable file')} with everything known of where they come from, what they lose and how "
-        "fast they are. Files are told apart by sha256; what nobody recorded is shown as not given."
+        f"{_count(onnx, 'deployable file')} with everything known about where they come from, what they lose and how "
+        "fast they are. Files are identified by sha256; what was not recorded is shown as not given."
     )
     return write_report(
         out,
@@ -45,13 +45,13 @@ def write_lineage_page(lineage: Lineage, out: Path, *, title: str, photos: str =
         Section("The lineage", [_chain(lineage, file) for file in _ends(lineage)]),
         Section("Files", [_files(lineage, rows), _legend(lineage)], INTERVAL_NOTE),
         Section(
-            "Fast against good",
+            "Speed against quality",
             _pareto(lineage, rows),
             "Up and to the left is better; ringed: the tuner's choice, "
-            f"else the fastest within {100 * BUDGET:g} points of FP32. One machine, thread count and input size a "
+            f"else the fastest within {100 * BUDGET:g} points of FP32. One machine, thread count and input size per "
             "plot; scores of the same photos. Whiskers: 95 % of the median, and of the change against FP32.",
         ),
-        Section("What the candidates were told", details.candidates(lineage)),
+        Section("Verdicts on the candidates", details.candidates(lineage)),
         Section("What the masks look like", [photos], photos_note),
         Section(
             "What each precision costs, class by class",
@@ -64,7 +64,7 @@ def write_lineage_page(lineage: Lineage, out: Path, *, title: str, photos: str =
             details.sensitivity(lineage),
             "One block at a time is quantised, the rest stays in float: points of mIoU lost.",
         ),
-        Section("Does each file give what its original gives?", details.parity(lineage, onnx)),
+        Section("Does each file match its original?", details.parity(lineage, onnx)),
         Section("Photos used for calibration", details.calibration(onnx)),
         Section(
             "Where each file comes from",

@@ -51,14 +51,14 @@ class LineageResult:
         return {place: letter(i) for i, place in enumerate(self.lineage.places())}
 
     def to_markdown(self) -> str:
-        """The table, and what it needs to be read."""
+        """The table, and what a reader needs to understand it."""
         return markdown_table(self.table()) + "".join(f"\n{text}\n" for text in self._remarks())
 
     def _remarks(self) -> list[str]:
         absent = sum(not file.given for file in self.lineage.files)
-        told = [f"p50 ms, {letter}: {place}" for place, letter in self.places().items()]
-        told += [f"note: {note}" for note in self.lineage.notes]
-        return told + ([f"note: {absent} file(s) of the lineage were not given"] if absent else [])
+        notes = [f"p50 ms, {letter}: {place}" for place, letter in self.places().items()]
+        notes += [f"note: {note}" for note in self.lineage.notes]
+        return notes + ([f"note: {absent} file(s) of the lineage were not given"] if absent else [])
 
     def print(self) -> None:
         """The table for a terminal."""
@@ -95,8 +95,8 @@ def build_report(
         reading: ``ignore_label`` and ``reduce_zero_label`` of that folder, where it has no dataset.json.
 
     Raises:
-        ConfigError: no paths, or ``out`` is no .html file.
-        DataError: a path that is missing, damaged or nothing of ours.
+        ConfigError: no paths, or ``out`` is not an .html file.
+        DataError: a path that is missing, damaged or not one of ours.
     """
     given = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
     out = checked_out(out)
@@ -120,5 +120,6 @@ def checked_out(out: str | Path) -> Path:
     """
     out = Path(out)
     if out.suffix.lower() not in (".html", ".htm"):
-        raise ConfigError(f"{out} is no .html file", "the report is a page", f"e.g. --out {out.with_suffix('.html')}")
+        example = f"e.g. --out {out.with_suffix('.html')}"
+        raise ConfigError(f"{out} is not an .html file", "the report is a page", example)
     return out

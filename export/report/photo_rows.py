@@ -129,12 +129,12 @@ def _photos(folder: Path, **reading: Any) -> tuple[list[Photo], Any]:
         return [(p.relative_to(below).with_suffix("").as_posix(), p, label) for p, label in pairs], layout
     found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PHOTOS) if folder.is_dir() else []
     if not found:
-        raise DataError(f"no photos in {folder}", "--data wants a folder of photos", "check the path")
+        raise DataError(f"no photos in {folder}", "--data needs a folder of photos", "check the path")
     return [(p.relative_to(folder).with_suffix("").as_posix(), p, None) for p in found], None
 
 
 def _promising(lineage: Lineage, original: File, file: File, photos: list[Photo]) -> list[Photo]:
-    """The photos to look at: by scores photo by photo those whose class areas differ most, else evenly spread.
+    """The photos to look at: by their scores, those whose class areas differ most; without scores, evenly spread ones.
 
     Half the sum of the differences in predicted area is the least number of pixels that differ.
     """

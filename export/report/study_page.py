@@ -26,7 +26,7 @@ VERDICTS = ("reproduced", "reversed", "within noise")
 
 
 def write_study(values: Mapping[str, Any], folder: Path, command: str) -> list[Path]:
-    """Write table.json, table.md, a plot a score and report.html.
+    """Write table.json, table.md, one plot per score and report.html.
 
     Args:
         values: Those of :func:`tinymim.engine.study_table.study_table`.
@@ -96,7 +96,7 @@ class Panel:
 
 
 def dots(values: Mapping[str, Any], score: str, *, alone: bool = False) -> str:
-    """An SVG: a row a cell; the paper's number on the left, ours on the right with each seed, mean and deviation.
+    """An SVG, one row per cell; the paper's number on the left, ours on the right with each seed, mean and deviation.
 
     The two panels have scales of their own: what can be compared is the order and the distances, not the level.
 
@@ -237,7 +237,7 @@ def _count(values: Mapping[str, Any], score: str) -> str:
     """All pairs in one sentence."""
     verdicts = [pair["verdict"] for pair in values["pairs"] if pair["score"] == score]
     others = len(verdicts) - sum(verdicts.count(v) for v in VERDICTS)
-    told = ", ".join(
+    counts = ", ".join(
         [*(f"{verdicts.count(v)} {v}" for v in VERDICTS), *([f"{others} without a statement"] if others else [])]
     )
     held = [
@@ -247,13 +247,13 @@ def _count(values: Mapping[str, Any], score: str) -> str:
     ]
     after = ", ".join(f"{held.count(v)} {v}" for v in VERDICTS[:2])
     return (
-        f"Of all {len(verdicts)} pairs of cells that the paper puts in order: {told}; "
+        f"Of all {len(verdicts)} pairs of cells that the paper puts in order: {counts}; "
         f"after Holm's correction for their number: {after}."
     )
 
 
 def _rule(values: Mapping[str, Any]) -> str:
-    """How the verdicts come about."""
+    """How the verdicts are reached."""
     return (
         "The rule: t is the difference of the means over its standard error; reproduced or reversed where the "
         f"two-sided p of Student's t is below {values['level']:g}, else within noise. Paired by seed where both cells "
@@ -297,12 +297,12 @@ def _made(values: Mapping[str, Any]) -> str:
             stage: {k: v for k, v in _flat(options).items() if k not in common[stage]}
             for stage, options in (settings or {}).items()
         }
-        told = "; ".join(f"{stage} {_words(options)}" for stage, options in own.items() if options)
-        if told:
-            lines.append(f"- only {cell}: {told}")
+        words = "; ".join(f"{stage} {_words(options)}" for stage, options in own.items() if options)
+        if words:
+            lines.append(f"- only {cell}: {words}")
     for stage, files in values["apart"].items():
-        told = ", ".join(files)
-        lines.append(f"- trained apart: {len(files)} files of {stage}, sha256 {told}; its cells are not compared")
+        hashes = ", ".join(files)
+        lines.append(f"- trained apart: {len(files)} files of {stage}, sha256 {hashes}; its cells are not compared")
     for machine in values["machines"]:
         versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
         place = ", ".join(filter(None, [machine["cpu"], f"{machine['cores']} cores", machine.get("gpu")]))
@@ -321,8 +321,8 @@ def _page(values: Mapping[str, Any], path: Path) -> Path:
     sections = []
     for score in values["scores"]:
         head, *rows = _rows(values, score)
-        told = any(row["scores"][score]["paper"] is not None for row in values["rows"])
-        legend = "Orange: the paper; scales differ. " * told + "Blue dots: seeds; bar and line: mean and deviation."
+        paper = any(row["scores"][score]["paper"] is not None for row in values["rows"])
+        legend = "Orange: the paper; scales differ. " * paper + "Blue dots: seeds; bar and line: mean and deviation."
         figure = f'<figure style="margin-bottom:14px"><div class="wide">{dots(values, score)}</div></figure>'
         sections.append(Section(_heading(score), [figure, table(head, rows)], legend))
         if pairs := _order(values, score):

@@ -112,7 +112,7 @@ def strip(proto: Any) -> None:
 def not_onnx(path: str | Path, error: object) -> DataError:
     """The error for a file that is damaged or something else."""
     return DataError(
-        f"{path} is no usable .onnx file",
+        f"{path} is not a usable .onnx file",
         f"damaged, incomplete or another format ({first_line(error)})",
         "export it again with tinymim-export, or copy it again and compare its sha256",
     )

@@ -170,7 +170,7 @@ def evaluate(
         provider: "cpu", "cuda" or "tensorrt".
         compute_type: What OpenVINO computes in, "f32" or "bf16" (``precision`` in 0.1).
         threads: CPU threads.
-        limit: Score so many photos, evenly spread over the split; None scores all.
+        limit: Score this many photos, evenly spread over the split; None scores all.
         ignore_label: Id or ids to ignore, for folders without ``dataset.json``.
         reduce_zero_label: Whether id 0 is "no class", for folders without ``dataset.json``.
         masks: Folder for every predicted mask, ``<photo>.png`` at the photo's size.
@@ -193,7 +193,7 @@ def evaluate(
     if masks is not None and Path(masks).resolve().is_relative_to(layout.root.resolve()):
         raise ConfigError(
             f"--masks {masks} lies in the data folder",
-            "masks would stand among its photos or take the place of its labels",
+            "masks would be mixed with its photos or replace its labels",
             "choose a folder of its own",
         )
     pairs = layout.need(split)
@@ -296,7 +296,7 @@ def _same_classes(name: str, have: int, layout: Layout) -> None:
         raise DataError(
             f"{name} knows {have} classes, {layout.root} has {len(layout.classes)}",
             "the segmentor was trained on other data",
-            "give the folder it was trained for; an id that is no class is named by dataset.json or --ignore-label ID",
+            "give the folder it was trained for; name ids that are not classes in dataset.json or by --ignore-label",
         )
 
 

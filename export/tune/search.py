@@ -3,11 +3,11 @@
 1. The FP32 original on every runtime that is here, plain and with each graph variant that changes rounding only.
 2. Every precision that makes sense on a runtime, with the variants that paid there.
 3. INT8 that loses too much mIoU once more, with blocks left in float until the budget holds.
-4. The promoted that may be the fastest, in turns; the winner is copied to ``onnx`` with its card.
+4. The promoted candidates that may be the fastest, timed in turns; the winner is copied to ``onnx`` with its card.
 
-Every candidate is timed in turns with the original in this one process and scored by the very session that was timed.
-Finished candidates are kept in ``<stem>.tune/tune.json``: an interrupted run goes on, a changed budget is judged anew
-without measuring. Needs onnx, and PyTorch where a checkpoint has to be exported.
+Every candidate is timed in turns with the original in this one process and scored by the same session that was timed.
+Finished candidates are kept in ``<stem>.tune/tune.json``: an interrupted run continues, and a changed budget is judged
+again without measuring. Needs onnx, and PyTorch where a checkpoint has to be exported.
 """
 
 import shutil
@@ -76,7 +76,7 @@ def tune(
         runtimes: Of :func:`tinymim_export.tune.targets.targets`; None takes those that are here and lists the others.
         precisions: Of :data:`tinymim_export.precision.PRECISIONS`; None tries all that make sense.
         variants: Graph variants to try; "early-argmax" (other pixels along borders) only where named.
-        limit: Score so many photos.
+        limit: Score this many photos.
         mode: "whole" or "slide"; None takes the file's contract.
         resize_to_file: Stretch photos to the fixed size of the file.
         ignore_label: Id or ids to ignore, for folders without ``dataset.json``.
@@ -222,7 +222,7 @@ def _write_original(checkpoint: Path, out: Path, config: Any, size: tuple[int, i
     precision = precision_name(meta)
     if precision != "fp32" or meta.get("graph"):
         raise ConfigError(
-            f"{checkpoint.name} is no plain FP32 file",
+            f"{checkpoint.name} is not a plain FP32 file",
             f"its metadata say {' + '.join([precision, *(meta.get('graph') or [])])}",
             "give the checkpoint, or the file tinymim-export wrote without --precision",
         )
@@ -265,7 +265,8 @@ def _check(
 ) -> None:
     """Refuse options that cannot work before any work is done."""
     if onnx.suffix != ".onnx":
-        raise ConfigError(f"{onnx} is no name for the winner", "it is an .onnx file", f"e.g. --onnx {onnx}.onnx")
+        what = f"{onnx} is not a name for the winner"
+        raise ConfigError(what, "it is an .onnx file", f"e.g. --onnx {onnx}.onnx")
     if not checkpoint.is_file():
         raise DataError(f"no file at {checkpoint}", "it does not exist", "check the path")
     if checkpoint.resolve() == onnx.resolve():
@@ -279,7 +280,7 @@ def _check(
     ):
         for name in given or ():
             if name not in known:
-                raise ConfigError(f"--{option} {name} is unknown", f"known: {', '.join(known)}", "choose of them")
+                raise ConfigError(f"--{option} {name} is unknown", f"known: {', '.join(known)}", "choose from them")
     for option, value in (
         ("max-miou-drop", budget.max_miou_drop),
         ("min-speedup", budget.min_speedup),

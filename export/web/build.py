@@ -135,10 +135,10 @@ def build_web(onnx: str | Path, folder: str | Path, *, ort_web: str | Path | Non
 
 
 def web_contract(engine: Engine) -> dict[str, Any]:
-    """What the page must know of a file: how to bring a photo to it and how to show what it says.
+    """What the page must know of a file: how to prepare a photo for it and how to show its output.
 
     Raises:
-        ConfigError: the file is no segmentor, or does not say how photos are normalised.
+        ConfigError: the file is not a segmentor, or does not say how photos are normalised.
     """
     predictor, name, meta = Predictor(engine=engine), engine.path.name, engine.meta
     output = engine.outputs[0]
@@ -146,7 +146,7 @@ def web_contract(engine: Engine) -> dict[str, Any]:
     is_mask = output.dtype in MASK_TYPES and len(output.shape) in (3, 4)
     if not (is_logits or is_mask):
         raise ConfigError(
-            f"{name} is no segmentor",
+            f"{name} is not a segmentor",
             f"its output is {output}; the page draws logits (N, C, H, W) or masks",
             "export one: tinymim-export --checkpoint segmentor.pth --onnx segmentor.onnx",
         )
@@ -297,7 +297,7 @@ def _tarball(source: Path) -> Callable[[str], bytes]:
                 if member.isfile() and path.parts[-2:-1] == ("dist",) and path.name in ORT_FILES:
                     found[path.name] = archive.extractfile(member).read()  # type: ignore[union-attr]
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise _no_ort(source, f"it is no readable archive ({error})") from error
+        raise _no_ort(source, f"it is not a readable archive ({error})") from error
     missing = [name for name in ORT_FILES if name not in found]
     if missing:
         raise _no_ort(source, f"no dist/{missing[0]} in it")
@@ -306,7 +306,7 @@ def _tarball(source: Path) -> Callable[[str], bytes]:
 
 def _no_ort(source: Path, why: str) -> DataError:
     return DataError(
-        f"{source} is no onnxruntime-web",
+        f"{source} is not onnxruntime-web",
         why,
         f"npm pack onnxruntime-web@{ORT_WEB}, then --ort-web with the .tgz or the folder it unpacks to",
     )

@@ -249,7 +249,8 @@ def test_page_is_self_contained_and_escaped(made, tmp_path):
     assert "Slow &amp; Old CPU" in page
     assert "/home/" not in page + (tmp_path / "lineage.json").read_text()
     assert len(page) < 120_000
-    for text in ("In short", "2.50", "Fast against good", "class by class", "3 photos of train, seed 0", "percentile"):
+    wanted = ("In short", "2.50", "Speed against quality", "class by class", "3 photos of train, seed 0", "percentile")
+    for text in wanted:
         assert text in page, text
 
 
@@ -512,11 +513,11 @@ def test_env_json_keeps_what_a_resume_does_not_say(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("x.json", "[1, 2]", "is no result of tinymim"),
-        ("x.json", '{"kind": "tinymim.magic"}', "is no result of tinymim"),
+        ("x.json", "[1, 2]", "is not a result of tinymim"),
+        ("x.json", '{"kind": "tinymim.magic"}', "is not a result of tinymim"),
         ("x.json", '{"kind": "tinymim.bench", "rows": [{}], "environment": {}}', "has no usable"),
-        ("x.onnx", "no graph", "no usable .onnx file"),
-        ("x.txt", "", "nothing a report is made of"),
+        ("x.onnx", "no graph", "not a usable .onnx file"),
+        ("x.txt", "", "a report cannot be made from"),
         ("x.pth", "", "cannot read"),
     ],
 )
@@ -552,7 +553,7 @@ def test_verb(made, tmp_path, capsys, monkeypatch):
         (["empty"], "holds nothing"),
         ([*both, "--data", "empty"], "does not go with a comparison"),
         ([str(made.root), "--data", "empty"], "no photos in empty"),
-        ([*both, "--line", "--out", "page.txt"], "is no .html file"),
+        ([*both, "--line", "--out", "page.txt"], "is not an .html file"),
     ):
         assert main(["report", *args]) == 2, args
         assert words in capsys.readouterr().err
