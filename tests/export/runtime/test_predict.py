@@ -322,7 +322,7 @@ assert not heavy & {name.partition(".")[0] for name in sys.modules}
 
 
 def test_a_machine_with_numpy_pillow_and_onnxruntime_only(camvid, camvid_files, photos, tmp_path):
-    """``pip install --no-deps .`` beside the three packages, nothing else importable: eval, predict, bench, report, example."""
+    """``pip install --no-deps .`` beside the three packages, nothing else importable: every light verb, the example."""
     source, box = tmp_path / "source", tmp_path / "box"
     for name in ("tinymim", "export", "mmseg_configs"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
