@@ -68,13 +68,13 @@ ARROWS: dict[str, set[str]] = {
     "tinymim_export.quantize": {"tinymim_export.precision"},
     "tinymim_export.sensitivity": {"tinymim_export.precision"},
 }
-# commands: may import everything
-FREE = ("tinymim.cli", "tinymim.demo", "tinymim.__main__", "tinymim_export.cli", "tools")
+# commands and comparisons of whole models: may import everything
+FREE = ("tinymim.benchmarks", "tinymim.cli", "tinymim.demo", "tinymim.__main__", "tinymim_export.cli", "tools")
 TORCH = {"torch", "torchvision", "timm", "mmengine", "mmcv", "mmseg"}
 ONNX = {"onnx", "onnxscript"}
 # room -> what heavy packages it may import when it is itself imported; all other rooms of tinymim_export may not
 HEAVY_ROOMS = {"tinymim_export.graph": TORCH | ONNX}
-LIMIT, ALGORITHM_LIMIT = 450, 260  # lines; a judgement, not a reason to split into worse names
+LIMIT, ALGORITHM_LIMIT = 450, 280  # lines; a judgement, not a reason to split into worse names
 
 
 def module_name(path: Path) -> str:
@@ -221,7 +221,7 @@ def test_a_circle_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_only_seg_and_its_users_import_mmseg() -> None:
-    may = ["tinymim.seg", "tinymim.compat", "tinymim.cli", "tools", "tinymim_export.graph"]
+    may = ["tinymim.seg", "tinymim.compat", "tinymim.cli", "tinymim.benchmarks", "tools", "tinymim_export.graph"]
     wrong = [
         f"{path.relative_to(ROOT)}:{line} imports {name}"
         for path in FILES

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
-from tinymim.models import ViT
+from tinymim.models import Backbone
 from tinymim_export.graph.torch_model import Original
 from tinymim_export.graph.wrappers import PyramidGraph, SegmentorGraph, as_list
 from tinymim_export.tables import billions, millions
@@ -69,7 +69,7 @@ def measure_cost(
     }
     return {
         "size": list(size),
-        "width": backbone.embed_dim if isinstance(backbone, ViT) else None,
+        "width": getattr(backbone, "embed_dim", None) if isinstance(backbone, Backbone) else None,
         "head": None if head is None else type(head).__name__,
         "head_width": None if head is None else head.channels,
         "unread": [name for name in found.unread if name.startswith("level") and "pyramid" in found.parts],

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from tinymim.errors import CheckpointError, ConfigError
 from tinymim.files import sha256_file
-from tinymim.models import model_from_checkpoint, read_checkpoint
+from tinymim.models import Backbone, model_from_checkpoint, read_checkpoint
 from tinymim.models.checkpoints import describe
-from tinymim.models.vit import IMAGENET_MEAN, IMAGENET_STD, ViT
+from tinymim.models.vit import IMAGENET_MEAN, IMAGENET_STD
 from tinymim_export.graph.wrappers import as_list
 
 PARTS = ("segmentor", "backbone")
@@ -25,7 +25,7 @@ class Original:
     """A PyTorch model as trained, and everything a file made from it must say.
 
     Args:
-        model: ViT, TinyMIMBackbone or EncoderDecoder in evaluation mode; never modified.
+        model: A bare backbone, TinyMIMBackbone or EncoderDecoder in evaluation mode; never modified.
         part: "segmentor" or "backbone".
         outputs: Output names of the reference forward: ("logits",), ("features",) or ("level0", ..).
         reference: Images (N, 3, H, W), normalised -> tuple of tensors, one per output, by the model's own code.
@@ -102,16 +102,15 @@ def load_original(
 
 
 def _plain(checkpoint: Path, num_heads: int | None, meta: dict[str, Any], sha: dict[str, Any]) -> Original:
-    """A bare ViT: ``features`` = patch tokens after the final norm, as a map."""
-    vit, _ = model_from_checkpoint(checkpoint, num_heads=num_heads)
-    P, patch = vit.num_prefix_tokens, vit.patch_size
+    """A bare backbone: ``features`` = its final features as a map."""
+    model, _ = model_from_checkpoint(checkpoint, num_heads=num_heads)
 
     def reference(images: Tensor) -> tuple[Tensor, ...]:
-        grid = [(side + patch - 1) // patch for side in images.shape[-2:]]
-        return (vit(images)[:, P:].transpose(1, 2).unflatten(2, grid),)
+        return (model.forward_map(images),)
 
-    contract = _contract(meta.get("mean", IMAGENET_MEAN), meta.get("std", IMAGENET_STD), patch) | sha
-    return Original(vit, "backbone", ("features",), reference, vit.img_size, contract)
+    stride = model.stage_info[-1].stride
+    contract = _contract(meta.get("mean", IMAGENET_MEAN), meta.get("std", IMAGENET_STD), stride) | sha
+    return Original(model, "backbone", ("features",), reference, model.img_size, contract)
 
 
 def _backbone_of_config(checkpoint: Path, cfg: Any, sha: dict[str, Any]) -> Original:
@@ -136,11 +135,15 @@ def _backbone_of_config(checkpoint: Path, cfg: Any, sha: dict[str, Any]) -> Orig
         backbone.init_weights()
     backbone.eval()
     pre = cfg.model.get("data_preprocessor", {})
-    contract = _contract(pre.get("mean"), pre.get("std"), backbone.patch_size) | sha | {"resize": _resize_rule(cfg)}
-    original = _levels(backbone, lambda images: tuple(backbone(images)), _crop(cfg), contract)
-    original.notes.append(
-        "the pyramid (fpn1 to fpn4) is untrained: the checkpoint holds a student only; fine for latency, not for use"
+    contract = (
+        _contract(pre.get("mean"), pre.get("std"), backbone.stage_info[-1].stride) | sha | {"resize": _resize_rule(cfg)}
     )
+    original = _levels(backbone, lambda images: tuple(backbone(images)), _crop(cfg), contract)
+    if backbone.fpn_names:
+        original.notes.append(
+            "the pyramid (fpn1 to fpn4) is untrained: the checkpoint holds a student only; "
+            "fine for latency, not for use"
+        )
     return original
 
 
@@ -154,7 +157,8 @@ def _from_segmentor(checkpoint: Path, config: Any, part: str, meta: dict[str, An
     if config is None and isinstance(meta.get("config"), str):
         sha["config_sha256"] = hashlib.sha256(meta["config"].encode()).hexdigest()
     pre, size = cfg.model.get("data_preprocessor", {}), _crop(cfg)
-    stride, multiple = (model.backbone.patch_size, 1) if isinstance(model.backbone, ViT) else _probe(model, size)
+    ours = isinstance(model.backbone, Backbone)  # takes every size
+    stride, multiple = (model.backbone.stage_info[-1].stride, 1) if ours else _probe(model, size)
     contract = _contract(meta.get("mean", pre.get("mean")), meta.get("std", pre.get("std")), stride) | sha
     contract["resize"] = _resize_rule(cfg)
     if multiple not in (1, None):  # PyTorch fails on other photos; tinymim eval and predict pad them

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tinymim.models import ViT
+from tinymim.models import Backbone
 
 
 def pool_matrix(bins: int, length: int, device: torch.device) -> Tensor:
@@ -84,16 +84,14 @@ def _exportable(module: Any) -> nn.Module | None:
 
 
 class FeatureGraph(nn.Module):
-    """A bare ViT: image -> ``features`` (N, D, ceil(H/patch), ceil(W/patch)), patch tokens after the final norm."""
+    """A bare backbone: image -> ``features`` (N, D, ceil(H/stride), ceil(W/stride)), its final features as a map."""
 
-    def __init__(self, vit: ViT) -> None:
+    def __init__(self, model: Backbone) -> None:
         super().__init__()
-        self.vit = vit
+        self.model = model
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        patch = self.vit.patch_size
-        grid = [(side + patch - 1) // patch for side in image.shape[-2:]]
-        return {"features": self.vit(image)[:, self.vit.num_prefix_tokens :].transpose(1, 2).unflatten(2, grid)}
+        return {"features": self.model.forward_map(image)}
 
 
 def as_list(features: Any) -> list[Tensor]:

@@ -1,4 +1,4 @@
-# ADE20K (SceneParse150) at 512 pixels. Any folder in its layout works: tools/train_seg.py --data-root FOLDER.
+# ADE20K (SceneParse150) at 512 pixels. Any folder in its layout works: tinymim segment CONFIG --data-root FOLDER.
 data_root = "data/ADEChallengeData2016"
 train_pipeline = [
     dict(type="LoadPhoto"),

@@ -12,7 +12,8 @@ import pytest
 
 from tinymim.errors import DataError
 from tinymim.files import environment, write_json
-from tinymim_export import plots, report
+from tinymim_export.report import page as report
+from tinymim_export.report import plots
 
 VOID = {"meta", "img", "br", "link", "input", "hr", "path", "circle"}
 

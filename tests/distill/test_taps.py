@@ -140,12 +140,12 @@ def test_patches_left_out(name):
 @pytest.mark.parametrize("name", ["vit_base_patch16_224.mae", "beit_base_patch16_224", "eva02_tiny_patch14_224"])
 def test_what_a_block_adds_is_read_before_drop_path(name):
     """Stochastic depth of the teacher drops what is added to the stream, not what is compared."""
-    from tinymim.distill.methods import _add_drop_path
+    from tinymim.distill.sources import add_drop_path
 
     model, images = teacher(name)
     with torch.no_grad():
         plain = read(model, images, {1: ("attn_pre",)})[1]["attn_pre"]
-        for drop in _add_drop_path(model, 0.999):
+        for drop in add_drop_path(model, 0.999):
             drop.train()
         torch.testing.assert_close(read(model, images, {1: ("attn_pre",)})[1]["attn_pre"], plain)
         taps = read(model, images, {1: TAPS})[1]

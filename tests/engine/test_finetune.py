@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageFilter
 
 from tinymim.cli import main
-from tinymim.engine import finetune, finetuning, load_recipe
+from tinymim.engine import finetune, load_recipe
 from tinymim.engine.classify import ClassifyModel, CosineHook
 from tinymim.engine.finetuning import build_classifier, eval_transform, train_transform
 from tinymim.errors import CheckpointError, ConfigError, DataError
@@ -329,7 +329,7 @@ def test_damaged_photo_is_replaced_with_its_neighbours_label(folders):
         (dict(student="nowhere.pth"), CheckpointError, "no checkpoint"),
         (dict(lr=float("nan")), ConfigError, "the rate is nan"),
         (dict(lr=0), ConfigError, "the rate is 0"),
-        (dict(max_steps=0), ConfigError, "a step at least"),
+        (dict(max_steps=0), ConfigError, "at least one step"),
         (dict(epochs=0), ConfigError, r"--epochs N"),
         (dict(cfg_options={"layer_decay": 0}), ConfigError, r"from 0 to 1 \(not 0\)"),
         (dict(cfg_options={"drop_path": 1.5}), ConfigError, "drop_path=1.5"),
@@ -429,7 +429,7 @@ def test_two_processes_equal_one(folders, tmp_path):
 
 
 def test_fewer_photos_to_score_than_processes(folders, tmp_path, monkeypatch):
-    monkeypatch.setattr(finetuning, "join_processes", lambda *_: (0, 13))
+    monkeypatch.setattr("tinymim.engine.job.join_processes", lambda *_: (0, 13))
     with pytest.raises(ConfigError, match="12 photos to score and 13 processes"):
         finetune(**options(folders, out=tmp_path / "run", batch_size=13))
 
@@ -465,7 +465,7 @@ def test_command_dry_run_and_eval(folders, tmp_path, capsys):
     assert main(["finetune", *words, "--dry-run", "--out", str(tmp_path / "dry"), *small]) == 0
     said = capsys.readouterr().out
     assert "hours on one such cpu" in said
-    assert "GFLOP an image" in said
+    assert "GFLOP per image" in said
     assert not (tmp_path / "dry").exists()
     assert main(["finetune", "--recipe", "finetune_base", "--print-config", "--model", "tinymim_vit_small"]) == 0
     out = capsys.readouterr().out

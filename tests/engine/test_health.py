@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from tinymim.cli import main
+from tinymim.distill import Method
 from tinymim.engine import distill, pretrain
 from tinymim.engine.health import read_probe
 from tinymim.errors import ConfigError, DataError
@@ -274,16 +275,16 @@ def test_the_probe_of_many_classes(tmp_path):
 
 def test_a_damaged_photo_is_left_out_of_the_probe(classes, tmp_path):
     """Its place is not taken by a neighbour under a wrong label."""
-    from tinymim.engine.health import WatchHook
+    from tinymim.engine.health import HealthHook
     from tinymim.engine.model import PretrainModel
 
     probe = read_probe(classes, 100)
     broken = tmp_path / "broken.png"
     broken.write_bytes(probe.train[0][0].read_bytes()[:60])
     encoder = ViT(img_size=32, **SMALL["student_args"]).eval()
-    holder = torch.nn.Module()
+    holder = Method()
     holder.student = encoder
-    hook = WatchHook(tmp_path, [], 32, 1, probe)
+    hook = HealthHook(tmp_path, [], 32, 1, probe)
     pairs = [(broken, 2), *probe.train[:4]]
     features, labels = hook._embed(pairs, PretrainModel(holder), torch.device("cpu"))
     assert labels.tolist() == [label for _, label in probe.train[:4]]

@@ -31,7 +31,7 @@ test_pipeline = [dict(type="LoadImageFromFile"), dict(type="Resize", scale=(2048
 
 
 def write_segmentor(path, num_classes=7):
-    """A segmentor.pth with random weights and running statistics, as tools/train_seg.py writes it."""
+    """A segmentor.pth with random weights and running statistics, as tinymim segment writes it."""
     import tinymim.seg  # noqa: F401
 
     from mmengine.config import Config  # isort: skip

@@ -1,35 +1,32 @@
-"""The tools as a user calls them: train and test, two processes, MMSegmentation's own trainer, ADE20K's folder."""
+"""``tinymim segment`` and its older names as a user calls them; two processes; MMSegmentation's own trainer."""
 
-import http.server
 import json
 import os
+import shutil
 import subprocess
 import sys
-import threading
-import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+
+from tinymim.cli import main
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 
-import prepare_ade20k  # noqa: E402
 import test_seg  # noqa: E402
 import train_seg  # noqa: E402
 
 
-def told(options):
+def typed(options):
     """--cfg-options as typed."""
     return [f"{key}={str(value).replace(' ', '')}" for key, value in options.items()]
 
 
-def run(*command, **environment):
+def run(*command, cwd=ROOT, **environment):
     env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     done = subprocess.run(
-        [sys.executable, *map(str, command)], capture_output=True, text=True, cwd=ROOT, env=env, check=False
+        [sys.executable, *map(str, command)], capture_output=True, text=True, cwd=cwd, env=env, check=False
     )
     return done.returncode, done.stdout, done.stderr
 
@@ -37,14 +34,59 @@ def run(*command, **environment):
 def test_train_then_test(scenes, small, tmp_path, capsys):
     folder = tmp_path / "run"
     arguments = ["upernet_tinymim_demo", "--data-root", str(scenes), "--work-dir", str(folder), "--cfg-options"]
-    assert train_seg.main([*arguments, *told(small(**{"train_cfg.max_iters": 2}))]) == 0
+    assert train_seg.main([*arguments, *typed(small(**{"train_cfg.max_iters": 2}))]) == 0
     out = capsys.readouterr().out
-    assert f"next:    python tools/test_seg.py upernet_tinymim_demo {folder}/segmentor.pth --data-root {scenes}" in out
+    assert f"next:    tinymim segment --test {folder}/segmentor.pth --data-root {scenes}" in out
     assert (folder / "report.html").is_file()
     result = tmp_path / "result.json"
     assert test_seg.main([str(folder / "segmentor.pth"), "--json", str(result)]) == 0
     assert "next:    tinymim-export" in capsys.readouterr().out
     assert json.loads(result.read_text())["mIoU"] == json.loads((folder / "result.json").read_text())["mIoU"]
+
+
+def test_the_verb_trains_and_tests_like_the_tools(scenes, small, tmp_path, capsys):
+    """The same files, scores and next lines, whatever name was typed."""
+    arguments = ["upernet_tinymim_demo", "--data-root", str(scenes)]
+    options = ["--cfg-options", *typed(small(**{"train_cfg.max_iters": 2}))]
+    said, scores = [], []
+    for name, train in (("verb", lambda words: main(["segment", *words])), ("tool", train_seg.main)):
+        folder = tmp_path / name
+        assert train([*arguments, "--work-dir", str(folder), *options]) == 0
+        said.append(capsys.readouterr().out.replace(str(folder), "FOLDER"))
+        scores.append(json.loads((folder / "result.json").read_text())["confusion"])
+    next_lines = [[line for line in text.splitlines() if line.startswith("next:")] for text in said]
+    assert next_lines[0] == next_lines[1]
+    assert next_lines[0] == [
+        f"next:    tinymim segment --test FOLDER/segmentor.pth --data-root {scenes} --tta",
+        "next:    tinymim-export --onnx FOLDER/segmentor.onnx --checkpoint FOLDER/segmentor.pth",
+    ]
+    assert scores[0] == scores[1]
+    file, table = tmp_path / "result.json", tmp_path / "result.md"
+    segmentor = str(tmp_path / "verb" / "segmentor.pth")
+    assert main(["segment", "--test", segmentor, "--json", str(file), "--markdown", str(table)]) == 0
+    assert json.loads(file.read_text())["confusion"] == scores[0]
+    assert "| class | IoU % |" in table.read_text()
+    config = str(tmp_path / "verb" / "config.py")
+    assert main(["segment", "--test", config, segmentor, "--data-root", str(scenes)]) == 0
+    assert f"--checkpoint {segmentor} --config {config}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "fix"),
+    [
+        (["demo", "--tta"], "--tta without --test", "add --test"),
+        (["demo", "x.pth"], "CHECKPOINT without --test", "add --test"),
+        (["--test", "demo", "x.pth", "--student", "y.pth"], "--student and --test", "leave out --student or --test"),
+        (["--test", "demo", "x.pth", "--dry-run"], "--dry-run and --test", "leave out --dry-run"),
+        (["x.pth"], "x.pth is a checkpoint", "add --test"),
+        (["--test", "demo.py"], "no checkpoint", "tinymim segment"),
+    ],
+)
+def test_the_verb_refuses_what_does_not_go_together(words, message, fix, capsys):
+    assert main(["segment", *words]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"tinymim segment: error: {message}")
+    assert fix in error.split("\n  fix: ")[1]
 
 
 def test_dry_run(scenes, small, tmp_path, capsys, monkeypatch):
@@ -53,7 +95,7 @@ def test_dry_run(scenes, small, tmp_path, capsys, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     arguments = ["upernet_tinymim_demo", "--data-root", str(scenes), "--dry-run", "--cfg-options"]
-    assert train_seg.main([*arguments, *told(small(**{"train_cfg.max_iters": 2}))]) == 0
+    assert train_seg.main([*arguments, *typed(small(**{"train_cfg.max_iters": 2}))]) == 0
     said = capsys.readouterr().out
     assert "2 steps of" in said
     assert "M trained parameters" in said
@@ -86,12 +128,12 @@ def test_bad_input_exits_2_with_three_parts(scenes, small, tmp_path, capsys):
 @pytest.mark.slow
 def test_two_processes_on_the_cpu_count_and_score_as_one(scenes, small, tmp_path):
     """torchrun with gloo: 2 x batch 2, five validation photos, each counted once; a resume changes nothing."""
-    options = told(small(**{"train_cfg.max_iters": 4}))
+    options = typed(small(**{"train_cfg.max_iters": 4}))
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     train = ["tools/train_seg.py", "upernet_tinymim_demo", "--data-root", scenes, "--work-dir", tmp_path / "run"]
     code, out, err = run(*command, *train, "--cfg-options", *options)
     assert code == 0, err[-3000:]
-    assert "2 process(es) x batch 2 = 4 photos a step" in out
+    assert "2 process(es) x batch 2 = 4 photos per step" in out
     assert out.count("mIoU") == 2  # from one process: at the validation and at the end
     before = json.loads((tmp_path / "run" / "result.json").read_text())
     assert before["images"] == 5
@@ -106,6 +148,29 @@ def test_two_processes_on_the_cpu_count_and_score_as_one(scenes, small, tmp_path
 
 
 @pytest.mark.slow
+def test_the_verb_works_from_an_installed_package(scenes, small, tmp_path):
+    """``pip install .`` without the repository around it: the config by its name, the report, the next lines."""
+    source, box = tmp_path / "source", tmp_path / "box"
+    for name in ("tinymim", "export", "mmseg_configs"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    pip = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target", box, source]
+    code, _, err = run(*pip)
+    assert code == 0, err
+    options = typed(small(**{"train_cfg.max_iters": 2}))
+    command = ["-m", "tinymim", "segment", "upernet_tinymim_demo", "--data-root", scenes, "--cfg-options", *options]
+    code, out, err = run(*command, cwd=tmp_path, PYTHONPATH=str(box))
+    assert code == 0, err[-3000:]
+    folder = tmp_path / "runs" / "upernet_tinymim_demo"
+    assert (folder / "report.html").is_file()
+    (test,) = (line.split()[1:] for line in out.splitlines() if line.startswith("next:    tinymim segment"))
+    code, out, err = run("-m", *test[:-1], cwd=tmp_path, PYTHONPATH=str(box))
+    assert code == 0, err[-3000:]
+    assert "5 photos" in out
+
+
+@pytest.mark.slow
 def test_mmsegs_own_trainer_takes_our_configs(scenes, small, tmp_path):
     """What `mim train mmsegmentation CONFIG` runs."""
     import mmseg
@@ -113,7 +178,7 @@ def test_mmsegs_own_trainer_takes_our_configs(scenes, small, tmp_path):
     tool = Path(mmseg.__file__).parent / ".mim" / "tools" / "train.py"
     config = ROOT / "mmseg_configs" / "upernet_tinymim_demo.py"
     data = {f"{split}_dataloader.dataset.data_root": scenes for split in ("train", "val", "test")}
-    options = told(
+    options = typed(
         small(
             **{
                 "train_cfg.max_iters": 2,
@@ -144,75 +209,3 @@ def test_mmsegs_own_trainer_takes_our_configs(scenes, small, tmp_path):
     )
     assert code == 0, err[-3000:]
     assert "5 photos" in out
-
-
-@pytest.fixture
-def release(tmp_path, monkeypatch):
-    """A tiny ADEChallengeData2016.zip, its sha1, and a server that gives it."""
-    inside = tmp_path / "make" / "ADEChallengeData2016"
-    for split, word, count in (("training", "train", 3), ("validation", "val", 2)):
-        for i in range(count):
-            for kind, suffix, shape in (("images", "jpg", (8, 8, 3)), ("annotations", "png", (8, 8))):
-                path = inside / kind / split / f"ADE_{word}_{i:08d}.{suffix}"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(np.full(shape, i, np.uint8)).save(path)
-    archive = tmp_path / "served" / "ADEChallengeData2016.zip"
-    archive.parent.mkdir()
-    with zipfile.ZipFile(archive, "w") as file:
-        for path in sorted(inside.rglob("*")):
-            file.write(path, path.relative_to(inside.parent))
-    monkeypatch.setattr(prepare_ade20k, "COUNTS", {"train": 3, "val": 2})
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, directory=archive.parent, **kwargs)
-
-        def log_message(self, *args):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/{archive.name}", prepare_ade20k.sha1_of(archive)
-    server.shutdown()
-    server.server_close()
-
-
-def test_prepare_ade20k(release, tmp_path, capsys):
-    url, sha1 = release
-    out = tmp_path / "data"
-    assert prepare_ade20k.main(["--out", str(out), "--url", url, "--sha1", sha1]) == 0
-    told = capsys.readouterr().out
-    assert "150 classes" in told
-    assert "next:    python tools/train_seg.py mmseg_configs/upernet_tinymim_b.py" in told
-    assert [p.name for p in out.iterdir()] == ["ADEChallengeData2016"]
-    assert prepare_ade20k.main(["--check", str(out / "ADEChallengeData2016")]) == 0
-    next((out / "ADEChallengeData2016" / "images" / "training").iterdir()).unlink()
-    assert prepare_ade20k.main(["--check", str(out / "ADEChallengeData2016")]) == 2
-    assert "has 2 training and 2 validation pairs" in capsys.readouterr().err
-
-
-def test_a_wrong_download_leaves_nothing_behind(release, tmp_path, capsys):
-    url, _ = release
-    out = tmp_path / "data"
-    assert prepare_ade20k.main(["--out", str(out), "--url", url]) == 2
-    assert prepare_ade20k.SHA1 in capsys.readouterr().err
-    assert list(out.iterdir()) == []
-    (out / "ADEChallengeData2016.zip").write_bytes(b"half a file")
-    assert prepare_ade20k.main(["--out", str(out), "--url", url]) == 2
-    assert "remove it" in capsys.readouterr().err
-
-
-def test_offline_tells_what_to_do(tmp_path, capsys):
-    assert prepare_ade20k.main(["--out", str(tmp_path), "--url", "http://127.0.0.1:9/ade.zip"]) == 2
-    error = capsys.readouterr().err
-    assert "cannot download" in error
-    assert f"copy the file to {tmp_path}" in error
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_the_full_release_and_other_folders_are_recognised(tmp_path, scenes, capsys):
-    (tmp_path / "images").mkdir()
-    assert prepare_ade20k.main(["--check", str(tmp_path)]) == 2
-    assert "full ADE20K release" in capsys.readouterr().err
-    assert prepare_ade20k.main(["--check", str(scenes)]) == 2
-    assert "not ADE20K" in capsys.readouterr().err

@@ -494,7 +494,7 @@ def test_shipped_studies(name, folders):
             importlib.import_module(f"tinymim.cli.{stage.verb}").add_arguments(parser)
             args = parser.parse_args(words[4:])
             method = {"pretrain": "mae", "distill": "tinymim", "finetune": "finetune"}[stage.verb]
-            assert load_recipe(args.recipe, args.cfg_options, method).method == method
+            assert load_recipe(args.recipe, args.cfg_options, stage.verb).method == method
 
 
 @pytest.mark.parametrize("form", ["", "_small"])

@@ -13,9 +13,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from tinymim.distill import TinyMIM, read, relation_logits
+from tinymim.distill.targets import read_from
 from tinymim.errors import ConfigError
-from tinymim.models.tokens import num_heads, pair_tokens, patch_grid, resample
-from tinymim.models.vit import ViT
+from tinymim.models.tokens import num_heads, patch_grid
 
 LAYERS = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}  # what INT8 multiplies
 USUAL, ORDINARY = 0.999, 0.9  # quantiles of a channel's values, and of the channels: see outlier
@@ -62,18 +62,9 @@ def method_head_kl(method: TinyMIM, student_images: Tensor, teacher_images: Tens
     targets = [target for target in method.targets if target.kind == "relation"]
     if not targets:
         return {}
-    grid = patch_grid(method.student, (student_images.shape[2], student_images.shape[3]))
-    taught = read(
-        method.teacher, method.fit(teacher_images, grid), {target.teacher_block: ("q", "k", "v") for target in targets}
-    )
-    learned = read(method.student, student_images, {target.student_block: ("q", "k", "v") for target in targets})
+    learned = read(method.student, student_images, read_from(targets, "student"))
     out: dict[str, Tensor] = {}
-    for target in targets:
-        s, t = learned[target.student_block], taught[target.teacher_block]
-        s = {name: pair_tokens(x_BTD, method.student, method.class_token) for name, x_BTD in s.items()}
-        t = {name: pair_tokens(x_BTD, method.teacher, method.class_token) for name, x_BTD in t.items()}
-        if method.align == "tokens":
-            t = {name: resample(x_BTD, int(method.class_token), grid) for name, x_BTD in t.items()}
+    for target, s, t in method.compared(student_images, teacher_images, learned, targets):
         for name, kl_M in head_kl(s, t, method.relation_heads, target.parts).items():
             out[method.loss_name(target, name)] = kl_M
     return out
@@ -93,23 +84,22 @@ def attention_entropy(model: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ConfigError: another kind of model.
     """
-    if not isinstance(model, ViT | VisionTransformer | Eva):
+    own = hasattr(model, "attention_bias")
+    if not (own or isinstance(model, VisionTransformer | Eva)):
         raise ConfigError(
             f"no attention maps of a {type(model).__name__}",
             "it adds a bias to its scores, which is not read",
             "use one of ViT, VisionTransformer, Eva",
         )
     grid = patch_grid(model, (images.shape[2], images.shape[3]))
-    blocks: Any = model.blocks
-    index_TT = model.bias_index(grid) if isinstance(model, ViT) else None
     wanted = {block: ("q", "k") for block in range(1, len(model.blocks) + 1)}
     total_LH = torch.zeros(len(model.blocks), num_heads(model), device=images.device)
     tokens = 0
     for part in images.split(PART):
         for block, taps in read(model, part, wanted).items():
             scores_BHTT = relation_logits(taps["q"], taps["k"], num_heads(model))
-            if index_TT is not None:
-                scores_BHTT = scores_BHTT + blocks[block - 1].attn.bias(grid, index_TT)
+            if own and (bias_1HTT := model.attention_bias(block - 1, grid)) is not None:
+                scores_BHTT = scores_BHTT + bias_1HTT
             log_BHTT = scores_BHTT.log_softmax(-1)
             total_LH[block - 1] -= (log_BHTT.exp() * log_BHTT).sum(-1).mean(-1).sum(0)
             tokens = log_BHTT.shape[-1]

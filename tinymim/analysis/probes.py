@@ -4,18 +4,18 @@ Legend: N = photos, D = width, C = classes, K = neighbours.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tinymim.distill import read
-from tinymim.models.vit import ViT
 
 CHUNK = 1024  # validation photos compared at once
 
 
-def trained_depth(model: ViT) -> int:
+def trained_depth(model: Any) -> int:
     """The deepest block (1-based) of which every part is trained; the last block if none is.
 
     TinyMIM's published form reads q, k, v of the last block: what lies behind them there keeps its start values, and
@@ -23,11 +23,11 @@ def trained_depth(model: ViT) -> int:
     means something. MAE trains all blocks.
     """
     whole = [i for i, block in enumerate(model.blocks, 1) if all(p.requires_grad for p in block.parameters())]
-    return max(whole, default=model.depth)
+    return max(whole, default=int(model.depth))
 
 
 @torch.no_grad()
-def embed(model: ViT, batches: Iterable[Tensor], block: int | None = None) -> Tensor:
+def embed(model: Any, batches: Iterable[Tensor], block: int | None = None) -> Tensor:
     """Mean of the patch tokens behind a block.
 
     Args:

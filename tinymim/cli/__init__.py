@@ -1,4 +1,4 @@
-"""``tinymim <verb>``: one file a verb, each with ``add_arguments(parser)`` and ``run(args) -> int``.
+"""``tinymim <verb>``: one file per verb, each with ``add_arguments(parser)`` and ``run(args) -> int``.
 
 Exit codes: 0 done, 1 a check failed, 2 user error, 130 interrupted.
 """
@@ -18,11 +18,12 @@ VERBS = {
     "pretrain": "pre-train a masked autoencoder (MAE) to be a teacher",
     "distill": "distil a small student from a masked-image-modelling teacher",
     "finetune": "train a classifier on a student, with mixing, layer decay or a teacher",
-    "study": "a table of distillation variants x seeds, beside the paper's",
+    "segment": "train a segmentor on a student, or with --test score one",
+    "study": "a table of distillation variants x seeds, next to the paper's",
     "bench": "measure .onnx files: latency, memory, where the milliseconds go",
     "eval": "score a segmentor .onnx in mIoU, or a classifier on ImageNet-1k, -A, -R, -C",
     "predict": "segment a photo, a folder or a video with an .onnx file",
-    "report": "one HTML for the whole line: teacher, student, segmentor, files",
+    "report": "one HTML page for teacher, student, segmentor and .onnx files",
     "doctor": "replay the golden numbers and print versions and providers",
     "list": "list models, teachers, recipes, studies and segmentation configs",
 }
@@ -64,7 +65,7 @@ def run_command(
 
 
 def spelled(args: argparse.Namespace, *names: str) -> str:
-    """Options that were given, as they are typed, for a command to paste: " --mode slide --limit 10"."""
+    """The options that were given, as they are typed, for a command to paste: " --mode slide --limit 10"."""
     usual = {"runtime": "onnxruntime", "provider": "cpu", "split": "val", "batch_size": 64, "workers": 2}
     words: list[str] = []
     for name in names:

@@ -156,10 +156,10 @@ def relations() -> Iterator[Check]:
 
     from tinymim.cli._golden_numbers import GOLDEN
     from tinymim.distill import TinyMIM
-    from tinymim.models import ViT
+    from tinymim.models.backbone import from_config
 
     golden = GOLDEN["relations"]
-    teacher, student = ViT(**golden["teacher"]), ViT(**golden["student"])
+    teacher, student = from_config(golden["teacher"]), from_config(golden["student"])
     _fill(teacher, "teacher/")
     _fill(student, "student/")
     draw = np.random.RandomState(golden["input_seed"])
@@ -207,12 +207,14 @@ def onnx_export() -> Iterator[Check]:
 
     import torch
 
-    from tinymim.models import ViT, save_student
+    from tinymim.cli._golden_numbers import GOLDEN
+    from tinymim.models import save_student
+    from tinymim.models.backbone import from_config
     from tinymim_export import export
 
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        save_student(ViT(img_size=32, embed_dim=24, depth=2, num_heads=2), f"{folder}/student.pth")
+        save_student(from_config(GOLDEN["relations"]["student"], img_size=32, depth=2), f"{folder}/student.pth")
         with contextlib.redirect_stdout(io.StringIO()):
             made = export(f"{folder}/student.pth", f"{folder}/student.onnx", part="backbone", dynamic=True)
     figures = made.parity.summary()

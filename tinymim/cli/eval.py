@@ -29,14 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, text in (("a", "scored among its 200 classes"), ("r", "the same"), ("c", "mCE, normalised by AlexNet")):
         classifier.add_argument(f"--imagenet-{name}", metavar="FOLDER", help=f"ImageNet-{name.upper()}: {text}")
     classifier.add_argument("--img-size", type=int, help="side in pixels; default: as it was fine-tuned")
-    classifier.add_argument("--num-heads", type=int, help="heads per block, for a file that does not say")
-    classifier.add_argument("--batch-size", type=int, default=64, help="photos per pass")
+    classifier.add_argument("--num-heads", type=int, help="heads per block of a file that does not state them")
+    classifier.add_argument("--batch-size", type=int, default=64, help="photos per forward pass")
     classifier.add_argument("--workers", type=int, default=2, help="data-loading processes")
     classifier.add_argument("--device", help="cpu, cuda or cuda:N; default a GPU if there is one")
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
-    """How a file is opened and fed; shared with ``tinymim predict``."""
+    """How a file is opened and given its input; shared with ``tinymim predict``."""
     from tinymim_export.runtime.engines import RUNTIMES, compute_types, provider_names
 
     parser.add_argument(
@@ -124,8 +124,5 @@ def _run_classifier(args: argparse.Namespace) -> int:
     if not args.json:
         print(f"next: tinymim eval {file}{spelled(args, 'data', 'limit', *CLASSIFIER)} --json scores.json")
     else:
-        print(
-            f"next: python tools/train_seg.py mmseg_configs/upernet_tinymim_t_light.py --data-root FOLDER "
-            f"--student {file} --work-dir runs/seg"
-        )
+        print(f"next: tinymim segment upernet_tinymim_t_light --data-root FOLDER --student {file} --work-dir runs/seg")
     return 0

@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         for name in study_names():
             print(f"  {name:32} {summary(STUDIES / f'{name}.py')}")
     if args.what in (None, "configs"):
-        print("segmentation configs (python tools/train_seg.py mmseg_configs/NAME.py):")
+        print("segmentation configs (tinymim segment NAME --data-root FOLDER):")
         folder = Path(tinymim_mmseg_configs.__file__).parent
         for path in sorted(folder.glob("[!_]*.py")):
             print(f"  {path.stem:32} {summary(path)}")

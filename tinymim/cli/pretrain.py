@@ -4,20 +4,16 @@ import argparse
 
 from tinymim.cli._run import add_run_arguments, run_verb
 
+NEXT = ["tinymim distill --recipe tinymim_tiny_from_mae_base --teacher {student} --data FOLDER"]
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
-    add_run_arguments(parser, "mae_tiny", "mae")
+    add_run_arguments(parser, "pretrain")
 
 
 def run(args: argparse.Namespace) -> int:
     """Pre-train."""
     from tinymim.engine import pretrain
 
-    return run_verb(
-        args,
-        pretrain,
-        [
-            "tinymim distill --recipe tinymim_tiny_from_mae_base --teacher {student} --data FOLDER",
-        ],
-    )
+    return run_verb(args, "pretrain", pretrain, NEXT)

@@ -7,7 +7,7 @@ import math
 import random
 import signal
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,9 +119,12 @@ class Photos(Dataset[dict[str, Any]]):
         jitter: Strength of the colour jitter on the student's copy; None for one view only (MAE).
         seed: Together with epoch and index it fixes every draw.
         train: False: central square, no flip, no jitter.
+        extra: (photo, epoch) -> tensors of it that the method wants beside the pixels; None: none. Called in the data
+            workers, with the photo that took a damaged one's place.
 
     An item is asked for as ``(epoch, index)`` and is ``{"image": (3, S, S) uint8, "student_image": same or absent,
-    "skipped": list of files}``. A photo that cannot be read is replaced by the next one and named in ``skipped``.
+    "skipped": list of files}`` and what ``extra`` gives. A photo that cannot be read is replaced by the next one and
+    named in ``skipped``.
     """
 
     def __init__(
@@ -133,9 +136,10 @@ class Photos(Dataset[dict[str, Any]]):
         jitter: float | None = None,
         seed: int = 0,
         train: bool = True,
+        extra: Callable[[Path, int], Mapping[str, Tensor]] | None = None,
     ) -> None:
         self.photos, self.img_size, self.scale = list(photos), img_size, scale
-        self.jitter, self.seed, self.train = jitter, seed, train
+        self.jitter, self.seed, self.train, self.extra = jitter, seed, train, extra
 
     def __len__(self) -> int:
         return len(self.photos)
@@ -143,7 +147,7 @@ class Photos(Dataset[dict[str, Any]]):
     def __getitem__(self, key: Any) -> dict[str, Any]:
         epoch, index = key
         rng = random.Random(f"{self.seed}/{epoch}/{index}")
-        image, _, skipped = open_near(self.photos, index)
+        image, at, skipped = open_near(self.photos, index)
         box = crop_box(image.size, self.scale, rng) if self.train else center_box(image.size)
         image = image.resize((self.img_size, self.img_size), Image.Resampling.BICUBIC, box=box)
         if self.train and rng.random() < 0.5:
@@ -152,6 +156,8 @@ class Photos(Dataset[dict[str, Any]]):
         if self.jitter is not None:
             student = color_jitter(image, self.jitter, rng) if self.train else image
             sample["student_image"] = to_tensor(student)
+        if self.extra is not None:
+            sample |= self.extra(self.photos[at], epoch)
         return sample
 
 

@@ -83,7 +83,7 @@ def next_commands(out: Path, data: str | None) -> list[tuple[str, str]]:
         ),
         (
             "Train a segmentor on that student",
-            "python tools/train_seg.py mmseg_configs/upernet_tinymim_t_light.py "
+            "tinymim segment upernet_tinymim_t_light "
             f"--data-root {folder} --student runs/student/student.pth --work-dir runs/segmentor",
         ),
         (

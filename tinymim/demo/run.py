@@ -204,13 +204,12 @@ def _data(data: str | Path | None, root: Path, seed: int) -> dict[str, Any]:
 
 
 def _student_shape() -> dict[str, Any]:
-    """ViT keywords of the backbone in the demo's MMSegmentation configuration."""
+    """Student arguments of the backbone in the demo's MMSegmentation configuration."""
+    from tinymim.models.vit import SHAPE
     from tinymim.seg.config import find_config
 
     backbone = find_config(CONFIG).model.backbone
-    return {
-        key: backbone[key] for key in ("embed_dim", "depth", "num_heads", "patch_size", "rel_pos_bias", "init_values")
-    }
+    return {key: backbone[key] for key in SHAPE if key in backbone}
 
 
 def _teacher(out: Path, seed: int, steps: int) -> dict[str, Any]:

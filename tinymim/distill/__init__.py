@@ -1,21 +1,30 @@
 """What to read from student and teacher, and how to compare."""
 
 from tinymim.distill.features import class_token_kl, feature_loss, whiten
-from tinymim.distill.methods import TinyMIM
+from tinymim.distill.mae import MaskedPretraining
+from tinymim.distill.method import METHODS, Method, register_method
 from tinymim.distill.relations import relation_kl, relation_logits, relation_losses, relation_smooth_l1
 from tinymim.distill.several import SeveralTeachers
+from tinymim.distill.sources import LiveTeacher, TargetSource
 from tinymim.distill.taps import qkv_at, read
 from tinymim.distill.targets import Target, parse_target
+from tinymim.distill.tinymim import TinyMIM
 
 __all__ = [
+    "METHODS",
+    "LiveTeacher",
+    "MaskedPretraining",
+    "Method",
     "SeveralTeachers",
     "Target",
+    "TargetSource",
     "TinyMIM",
     "class_token_kl",
     "feature_loss",
     "parse_target",
     "qkv_at",
     "read",
+    "register_method",
     "relation_kl",
     "relation_logits",
     "relation_losses",

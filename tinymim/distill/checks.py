@@ -4,23 +4,33 @@ from typing import Any
 
 from tinymim.distill.taps import TAPPABLE
 from tinymim.errors import ConfigError
+from tinymim.models.backbone import TapByTap
 from tinymim.models.tokens import has_class_token, patch_grid
-from tinymim.models.vit import ViT
 
 MASKS = (None, "student", "teacher", "both")
 ALIGNS = (None, "image", "tokens")
 
 
-def check_models(student: Any, teacher: Any) -> None:
-    """Refuse models that cannot be read.
+def check_student(student: Any) -> None:
+    """Refuse a student that cannot be read.
 
     Raises:
         ConfigError: naming what can.
     """
-    if not isinstance(student, ViT):
+    if not isinstance(student, TapByTap):
         raise ConfigError(
-            f"the student is a {type(student).__name__}", "students are tinymim's ViT", "create_model(...)"
+            f"the student is a {type(student).__name__}",
+            "what is compared is read inside its blocks, which it does not offer",
+            'use a plain model, e.g. tinymim.create_model("tinymim_vit_tiny")',
         )
+
+
+def check_teacher(teacher: Any) -> None:
+    """Refuse a teacher that cannot be read.
+
+    Raises:
+        ConfigError: naming what can.
+    """
     if not isinstance(teacher, TAPPABLE):
         raise ConfigError(
             f"the teacher is a {type(teacher).__name__}",
@@ -30,9 +40,20 @@ def check_models(student: Any, teacher: Any) -> None:
 
 
 def check_options(
-    method: Any, student: ViT, teacher: Any, class_token: bool | None, reconstruct: dict[str, Any] | None
+    method: Any, student: Any, teacher: Any | None, class_token: bool | None, reconstruct: dict[str, Any] | None
 ) -> None:
-    """Refuse what does not fit together."""
+    """Refuse what does not fit together.
+
+    Args:
+        method: With its targets and options.
+        student: The student.
+        teacher: The live teacher; None: targets come from elsewhere.
+        class_token: As given to the method.
+        reconstruct: As given to the method.
+
+    Raises:
+        ConfigError: see the message.
+    """
     for name, value, known in (("mask", method.mask, MASKS), ("align", method.align, ALIGNS)):
         if value not in known:
             words = ", ".join(map(repr, known))
@@ -49,14 +70,18 @@ def check_options(
             "MAE's decoder needs a class token only, and whole patches",
             f"use a student without distillation token and a multiple of {student.patch_size} pixels",
         )
-    widths = (student.embed_dim, int(teacher.embed_dim))
-    relations = any(target.kind == "relation" for target in method.targets)
-    if relations and any(width % method.relation_heads for width in widths):
-        raise ConfigError(
-            f"{method.relation_heads} relation heads do not divide the widths {widths[0]} and {widths[1]}",
-            "channels of both sides are regrouped into that many heads",
-            "choose relation_heads that divides both",
-        )
+    for target in method.targets:
+        target.check(student.embed_dim, method.source.width, method.relation_heads)
+    if teacher is not None:
+        _check_grids(method, student, teacher)
+    needed = class_token or any(not target.patches for target in method.targets)
+    for side, there in (("student", has_class_token(student)), ("teacher", method.source.class_token)):
+        if needed and not there:
+            raise ConfigError(f"the {side} has no class token", "it was asked for", "compare patches only")
+
+
+def _check_grids(method: Any, student: Any, teacher: Any) -> None:
+    """Patches of both sides must be paired one to one."""
     probe = (224, 224)
     grids = patch_grid(student, probe), patch_grid(teacher, probe)
     if grids[0] != grids[1] and method.align is None:
@@ -66,7 +91,8 @@ def check_options(
             f"choose a teacher with patch size {student.patch_size}, or align='image' (the teacher's photo is "
             "resized until its grid is the student's) or align='tokens' (its tokens are resampled)",
         )
-    if method.align is None and not isinstance(teacher, ViT) and any(s % student.patch_size for s in student.img_size):
+    ragged = any(side % student.patch_size for side in student.img_size)
+    if method.align is None and ragged and not isinstance(teacher, TapByTap):
         raise ConfigError(
             f"{student.img_size[0]} pixels are no multiple of the patch of {student.patch_size}",
             "our student pads such photos, timm's teachers do not",
@@ -78,7 +104,3 @@ def check_options(
             "tokens that are not there cannot be resampled",
             "use align='image'",
         )
-    for side, model in (("student", student), ("teacher", teacher)):
-        needed = class_token or any(target.kind == "class_token" for target in method.targets)
-        if needed and not has_class_token(model):
-            raise ConfigError(f"the {side} has no class token", "it was asked for", "compare patches only")

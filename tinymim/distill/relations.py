@@ -3,7 +3,7 @@
 Legend: B = batch, T = tokens (class token included), D = width, H = relation heads, C = D / H.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -42,8 +42,8 @@ def relation_smooth_l1(student_BHTT: Tensor, teacher_BHTT: Tensor, beta: float =
 
 
 def relation_losses(
-    student: dict[str, Tensor],
-    teacher: dict[str, Tensor],
+    student: Mapping[str, Tensor],
+    teacher: Mapping[str, Tensor],
     heads: int,
     relations: Sequence[str] = ("qk", "vv"),
     softmax: bool = True,

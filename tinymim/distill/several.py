@@ -1,37 +1,40 @@
 """One student, several teachers at once: the weighted sum of their losses, the student run once."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
 from tinymim.distill.freeze import freeze_unreached
-from tinymim.distill.methods import TinyMIM
+from tinymim.distill.method import Method
 from tinymim.distill.taps import read
 from tinymim.errors import ConfigError
 
 
-class SeveralTeachers(nn.Module):
+class SeveralTeachers(Method):
     """Methods of one student, a teacher each.
 
     Every teacher has its own targets, blocks, relation heads and way to align its patches; all share one mask, so that
     the student is run once.
 
     Args:
-        methods: The methods, all of the same student object; MAE's pixel loss belongs to the first.
+        methods: :class:`~tinymim.distill.tinymim.TinyMIM` objects, all of the same student object; MAE's pixel loss
+            belongs to the first.
         weights: Of their losses.
 
     Raises:
         ConfigError: no methods, other students or masks, a pixel loss in a later method, or weights that do not fit.
     """
 
-    def __init__(self, methods: Sequence[TinyMIM], weights: Sequence[float] | None = None) -> None:
+    def __init__(self, methods: Sequence[Any], weights: Sequence[float] | None = None) -> None:
         super().__init__()
         weights = [1.0] * len(methods) if weights is None else [float(weight) for weight in weights]
         if not methods or len(weights) != len(methods) or min(weights) <= 0:
             raise ConfigError(
                 f"{len(methods)} teachers with the weights {weights}",
                 "each teacher has a weight above 0",
-                "give one weight a teacher",
+                "give one weight per teacher",
             )
         first = methods[0]
         if any(
@@ -47,11 +50,18 @@ class SeveralTeachers(nn.Module):
             )
         self.methods, self.weights = nn.ModuleList(methods), weights
         self.student, self.mae = first.student, first.mae
+        self.teachers = [teacher for method in methods for teacher in method.teachers]
+        self.per_photo = self._per_photo if any(method.per_photo for method in methods) else None
         self.taps: dict[int, tuple[str, ...]] = {}
         for method in methods:
             for block, names in method.student_taps().items():
                 self.taps[block] = tuple(dict.fromkeys((*self.taps.get(block, ()), *names)))
         freeze_unreached(self.student, self.taps, pixels=self.mae is not None)
+
+    def _per_photo(self, photo: Path, epoch: int) -> dict[str, Tensor]:
+        """What all sources want of a photo; their names must differ."""
+        wanted = [method.per_photo for method in self.methods if method.per_photo]
+        return {name: value for of in wanted for name, value in of(photo, epoch).items()}  # type: ignore[operator]
 
     @property
     def learned(self) -> nn.Module:
@@ -59,27 +69,33 @@ class SeveralTeachers(nn.Module):
         maps = nn.ModuleList(method.maps for method in self.methods)  # type: ignore[misc]
         return nn.ModuleDict({"network": self.mae or self.student, "maps": maps})
 
-    def losses(self, student_images: Tensor, *teacher_images: Tensor) -> dict[str, Tensor]:
+    def losses(self, *views: Tensor, extra: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Losses of one batch.
 
         Args:
-            student_images: (B, 3, H, W), normalised.
-            teacher_images: The same crops for each teacher, normalised its way.
+            views: The student's images (B, 3, H, W), normalised, and the same crops for each teacher, normalised its
+                way.
+            extra: What sources that are no live teachers have asked the loader for.
 
         Returns:
-            What :meth:`TinyMIM.losses` returns, each name after its teacher's number (``t1_qk``), and ``loss``.
+            What one method's ``losses`` returns, each name after its teacher's number (``t1_qk``), and ``loss``.
         """
-        first: TinyMIM = self.methods[0]  # type: ignore[assignment]
-        order_BN = first.order(student_images)
-        learned = read(self.student, student_images, self.taps, first.visible(order_BN, "student"))
+        first: Any = self.methods[0]
+        order_BN = first.order(views[0])
+        learned = read(self.student, views[0], self.taps, first.visible(order_BN, "student"))
         out: dict[str, Tensor] = {}
         parts = []
-        for i, (method, images) in enumerate(zip(self.methods, teacher_images, strict=True)):
-            found = method.compare(student_images, images, learned, order_BN)  # type: ignore[operator]
+        for i, (method, images) in enumerate(zip(self.methods, views[1:], strict=True)):
+            found = method.compare(views[0], images, learned, order_BN, extra)  # type: ignore[operator]
             parts.append(self.weights[i] * found.pop("loss"))
             out |= {f"t{i + 1}_{name}": loss for name, loss in found.items()}
         return {**out, "loss": sum(parts[1:], parts[0])}
 
-    def forward(self, student_images: Tensor, *teacher_images: Tensor) -> dict[str, Tensor]:
-        """Same as :meth:`losses` (what DistributedDataParallel calls)."""
-        return self.losses(student_images, *teacher_images)
+    def relation_pairs(self, views: Sequence[Tensor]) -> Iterator[tuple[str, Any, Tensor]]:
+        for i, (method, images) in enumerate(zip(self.methods, views[1:], strict=True)):
+            yield f"t{i + 1}_", method, images
+
+    def learned_relations(self) -> tuple[int, int] | None:
+        """As of one teacher, where all agree; else None."""
+        found = {method.learned_relations() for method in self.methods} - {None}  # type: ignore[operator]
+        return found.pop() if len(found) == 1 else None

@@ -14,7 +14,7 @@ blocks and differential attention are refused.
 Legend: B = batch, T = tokens, H = heads, C = channels a head, D = width, V = visible patches.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import timm.models.beit
@@ -27,21 +27,17 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from tinymim.errors import ConfigError
-from tinymim.models.mae import keep_patches
-from tinymim.models.teachers import TIMM
-from tinymim.models.tokens import num_prefix
-from tinymim.models.vit import ViT
+from tinymim.models.backbone import QKV, TAPS, TapByTap
+from tinymim.models.teachers import TAPPABLE, TIMM
+from tinymim.models.tokens import keep_patches, num_prefix
 
-TAPPABLE = (ViT, *TIMM)
-QKV = ("q", "k", "v")
-TAPS = (*QKV, "attn_pre", "attn_post", "ffn_pre", "output")  # in the order they are computed
+__all__ = ["QKV", "TAPPABLE", "TAPS", "qkv_at", "read"]
 PRE_NORM = (
     timm.models.vision_transformer.Block,
     timm.models.beit.Block,
     timm.models.eva.EvaBlock,
     timm.models.vision_transformer_sam.Block,
 )
-MASKABLE = (ViT, VisionTransformer)  # positions are added once: patches may be left out
 
 
 def read(
@@ -63,54 +59,14 @@ def read(
             of a model whose attention depends on where they lie.
     """
     _check(model, wanted, keep_BV)
-    if isinstance(model, ViT):
-        return _read_ours(model, images, wanted, keep_BV)
+    if isinstance(model, TapByTap):
+        return model.run_taps(images, wanted, keep_BV)
     return _read_timm(model, images, wanted, keep_BV)
 
 
 def qkv_at(model: Any, images: Tensor, block: int) -> dict[str, Tensor]:
     """``q``, ``k``, ``v``, each (B, T, D), of one block (1-based); see :func:`read`."""
     return read(model, images, {block: QKV})[block]
-
-
-# ours -------------------------------------------------------------------------------------------------------------
-
-
-def _read_ours(
-    model: ViT, images: Tensor, wanted: Mapping[int, Collection[str]], keep_BV: Tensor | None
-) -> dict[int, dict[str, Tensor]]:
-    x_BTD, grid = model.embed(images)
-    if keep_BV is not None:
-        x_BTD = keep_patches(x_BTD, keep_BV, model.num_prefix_tokens)
-    index_TT = model.bias_index(grid)
-    out: dict[int, dict[str, Tensor]] = {}
-    for block in range(1, max(wanted) + 1):
-        if block not in wanted:
-            x_BTD = model.run_block(block - 1, x_BTD, grid, index_TT)
-            continue
-        deepest = max(wanted[block], key=TAPS.index) if block == max(wanted) else TAPS[-1]
-        seen: dict[str, Tensor] = {}
-        for name, value in _steps(model.blocks[block - 1], x_BTD, grid, index_TT):
-            seen[name] = value
-            if name == deepest:
-                break
-        x_BTD = seen.get("output", x_BTD)
-        out[block] = {name: seen[name] for name in wanted[block]}
-    return out
-
-
-def _steps(block: Any, x_BTD: Tensor, grid: tuple[int, int], index_TT: Tensor | None) -> Iterator[tuple[str, Tensor]]:
-    """One block of ours, tap by tap, in the order of :data:`TAPS`."""
-    q, k, v = block.attn.qkv(block.norm1(x_BTD)).chunk(3, dim=-1)
-    yield from zip(QKV, (q, k, v), strict=True)
-    heads = (x.unflatten(2, (block.attn.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
-    attn_BTD = block.ls1(block.attn.attend(*heads, grid, index_TT))
-    yield "attn_pre", attn_BTD
-    x_BTD = x_BTD + block.drop_path(attn_BTD)
-    yield "attn_post", x_BTD
-    ffn_BTD = block.ls2(block.mlp(block.norm2(x_BTD)))
-    yield "ffn_pre", ffn_BTD
-    yield "output", x_BTD + block.drop_path(ffn_BTD)
 
 
 # timm's -----------------------------------------------------------------------------------------------------------
@@ -196,6 +152,7 @@ def _read_timm(
             lambda _, args: (keep_patches(args[0], keep_BV, num_prefix(model)), *args[1:])
         )
         handles.append(first)
+    fused = {block: model.blocks[block - 1].attn.fused_attn for block in wanted}
     for block in wanted:
         handles += hooks(block)
         model.blocks[block - 1].attn.fused_attn = True
@@ -207,6 +164,8 @@ def _read_timm(
     finally:
         for handle in handles:
             handle.remove()
+        for block, was in fused.items():
+            model.blocks[block - 1].attn.fused_attn = was
     return {block: {name: out[block][name] for name in names} for block, names in wanted.items()}
 
 
@@ -215,10 +174,11 @@ def _check(model: Any, wanted: Mapping[int, Collection[str]], keep_BV: Tensor | 
     if not isinstance(model, TAPPABLE):
         raise ConfigError(
             f"cannot read a {type(model).__name__}",
-            f"taps exist for {', '.join(kind.__name__ for kind in TAPPABLE)}",
+            f"taps exist for tinymim's ViT and timm's {', '.join(kind.__name__ for kind in TIMM)}",
             "use one of these as teacher or student",
         )
-    depth = len(model.blocks)
+    blocks: Any = model.blocks  # type: ignore[union-attr]
+    depth, own = len(blocks), isinstance(model, TapByTap)
     for block, names in wanted.items():
         if not 1 <= block <= depth:
             raise ConfigError(
@@ -226,27 +186,28 @@ def _check(model: Any, wanted: Mapping[int, Collection[str]], keep_BV: Tensor | 
             )
         if unknown := [name for name in names if name not in TAPS]:
             raise ConfigError(f"no tap {unknown[0]!r}", f"the taps are {', '.join(TAPS)}", "choose of them")
-        module = model.blocks[block - 1]
-        if not isinstance(model, ViT) and not (hasattr(module, "attn") and hasattr(module, "norm2")):
+        module = blocks[block - 1]
+        if not own and not (hasattr(module, "attn") and hasattr(module, "norm2")):
             raise ConfigError(
                 f"block {block} is a {type(module).__name__}",
                 "it does not attend first and then feed forward, which is what is read",
                 "choose another teacher",
             )
         if getattr(module, "window_size", 0) and set(names) & set(QKV):
-            whole = [i + 1 for i, each in enumerate(model.blocks) if not each.window_size]
+            whole = [i + 1 for i, each in enumerate(blocks) if not each.window_size]
             raise ConfigError(
                 f"block {block} attends within windows",
                 "its q, k, v are not those of the whole image",
                 f"choose a block of global attention: {', '.join(map(str, whole))}",
             )
-        if not isinstance(model, ViT) and not isinstance(module, PRE_NORM) and set(names) - set(QKV):
+        if not own and not isinstance(module, PRE_NORM) and set(names) - set(QKV):
             raise ConfigError(
                 f"block {block} is a {type(module).__name__}",
                 "what attention and feed-forward layer add is read from blocks that normalise before them",
                 "choose q, k, v, or another teacher",
             )
-    if keep_BV is not None and (not isinstance(model, MASKABLE) or getattr(model, "rel_pos_bias", False)):
+    # positions of timm's VisionTransformer are added once: patches may be left out
+    if keep_BV is not None and not (model.maskable if own else isinstance(model, VisionTransformer)):
         raise ConfigError(
             f"patches cannot be left out of this {type(model).__name__}",
             "its attention adds a position to every pair of tokens",

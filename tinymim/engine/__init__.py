@@ -1,15 +1,23 @@
-"""Recipe -> MMEngine Runner: loops, hooks, schedules, exact resume."""
+"""Recipe -> MMEngine Runner: jobs, hooks, schedules, exact resume."""
 
 from tinymim.engine.chain import ChainResult, distill_chain
 from tinymim.engine.evaluate import ClassifierScores, evaluate_classifier
-from tinymim.engine.finetuning import FinetuneResult, finetune
+from tinymim.engine.finetuning import FinetuneJob, FinetuneResult, finetune
+from tinymim.engine.job import Job
+from tinymim.engine.pretraining import DistillJob, PretrainJob, RunResult, distill, pretrain
 from tinymim.engine.recipe import learning_rate, load_recipe, recipe_names
-from tinymim.engine.run import RunResult, distill, pretrain
+
+JOBS: dict[str, type[Job]] = {job.verb: job for job in (PretrainJob, DistillJob, FinetuneJob)}  # by command
 
 __all__ = [
+    "JOBS",
     "ChainResult",
     "ClassifierScores",
+    "DistillJob",
+    "FinetuneJob",
     "FinetuneResult",
+    "Job",
+    "PretrainJob",
     "RunResult",
     "distill",
     "distill_chain",

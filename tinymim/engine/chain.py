@@ -8,11 +8,12 @@ from typing import Any
 
 from tinymim.compat import is_first_process
 from tinymim.distill.targets import parse_target
+from tinymim.engine.build import student_outline
+from tinymim.engine.pretraining import RunResult, distill
 from tinymim.engine.recipe import load_recipe
-from tinymim.engine.run import RunResult, run
 from tinymim.errors import ConfigError
 from tinymim.files import prepare_out, write_json
-from tinymim.models import ViT, create_model, save_student
+from tinymim.models import create_model, save_student
 from tinymim.models.registry import model_names
 
 TEACHERS = {
@@ -82,13 +83,13 @@ def distill_chain(
         teacher_weights: File for a timm teacher (of the first hop).
         cfg_options: Dotted recipe keys, for every hop; ``target_block`` and ``teacher_heads`` are the first teacher's
             (students are read where they learned their relations; a hop's own overrides say otherwise).
-        options: Other keywords of :func:`tinymim.engine.run.run`, for every hop.
+        options: Other fields of :class:`~tinymim.engine.settings.DistillSettings`, for every hop.
 
     Raises:
         TinyMIMError: a chain that cannot be, or what a hop raises.
     """
     named = {"chain": chain, **(cfg_options or {})}
-    config = load_recipe(recipe, named, "tinymim")
+    config = load_recipe(recipe, named, "distill")
     if not config.chain:
         raise ConfigError(f"{recipe} names no chain", "chain is empty", "add --chain mae_large:base:small:tiny")
     teacher, students = parse_chain(config.chain)
@@ -125,9 +126,8 @@ def distill_chain(
         begun = (folder / name / "config.py").is_file()
         if is_first_process():
             print(f"hop {number} of {len(students)}: {student} from {teacher if number == 1 else told[-1]['run']}")
-        done = run(
+        done = distill(
             recipe,
-            "tinymim",
             teacher=teacher,
             student=student,
             out=folder / name,
@@ -159,7 +159,7 @@ def distill_chain(
     return result
 
 
-def _untrained(recipe: str, student: str, overrides: dict[str, Any], options: dict[str, Any]) -> ViT:
+def _untrained(recipe: str, student: str, overrides: dict[str, Any], options: dict[str, Any]) -> Any:
     """The student of a hop, as the next hop of a dry run needs it."""
     config = load_recipe(recipe, {"student": student, "img_size": options.get("img_size"), **overrides})
     return create_model(config.student, img_size=config.img_size, **config.student_args)
@@ -174,12 +174,12 @@ def _check_hops(recipe: str, students: list[str], overrides: list[dict[str, Any]
     depth = 0  # of the first teacher: not known yet
     for student, hop in zip(students, overrides, strict=True):
         own = {key: value for key, value in {**options, "student": student}.items() if key in ("student", "targets")}
-        config = load_recipe(recipe, {**own, **hop}, "tinymim")
+        config = load_recipe(recipe, {**own, **hop}, "distill")
         if config.teachers:
             raise ConfigError(
                 "teachers beside a chain", "each student is the next teacher, and the only one", "leave teachers out"
             )
-        deep = int(config.student_args.get("depth", 12))
+        deep = student_outline(config).depth
         for word in config.targets if depth else ():
             parse_target(word, depth, deep, config.target_block)
         depth = deep

@@ -1,6 +1,7 @@
 """What fine-tuning trains: a classifier behind our loop, timm's mixup, average of weights and schedule as hooks."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,12 +16,15 @@ from torch import Tensor, nn
 
 from tinymim.data.labelled import fixed_draws
 from tinymim.distill.logits import hard_distillation, soft_distillation
-from tinymim.engine.loop import bare
+from tinymim.distill.method import register_method
+from tinymim.distill.recipe_keys import Choice, Key, Number
 from tinymim.engine.model import Trainable
+from tinymim.engine.run_folder import bare
 from tinymim.models.classifier import Classifier
 from tinymim.models.teachers import LabelTeacher
 
 
+@register_method("finetune", verb="finetune", title="fine-tune", base="_finetune.py")
 class ClassifyModel(Trainable):
     """Cross entropy, and with a teacher DeiT's distillation: (1 - alpha) * labels + alpha * teacher.
 
@@ -37,6 +41,24 @@ class ClassifyModel(Trainable):
         tau: Temperature of soft distillation (DeiT's published runs: 1).
         autocast: torch.bfloat16 or None.
     """
+
+    keys: ClassVar[Mapping[str, Key]] = {
+        "num_heads": Number(None, least=1, whole=True),  # heads per block; None: the file's, else the model's
+        "layer_decay": Number(0.65, most=1, above=True),  # rate of a layer over that of the next one
+        "aa": Key("rand-m9-mstd0.5-inc1"),  # timm's word for RandAugment; None: none
+        "reprob": Number(0.25, most=1),  # random erasing with random pixels
+        "mixup": Number(0.8),
+        "cutmix": Number(1.0),
+        "mixup_prob": Number(1.0, most=1),
+        "switch_prob": Number(0.5, most=1),  # of cutmix in place of mixup
+        "smoothing": Number(0.1, most=1, below=True),
+        "ema": Number(None, most=1, below=True, off=True),  # decay of a running average of the weights, e.g. 0.9999
+        "teacher": Key(None),  # timm/NAME with a classifier, or a classifier.pth: DeiT's distillation
+        "teacher_weights": Key(None),  # file for a timm teacher
+        "distillation": Choice("hard", ("hard", "soft")),
+        "alpha": Number(0.5, most=1),  # weight of the teacher
+        "tau": Number(1.0, above=True),  # temperature of soft distillation
+    }
 
     def __init__(
         self,
@@ -131,7 +153,7 @@ class AverageHook(Hook):
     """timm's running average of the weights, after every step."""
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        model: Any = bare(runner)
+        model: Any = bare(runner.model)
         model.ema.update(model.network, step=batch_idx)
 
 

@@ -1,35 +1,28 @@
 """``finetune``: a pre-trained or distilled encoder becomes a classifier of your photos."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from timm.data import Mixup, create_transform
 from torch import nn
 from torch.utils.data import DataLoader
 
-from tinymim.compat import let_timm_posterize, use_device
+from tinymim.compat import let_timm_posterize
 from tinymim.data.imagenet import ClassFolder, read_class_folder
 from tinymim.data.labelled import LabelledPhotos
 from tinymim.data.photos import collate_readable, leave_signals_to_the_main_process
 from tinymim.engine.classify import AverageHook, ClassifyModel, CosineHook, MixupHook
-from tinymim.engine.loop import MonitorHook, SaveHook
-from tinymim.engine.model import pick_precision
-from tinymim.engine.plan import make_plan, measure, micro_batch, padding
-from tinymim.engine.recipe import load_recipe
-from tinymim.engine.session import barrier, check_folder, join_processes, make_runner, open_folder, train, train_loader
+from tinymim.engine.job import Job, run_job
+from tinymim.engine.settings import FinetuneSettings
 from tinymim.errors import ConfigError
-from tinymim.files import describe_file, describe_files, note_output, write_json
-from tinymim.models import create_model, load_weights, read_checkpoint
+from tinymim.files import describe_file, describe_files, write_json
 from tinymim.models.classifier import Classifier, save_classifier
-from tinymim.models.formats import describe, infer_config
-from tinymim.models.registry import SIZES
+from tinymim.models.registry import create_model_for
 from tinymim.models.teachers import LabelTeacher, load_label_teacher
-
-SHAPE = ("patch_size", "embed_dim", "depth", "mlp_ratio", "rel_pos_bias", "init_values")  # what a file decides
 
 
 @dataclass
@@ -53,228 +46,163 @@ class FinetuneResult:
         return self.out / "result.json"
 
 
-def finetune(
-    recipe: str = "finetune_tiny",
-    *,
-    data: str | Path,
-    val_data: str | Path | None = None,
-    out: str | Path | None = None,
-    student: str | None = None,
-    model: str | None = None,
-    num_heads: int | None = None,
-    teacher: str | None = None,
-    teacher_weights: str | None = None,
-    img_size: int | None = None,
-    epochs: float | None = None,
-    batch_size: int | None = None,
-    lr: float | None = None,
-    max_steps: int | None = None,
-    workers: int | None = None,
-    seed: int | None = None,
-    device: str | None = None,
-    save_every: int | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    dry_run: bool = False,
-    cfg_options: dict[str, Any] | None = None,
-) -> FinetuneResult:
+def finetune(recipe: str = "finetune_tiny", **settings: Any) -> FinetuneResult:
     """Train a classifier; ``classifier.pth`` holds the last weights (or their average), ``result.json`` the scores.
 
     Args:
         recipe: Name of a shipped recipe, or a file.
-        data: Photos to train on, one sub-folder a class.
-        val_data: Photos to score on, the same sub-folders.
-        out: Run folder; None: ``runs/<recipe>``.
-        student: Checkpoint of the encoder; None: start from random weights.
-        model: Registry name; where a file is given its width, depth and patch size hold.
-        num_heads: Heads a block; None: the file's, else the model's. Another number than the file's regroups the same
-            weights, as the published runs did (TinyMIM-T was pre-trained with 6 heads and fine-tuned with 3).
-        teacher: ``timm/NAME`` or a ``classifier.pth``: DeiT's distillation.
-        teacher_weights: File for a timm teacher.
-        img_size: Side of the crops, pixels.
-        epochs: Passes over the photos.
-        batch_size: Global batch.
-        lr: Peak rate as it is; None: base_lr * batch / 256.
-        max_steps: Stop after so many steps (the schedule is fitted to them).
-        workers: Data-loading processes.
-        seed: Fixes order, augmentation, mixing, drop path and start values.
-        device: "cpu", "cuda" or "cuda:N"; None: a GPU if there is one.
-        save_every: Steps between checkpoints.
-        resume: Go on exactly where the run in ``out`` stopped.
-        overwrite: Replace the run in ``out``.
-        dry_run: One step, memory and time, no files.
-        cfg_options: Dotted recipe keys.
+        settings: Fields of :class:`~tinymim.engine.settings.FinetuneSettings`; ``data`` is needed.
 
     Raises:
         TinyMIMError: see the message; bad input exits 2, a non-finite loss 1.
     """
-    overrides = dict(
-        student=model,
-        num_heads=num_heads,
-        teacher=teacher,
-        teacher_weights=teacher_weights,
-        img_size=img_size,
-        epochs=epochs,
-        batch_size=batch_size,
-        workers=workers,
-        seed=seed,
-        save_every=save_every,
-    )
-    config = load_recipe(recipe, {**overrides, **(cfg_options or {})}, "finetune")
-    place = use_device(device)
-    options: dict[str, Any] = {}
-    rank, world = join_processes(place, options)
-    photos = read_class_folder(data)
-    held_out = read_class_folder(val_data, classes=photos.classes) if val_data else None
-    if held_out is not None and len(held_out.files) < world:
-        raise ConfigError(
-            f"{len(held_out.files)} photos to score and {world} processes",
-            "each one scores its share",
-            "give more validation photos, or use fewer processes",
-        )
-    augment = train_transform(config)
-    plan = make_plan(config, len(photos.files), world, lr, max_steps)
-    mixed = config.mixup > 0 or config.cutmix > 0
-    if mixed and (plan.batch // world) % 2:
-        raise ConfigError(
-            f"{plan.batch // world} photos a process cannot be mixed",
-            "mixup takes them in pairs",
-            "use an even --batch-size, or --cfg-options mixup=0 cutmix=0",
-        )
-    settings = {
-        **json.loads(json.dumps(config.to_dict())),
-        "data": str(data),
-        "val_data": str(val_data or ""),
-        "student_file": student,
-        "lr": lr,
-        "max_steps": max_steps,
-        "world": world,
-        "photos": len(photos.files),
-        "classes": photos.classes,
-    }
-    folder = Path(out or f"runs/{Path(recipe).stem}")
-    state = None if dry_run else check_folder(folder, settings, rank, resume=resume, overwrite=overwrite)
+    return run_job(FinetuneJob, recipe, settings)
 
-    torch.manual_seed(config.seed)
-    autocast, scaled = pick_precision(config.precision, place)
-    network = build_classifier(config, len(photos.classes), student)
-    master = _teacher(config, network, photos, pretrained=not dry_run)
-    wrapped = ClassifyModel(
-        network,
-        smoothing=config.smoothing,
-        ema_decay=config.ema or None,
-        teacher=master,
-        distillation=config.distillation,
-        alpha=config.alpha,
-        tau=config.tau,
-        autocast=autocast,
-    ).to(place)
-    if state is not None:
-        wrapped.learned.load_state_dict(state["model"])
-    plan.micro_batch = state["micro_batch"] if state else micro_batch(config, wrapped, plan.batch // world, place)
-    plan.notes += padding(config.img_size, network.backbone.patch_size)
-    if rank == 0:
-        print(f"{photos}\n{plan}")
-        if held_out is not None and (lacking := sorted(set(range(len(photos.classes))) - {*held_out.labels.tolist()})):
-            print(
-                f"note: {val_data} has no photos of {', '.join(photos.classes[i] for i in lacking[:5])}"
-                + (f" and {len(lacking) - 5} more" if len(lacking) > 5 else "")
-                + f": the score is over {len(photos.classes) - len(lacking)} classes"
+
+class FinetuneJob(Job):
+    """A classifier of labelled photos."""
+
+    verb = "finetune"
+    recipe_name = "finetune_tiny"
+    settings_type = FinetuneSettings
+    product = "classifier.pth"
+    settings: FinetuneSettings
+    model: ClassifyModel
+
+    def read_data(self) -> int:
+        s = self.settings
+        self.train = read_class_folder(s.data)
+        self.held_out = read_class_folder(s.val_data, classes=self.train.classes) if s.val_data else None
+        if self.held_out is not None and len(self.held_out.files) < self.world:
+            raise ConfigError(
+                f"{len(self.held_out.files)} photos to score and {self.world} processes",
+                "each one scores its share",
+                "give more validation photos, or use fewer processes",
             )
-    if dry_run:
-        measure(wrapped, config, plan, place)
-        return FinetuneResult(folder, Path(), Path(), plan.steps, 0.0, len(photos.classes), 0)
+        self.augment = train_transform(self.config)
+        return len(self.train.files)
 
-    start = int(state["step"]) if state else 0
-    labelled = LabelledPhotos(photos.files, photos.labels, augment, config.seed)
-    loader = train_loader(labelled, plan, config, place, start=start, rank=rank, world=world)
-    val_loader = None
-    if held_out is not None:
-        val_loader = DataLoader(
-            LabelledPhotos(held_out.files, held_out.labels, eval_transform(config.img_size)),
-            sampler=[(0, i) for i in range(rank, len(held_out.files), world)],  # type: ignore[arg-type]
-            batch_size=max(plan.micro_batch, 1),
-            num_workers=config.workers,
+    def check_plan(self) -> None:
+        self.mixed = self.config.mixup > 0 or self.config.cutmix > 0
+        share = self.arithmetic.batch // self.world
+        if self.mixed and share % 2:
+            raise ConfigError(
+                f"{share} photos per process cannot be mixed",
+                "mixup takes them in pairs",
+                "use an even --batch-size, or --cfg-options mixup=0 cutmix=0",
+            )
+
+    def more_settings(self) -> dict[str, Any]:
+        student = self.settings.student
+        return {
+            "student_file": None if student is None else str(student),
+            "photos": len(self.train.files),
+            "classes": self.train.classes,
+        }
+
+    def make_model(self, autocast: torch.dtype | None) -> ClassifyModel:
+        config, student = self.config, self.settings.student
+        self.network = build_classifier(config, len(self.train.classes), None if student is None else str(student))
+        self.teacher = _teacher(config, self.network, self.train, pretrained=not self.settings.dry_run)
+        return ClassifyModel(
+            self.network,
+            smoothing=config.smoothing,
+            ema_decay=config.ema or None,
+            teacher=self.teacher,
+            distillation=config.distillation,
+            alpha=config.alpha,
+            tau=config.tau,
+            autocast=autocast,
+        )
+
+    @property
+    def patch_size(self) -> int:
+        return int(self.network.backbone.patch_size)
+
+    def describe(self) -> str:
+        lines = [str(self.train), str(self.arithmetic)]
+        names = self.train.classes
+        if self.held_out is not None and (lacking := sorted({*range(len(names))} - {*self.held_out.labels.tolist()})):
+            lines.append(
+                f"note: {self.settings.val_data} has no photos of {', '.join(names[i] for i in lacking[:5])}"
+                + (f" and {len(lacking) - 5} more" if len(lacking) > 5 else "")
+                + f": the score is over {len(names) - len(lacking)} classes"
+            )
+        return "\n".join(lines)
+
+    def photos(self) -> LabelledPhotos:
+        return LabelledPhotos(self.train.files, self.train.labels, self.augment, self.config.seed)
+
+    def val_loader(self) -> DataLoader | None:
+        if self.held_out is None:
+            return None
+        return DataLoader(
+            LabelledPhotos(self.held_out.files, self.held_out.labels, eval_transform(self.config.img_size)),
+            sampler=[(0, i) for i in range(self.rank, len(self.held_out.files), self.world)],  # type: ignore[arg-type]
+            batch_size=max(self.arithmetic.micro_batch, 1),
+            num_workers=self.config.workers,
             collate_fn=collate_readable,
             worker_init_fn=leave_signals_to_the_main_process,
         )
 
-    def write_classifier(model: nn.Module, step: int) -> None:
-        assert isinstance(model, Classifier)
-        save_classifier(
-            model,
-            folder / "classifier.pth",
-            photos.classes,
-            {
-                "recipe": Path(recipe).stem,
-                "method": "finetune",
-                "teacher": master.name if master else None,
-                "teacher_sha256": master.sha256 if master else None,
-                "steps": plan.steps,
-                "step": step,
-                "eval_size": config.img_size,
-            },
-        )
-        note_output(folder, "classifier.pth")
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return self.network.layer_groups(self.config.layer_decay, self.config.weight_decay)
 
-    optimizer = torch.optim.AdamW(
-        network.layer_groups(config.layer_decay, config.weight_decay), lr=plan.peak_lr, betas=tuple(config.betas)
-    )
-    mixup = (
-        Mixup(
-            config.mixup,
-            config.cutmix,
-            prob=config.mixup_prob,
-            switch_prob=config.switch_prob,
-            label_smoothing=config.smoothing,
-            num_classes=len(photos.classes),
+    def hooks_before(self, optimizer: torch.optim.Optimizer) -> list[Hook]:
+        config, plan = self.config, self.arithmetic
+        hooks: list[Hook] = [CosineHook(optimizer, plan.steps, plan.warmup, config.min_lr)]
+        if self.mixed:
+            mixup = Mixup(
+                config.mixup,
+                config.cutmix,
+                prob=config.mixup_prob,
+                switch_prob=config.switch_prob,
+                label_smoothing=config.smoothing,
+                num_classes=len(self.train.classes),
+            )
+            hooks.append(MixupHook(mixup, config.seed, self.place))
+        return [*hooks, *([AverageHook()] if self.model.ema is not None else [])]
+
+    def inputs(self) -> dict[str, Any]:
+        s = self.settings
+        return {
+            "student": describe_file(s.student) if s.student else None,
+            "teacher": {"file": self.teacher.name, "sha256": self.teacher.sha256} if self.teacher else None,
+            "data": describe_files(s.data, self.train.files),
+            "val_data": describe_files(s.val_data, self.held_out.files) if s.val_data and self.held_out else None,
+        }
+
+    def save(self, network: nn.Module, path: Path, step: int) -> None:
+        assert isinstance(network, Classifier)
+        meta = {
+            "recipe": Path(self.recipe).stem,
+            "method": self.config.method,
+            "teacher": self.teacher.name if self.teacher else None,
+            "teacher_sha256": self.teacher.sha256 if self.teacher else None,
+            "steps": self.arithmetic.steps,
+            "step": step,
+            "eval_size": self.config.img_size,
+        }
+        save_classifier(network, path, self.train.classes, meta)
+
+    def result(self, seconds: float) -> FinetuneResult:
+        steps, classes = self.arithmetic.steps, len(self.train.classes)
+        if self.settings.dry_run:
+            return FinetuneResult(self.folder, Path(), Path(), steps, seconds, classes, 0)
+        found = FinetuneResult(
+            self.folder,
+            self.folder / self.product,
+            self.folder / "metrics.jsonl",
+            steps,
+            seconds,
+            classes,
+            self.monitor.val_photos,
+            self.monitor.last_val.get("val_top1"),
+            self.monitor.last_val.get("val_top5"),
         )
-        if mixed
-        else None
-    )
-    monitor = MonitorHook(
-        folder, "fine-tune", 1 if place == "cpu" else 10, val_loader, config.val_every or plan.steps_per_epoch
-    )
-    hooks = [
-        CosineHook(optimizer, plan.steps, plan.warmup, config.min_lr),
-        *([MixupHook(mixup, config.seed, place)] if mixup else []),
-        *([AverageHook()] if wrapped.ema is not None else []),
-        monitor,
-        SaveHook(folder, config.save_every or plan.steps_per_epoch, write_classifier, state, plan.micro_batch),
-    ]
-    if rank == 0:
-        open_folder(
-            folder,
-            settings,
-            {
-                "student": describe_file(student) if student else None,
-                "teacher": {"file": master.name, "sha256": master.sha256} if master else None,
-                "data": describe_files(data, photos.files),
-                "val_data": describe_files(val_data, held_out.files) if val_data and held_out else None,
-            },
-            resume=resume,
-            overwrite=overwrite,
-        )
-    barrier()
-    runner = make_runner(
-        folder, wrapped, loader, plan, config, optimizer, hooks, scaled=scaled, start=start, options=options
-    )
-    seconds = train(runner, folder) + (state or {}).get("seconds", 0.0)
-    scores = monitor.last_val
-    result = FinetuneResult(
-        folder,
-        folder / "classifier.pth",
-        folder / "metrics.jsonl",
-        plan.steps,
-        seconds,
-        len(photos.classes),
-        monitor.val_photos,
-        scores.get("val_top1"),
-        scores.get("val_top5"),
-    )
-    if rank == 0:
-        result.to_json()
-    return result
+        if self.rank == 0:
+            found.to_json()
+        return found
 
 
 def build_classifier(config: Config, num_classes: int, student: str | None) -> Classifier:
@@ -283,40 +211,14 @@ def build_classifier(config: Config, num_classes: int, student: str | None) -> C
     Raises:
         TinyMIMError: no such file, one whose head count nobody knows, or arguments that contradict it.
     """
-    shape: dict[str, Any] = dict(config.student_args)
-    checkpoint = read_checkpoint(student) if student else None
-    if checkpoint is not None:
-        told = checkpoint.config or infer_config(checkpoint.state) or {}
-        named = {"depth": 12, **SIZES[config.student], **shape}
-        if wrong := [key for key in SHAPE if key in shape and key in told and shape[key] != told[key]]:
-            raise ConfigError(
-                f"student_args.{wrong[0]}={shape[wrong[0]]} is not the student's",
-                f"{student} has {told[wrong[0]]}",
-                f"leave student_args.{wrong[0]} out: the file says it",
-            )
-        shape |= {key: told[key] for key in SHAPE if key in told}
-        heads = told.get("num_heads")
-        same = all(told.get(key, named[key]) == named[key] for key in ("embed_dim", "depth"))
-        if not same:
-            print(f"note: {student} is {describe(checkpoint.state, told)}; its shape holds, not {config.student}'s")
-        if heads is None and told.get("embed_dim") == named["embed_dim"]:
-            heads = named["num_heads"]  # a published file, and a model of its size was named
-        if heads is None and config.num_heads is None:
-            raise ConfigError(
-                f"the head count of {student} is unknown",
-                f"weights cannot tell it; the file looks like {describe(checkpoint.state)}",
-                "add --num-heads N (usual: 3 at width 192, 6 at 384, 12 at 768, 16 at 1024)",
-            )
-        if heads and config.num_heads and heads != config.num_heads:
-            print(f"note: {student} has {heads} heads a block; its weights are regrouped to {config.num_heads}")
-            checkpoint.config["num_heads"] = config.num_heads
-        shape["num_heads"] = config.num_heads or heads
-    elif config.num_heads:
-        shape["num_heads"] = config.num_heads
-    backbone = create_model(config.student, img_size=config.img_size, drop_path_rate=float(config.drop_path), **shape)
+    backbone = create_model_for(
+        config.student,
+        student,
+        img_size=config.img_size,
+        num_heads=config.num_heads,
+        arguments={"drop_path_rate": float(config.drop_path), **config.student_args},
+    )
     backbone.set_grad_checkpointing(bool(config.grad_checkpointing))
-    if checkpoint is not None:
-        load_weights(backbone, checkpoint, new_dist_token=backbone.dist_token is not None)
     return Classifier(backbone, num_classes)
 
 

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -28,13 +28,11 @@ from tinymim.analysis.health import (
 from tinymim.analysis.probes import embed, knn_accuracy, linear_probe, trained_depth
 from tinymim.data.imagenet import ClassFolder, read_class_folder
 from tinymim.data.photos import Photos, collate
-from tinymim.distill import SeveralTeachers, TinyMIM
-from tinymim.engine.loop import bare
 from tinymim.engine.model import PretrainModel
+from tinymim.engine.run_folder import bare
 from tinymim.errors import ConfigError
-from tinymim.models.vit import ViT
 
-WATCHED = 32  # photos whose activations are looked at
+LOOKED_AT = 32  # photos whose activations are looked at
 BATCH = 64  # photos embedded at once
 INT8 = "tinymim-export --checkpoint segmentor.pth --precision int8 --calibration PHOTOS --data FOLDER"
 A_CLASS = 5  # photos of a class that a probe has at least
@@ -87,7 +85,7 @@ def _draw(folder: ClassFolder, count: int, most: int) -> list[tuple[Path, int]]:
     return [(folder.files[i], int(folder.labels[i])) for _, i in ranked[:count]]
 
 
-def watch_hooks(out: Path, config: Config, epoch: int, photos: list[Path], probe: Probe | None) -> list[Hook]:
+def health_hooks(out: Path, config: Config, epoch: int, photos: list[Path], probe: Probe | None) -> list[Hook]:
     """The hooks a recipe asks for: watching, TensorBoard.
 
     Args:
@@ -103,7 +101,7 @@ def watch_hooks(out: Path, config: Config, epoch: int, photos: list[Path], probe
     hooks: list[Hook] = []
     every = epoch if config.watch_every is None else config.watch_every
     if every:
-        hooks.append(WatchHook(out, photos, config.img_size, every, probe))
+        hooks.append(HealthHook(out, photos, config.img_size, every, probe))
     elif probe is not None:
         raise ConfigError(
             "labelled photos for a run that is not watched", "watch_every is 0", "leave --probe-data or watch_every out"
@@ -117,7 +115,7 @@ def watch_hooks(out: Path, config: Config, epoch: int, photos: list[Path], probe
 
 
 @HOOKS.register_module()
-class WatchHook(Hook):
+class HealthHook(Hook):
     """Looks at the student at step 0, every so many steps and at the end; writes scalars into metrics.jsonl.
 
     ``kl_qk/head_05`` (nats), ``entropy/block_03/head_02`` (share of log T), ``outlier/block_03/fc1`` and
@@ -135,7 +133,9 @@ class WatchHook(Hook):
 
     def __init__(self, out: Path, photos: list[Path], img_size: int, every: int, probe: Probe | None) -> None:
         self.out, self.img_size, self.every, self.probe = out, img_size, every, probe
-        self.photos = [photos[i * len(photos) // WATCHED] for i in range(WATCHED)] if len(photos) > WATCHED else photos
+        self.photos = (
+            [photos[i * len(photos) // LOOKED_AT] for i in range(LOOKED_AT)] if len(photos) > LOOKED_AT else photos
+        )
         self.outliers: list[dict[str, Outlier]] = []
 
     def before_train(self, runner: Any) -> None:
@@ -154,7 +154,7 @@ class WatchHook(Hook):
     def _look(self, runner: Any) -> None:
         if not is_main_process():
             return
-        model = bare(runner)
+        model = bare(runner.model)
         device = next(model.parameters()).device
         model.eval()
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -166,13 +166,12 @@ class WatchHook(Hook):
             file.write(json.dumps({"step": runner.iter, **values}) + "\n")
 
     def _health(self, model: PretrainModel, pixels: Tensor) -> dict[str, float]:
-        (own, *taught), encoder = model.views(pixels), cast(ViT, model.encoder)
+        encoder: Any = model.encoder
+        views = model.views(pixels)
+        own = views[0]
         values: dict[str, float] = {}
-        methods: list[Any] = [*model.method.methods] if isinstance(model.method, SeveralTeachers) else [model.method]
-        for number, method in enumerate(methods, 1):
-            teacher = f"t{number}_" if len(methods) > 1 else ""
-            kl = method_head_kl(method, own, taught[number - 1]) if isinstance(method, TinyMIM) else {}
-            for relation, kl_M in kl.items():
+        for teacher, method, images in model.method.relation_pairs(views):
+            for relation, kl_M in method_head_kl(method, own, images).items():
                 values |= {f"kl_{teacher}{relation}/head_{i:02d}": kl for i, kl in enumerate(kl_M.tolist(), 1)}
         for block, shares in enumerate(attention_entropy(encoder, own)[1].tolist(), 1):
             values |= {f"entropy/block_{block:02d}/head_{i:02d}": share for i, share in enumerate(shares, 1)}

@@ -1,15 +1,17 @@
 """What MMEngine's Runner trains: a method of ours behind the BaseModel interface, uint8 photos in, named losses out."""
 
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
+from tinymim.distill.method import Method
 from tinymim.errors import TinyMIMError
-from tinymim.models.vit import IMAGENET_MEAN, IMAGENET_STD
 
 
 class NonFiniteLoss(TinyMIMError):
@@ -63,42 +65,43 @@ class PretrainModel(Trainable):
     """Normalise each side its own way, run the method under autocast, check the loss.
 
     Args:
-        method: ``TinyMIM`` or ``MAE``: ``losses(...)`` returns a dict with ``loss``.
+        method: Named losses of a batch.
         autocast: torch.bfloat16 or None. (float16 comes from MMEngine's AmpOptimWrapper, which scales the loss.)
-        teachers: (mean, std) of each teacher's normalisation, channel values in 0..1.
+        photo: One of the photos: :meth:`example` takes the method's own tensors from it.
     """
 
-    def __init__(
-        self,
-        method: nn.Module,
-        *,
-        autocast: torch.dtype | None = None,
-        teachers: Sequence[tuple[Sequence[float], Sequence[float]]] = (),
-    ) -> None:
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, method: Method, *, autocast: torch.dtype | None = None, photo: Path | None = None) -> None:
         super().__init__(autocast)
-        self.method = method
-        pairs = [(IMAGENET_MEAN, IMAGENET_STD), *teachers]
+        self.method, self.photo = method, photo
+        pairs = method.normalisations
         for name, rows in zip(("mean", "std"), zip(*pairs, strict=True), strict=True):  # (sides, 1, 3, 1, 1)
             self.register_buffer(name, torch.tensor(rows).view(len(pairs), 1, 3, 1, 1), persistent=False)
 
     @property
     def encoder(self) -> nn.Module:
-        """The network that is kept: the student, or MAE's encoder."""
-        return self.method.student if hasattr(self.method, "student") else self.method.encoder  # type: ignore[return-value]
+        """The network that is kept: the student."""
+        return self.method.student
 
     @property
     def learned(self) -> nn.Module:
         """Everything a checkpoint must hold to go on: student, linear maps, decoder (never a teacher)."""
-        return getattr(self.method, "learned", self.method)
+        return self.method.learned
 
     def forward(  # type: ignore[override]
-        self, image: Tensor, student_image: Tensor | None = None, mode: str = "loss"
+        self, image: Tensor, student_image: Tensor | None = None, mode: str = "loss", **extra: Tensor
     ) -> dict[str, Tensor]:
-        """uint8 (B, 3, S, S) views -> named losses."""
-        self.last_batch = {"image": image} | ({} if student_image is None else {"student_image": student_image})
+        """uint8 (B, 3, S, S) views, and what else the loader was asked for per photo -> named losses."""
+        self.last_batch = {
+            "image": image,
+            **({} if student_image is None else {"student_image": student_image}),
+            **extra,
+        }
         views = self.views(image.float() / 255, None if student_image is None else student_image.float() / 255)
         with self.cast(image.device.type):
-            return self.method(*views)
+            return self.method(*views, **({"extra": extra} if extra else {}))
 
     def views(self, image: Tensor, student_image: Tensor | None = None) -> list[Tensor]:
         """Pixels in 0..1 -> what each side sees: the student its own copy, every teacher the plain one, normalised."""
@@ -106,10 +109,14 @@ class PretrainModel(Trainable):
         return [(x - m) / s for x, m, s in zip(pixels, self.mean, self.std, strict=True)]
 
     def example(self, config: Any, count: int, place: str) -> dict[str, Tensor]:
-        """Random uint8 views of the recipe's size."""
+        """Random uint8 views of the recipe's size, and what the method wants of a photo."""
         views = ["image"] if config.color_jitter is None else ["image", "student_image"]
         shape = (count, 3, config.img_size, config.img_size)
-        return {k: torch.randint(0, 256, shape, dtype=torch.uint8, device=place) for k in views}
+        batch = {k: torch.randint(0, 256, shape, dtype=torch.uint8, device=place) for k in views}
+        if self.method.per_photo is not None and self.photo is not None:
+            for name, value in self.method.per_photo(self.photo, 0).items():
+                batch[name] = torch.stack([value] * count).to(place)
+        return batch
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -149,16 +156,28 @@ def saved_bytes_per_image(model: Trainable, batch: dict[str, Tensor]) -> int:
     return saved_bytes(model, lambda: model(**batch)["loss"]) // len(batch["image"])
 
 
-def saved_bytes(model: nn.Module, loss: Callable[[], Tensor]) -> int:
-    """Bytes autograd keeps for a loss, counted through its saved tensors (any device), without the parameters."""
-    seen: dict[int, int] = {}
+class _Saved:
+    """A tensor that autograd keeps; it dies with the part of the graph that saved it."""
 
-    def note(tensor: Tensor) -> Tensor:
-        seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+def saved_bytes(model: nn.Module, loss: Callable[[], Tensor]) -> int:
+    """Bytes autograd keeps for a loss, counted through its saved tensors (any device), without the parameters.
+
+    Only what is still kept once the loss is there counts: memory that was freed on the way may have been used again.
+    """
+    alive: weakref.WeakSet[_Saved] = weakref.WeakSet()
+
+    def note(tensor: Tensor) -> _Saved:
+        saved = _Saved(tensor)
+        alive.add(saved)
+        return saved
 
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved.tensor):
         kept = loss()
+    storages = [saved.tensor.untyped_storage() for saved in alive]
     del kept
-    return sum(size for pointer, size in seen.items() if pointer not in own)
+    return sum({each.data_ptr(): each.nbytes() for each in storages if each.data_ptr() not in own}.values())

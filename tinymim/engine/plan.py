@@ -2,17 +2,15 @@
 
 import math
 import os
-import time
 from dataclasses import dataclass, field
 
 import torch
 from mmengine.config import Config
-from torch.utils.flop_counter import FlopCounterMode
 
+from tinymim.compat import is_first_process, launched_processes
+from tinymim.engine.cost import TrainingCost, measure_cost
 from tinymim.engine.model import Trainable, saved_bytes_per_image
 from tinymim.errors import ConfigError
-
-SUSTAINED = 40e12  # FLOP/s of the dry run's second estimate: a third of a V100's peak in half precision
 
 
 @dataclass
@@ -30,8 +28,8 @@ class Plan:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.photos} photos, {self.steps_per_epoch} steps an epoch, {self.steps} steps of {self.batch} images "
-            f"({self.micro_batch} a pass and process), warm-up {self.warmup}, peak rate {self.peak_lr:.3g}"
+            f"{self.photos} photos, {self.steps_per_epoch} steps per epoch, {self.steps} steps of {self.batch} images "
+            f"({self.micro_batch} per pass and process), warm-up {self.warmup}, peak rate {self.peak_lr:.3g}"
         ]
         return "\n".join(lines + [f"note: {note}" for note in self.notes])
 
@@ -45,7 +43,7 @@ def make_plan(config: Config, photos: int, world: int, lr: float | None, max_ste
     if lr is not None and not 0 < lr < math.inf:
         raise ConfigError(f"the rate is {lr}", "nothing would be learned, or nothing but noise", "use --lr 1e-3 or so")
     if max_steps is not None and max_steps < 1:
-        raise ConfigError(f"--max-steps {max_steps}", "a run has a step at least", "use --max-steps 1 or more")
+        raise ConfigError(f"--max-steps {max_steps}", "a run has at least one step", "use --max-steps 1 or more")
     batch, notes = config.batch_size, []
     if photos < batch:
         batch = max(photos // world, 1) * world
@@ -79,7 +77,7 @@ def padding(img_size: int, patch: int) -> list[str]:
 
 
 def micro_batch(config: Config, model: Trainable, share: int, place: str) -> int:
-    """Images a pass: the largest divisor of this process's share whose activations fit in 60 % of the free memory."""
+    """Images per pass: the largest divisor of this process's share whose activations fit in 60 % of the free memory."""
     if config.micro_batch:
         limit = int(config.micro_batch)
     else:
@@ -97,31 +95,21 @@ def micro_batch(config: Config, model: Trainable, share: int, place: str) -> int
     return next(n for n in range(min(limit, share), 0, -1) if share % n == 0)
 
 
-def measure(model: Trainable, config: Config, plan: Plan, place: str) -> None:
-    """One forward and backward pass on random pixels; prints memory and time, writes nothing."""
+def measure(model: Trainable, config: Config, plan: Plan, place: str) -> TrainingCost:
+    """Print and return what the run costs, by a few passes on random pixels; nothing is written."""
     model.train()
-    per_image = saved_bytes_per_image(model, model.example(config, 2, place))
-    count = min(plan.micro_batch, 8)
-    batch = model.example(config, count, place)
-    with FlopCounterMode(display=False) as counter:
-        model(**batch)["loss"].backward()
-    flop = counter.get_total_flops() / count
-    for _ in range(2):
-        began = time.monotonic()
-        model(**batch)["loss"].backward()
-        if place == "cuda":
-            torch.cuda.synchronize()
-        seconds = time.monotonic() - began
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    fixed = sum(p.numel() for p in model.parameters()) * 4 + trainable * 12
-    need = fixed + int(1.5 * per_image * plan.micro_batch)
-    whole = flop * plan.batch * plan.steps
-    hours = seconds / count * plan.batch * plan.steps / 3600
-    print(
-        f"dry run: {trainable / 1e6:.2f} M trained parameters; about {need / 2**30:.1f} GiB a process "
-        f"({per_image / 2**20:.1f} MiB an image); about {hours:.1f} hours on one such {place} "
-        f"({count / seconds:.1f} images/s without data loading)\n"
-        f"{flop / 1e9:.1f} GFLOP an image, all passes and teachers: {whole / 1e18:.3g} EFLOP, "
-        f"{whole / SUSTAINED / 3600:.1f} hours at {SUSTAINED / 1e12:.0f} TFLOP/s (a third of a V100's peak), over "
-        "the number of GPUs"
+    world = launched_processes()
+    cost = measure_cost(
+        model,
+        lambda count: model(**model.example(config, count, place))["loss"],
+        per_pass=plan.micro_batch,
+        batch=plan.batch // world,
+        processes=world,
+        steps=plan.steps,
+        size=(config.img_size, config.img_size),
+        device=place,
+        timed=min(plan.micro_batch, 8),
     )
+    if is_first_process():
+        print(cost)
+    return cost

@@ -8,75 +8,71 @@ from typing import Any
 
 from mmengine.config import Config
 
+from tinymim.distill.method import find_method
+from tinymim.distill.recipe_keys import Choice, Key, Number, Pair, defaults
 from tinymim.errors import ConfigError
+from tinymim.models.backbone import backbone_names
 from tinymim.models.registry import model_names
 
 FOLDER = Path(__file__).resolve().parents[1] / "recipes"
-CHOICES: dict[str, tuple[Any, ...]] = {
-    "method": ("tinymim", "mae", "finetune"),
-    "precision": ("auto", "fp32", "bf16", "fp16"),
-    "distillation": ("hard", "soft"),
-    "class_token": (None, True, False),
-    "softmax": (True, False),
+# Keys that runs have whatever their method; the defaults stand in recipes/_base.py and _finetune.py.
+RUN_KEYS: dict[str, Key] = {
+    "method": Key(),
+    "custom_imports": Key(),  # MMEngine's: dict(imports=["MODULE"]) brings in methods from elsewhere
+    "student": Key(),
+    "student_args": Key(),
+    "drop_path": Number(most=1, below=True),
+    "img_size": Number(least=16, whole=True, option=True),
+    "crop_scale": Pair(rule="0 < least <= most <= 1", example="[0.2,1.0]"),
+    "color_jitter": Number(),
+    "batch_size": Number(least=1, whole=True, option=True),
+    "epochs": Number(above=True, option=True),
+    "warmup_epochs": Number(),
+    "base_lr": Number(above=True),
+    "min_lr": Number(),
+    "betas": Pair(rule="from 0 to below 1", example="[0.9,0.95]"),
+    "weight_decay": Number(),
+    "precision": Choice(choices=("auto", "fp32", "bf16", "fp16")),
+    "grad_checkpointing": Key(),
+    "micro_batch": Number(least=1, whole=True),
+    "save_every": Number(least=1, whole=True),
+    "val_every": Number(least=1, whole=True),
+    "watch_every": Number(whole=True),
+    "probe_photos": Number(least=1, whole=True),
+    "tensorboard": Key(),
+    "seed": Number(whole=True, option=True),
+    "workers": Number(whole=True, option=True),
 }
-NUMBERS: dict[str, tuple[Any, float, float]] = {  # key -> kind, least, most
-    "batch_size": (int, 1, math.inf),
-    "img_size": (int, 16, math.inf),
-    "workers": (int, 0, math.inf),
-    "seed": (int, 0, math.inf),
-    "epochs": (int | float, 0, math.inf),
-    "base_lr": (int | float, 0, math.inf),
-    "weight_decay": (int | float, 0, math.inf),
-    "drop_path": (int | float, 0, 1),
-    "reconstruct": (int | float, 0, math.inf),
-    "teacher_drop_path": (int | float, 0, 1),
-    "layer_decay": (int | float, 0, 1),
-    "mixup": (int | float, 0, math.inf),
-    "cutmix": (int | float, 0, math.inf),
-    "smoothing": (int | float, 0, 1),
-    "reprob": (int | float, 0, 1),
-    "alpha": (int | float, 0, 1),
-    "tau": (int | float, 0, math.inf),
-    "ema": (int | float, 0, 1),
-    "warmup_epochs": (int | float, 0, math.inf),
-    "min_lr": (int | float, 0, math.inf),
-    "mask_ratio": (int | float, 0, 1),
-    "mixup_prob": (int | float, 0, 1),
-    "switch_prob": (int | float, 0, 1),
-    "color_jitter": (int | float, 0, math.inf),
-    "micro_batch": (int, 1, math.inf),
-    "save_every": (int, 1, math.inf),
-    "val_every": (int, 1, math.inf),
-    "watch_every": (int, 0, math.inf),
-    "probe_photos": (int, 1, math.inf),
-    "target_block": (int, 1, math.inf),
-    "relation_heads": (int, 1, math.inf),
-}
-PAIRS = {"crop_scale": "0 < least <= most <= 1", "betas": "from 0 to below 1"}
-ABOVE = ("epochs", "layer_decay", "tau", "base_lr", "mask_ratio")  # not 0
-BELOW = ("drop_path", "teacher_drop_path", "smoothing", "ema", "mask_ratio")  # not 1
-OPTIONS = ("batch_size", "img_size", "workers", "seed", "epochs")  # that have an option of their own
-VERBS = {"mae": "pretrain", "tinymim": "distill", "finetune": "finetune"}  # method -> the command that runs it
 
 
-def recipe_names(method: str | None = None) -> list[str]:
-    """Recipes that ship with the package, of one method or all."""
-    first = {"mae": "mae_", "tinymim": "tinymim_", "finetune": "finetune_", None: ""}[method]
-    return sorted(p.stem for p in FOLDER.glob("[!_]*.py") if p.stem.startswith(first))
+def recipe_names(verb: str | None = None) -> list[str]:
+    """Recipes that ship with the package, of one command or all."""
+    names = sorted(path.stem for path in FOLDER.glob("[!_]*.py"))
+    if verb is None:
+        return names
+    return [name for name in names if find_method(Config.fromfile(FOLDER / f"{name}.py").method).verb == verb]
 
 
 def default_recipe(method: str | None) -> Config:
     """Every key a recipe of this method may have, with its default."""
-    return Config.fromfile(FOLDER / ("_finetune.py" if method == "finetune" else "_base.py"))
+    kind = find_method(method)
+    recipe = Config.fromfile(FOLDER / kind.base)
+    for key, value in defaults(kind.keys).items():
+        recipe[key] = copy.deepcopy(value)
+    recipe.method = kind.name
+    return recipe
 
 
-def load_recipe(name: str, overrides: dict[str, Any] | None = None, method: str | None = None) -> Config:
+def load_recipe(name: str, overrides: dict[str, Any] | None = None, verb: str | None = None) -> Config:
     """Read a shipped recipe by name, or any file of the same keys, and apply overrides.
 
     Args:
         name: e.g. ``tinymim_base_from_mae_large``, or a path ending in ``.py``.
         overrides: Dotted keys, e.g. ``{"student_args.depth": 4}``; None values are ignored.
-        method: The method the recipe must be of; None: any.
+        verb: The command that must run the recipe's method: "pretrain", "distill" or "finetune"; None: any.
+
+    Returns:
+        Every key of the method with its value.
 
     Raises:
         ConfigError: unknown recipe or key, a value of the wrong kind, or a recipe of another command.
@@ -86,19 +82,26 @@ def load_recipe(name: str, overrides: dict[str, Any] | None = None, method: str 
         near = difflib.get_close_matches(name, recipe_names(), n=1)
         raise ConfigError(
             f"unknown recipe {name!r}",
-            f"the recipes are {', '.join(recipe_names(method))}",
+            f"the recipes are {', '.join(recipe_names(verb))}",
             f"did you mean {near[0]!r}?" if near else "choose one of these, or a .py file of the same keys",
         )
     try:
         recipe = Config.fromfile(path)
-        known = default_recipe(recipe.get("method"))
-        changes = {k: copy.deepcopy(v) for k, v in (overrides or {}).items() if v is not None}
-        if changes:
-            recipe.merge_from_dict(changes)
+    except (ImportError, KeyError, TypeError, IndexError) as error:
+        raise ConfigError(f"cannot read {path}", f"{type(error).__name__}: {error}", "correct the file") from error
+    changes = {k: copy.deepcopy(v) for k, v in (overrides or {}).items() if v is not None}
+    known = default_recipe(changes.get("method", recipe.get("method")))
+    for key, value in known.items():
+        if key not in recipe:
+            recipe[key] = value
+        elif isinstance(value, dict) and isinstance(recipe[key], dict):
+            recipe[key] = {**value, **recipe[key]}
+    try:
+        recipe.merge_from_dict(changes)
     except (KeyError, TypeError, IndexError) as error:
         raise ConfigError(f"cannot apply {overrides}", str(error), "see --print-config for the keys") from error
     for key in recipe:
-        if key not in known:
+        if key not in known and key != "custom_imports":
             near = difflib.get_close_matches(key, list(known), n=1)
             raise ConfigError(
                 f"unknown key {key!r} in the recipe",
@@ -106,48 +109,28 @@ def load_recipe(name: str, overrides: dict[str, Any] | None = None, method: str 
                 f"did you mean {near[0]!r}?" if near else "remove it; --print-config shows what there is",
             )
     _check(recipe)
-    if method is not None and recipe.method != method:
+    kind = find_method(recipe.method)
+    if verb is not None and kind.verb != verb:
         raise ConfigError(
             f"{name} is a {recipe.method} recipe",
-            f"tinymim {VERBS[recipe.method]} runs such recipes",
-            f"tinymim {VERBS[recipe.method]} --recipe {name}, or one of {', '.join(recipe_names(method))}",
+            f"tinymim {kind.verb} runs such recipes",
+            f"tinymim {kind.verb} --recipe {name}, or one of {', '.join(recipe_names(verb))}",
         )
     return recipe
 
 
 def _check(recipe: Config) -> None:
-    for key, allowed in CHOICES.items():
-        if key in recipe and recipe[key] not in allowed:
-            raise ConfigError(
-                f"{key}={recipe[key]!r}",
-                f"it must be one of {', '.join(map(str, allowed))}",
-                f"--cfg-options {key}={allowed[-1]}",
-            )
-    if recipe.student not in model_names():
-        near = difflib.get_close_matches(str(recipe.student), model_names(), n=1)
+    """Refuse values a key cannot have."""
+    if recipe.student not in backbone_names():
+        near = difflib.get_close_matches(str(recipe.student), backbone_names(), n=1)
         raise ConfigError(
             f"unknown student {recipe.student!r}",
-            f"the models are {', '.join(model_names())}",
+            f"the models are {', '.join(model_names())}; and timm's hiera_*, tiny_vit_*",
             f"did you mean {near[0]!r}?" if near else "choose one of these",
         )
-    for key, (kind, least, most) in NUMBERS.items():
-        value = recipe.get(key)
-        if value is None or (key == "ema" and not value):
-            continue
-        number = not isinstance(value, bool) and isinstance(value, kind)
-        if not number or not least <= value <= most or (key in ABOVE and value == 0) or (key in BELOW and value == 1):
-            span = f"of at least {least}" if math.isinf(most) else f"from {least} to {most}"
-            span += " (not 0)" * (key in ABOVE) + " (not 1)" * (key in BELOW)
-            option = f"--{key.replace('_', '-')} N" if key in OPTIONS else f"--cfg-options {key}=N"
-            raise ConfigError(f"{key}={value!r}", f"it must be a number {span}", f"use {option}")
-
-    for key, rule in PAIRS.items():
-        pair = recipe.get(key)
-        numbers = isinstance(pair, list | tuple) and len(pair) == 2 and all(type(n) in (int, float) for n in pair)
-        if numbers and (0 < pair[0] <= pair[1] <= 1 if key == "crop_scale" else all(0 <= n < 1 for n in pair)):
-            continue
-        example = "[0.2,1.0]" if key == "crop_scale" else "[0.9,0.95]"
-        raise ConfigError(f"{key}={pair!r}", f"two numbers are needed, {rule}", f"--cfg-options {key}={example}")
+    for key, rule in {**RUN_KEYS, **find_method(recipe.method).keys}.items():
+        if key in recipe:
+            rule.check(key, recipe[key])
 
 
 def learning_rate(step: int, *, steps: int, warmup: int, peak: float, final: float = 0.0) -> float:

@@ -1,4 +1,4 @@
-"""What every training job shares: processes, the run folder's settings, exact resume, MMEngine's Runner."""
+"""What pre-training, distillation and fine-tuning share: processes, settings of the run folder, MMEngine's Runner."""
 
 import hashlib
 import json
@@ -14,16 +14,18 @@ from torch.utils.data import DataLoader
 
 from tinymim.compat import launched_processes, start_cpu_processes
 from tinymim.data.photos import StepSampler, collate, leave_signals_to_the_main_process
-from tinymim.engine.loop import NonFiniteLoss, dump_bad_batch
+from tinymim.engine.loop import StepLoop
+from tinymim.engine.model import NonFiniteLoss
 from tinymim.engine.plan import Plan
 from tinymim.engine.recipe import default_recipe
+from tinymim.engine.run_folder import RunFolder, bare, dump_bad_batch, on_first_process
 from tinymim.errors import ConfigError
 from tinymim.files import atomic_path, prepare_out, write_env
 
 WATCHING = {"watch_every", "probe_data", "probe_photos", "tensorboard"}
-FILES = {"teacher", "teacher_weights", "student_file"}  # may lie elsewhere on resume: env.json knows their content
+FILES = {"teacher", "teacher_weights", "student_file"}  # may have moved on resume: env.json has their sha256
 MAY_CHANGE = {"workers", "data", "val_data", *FILES, *WATCHING}  # on resume; all else would change the numbers
-PLACES = {*MAY_CHANGE, "teachers", "init_from"}  # env.json has contents
+PLACES = {*MAY_CHANGE, "teachers", "init_from"}  # paths; env.json has the sha256 of what they name
 
 
 def join_processes(place: str, options: dict[str, Any]) -> tuple[int, int]:
@@ -38,23 +40,13 @@ def join_processes(place: str, options: dict[str, Any]) -> tuple[int, int]:
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
-def barrier() -> None:
-    """Wait for the other processes, if any."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()
-
-
-def check_folder(
-    folder: Path, settings: dict[str, Any], rank: int, *, resume: bool, overwrite: bool
-) -> dict[str, Any] | None:
+def check_folder(folder: Path, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> dict[str, Any] | None:
     """Refuse a run folder that is taken; the state of its newest checkpoint on resume. Nothing is written yet.
 
     Raises:
         ConfigError: see :func:`tinymim.files.prepare_out` and :func:`resume_state`.
     """
-    if rank == 0:
-        prepare_out(folder, resume=resume, overwrite=overwrite, make=False)
-    barrier()
+    on_first_process(lambda: prepare_out(folder, resume=resume, overwrite=overwrite, make=False))
     return resume_state(folder, settings) if resume else None
 
 
@@ -96,12 +88,12 @@ def open_folder(
 
 
 def _each(given: Any) -> list[dict[str, Any]]:
-    """What ``env.json`` tells of one file or several."""
+    """The entries of ``env.json`` for one file or several."""
     return given if isinstance(given, list) else [given] if given else []
 
 
 def resume_state(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The newest checkpoint of a run of ours, if the settings are the run's own.
+    """The state of the newest checkpoint of a run, if the settings are the ones it was begun with.
 
     Raises:
         ConfigError: settings differ, or the folder holds another kind of run.
@@ -119,13 +111,8 @@ def resume_state(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | Non
             "; ".join(changed),
             "resume with the same options, or start a new run with --init-from its student.pth",
         )
-    found = sorted((folder / "checkpoints").glob("step_*.pth"))
-    if not found:
-        print(f"note: {folder} was stopped before its first checkpoint; it starts again from step 0")
-        return None
-    state = torch.load(found[-1], map_location="cpu", weights_only=True)
-    print(f"resuming at step {state['step']}")
-    return state
+    newest = RunFolder(folder).newest()
+    return torch.load(newest, map_location="cpu", weights_only=True) if newest else None
 
 
 def train_loader(
@@ -182,7 +169,7 @@ def make_runner(
         work_dir=str(folder / "log"),
         train_dataloader=loader,
         train_cfg=dict(
-            type="StepLoop", max_iters=plan.steps, start=start, micro_batch=plan.micro_batch, seed=config.seed
+            type=StepLoop.__name__, max_iters=plan.steps, start=start, micro_batch=plan.micro_batch, seed=config.seed
         ),
         optim_wrapper=optim,
         default_hooks=off,
@@ -197,16 +184,17 @@ def make_runner(
 
 
 def train(runner: Any, folder: Path) -> float:
-    """Run to the end; seconds.
+    """Run to the end; return the seconds it took.
 
     Raises:
-        NonFiniteLoss: with where the batch lies and what was saved.
+        NonFiniteLoss: the message says where the batch and the last good state are.
     """
     began = time.monotonic()
     try:
         runner.train()
     except NonFiniteLoss as error:
-        dump = dump_bad_batch(folder, runner)
+        batch = bare(runner.model).last_batch
+        dump = dump_bad_batch(folder / "bad_batch.pth", runner.iter, batch=batch)
         kept = (
             "the checkpoints hold the last good state" if any(folder.glob("checkpoints/*")) else "nothing was saved yet"
         )

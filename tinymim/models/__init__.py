@@ -1,5 +1,6 @@
 """Vision transformers, teachers, and one reader for every checkpoint format."""
 
+from tinymim.models.backbone import Backbone, Stage, register_backbone
 from tinymim.models.checkpoints import (
     Checkpoint,
     LoadReport,
@@ -12,13 +13,16 @@ from tinymim.models.registry import create_model, model_names
 from tinymim.models.vit import ViT
 
 __all__ = [
+    "Backbone",
     "Checkpoint",
     "LoadReport",
+    "Stage",
     "ViT",
     "create_model",
     "load_weights",
     "model_from_checkpoint",
     "model_names",
     "read_checkpoint",
+    "register_backbone",
     "save_student",
 ]

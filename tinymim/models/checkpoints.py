@@ -12,6 +12,7 @@ from torch import nn
 from tinymim.compat import is_first_process
 from tinymim.errors import CheckpointError
 from tinymim.files import atomic_path, versions
+from tinymim.models.backbone import Backbone, from_config
 from tinymim.models.formats import (
     DROPPED,
     TABLE,
@@ -24,7 +25,7 @@ from tinymim.models.formats import (
     rename,
 )
 from tinymim.models.position import resize_position, resize_relative_table
-from tinymim.models.vit import IMAGENET_MEAN, IMAGENET_STD, ViT
+from tinymim.models.vit import ARGUMENTS, IMAGENET_MEAN, IMAGENET_STD, SHAPE
 
 OTHER = re.compile(r"norm_pre\.|blocks\.|reg|rope|patch_embed\.")  # what a plain model lacks and another one needs
 
@@ -62,7 +63,8 @@ def load_weights(
     """Load an encoder's weights, resizing positions and relative-position tables to the model's grid.
 
     Args:
-        model: :class:`~tinymim.models.ViT`, a segmentation backbone of ours, or a timm VisionTransformer / BEiT.
+        model: :class:`~tinymim.models.ViT` or another backbone of ours, a segmentation backbone of ours, or a timm
+            VisionTransformer / BEiT.
         source: File, state dict or :class:`Checkpoint`.
         new_dist_token: Let a file without distillation token into a model with one: the token, its position and its
             bias rows are copied from the class token.
@@ -77,8 +79,10 @@ def load_weights(
     """
     checkpoint = source if isinstance(source, Checkpoint) else read_checkpoint(source)
     target = model.state_dict()
-    state = rename(checkpoint.state, set(target))
     report = LoadReport(source=checkpoint.path, dropped=list(checkpoint.dropped))
+    if hasattr(model, "fit_state"):
+        return _load_fitting(model, target, checkpoint, report, say)
+    state = rename(checkpoint.state, set(target))
     looks = f"the file looks like {describe(checkpoint.state, checkpoint.config)}"
     _check_shape(model, target, state, checkpoint, looks)
 
@@ -110,16 +114,49 @@ def load_weights(
             looks,
             "set num_heads to the table's number of columns" if key.endswith(TABLE) else "use the model of this file",
         )
-    report.notes += unfinished(checkpoint)
-    report.loaded = [k for k in target if k in state]
-    report.missing = [k for k in target if k not in state and not DROPPED.search(k)]
-    report.unexpected = [k for k in state if k not in target]
+    _compare_names(target, state, checkpoint, report)
     if not any(k.startswith("blocks.") for k in report.loaded):
         raise CheckpointError("nothing in the file fits the model", looks, "give a checkpoint of this architecture")
     if "pos_embed" in report.missing and any(k.endswith(TABLE) for k in report.loaded):
         state["pos_embed"] = torch.zeros_like(target["pos_embed"])
         report.notes.append("pos_embed set to zero: the file has relative positions only (BEiT)")
-    model.load_state_dict({k: v for k, v in state.items() if k in target}, strict=False)
+    return _copy(model, state, report, say)
+
+
+def _load_fitting(model: Any, target: State, checkpoint: Checkpoint, report: LoadReport, say: bool) -> LoadReport:
+    """:func:`load_weights` for a backbone that brings a file's tensors to its size itself; none may lack."""
+    state, report.resized = model.fit_state(checkpoint.state, checkpoint.config)
+    _compare_names(target, state, checkpoint, report)
+    told = {"name": "ViT"} | checkpoint.config if checkpoint.config else model.config
+    why = [
+        f"the file says {key}={told.get(key)!r}, the model has {model.config[key]!r}"
+        for key in model.must_match
+        if told.get(key) != model.config[key]
+    ]
+    why += [f"the file has no {key}" for key in report.missing]
+    why += [
+        f"{key} is {tuple(state[key].shape)} in the file and {tuple(target[key].shape)} in the model"
+        for key in report.loaded
+        if state[key].shape != target[key].shape
+    ]
+    if why:
+        raise CheckpointError(
+            f"this checkpoint does not fit {model.config['name']}",
+            why[0] + (f" ({len(why)} such differences)" if len(why) > 1 else ""),
+            "choose the model of this file, or another file",
+        )
+    return _copy(model, state, report, say)
+
+
+def _compare_names(target: State, state: State, checkpoint: Checkpoint, report: LoadReport) -> None:
+    report.notes += unfinished(checkpoint)
+    report.loaded = [k for k in target if k in state]
+    report.missing = [k for k in target if k not in state and not DROPPED.search(k)]
+    report.unexpected = [k for k in state if k not in target]
+
+
+def _copy(model: nn.Module, state: State, report: LoadReport, say: bool) -> LoadReport:
+    model.load_state_dict({k: v for k, v in state.items() if k not in report.unexpected}, strict=False)
     if say and is_first_process():
         print(report)
     return report
@@ -182,10 +219,19 @@ def _resize(
         report.resized.append(key)
 
 
+def stored_shape(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a file decides of a ViT's blocks: patch, width, depth, heads (None: not known), MLP, tables, layer scale.
+
+    A subset of :class:`~tinymim.models.ViT`'s keywords; empty for a file of another kind.
+    """
+    told = checkpoint.config or infer_config(checkpoint.state) or {}
+    return {key: told[key] for key in SHAPE if key in told}
+
+
 def model_from_checkpoint(
     path: str | os.PathLike[str], *, num_heads: int | None = None, option: str = "--num-heads", say: bool = True
-) -> tuple[ViT, Checkpoint]:
-    """Build the ViT a file holds and load it.
+) -> tuple[Any, Checkpoint]:
+    """Build the backbone a file holds and load it.
 
     Args:
         path: Any readable checkpoint.
@@ -193,10 +239,17 @@ def model_from_checkpoint(
         option: The command-line option an error should name for it.
         say: Print what was loaded.
 
+    Returns:
+        A :class:`~tinymim.models.ViT`, or the backbone that one of our files names; and the file.
+
     Raises:
-        CheckpointError: not a ViT, or the head count is unknown.
+        CheckpointError: no backbone this reader knows, or the head count is unknown.
     """
     checkpoint = read_checkpoint(path)
+    if "name" in checkpoint.config:
+        model = from_config(checkpoint.config)
+        load_weights(model, checkpoint, say=say)
+        return model.eval(), checkpoint
     config = dict(checkpoint.config) or infer_config(checkpoint.state)
     if not config:
         raise CheckpointError(
@@ -216,19 +269,7 @@ def model_from_checkpoint(
         raise CheckpointError(
             f"{path} was trained with {stored} heads, not {num_heads}", "our files store it", f"leave {option} out"
         )
-    names = (
-        "img_size",
-        "patch_size",
-        "embed_dim",
-        "depth",
-        "num_heads",
-        "mlp_ratio",
-        "rel_pos_bias",
-        "init_values",
-        "dist_token",
-        "last_dim",
-    )
-    model = ViT(**{k: v for k, v in config.items() if k in names})
+    model = from_config({key: config[key] for key in ARGUMENTS if key in config})
     report = load_weights(model, checkpoint, say=say)
     lost = [key for key in report.missing if not key.startswith(("norm.", "conv1x1."))]
     lost += [key for key in report.unexpected if OTHER.match(key)]
@@ -241,7 +282,7 @@ def model_from_checkpoint(
     return model.eval(), checkpoint
 
 
-def save_student(model: ViT, path: str | os.PathLike[str], meta: dict[str, Any] | None = None) -> None:
+def save_student(model: Backbone, path: str | os.PathLike[str], meta: dict[str, Any] | None = None) -> None:
     """Write ``{"model": tensors, "meta": plain dict}``, atomically; loads with ``weights_only=True``.
 
     Args:
@@ -249,9 +290,10 @@ def save_student(model: ViT, path: str | os.PathLike[str], meta: dict[str, Any] 
         path: File to write; ``.safetensors`` works too.
         meta: Added to name, constructor arguments, mean, std and versions.
     """
-    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    module: Any = model
+    state = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
     full = {
-        "name": "ViT",
+        "name": model.config.get("name", "ViT"),
         "config": model.config,
         "mean": list(IMAGENET_MEAN),
         "std": list(IMAGENET_STD),

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from tinymim.compat import is_first_process
-from tinymim.errors import CheckpointError
+from tinymim.errors import CheckpointError, ConfigError
 from tinymim.files import versions
+from tinymim.models.backbone import Layers, decay_groups
 from tinymim.models.checkpoints import model_from_checkpoint, save_torch, unfinished
-from tinymim.models.formats import TABLE, Checkpoint, describe
+from tinymim.models.formats import Checkpoint, describe
 from tinymim.models.vit import IMAGENET_MEAN, IMAGENET_STD, ViT
 
 HEADS = ("fc_norm", "head", "head_dist")
@@ -29,15 +30,23 @@ class Classifier(nn.Module):
     token, as in their segmentation code, one ``fc_norm`` of that width on both answers.
 
     Args:
-        backbone: The ViT.
+        backbone: The ViT; its parameters are shared, it is not changed.
         num_classes: K.
+
+    Raises:
+        ConfigError: a backbone of another kind.
     """
 
     def __init__(self, backbone: ViT, num_classes: int) -> None:
         super().__init__()
-        if backbone.config["last_dim"] is None:
-            backbone.norm = nn.Identity()
-        self.backbone, self.num_classes = backbone, num_classes
+        if not isinstance(backbone, ViT):
+            raise ConfigError(
+                f"a classifier cannot stand on a {type(backbone).__name__}",
+                "it reads the patch tokens of a plain vision transformer",
+                "choose e.g. tinymim_vit_tiny",
+            )
+        self.backbone = backbone.without_norm() if backbone.config["last_dim"] is None else backbone
+        self.num_classes = num_classes
         width = backbone.num_features
         self.fc_norm = nn.LayerNorm(width, eps=1e-6)
         self.head = _linear(width, num_classes)
@@ -54,37 +63,25 @@ class Classifier(nn.Module):
         own_BK, taught_BK = self.answers(images)
         return own_BK if taught_BK is None else (own_BK + taught_BK) / 2
 
-    def layer_of(self, name: str) -> int:
-        """Layer of a parameter for layer decay: 0 embeddings and tokens, i + 1 block i, depth + 1 the rest (MAE)."""
-        name = name.removeprefix("backbone.")
-        top, _, rest = name.partition(".")
-        if top in ("cls_token", "dist_token", "pos_embed", "patch_embed"):
-            return 0
-        return int(rest.partition(".")[0]) + 1 if top == "blocks" else self.backbone.depth + 1
-
     def layer_groups(self, layer_decay: float, weight_decay: float) -> list[dict[str, Any]]:
         """Optimizer groups with ``lr_scale`` = layer_decay ** (depth + 1 - layer), by which timm's schedulers multiply.
 
-        No weight decay on 1-D parameters, tokens, positions and relative-position tables.
+        Layers and what takes no weight decay are the backbone's to say; the heads are the last layer.
         """
-        groups: dict[tuple[int, bool], dict[str, Any]] = {}
-        for name, parameter in self.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            last = name.rpartition(".")[2]
-            plain = parameter.ndim <= 1 or last in ("pos_embed", "cls_token", "dist_token", TABLE)
-            layer = self.layer_of(name)
-            scale = layer_decay ** (self.backbone.depth + 1 - layer)
-            group = groups.setdefault(
-                (layer, plain),
-                {
-                    "params": [],
-                    "lr_scale": scale,
-                    "weight_decay": 0.0 if plain else weight_decay,
-                },
-            )
-            group["params"].append(parameter)
-        return [groups[key] for key in sorted(groups)]
+        layers = Layers(self.backbone)
+        groups = decay_groups(
+            self.named_parameters(),
+            lambda name: layers.of(name.removeprefix("backbone.")),
+            self.backbone.no_weight_decay(),
+        )
+        return [
+            {
+                "params": group.params,
+                "lr_scale": layer_decay ** (layers.above - group.layer),
+                "weight_decay": weight_decay if group.decayed else 0.0,
+            }
+            for group in sorted(groups, key=lambda group: (group.layer, not group.decayed))
+        ]
 
 
 def _linear(width: int, num_classes: int) -> nn.Linear:

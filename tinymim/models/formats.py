@@ -10,7 +10,8 @@ import math
 import os
 import pickle
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ from torch import Tensor
 
 from tinymim.errors import CheckpointError
 from tinymim.models.position import num_extra_rows
+from tinymim.models.vit import TABLE
 
 State = dict[str, Tensor]
-TABLE = "relative_position_bias_table"
 DROPPED = re.compile(  # parts of a file that are no encoder: decoders, heads of a segmentor, teachers, adapters
     r"^(decoder_|decoder\.|mask_token|decode_head\.|auxiliary_head\.|tch_model\.|attn_adapter\.|lm_head\."
     r"|rel_pos_bias\.relative_position_index)|relative_position_index$|num_batches_tracked$"
@@ -62,11 +63,15 @@ class Checkpoint:
     dropped: list[str] = field(default_factory=list)
     path: str = ""
 
-    @property
+    @cached_property
     def config(self) -> dict[str, Any]:
-        """The ViT constructor arguments our files store; empty for foreign files."""
+        """The backbone's constructor arguments our files store; empty for foreign files."""
         config = self.meta.get("backbone") or self.meta.get("config")
-        return config if isinstance(config, dict) else {}
+        return dict(config) if isinstance(config, dict) else {}
+
+    def regrouped(self, num_heads: int) -> "Checkpoint":
+        """The same file, taken as one of another head count (its weights are used in other groups); this one stays."""
+        return replace(self, meta={**self.meta, "backbone": {**self.config, "num_heads": num_heads}})
 
 
 def _torch_load(path: Path) -> Any:

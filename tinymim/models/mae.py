@@ -7,13 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from tinymim.models.position import resize_position, sincos_position
+from tinymim.models.tokens import keep_patches
 from tinymim.models.vit import Block, ViT, _init_weights
-
-
-def keep_patches(x_BTD: Tensor, keep_BV: Tensor, prefix: int) -> Tensor:
-    """Prefix tokens and the chosen patches: (B, P + N, D) -> (B, P + V, D)."""
-    patches = x_BTD[:, prefix:].gather(1, keep_BV.unsqueeze(-1).expand(-1, -1, x_BTD.shape[-1]))
-    return torch.cat([x_BTD[:, :prefix], patches], dim=1)
 
 
 class MAE(nn.Module):

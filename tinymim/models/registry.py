@@ -2,13 +2,17 @@
 
 import difflib
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from timm.models import register_model
 
 from tinymim.errors import ConfigError
+from tinymim.models import hierarchical  # noqa: F401  (registers its names)
+from tinymim.models.backbone import backbone_names, build_backbone, register_backbone
 from tinymim.models.checkpoints import load_weights
-from tinymim.models.vit import ViT
+from tinymim.models.formats import describe, infer_config, read_checkpoint
+from tinymim.models.vit import SHAPE, ViT
 
 __all__ = ["create_model", "model_names"]
 
@@ -20,8 +24,17 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
+@register_backbone(*SIZES)
+def _named_vit(name: str, **arguments: Any) -> ViT:
+    """A ViT of a named size."""
+    try:
+        return ViT(**(SIZES[name] | arguments))
+    except TypeError as error:
+        raise ConfigError(f"cannot build {name}", str(error), "see help(tinymim.models.ViT) for the keywords") from None
+
+
 def model_names() -> list[str]:
-    """Names :func:`create_model` takes."""
+    """Names of our own models; :func:`create_model` takes all of ``tinymim.models.backbone.backbone_names()``."""
     return list(SIZES)
 
 
@@ -30,33 +43,92 @@ def create_model(
     img_size: int | tuple[int, int] = 224,
     checkpoint: str | os.PathLike[str] | None = None,
     **overrides: Any,
-) -> ViT:
-    """Build a ViT by name.
+) -> Any:
+    """Build a backbone by name.
 
     Args:
         name: ``tinymim_vit_tiny`` (192 wide, 3 heads), ``_small`` (384, 6), ``_base`` (768, 12) or ``_star_tiny``
-            (TinyMIM*-T: 192, 12 heads, distillation token, 1280-wide last layer); 12 blocks, patch 16.
+            (TinyMIM*-T: 192, 12 heads, distillation token, 1280-wide last layer); 12 blocks, patch 16. Or a
+            hierarchical one by timm's name, ``hiera_tiny_224``, ``tiny_vit_5m_224`` and their like.
         img_size: Pixels at which the position embedding is stored.
         checkpoint: File to load through :func:`tinymim.load_weights`.
-        overrides: Any keyword of :class:`ViT`.
+        overrides: Any keyword of :class:`ViT`, or of timm's class.
+
+    Returns:
+        :class:`ViT`, or another :class:`~tinymim.models.backbone.Backbone`.
 
     Raises:
         ConfigError: unknown name or keyword.
         CheckpointError: the file does not fit.
     """
-    if name not in SIZES:
-        near = difflib.get_close_matches(name, SIZES, n=1)
+    if name not in backbone_names():
+        near = difflib.get_close_matches(name, backbone_names(), n=1)
         raise ConfigError(
             f"unknown model {name!r}",
-            f"the models are {', '.join(SIZES)}",
+            f"the models are {', '.join(SIZES)}; and timm's hiera_*, tiny_vit_*",
             f"did you mean {near[0]!r}?" if near else "choose one of these",
         )
-    try:
-        model = ViT(img_size=img_size, **(SIZES[name] | overrides))
-    except TypeError as error:
-        raise ConfigError(f"cannot build {name}", str(error), "see help(tinymim.models.ViT) for the keywords") from None
+    model = build_backbone(name, img_size=img_size, **overrides)
     if checkpoint is not None:
         load_weights(model, checkpoint)
+    return model
+
+
+def create_model_for(
+    name: str,
+    file: str | os.PathLike[str] | None,
+    *,
+    img_size: int | tuple[int, int],
+    num_heads: int | None = None,
+    arguments: Mapping[str, Any],
+) -> Any:
+    """A named model in the shape that a file of weights decides, with these weights; without a file as it is named.
+
+    Args:
+        name: As for :func:`create_model`; where a file is given its width, depth and patch size hold.
+        file: Weights of an encoder, or None.
+        img_size: Pixels at which the position embedding is stored.
+        num_heads: Heads per block; None: the file's, else the model's. Another number than the file's regroups the same
+            weights.
+        arguments: Other keywords of the model.
+
+    Raises:
+        CheckpointError: no such file, or one that does not fit.
+        ConfigError: a head count nobody knows, or arguments that contradict the file.
+    """
+    if file is None or name not in SIZES:
+        heads = {"num_heads": num_heads} if num_heads else {}
+        model = create_model(name, img_size=img_size, **{**arguments, **heads})
+        if file is not None:
+            load_weights(model, file)
+        return model
+    checkpoint = read_checkpoint(file)
+    told = checkpoint.config or infer_config(checkpoint.state) or {}
+    named = {"depth": 12, **SIZES[name], **arguments}
+    shape = [key for key in SHAPE if key in told and key != "num_heads"]
+    if wrong := [key for key in shape if key in arguments and arguments[key] != told[key]]:
+        raise ConfigError(
+            f"student_args.{wrong[0]}={arguments[wrong[0]]} is not the student's",
+            f"{file} has {told[wrong[0]]}",
+            f"leave student_args.{wrong[0]} out: the file says it",
+        )
+    if any(told.get(key, named[key]) != named[key] for key in ("embed_dim", "depth")):
+        print(f"note: {file} is {describe(checkpoint.state, told)}; its shape holds, not {name}'s")
+    stored = told.get("num_heads")
+    if stored is None and told.get("embed_dim") == named["embed_dim"]:
+        stored = named["num_heads"]  # a published file, and a model of its size was named
+    if stored is None and num_heads is None:
+        raise ConfigError(
+            f"the head count of {file} is unknown",
+            f"weights cannot tell it; the file looks like {describe(checkpoint.state)}",
+            "add --num-heads N (usual: 3 at width 192, 6 at 384, 12 at 768, 16 at 1024)",
+        )
+    if stored and num_heads and stored != num_heads:
+        print(f"note: {file} has {stored} heads per block; its weights are regrouped to {num_heads}")
+        checkpoint = checkpoint.regrouped(num_heads)
+    decided = {key: told[key] for key in shape} | {"num_heads": num_heads or stored}
+    model = create_model(name, img_size=img_size, **{**arguments, **decided})
+    load_weights(model, checkpoint, new_dist_token=model.dist_token is not None)
     return model
 
 

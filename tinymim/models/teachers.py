@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from tinymim.compat import is_first_process
 from tinymim.errors import CheckpointError, ConfigError
 from tinymim.files import sha256_file
+from tinymim.models.backbone import TapByTap
 from tinymim.models.checkpoints import model_from_checkpoint, read_checkpoint
 from tinymim.models.classifier import load_classifier
 from tinymim.models.formats import Checkpoint, describe, rename
@@ -32,6 +33,7 @@ TIMM = (
     Eva,
     VisionTransformerSAM,
 )  # MAE, DeiT, DINOv2, CLIP, SigLIP; BEiT; EVA-02, DINOv3; SAM
+TAPPABLE = (TapByTap, *TIMM)  # what tinymim.distill.read reads
 SUGGESTED = (  # by timm's names; any other of these kinds will do
     "vit_base_patch16_224.mae",
     "vit_large_patch16_224.mae",

@@ -1,6 +1,6 @@
 """What a vision transformer is made of: heads, patches, prefix tokens, and which tokens are compared.
 
-Legend: B = batch, T = tokens, N = patches, P = prefix tokens, D = width.
+Legend: B = batch, T = tokens, N = patches, V = visible patches, P = prefix tokens, D = width.
 """
 
 from typing import Any
@@ -45,6 +45,12 @@ def pair_tokens(x_BTD: Tensor, model: Any, class_token: bool) -> Tensor:
     if num_prefix(model) == int(class_token):
         return x_BTD
     return torch.cat([x_BTD[:, :1], patches], dim=1) if class_token else patches
+
+
+def keep_patches(x_BTD: Tensor, keep_BV: Tensor, prefix: int) -> Tensor:
+    """Prefix tokens and the chosen patches: (B, P + N, D) -> (B, P + V, D)."""
+    patches = x_BTD[:, prefix:].gather(1, keep_BV.unsqueeze(-1).expand(-1, -1, x_BTD.shape[-1]))
+    return torch.cat([x_BTD[:, :prefix], patches], dim=1)
 
 
 def resample(x_BTD: Tensor, prefix: int, grid: tuple[int, int]) -> Tensor:

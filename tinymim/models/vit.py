@@ -4,7 +4,9 @@ Legend: B = batch, N = patches (row-major), P = prefix tokens (class, distillati
 H = heads, C = head width.
 """
 
-from collections.abc import Sequence
+import copy
+import inspect
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tinymim.errors import ConfigError
+from tinymim.models.backbone import PLAIN, QKV, TAPS, Stage, pick_taps, register_backbone
 from tinymim.models.position import (
     num_extra_rows,
     relative_index,
@@ -21,7 +24,9 @@ from tinymim.models.position import (
     resize_relative_table,
     sincos_position,
 )
+from tinymim.models.tokens import keep_patches
 
+TABLE = "relative_position_bias_table"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -112,7 +117,21 @@ class Block(nn.Module):
         x_BTD = x_BTD + self.drop_path(self.ls1(self.attn(self.norm1(x_BTD), grid, index_TT)))
         return x_BTD + self.drop_path(self.ls2(self.mlp(self.norm2(x_BTD))))
 
+    def steps(self, x_BTD: Tensor, grid: tuple[int, int], index_TT: Tensor | None) -> Iterator[tuple[str, Tensor]]:
+        """The same, tap by tap: pairs of a name of :data:`TAPS`, in their order, and (B, T, D)."""
+        q, k, v = self.attn.qkv(self.norm1(x_BTD)).chunk(3, dim=-1)
+        yield from zip(QKV, (q, k, v), strict=True)
+        q_BHTC, k_BHTC, v_BHTC = (x.unflatten(2, (self.attn.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
+        attn_BTD = self.ls1(self.attn.attend(q_BHTC, k_BHTC, v_BHTC, grid, index_TT))
+        yield "attn_pre", attn_BTD
+        x_BTD = x_BTD + self.drop_path(attn_BTD)
+        yield "attn_post", x_BTD
+        ffn_BTD = self.ls2(self.mlp(self.norm2(x_BTD)))
+        yield "ffn_pre", ffn_BTD
+        yield "output", x_BTD + self.drop_path(ffn_BTD)
 
+
+@register_backbone(PLAIN)
 class ViT(nn.Module):
     """Plain ViT: any height and width, taps, optional relative-position bias, layer scale and distillation token.
 
@@ -134,6 +153,8 @@ class ViT(nn.Module):
         ConfigError: widths, heads or sizes that do not fit together.
     """
 
+    must_match: tuple[str, ...] = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
+
     def __init__(
         self,
         *,
@@ -149,6 +170,7 @@ class ViT(nn.Module):
         dist_token: bool = False,
         last_dim: int | None = None,
     ) -> None:
+        arguments = dict(locals())
         super().__init__()
         size = (img_size, img_size) if isinstance(img_size, int) else (int(img_size[0]), int(img_size[1]))
         if embed_dim % num_heads or embed_dim % 4:
@@ -157,18 +179,7 @@ class ViT(nn.Module):
                 "the width must be a multiple of 4 and of the number of heads",
                 "change num_heads or embed_dim, e.g. 192 with 3, 384 with 6, 768 with 12",
             )
-        self.config: dict[str, Any] = dict(
-            img_size=size,
-            patch_size=patch_size,
-            embed_dim=embed_dim,
-            depth=depth,
-            num_heads=num_heads,
-            mlp_ratio=mlp_ratio,
-            rel_pos_bias=rel_pos_bias,
-            init_values=init_values,
-            dist_token=dist_token,
-            last_dim=last_dim,
-        )
+        self.config: dict[str, Any] = {key: arguments[key] for key in ARGUMENTS} | {"img_size": size}
         self.img_size, self.patch_size, self.embed_dim, self.depth, self.num_heads = (
             size,
             patch_size,
@@ -287,17 +298,7 @@ class ViT(nn.Module):
             raise ConfigError(
                 f"output_fmt={output_fmt!r} is unknown", "only maps and sequences exist", "use 'NCHW' or 'NLC'"
             )
-        if indices is None:
-            indices = range(self.depth)
-        elif isinstance(indices, int):
-            indices = range(self.depth - indices, self.depth)
-        if not all(-self.depth <= i < self.depth for i in indices):
-            raise ConfigError(
-                f"indices={list(indices)} leaves the model",
-                f"the model has {self.depth} blocks, numbered from 0",
-                f"use numbers from 0 to {self.depth - 1}",
-            )
-        wanted = [i % self.depth for i in indices]
+        wanted = pick_taps(self, indices)
         x_BTD, grid = self.embed(images)
         index_TT = self.bias_index(grid)
         taps: dict[int, Any] = {}
@@ -315,6 +316,87 @@ class ViT(nn.Module):
         if intermediates_only:
             return intermediates
         return self.conv1x1(self.norm(x_BTD)), intermediates
+
+    # what it says of itself (tinymim.models.backbone) -------------------------------------------------------------
+
+    @property
+    def stage_info(self) -> tuple[Stage, ...]:
+        """One: every block has the same width and grid."""
+        return (Stage(self.embed_dim, self.patch_size, range(self.depth), range(self.depth)),)
+
+    @property
+    def maskable(self) -> bool:
+        """Whether patches may be left out: positions are added once, not to every pair of tokens."""
+        return not self.rel_pos_bias
+
+    def forward_map(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) -> patch tokens of :meth:`forward` as a map (B, D, ceil(H/patch), ceil(W/patch))."""
+        grid = [(side + self.patch_size - 1) // self.patch_size for side in images.shape[-2:]]
+        return self(images)[:, self.num_prefix_tokens :].transpose(1, 2).unflatten(2, grid)
+
+    def run_taps(
+        self, images: Tensor, wanted: Mapping[int, Collection[str]], keep_BV: Tensor | None = None
+    ) -> dict[int, dict[str, Tensor]]:
+        """Run up to the deepest tap; arguments and result as in :func:`tinymim.distill.read`."""
+        x_BTD, grid = self.embed(images)
+        if keep_BV is not None:
+            x_BTD = keep_patches(x_BTD, keep_BV, self.num_prefix_tokens)
+        index_TT = self.bias_index(grid)
+        out: dict[int, dict[str, Tensor]] = {}
+        for number in range(1, max(wanted) + 1):
+            if number not in wanted:
+                x_BTD = self.run_block(number - 1, x_BTD, grid, index_TT)
+                continue
+            deepest = max(wanted[number], key=TAPS.index) if number == max(wanted) else TAPS[-1]
+            seen: dict[str, Tensor] = {}
+            block: Any = self.blocks[number - 1]
+            for name, value in block.steps(x_BTD, grid, index_TT):
+                seen[name] = value
+                if name == deepest:
+                    break
+            x_BTD = seen.get("output", x_BTD)
+            out[number] = {name: seen[name] for name in wanted[number]}
+        return out
+
+    def attention_bias(self, index: int, grid: tuple[int, int]) -> Tensor | None:
+        """What block ``index`` (from 0) adds to its attention scores, (1, H, T, T), or None."""
+        block: Any = self.blocks[index]
+        return block.attn.bias(grid, self.bias_index(grid))
+
+    def fixed_parts(self) -> list[Any]:
+        """What pre-training never trains: the fixed positions, and the wide last layer, which only tuning uses."""
+        return [self.pos_embed, self.conv1x1]
+
+    def parts_behind(self, index: int, tap: str = "output") -> list[Any]:
+        """Modules and parameters that a tap of block ``index`` (from 0) does not depend on."""
+        last: Any = self.blocks[index]
+        unused: list[Any] = [self.norm, *self.blocks[index + 1 :]]
+        if TAPS.index(tap) < TAPS.index("attn_pre"):
+            table = last.attn.relative_position_bias_table
+            unused += [last.attn.proj, last.ls1, *([] if table is None else [table])]
+        if TAPS.index(tap) < TAPS.index("ffn_pre"):
+            unused += [last.norm2, last.mlp, last.ls2]
+        return unused
+
+    def without_norm(self) -> "ViT":
+        """The same model, every parameter shared, without its final norm; this one keeps it."""
+        twin = copy.copy(self)
+        twin._modules = {**self._modules, "norm": nn.Identity()}
+        return twin
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Layers for layer decay: 0 embeddings and tokens, i + 1 block i, depth + 1 the rest (MAE)."""
+        return dict(
+            stem=r"(?:cls_token|dist_token|pos_embed)$|patch_embed(?:\.|$)", blocks=[(r"blocks\.(\d+)(?:\.|$)", None)]
+        )
+
+    def no_weight_decay(self) -> set[str]:
+        """Tokens, positions and relative-position tables are not decayed."""
+        return {"pos_embed", "cls_token", "dist_token", TABLE}
+
+
+ARGUMENTS = tuple(key for key in inspect.signature(ViT).parameters if key != "drop_path_rate")  # what a file stores
+SHAPE = tuple(key for key in ARGUMENTS if key not in ("img_size", "dist_token", "last_dim"))  # of the blocks
 
 
 def _init_weights(module: nn.Module) -> None:

@@ -83,7 +83,7 @@ def set_data(
         if loader.dataset.type != "TinyMIMSegDataset":
             raise ConfigError(
                 f"{name} uses {loader.dataset.type}",
-                "the tools read folders in ADE20K layout through TinyMIMSegDataset",
+                "tinymim segment reads folders in ADE20K layout through TinyMIMSegDataset",
                 "use that data set, or MMSegmentation's own tools",
             )
         if loader.num_workers == 0:
@@ -95,11 +95,11 @@ def set_data(
         ).items():
             if value is not None:
                 loader.dataset[key] = value
-    told = cfg.val_dataloader.dataset
+    dataset = cfg.val_dataloader.dataset
     layout = read_layout(
-        told.data_root,
-        ignore_label=told.get("ignore_label"),
-        reduce_zero_label=told.get("reduce_zero_label"),
+        dataset.data_root,
+        ignore_label=dataset.get("ignore_label"),
+        reduce_zero_label=dataset.get("reduce_zero_label"),
     )
     for split in splits:
         layout.need(split)

@@ -102,18 +102,18 @@ class TinyMIMSegDataset(BaseSegDataset):
         )
 
     def load_data_list(self) -> list[dict[str, Any]]:
-        """One dict of paths a pair."""
+        """The paths of each pair."""
         return [dict(img_path=str(photo), seg_map_path=str(label)) for photo, label in self.pairs]
 
     def get_data_info(self, idx: int) -> dict[str, Any]:
-        """What the pipeline starts from."""
+        """The dict that the first transform of the pipeline is given."""
         info = super().get_data_info(idx)
         return {**info, "seg_fields": [], "reduce_zero_label": False, "label_map": None, "layout": self.layout}
 
     def __getitem__(self, idx: int | tuple[int, int]) -> Any:
         """A sample; ``(index, seed)`` fixes its random numbers and, in training, steps over damaged photos.
 
-        The names of photos stepped over are in the sample's ``skipped``.
+        The paths of photos stepped over are in the sample's ``skipped``.
         """
         if isinstance(idx, tuple):
             idx, seed = idx
@@ -124,15 +124,20 @@ class TinyMIMSegDataset(BaseSegDataset):
             return self.prepare_data(idx)
         skipped: list[str] = []
         for i in range(len(self)):
+            at = (idx + i) % len(self)
             try:
-                sample = self.prepare_data((idx + i) % len(self))
-            except UnreadablePhoto as error:
-                skipped.append(error.what)
+                sample = self.prepare_data(at)
+            except UnreadablePhoto:
+                skipped.append(self.get_data_info(at)["img_path"])
                 continue
             if skipped:
                 sample["data_samples"].set_metainfo(dict(skipped=skipped))
             return sample
-        raise DataError(f"none of the {len(self)} training photos can be read", skipped[0], "copy the data set again")
+        raise DataError(
+            f"none of the {len(self)} training photos can be read",
+            f"the first is {skipped[0]}",
+            "copy the data set again",
+        )
 
 
 @DATA_SAMPLERS.register_module()

@@ -7,23 +7,23 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mmengine.dist import all_reduce_params, barrier, broadcast_object_list, is_distributed, is_main_process
+from mmengine.dist import all_reduce_params, barrier, is_distributed, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner.base_loop import BaseLoop
 from mmseg.registry import HOOKS
 
+from tinymim.engine.run_folder import RunFolder, bare, on_first_process
 from tinymim.errors import ConfigError, TinyMIMError
 from tinymim.files import atomic_path, describe_file, describe_files, note_output, versions, write_env
+from tinymim.models import Backbone
 from tinymim.models.checkpoints import save_torch
-from tinymim.models.vit import ViT
 from tinymim.progress import Progress
 from tinymim.seg.config import config_text
-from tinymim.seg.loop import bare_model
 
 
 @HOOKS.register_module()
 class RunFolderHook(Hook):
-    """Writes everything a run leaves behind; takes the place of MMEngine's checkpoint and logger hooks.
+    """Writes the files of a run; takes the place of MMEngine's checkpoint and logger hooks.
 
     ``checkpoints/iter_N.pth`` is MMEngine's format and resumable; ``segmentor.pth`` holds the weights and what is
     needed to use them, no optimizer, and loads with ``weights_only=True``. Every file is whole or absent.
@@ -59,24 +59,16 @@ class RunFolderHook(Hook):
                     "config_sha256": hashlib.sha256(_plain_text(runner.cfg).encode()).hexdigest(),
                 },
             )
-        _check_classes(bare_model(runner.model), runner.train_dataloader.dataset.metainfo["classes"])
+        _check_classes(bare(runner.model), runner.train_dataloader.dataset.metainfo["classes"])
 
     def before_train(self, runner: Any) -> None:
-        """Forget what a killed run wrote after the checkpoint that training goes on from."""
-        told: list[Any] = [self._read_back(runner) if is_main_process() else None]
-        broadcast_object_list(told)
-        runner.train_loop.validated = {line["step"] for line in told[0]}
-        self.scores = told[0][-1] if told[0] else {}
-
-    def _read_back(self, runner: Any) -> list[dict[str, Any]]:
-        """Cut metrics.jsonl at the current step, start the progress line, return the validation lines."""
-        path = Path(runner.work_dir) / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.is_file() else []
-        kept = [line for line in lines if _step_of(line) <= runner.iter]
-        with atomic_path(path) as part:
-            part.write_text("".join(line + "\n" for line in kept))
-        self.progress = Progress("train", runner.max_iters, start=runner.iter)
-        return [line for line in map(json.loads, kept) if "mIoU" in line]
+        """Drop what a killed run wrote after the checkpoint that training goes on from; start the progress line."""
+        folder = self._folder(runner)
+        done = on_first_process(lambda: [line for line in folder.log_until(runner.iter) if "mIoU" in line])
+        runner.train_loop.validated = {line["step"] for line in done}
+        self.scores = done[-1] if done else {}
+        if is_main_process():
+            self.progress = Progress("train", runner.max_iters, start=runner.iter)
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         """Note the largest rate of the step."""
@@ -91,9 +83,9 @@ class RunFolderHook(Hook):
             self.progress.update(
                 step, images=len(data_batch["inputs"]), waited=runner.train_loop.waited, loss=values["loss"]
             )
-        if is_main_process() and (step % self.log_interval == 0 or last):
+        if step % self.log_interval == 0 or last:
             skipped = {"skipped_photos": len(runner.train_loop.skipped)} if runner.train_loop.skipped else {}
-            self._write(runner, {"step": step, **values, "lr": self.rate, **skipped})
+            self._folder(runner).log({"step": step, **values, "lr": self.rate, **skipped})
         if step % self.interval == 0 or last:
             self.save_now(runner, step)
 
@@ -111,7 +103,7 @@ class RunFolderHook(Hook):
         repeated = runner.iter in runner.train_loop.validated
         runner.train_loop.validated.add(runner.iter)
         if is_main_process() and not repeated:
-            self._write(runner, self.scores)
+            self._folder(runner).log(self.scores)
             if self.saved == runner.iter:
                 write_segmentor(runner, self.scores, runner.iter)
 
@@ -119,13 +111,15 @@ class RunFolderHook(Hook):
         """End of the progress line."""
         if self.progress is not None:
             self.progress.close(f"{runner.iter} steps, {Path(runner.work_dir) / 'segmentor.pth'}")
+            if runner.train_loop.skipped:
+                print(runner.train_loop.skipped.summary())
 
     def save_now(self, runner: Any, step: int) -> None:
         """Checkpoint and segmentor after ``step`` steps, atomically; old checkpoints go."""
         average_buffers(runner.model)
         if is_main_process():
-            folder = Path(runner.work_dir) / "checkpoints"
-            path = folder / f"iter_{step}.pth"
+            folder = self._folder(runner)
+            path = folder.checkpoint(step)
             try:
                 with atomic_path(path) as part:
                     meta = {"iter": step, "epoch": 0}
@@ -133,27 +127,18 @@ class RunFolderHook(Hook):
             except RuntimeError as error:  # torch's writer on a full disk
                 raise TinyMIMError(
                     f"cannot write {path}",
-                    f"{error} (nothing was left behind, older checkpoints are kept)",
+                    f"{error} (no partial file is left, older checkpoints are kept)",
                     "free some space, then continue with --resume",
                 ) from error
             with atomic_path(Path(runner.work_dir) / "last_checkpoint") as part:
                 part.write_text(str(path))
             write_segmentor(runner, self.scores, step)
-            old = sorted(folder.glob("iter_*.pth"), key=lambda p: int(p.stem.removeprefix("iter_")))
-            for stale in [p for p in old if p != path][: max(len(old) - self.keep, 0)]:
-                stale.unlink()
+            folder.rotate(path)
         self.saved = step
         barrier()
 
-    def _write(self, runner: Any, line: dict[str, Any]) -> None:
-        path = Path(runner.work_dir) / "metrics.jsonl"
-        try:
-            with open(path, "a") as file:
-                file.write(json.dumps(line) + "\n")
-        except OSError as error:
-            raise TinyMIMError(
-                f"cannot write {path}", f"{error.strerror}", "free some space, then continue with --resume"
-            ) from error
+    def _folder(self, runner: Any) -> RunFolder:
+        return RunFolder(Path(runner.work_dir), "iter", self.keep)
 
 
 def average_buffers(model: Any) -> None:
@@ -166,13 +151,6 @@ def _is_training(runner: Any) -> bool:
     return isinstance(runner._train_loop, BaseLoop)  # a dict where only validation or a test runs
 
 
-def _step_of(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):  # cut off by a kill
-        return float("inf")
-
-
 def _check_classes(model: Any, classes: list[str]) -> None:
     """Heads must have as many classes as the data."""
     heads: dict[str, Any] = {name: getattr(model, name, None) for name in ("decode_head", "auxiliary_head")}
@@ -183,8 +161,8 @@ def _check_classes(model: Any, classes: list[str]) -> None:
     }
     if wrong:
         raise ConfigError(
-            f"the data have {len(classes)} classes, the config's heads {next(iter(wrong.values()))}",
-            "tools/train_seg.py sets the heads by the data; MMSegmentation's own tools do not",
+            f"the data have {len(classes)} classes, the config's heads have {next(iter(wrong.values()))}",
+            "tinymim segment sets the heads by the data; MMSegmentation's own tools do not",
             "add --cfg-options " + " ".join(f"model.{name}.num_classes={len(classes)}" for name in wrong),
         )
 
@@ -205,12 +183,12 @@ def _plain_text(cfg: Any) -> str:
 
 def write_segmentor(runner: Any, scores: dict[str, float], step: int) -> None:
     """Write segmentor.pth: ``{"state_dict", "meta"}``, tensors and plain values only."""
-    model, cfg, folder = bare_model(runner.model), runner.cfg, Path(runner.work_dir)
+    model, cfg, folder = bare(runner.model), runner.cfg, Path(runner.work_dir)
     student = json.loads((folder / "env.json").read_text())["inputs"]["student"] or {}
     pre, data = cfg.model.data_preprocessor, runner.train_dataloader.dataset.metainfo
     meta = {
         "config": _plain_text(cfg),
-        "backbone": dict(model.backbone.config) if isinstance(model.backbone, ViT) else None,
+        "backbone": dict(model.backbone.config) if isinstance(model.backbone, Backbone) else None,
         "classes": list(data["classes"]),
         "palette": [list(map(int, colour)) for colour in data["palette"]],
         "mean": list(map(float, pre["mean"])),

@@ -7,20 +7,18 @@ from typing import Any
 import torch
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
-from torch import Tensor, nn
+from torch import nn
 
 from tinymim.errors import ConfigError
-
-_POSITIONAL = ("pos_embed", "cls_token")
-_TABLE = "relative_position_bias_table"
+from tinymim.models.backbone import DecayGroup, decay_groups
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class TinyMIMLayerDecayOptimizerConstructor:
     """Rate of a parameter = base rate * layer_decay ** (depth + 1 - layer), layers from ``backbone.get_layer_id``.
 
-    Heads keep the base rate. No weight decay on biases, other 1-D parameters, ``pos_embed``, ``cls_token``,
-    ``dist_token`` and relative-position tables. Frozen parameters are left out.
+    Heads keep the base rate. No weight decay on biases, other 1-D parameters, and what the backbone names (of a ViT
+    tokens, positions and relative-position tables). Frozen parameters are left out.
 
     Args:
         optim_wrapper_cfg: MMEngine's ``optim_wrapper`` with its ``optimizer``.
@@ -56,40 +54,27 @@ class TinyMIMLayerDecayOptimizerConstructor:
                 "use TinyMIMBackbone, or another optim_wrapper.constructor",
             )
         last = backbone.depth + 1
-        groups: dict[tuple[int, bool], dict[str, Any]] = {}
-        for name, parameter in model.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            layer = backbone.get_layer_id(name) if name.startswith("backbone.") else last
-            if self.published_quirks and name == "backbone.dist_token":
-                layer = last
-            decayed = self._is_decayed(name, parameter)
-            group = groups.setdefault((layer, decayed), self._new_group(layer, last, decayed))
-            group["params"].append(parameter)
-            group["param_names"].append(name)
-        optimizer_cfg = {**self.optimizer_cfg, "params": [groups[key] for key in sorted(groups)]}
-        optimizer = OPTIMIZERS.build(optimizer_cfg)
+        late = ("backbone.dist_token",) if self.published_quirks else ()
+        groups = decay_groups(
+            model.named_parameters(),
+            lambda name: backbone.get_layer_id(name) if name.startswith("backbone.") and name not in late else last,
+            () if self.published_quirks else getattr(backbone, "no_weight_decay", tuple)(),
+        )
+        groups.sort(key=lambda group: (group.layer, group.decayed))
+        optimizer = OPTIMIZERS.build({**self.optimizer_cfg, "params": [self._options(group, last) for group in groups]})
         wrapper_cfg = {"type": "OptimWrapper", **self.wrapper_cfg}
         return OPTIM_WRAPPERS.build(wrapper_cfg, default_args=dict(optimizer=optimizer))
 
-    def _new_group(self, layer: int, last: int, decayed: bool) -> dict[str, Any]:
-        scale = self.layer_decay ** (last - layer)
+    def _options(self, group: DecayGroup, last: int) -> dict[str, Any]:
+        scale = self.layer_decay ** (last - group.layer)
         return {
-            "params": [],
-            "param_names": [],
-            "group_name": f"layer_{layer}_{'decay' if decayed else 'no_decay'}",
+            "params": group.params,
+            "param_names": group.names,
+            "group_name": f"layer_{group.layer}_{'decay' if group.decayed else 'no_decay'}",
             "lr_scale": scale,
             "lr": self.optimizer_cfg["lr"] * scale,
-            "weight_decay": self.optimizer_cfg.get("weight_decay", 0.0) if decayed else 0.0,
+            "weight_decay": self.optimizer_cfg.get("weight_decay", 0.0) if group.decayed else 0.0,
         }
-
-    def _is_decayed(self, name: str, parameter: Tensor) -> bool:
-        last_name = name.rpartition(".")[2]
-        if parameter.ndim == 1 or last_name == "bias":
-            return False
-        if last_name in (*_POSITIONAL, "dist_token", _TABLE):
-            return self.published_quirks
-        return True
 
 
 @OPTIM_WRAPPERS.register_module()

@@ -1,4 +1,4 @@
-"""Train and test a segmentor: the functions behind tools/train_seg.py and tools/test_seg.py."""
+"""Train and test a segmentor: the functions of ``tinymim segment``."""
 
 # ruff: noqa: PT028  (test_segmentor is no pytest function)
 
@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.dist import broadcast_object_list, get_world_size, is_main_process
+from mmengine.dist import get_world_size, is_main_process
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 from tinymim import compat
-from tinymim.errors import CheckpointError, ConfigError, DataError, TinyMIMError
+from tinymim.engine.run_folder import RunFolder, on_first_process
+from tinymim.errors import CheckpointError, ConfigError, DataError
 from tinymim.files import prepare_out
 from tinymim.progress import Progress
 from tinymim.seg.config import find_config, merge_options, name_run, say, set_data, set_device
@@ -70,10 +71,11 @@ def train_segmentor(
             raise CheckpointError(f"no checkpoint at {student}", "the file does not exist", "check --student")
         cfg.model.backbone.init_cfg = dict(type="Pretrained", checkpoint=str(student))
     kind = set_device(cfg, device, amp)
-    folder = _run_folder(cfg, Path(work_dir), resume=resume, overwrite=overwrite)
+    folder = Path(work_dir)
+    _open_folder(cfg, folder, resume=resume, overwrite=overwrite)
     say(f"data: {layout}")
     batch, world = cfg.train_dataloader.batch_size, compat.launched_processes()
-    say(f"{kind}: {world} process(es) x batch {batch} = {world * batch} photos a step -> {folder}")
+    say(f"{kind}: {world} process(es) x batch {batch} = {world * batch} photos per step -> {folder}")
     with _our_errors():
         runner = Runner.from_cfg(name_run(cfg))
         runner.train()
@@ -165,28 +167,21 @@ def test_segmentor(
 setattr(test_segmentor, "__test__", False)  # noqa: B010  (pytest would collect it where it is imported)
 
 
-def _run_folder(cfg: Config, work_dir: Path, *, resume: bool, overwrite: bool) -> Path:
-    """Make or reopen the run folder on the first process; tell the others; set what ``cfg`` resumes from."""
-    told: list[Any] = [None]
-    if is_main_process():
-        try:
-            prepare_out(work_dir, resume=resume, overwrite=overwrite)
-            told = [_last_checkpoint(cfg, work_dir) if resume else None]
-        except TinyMIMError as error:
-            told = [(type(error), error.what, error.why, error.fix)]  # the error itself does not pickle
-    if compat.launched_processes() > 1:
-        if not torch.distributed.is_initialized():
-            from mmengine.dist import init_dist
+def _open_folder(cfg: Config, work_dir: Path, *, resume: bool, overwrite: bool) -> None:
+    """Make or reopen the run folder, once for all processes; set what ``cfg`` resumes from."""
+    if compat.launched_processes() > 1 and not torch.distributed.is_initialized():
+        from mmengine.dist import init_dist
 
-            init_dist("pytorch")
-        broadcast_object_list(told)
-    if isinstance(told[0], tuple):
-        kind, *words = told[0]
-        raise kind(*words)
-    cfg.work_dir, cfg.resume, cfg.load_from = str(work_dir), told[0] is not None, told[0]
+        init_dist("pytorch")
+
+    def open_it() -> str | None:
+        prepare_out(work_dir, resume=resume, overwrite=overwrite)
+        return _last_checkpoint(cfg, work_dir) if resume else None
+
+    checkpoint = on_first_process(open_it)
+    cfg.work_dir, cfg.resume, cfg.load_from = str(work_dir), checkpoint is not None, checkpoint
     if cfg.resume:
         cfg.model.backbone.init_cfg = None  # every weight comes from the checkpoint
-    return work_dir
 
 
 def _last_checkpoint(cfg: Config, work_dir: Path) -> str | None:
@@ -195,7 +190,6 @@ def _last_checkpoint(cfg: Config, work_dir: Path) -> str | None:
     Raises:
         ConfigError: the run was made with another model.
     """
-    files = sorted((work_dir / "checkpoints").glob("iter_*.pth"), key=lambda p: int(re.sub(r"\D", "", p.stem) or -1))
     if (work_dir / "config.py").is_file():
         before = Config.fromfile(str(work_dir / "config.py"))
         differ = [
@@ -209,11 +203,8 @@ def _last_checkpoint(cfg: Config, work_dir: Path) -> str | None:
                 "a run goes on with the options it began with",
                 "repeat the first command with --resume, or start anew with another --work-dir",
             )
-    if not files:
-        say(f"{work_dir} has no checkpoint yet: starting from the first step")
-        return None
-    say(f"resuming from {files[-1]}")
-    return str(files[-1])
+    newest = RunFolder(work_dir, "iter").newest()
+    return str(newest) if newest else None
 
 
 def _plain(value: Any) -> Any:

@@ -31,7 +31,7 @@ def read_segmentor(checkpoint: str | Path) -> tuple[dict[str, Any], dict[str, An
         raise CheckpointError(
             f"{checkpoint} holds no segmentor",
             "it has no state_dict with a decode_head (a student.pth is a backbone only)",
-            "give the segmentor.pth or checkpoints/iter_N.pth of a tools/train_seg.py run",
+            "give the segmentor.pth or checkpoints/iter_N.pth of a `tinymim segment` run",
         )
     meta = content.get("meta")
     return dict(state), dict(meta) if isinstance(meta, dict) else {}
@@ -69,9 +69,9 @@ def load_segmentor(checkpoint: str | Path, config: str | Path | Config | None = 
     init_default_scope("mmseg")
     model = MODELS.build(cfg.model)
     _load(model, state, checkpoint)
-    told = meta.get("dataset_meta") if isinstance(meta.get("dataset_meta"), dict) else {}
+    dataset = meta.get("dataset_meta") if isinstance(meta.get("dataset_meta"), dict) else {}  # of an iter_N.pth
     model.cfg = cfg
-    model.dataset_meta = {key: meta.get(key) or (told or {}).get(key) for key in ("classes", "palette")}
+    model.dataset_meta = {key: meta.get(key) or (dataset or {}).get(key) for key in ("classes", "palette")}
     return model.eval(), cfg
 
 

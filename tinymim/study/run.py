@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import inspect
 import json
 import os
 import signal
@@ -11,16 +10,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 
 import tinymim
-from tinymim.engine.finetuning import finetune
+from tinymim.engine import JOBS
 from tinymim.engine.recipe import load_recipe
-from tinymim.engine.run import run
 from tinymim.errors import ConfigError
 from tinymim.files import cores, environment, sha256_file, write_json
 from tinymim.progress import Progress
@@ -75,17 +73,13 @@ def command(stage: Stage) -> list[str]:
 
 def _check_options(stage: Stage) -> None:
     """Refuse what the verb would refuse, before anything has run."""
-    jobs: dict[str, tuple[str, Callable[..., object], str]] = {
-        "pretrain": ("mae", run, "mae_tiny"),
-        "distill": ("tinymim", run, "tinymim_tiny_from_mae_base"),
-        "finetune": ("finetune", finetune, "finetune_tiny"),
-    }
-    method, job, recipe = jobs[stage.verb]
-    known = {*inspect.signature(job).parameters} - {"method", "title", "out", "resume", "overwrite", "dry_run"}
+    job = JOBS[stage.verb]
+    known = {"recipe", *(each.name for each in fields(job.settings_type))}
+    known -= {"title", "out", "resume", "overwrite", "dry_run"}
     for name in stage.options:
         if name not in known:
             raise unknown(f"option of {stage.verb}:", name, sorted(known))
-    load_recipe(stage.options.get("recipe", recipe), stage.options.get("cfg_options"), method)
+    load_recipe(stage.options.get("recipe", job.recipe_name), stage.options.get("cfg_options"), stage.verb)
 
 
 def _typed(value: Any) -> str:

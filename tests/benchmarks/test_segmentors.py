@@ -1,17 +1,12 @@
 """tools/compare_segmentors.py: one table of models of one budget; finished stages are kept, others refused."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
 from tests.export.foreign import SMALL
+from tinymim.benchmarks import segmentors as tool
 from tinymim.demo.scenes import write_scenes
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-
-import compare_segmentors as tool
 
 OURS = {
     "model.backbone.embed_dim": 24,

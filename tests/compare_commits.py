@@ -1,8 +1,7 @@
-#!/usr/bin/env python
 """Is a refactoring free of side effects? Ten fixed-seed steps of every job, at another commit and here, bit for bit.
 
 The other commit's run folders are then resumed, loaded, exported and reported by the code that is here.
-    python tools/compare_commits.py 62dec1e
+    python tests/compare_commits.py 62dec1e
 """
 
 import argparse

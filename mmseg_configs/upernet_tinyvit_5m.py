@@ -1,0 +1,2 @@
+# TinyViT-5M + UperNet on ADE20K, otherwise as upernet_tinymim_t.py.
+_base_ = ["_base_/upernet_tinyvit_5m.py", "_base_/ade20k.py", "_base_/schedule_160k.py"]

@@ -1,0 +1,48 @@
+"""The tools of the measured comparisons: their committed tables follow from the committed numbers; they start."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from tinymim.benchmarks import camvid, deployment, headline, segmentors
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+
+
+@pytest.mark.parametrize(
+    ("module", "name"), [(segmentors, "compare"), (deployment, "deployment"), (camvid, "study_camvid")]
+)
+def test_the_committed_table_is_written_from_the_committed_numbers(module, name):
+    docs = ROOT / "docs"
+    assert module.table(json.loads((docs / f"{name}.json").read_text())) == (docs / f"{name}.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("tool", "options"),
+    [
+        ("compare_segmentors", ["--data-root", "--student", "--models", "--stages", "--seconds"]),
+        ("study_deployment", ["--checkpoint", "--data-root", "--others", "--backbone-size", "--limit"]),
+        ("study_camvid", ["--photos", "--labels", "--seeds", "--teacher-epochs", "--stages"]),
+        ("headline", ["--data", "--seg-data", "--out"]),
+        ("prepare_ade20k", ["--out", "--check", "--keep-zip"]),
+        ("train_seg", ["--data-root", "--work-dir", "--student", "--resume", "--overwrite", "--dry-run", "--amp"]),
+        ("test_seg", ["--data-root", "--tta", "--json", "--markdown", "--cfg-options"]),
+    ],
+)
+def test_every_tool_starts_and_has_its_options(tool, options, capsys):
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(tool).main(["--help"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert all(option in said for option in options)
+
+
+def test_a_dry_run_that_fails_is_said():
+    from tinymim.errors import CheckFailed
+
+    with pytest.raises(CheckFailed, match="ended with 2"):
+        headline.dry_run(["segment", "no_such_config"])

@@ -1,0 +1,157 @@
+"""``tinymim segment``: a segmentor (UperNet and others) on a student backbone; with ``--test``, its scores.
+
+On n GPUs: ``torchrun --nproc_per_node=N -m tinymim segment CONFIG ...``.
+"""
+
+import argparse
+import shlex
+from pathlib import Path
+
+from mmengine.config import DictAction
+
+from tinymim.cli import spelled
+from tinymim.compat import is_first_process
+from tinymim.errors import ConfigError
+
+TRAINING = ("work_dir", "student", "resume", "overwrite", "dry_run", "amp")
+TESTING = ("checkpoint", "tta", "json", "markdown")
+DATA = ("data_root", "ignore_label", "reduce_zero_label", "device", "cfg_options")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the verb."""
+    add_config_arguments(parser)
+    parser.add_argument("--test", action="store_true", help="score CHECKPOINT on the validation photos")
+    add_training_options(parser.add_argument_group("to train"))
+    add_testing_options(parser.add_argument_group("with --test"))
+    add_data_options(parser)
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """``CONFIG [CHECKPOINT]``, as :func:`test` reads them."""
+    parser.add_argument(
+        "config",
+        metavar="CONFIG",
+        help="file, or a name in mmseg_configs such as upernet_tinymim_b; may be left out to test a segmentor.pth",
+    )
+    parser.add_argument(
+        "checkpoint", nargs="?", metavar="CHECKPOINT", help="to test: segmentor.pth or checkpoints/iter_N.pth"
+    )
+
+
+def add_training_options(parser: argparse._ActionsContainer) -> None:
+    """Options of training; their names are the keywords of :func:`tinymim.seg.train_segmentor`."""
+    parser.add_argument("--work-dir", metavar="FOLDER", help="run folder; default runs/<config>")
+    parser.add_argument(
+        "--student",
+        metavar="FILE",
+        help="weights of the backbone: student.pth or any file "
+        "tinymim.load_weights reads; without it training starts from scratch",
+    )
+    parser.add_argument("--resume", action="store_true", help="go on exactly where the run in --work-dir stopped")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run in --work-dir")
+    parser.add_argument("--dry-run", action="store_true", help="one step on random pixels: memory and time, no files")
+    parser.add_argument("--amp", action="store_true", help="mixed precision: bfloat16, on GPUs without it float16")
+
+
+def add_testing_options(parser: argparse._ActionsContainer) -> None:
+    """Options of testing."""
+    parser.add_argument("--tta", action="store_true", help="average over sizes and mirror images")
+    parser.add_argument("--json", metavar="FILE", help="write the scores there")
+    parser.add_argument("--markdown", metavar="FILE", help="write a table there")
+
+
+def add_data_options(parser: argparse._ActionsContainer) -> None:
+    """Options that training and testing share."""
+    parser.add_argument("--data-root", metavar="FOLDER", help="labelled folder in ADE20K layout; default the config's")
+    parser.add_argument(
+        "--ignore-label",
+        type=int,
+        nargs="+",
+        metavar="ID",
+        help="ids to ignore besides 255, for folders without dataset.json",
+    )
+    parser.add_argument(
+        "--reduce-zero-label",
+        action=argparse.BooleanOptionalAction,
+        help="id 0 means no class, for folders without dataset.json",
+    )
+    parser.add_argument("--device", help="cpu, cuda or cuda:N; default a GPU if there is one")
+    parser.add_argument(
+        "--launcher",
+        choices=("none", "pytorch"),
+        help="found by itself under torchrun; taken for compatibility with MMSegmentation",
+    )
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        metavar="KEY=VALUE",
+        help="any config key, e.g. train_cfg.max_iters=2000 train_dataloader.batch_size=4",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, or test."""
+    for name in TRAINING if args.test else TESTING:
+        if not getattr(args, name):
+            continue
+        word = "CHECKPOINT" if name == "checkpoint" else "--" + name.replace("_", "-")
+        if args.test:
+            raise ConfigError(f"{word} and --test", f"{word} is for training", f"leave out {word} or --test")
+        raise ConfigError(f"{word} without --test", f"{word} is for testing", f"add --test, or leave {word} out")
+    if not args.test and Path(args.config).suffix == ".pth":
+        raise ConfigError(f"{args.config} is a checkpoint", "training starts from a config", "add --test to score it")
+    return test(args) if args.test else train(args)
+
+
+def train(args: argparse.Namespace) -> int:
+    """Train, print the scores and what to type next."""
+    from tinymim.seg import estimate_segmentor, train_segmentor
+    from tinymim_export.report.page import run_report
+
+    data = {name: getattr(args, name) for name in DATA}
+    if args.dry_run:
+        cost = estimate_segmentor(args.config, **data)
+        if is_first_process():
+            print(cost)
+        return 0
+    result = train_segmentor(
+        args.config,
+        work_dir=args.work_dir or Path("runs") / Path(args.config).name.removesuffix(".py"),
+        student=args.student,
+        resume=args.resume,
+        overwrite=args.overwrite,
+        amp=args.amp,
+        **data,
+    )
+    if is_first_process():
+        result.print()
+        file, onnx = (shlex.quote(str(path)) for path in (result.segmentor, result.work_dir / "segmentor.onnx"))
+        same = spelled(args, "data_root", "ignore_label", "reduce_zero_label")
+        print(f"segmentor: {result.segmentor}\nreport:  {run_report(result.work_dir)}")
+        print(f"next:    tinymim segment --test {file}{same} --tta")
+        print(f"next:    tinymim-export --onnx {onnx} --checkpoint {file}")
+    return 0
+
+
+def test(args: argparse.Namespace) -> int:
+    """Test, print the scores and what to type next."""
+    from tinymim.seg import test_segmentor
+
+    config, checkpoint = (args.config, args.checkpoint) if args.checkpoint else (None, args.config)
+    if Path(checkpoint).suffix == ".py":
+        raise ConfigError(
+            "no checkpoint", "only a config was given", "add the segmentor.pth of a `tinymim segment` run"
+        )
+    result = test_segmentor(config, checkpoint, tta=args.tta, **{name: getattr(args, name) for name in DATA})
+    if is_first_process():
+        result.print()
+        if args.json:
+            result.to_json(args.json)
+        if args.markdown:
+            result.to_markdown(args.markdown)
+        file, onnx = (shlex.quote(str(path)) for path in (checkpoint, Path(checkpoint).with_suffix(".onnx")))
+        given = f" --config {shlex.quote(config)}" if config else ""
+        print(f"next:    tinymim-export --onnx {onnx} --checkpoint {file}{given}")
+    return 0

@@ -1,0 +1,58 @@
+"""Masked pre-training as a method: the student is the encoder of a masked autoencoder (arXiv 2111.06377)."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from tinymim.distill.method import Method, register_method
+from tinymim.distill.recipe_keys import Choice, Key, Number
+from tinymim.errors import ConfigError
+from tinymim.models.mae import MAE
+
+MASKING: dict[str, Key] = {
+    "mask_ratio": Number(0.75, most=1, above=True, below=True),  # share of the patches that are hidden
+    "norm_pix": Choice(True, (True, False)),  # targets: each patch normalised
+    "decoder": Key(dict(dim=512, depth=8, heads=16)),
+}
+
+
+def decoder_arguments(recipe: Any) -> dict[str, Any]:
+    """Keywords of :class:`~tinymim.models.mae.MAE` for a recipe's decoder."""
+    d = recipe.decoder
+    return dict(decoder_dim=d["dim"], decoder_depth=d["depth"], decoder_heads=d["heads"], norm_pix=recipe.norm_pix)
+
+
+@register_method("mae", verb="pretrain", title="pre-train")
+class MaskedPretraining(Method):
+    """Pixels of hidden patches are predicted from the visible ones.
+
+    Args:
+        mae: The autoencoder; its ``encoder`` is the student.
+    """
+
+    keys: ClassVar[Mapping[str, Key]] = MASKING
+
+    def __init__(self, mae: MAE) -> None:
+        super().__init__()
+        self.mae = mae
+        self.student = mae.encoder
+
+    @classmethod
+    def from_recipe(cls, recipe: Any, student: Any, *, pretrained: bool = True) -> "MaskedPretraining":
+        if student.num_prefix_tokens != 1 or recipe.img_size % student.patch_size:
+            raise ConfigError(
+                f"{recipe.student} at {recipe.img_size} pixels cannot be masked",
+                "MAE needs a class token only and sizes that are whole patches",
+                f"use a plain model and a multiple of {student.patch_size}",
+            )
+        return cls(MAE(student, mask_ratio=recipe.mask_ratio, **decoder_arguments(recipe)))
+
+    def losses(self, *views: Tensor) -> dict[str, Tensor]:
+        """Images (B, 3, H, W), normalised -> ``pixel`` and ``loss``, the same scalar."""
+        return self.mae.losses(*views)
+
+    @property
+    def learned(self) -> nn.Module:
+        """Encoder and decoder."""
+        return self.mae

@@ -1,0 +1,136 @@
+"""Where the targets of a distillation come from: a teacher that runs beside the student, or whatever acts like one.
+
+Whatever the source, its taps come in one form: the class token if the source has one, then the patches, on the
+student's grid; registers and distillation tokens are left out.
+
+Legend: B = batch, T = tokens, N = patches, V = visible patches, D = width.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from tinymim.distill.method import PerPhoto
+from tinymim.distill.taps import read
+from tinymim.errors import ConfigError
+from tinymim.models.tokens import has_class_token, num_heads, pair_tokens, patch_grid, patch_size, resample
+
+Wanted = Mapping[int, Collection[str]]  # block (from 1) -> taps
+
+
+@runtime_checkable
+class TargetSource(Protocol):
+    """What a method asks of the place its targets come from.
+
+    Attributes:
+        width: D.
+        depth: Blocks.
+        heads: Heads of its blocks: the groups of its relations where nothing else is said.
+        class_token: Whether the first token is a class token.
+        per_photo: What the data workers add for each photo (targets from a store); None for a live teacher.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    class_token: bool
+    per_photo: PerPhoto | None
+
+    def read(
+        self,
+        images: Tensor,
+        wanted: Wanted,
+        grid: tuple[int, int],
+        *,
+        keep_BV: Tensor | None = None,
+        extra: Mapping[str, Tensor] | None = None,
+    ) -> dict[int, dict[str, Tensor]]:
+        """Targets of a batch, without gradients.
+
+        Args:
+            images: (B, 3, H, W), normalised for this source.
+            wanted: Block (from 1) -> names of :data:`tinymim.distill.taps.TAPS`.
+            grid: The student's patch rows and columns.
+            keep_BV: Patches the source may look at, row-major numbers; None: all.
+            extra: The stacked tensors of :attr:`per_photo`.
+
+        Returns:
+            Block -> tap -> (B, T, D).
+        """
+
+
+class LiveTeacher:
+    """A frozen model that runs beside the student and stops inside the deepest block it is asked for.
+
+    Args:
+        model: One of :data:`tinymim.distill.taps.TAPPABLE`; frozen, and put into evaluation mode.
+        align: For patch grids that differ: "image" resizes its photo until its grid is the student's, "tokens"
+            resamples its tokens (bilinear; its photo is first resized up to whole patches). None: grids are equal.
+        drop_path: Stochastic depth of its blocks, constant (TinyMIM's table 13), while the student trains.
+
+    Raises:
+        ConfigError: a rate that is no share.
+    """
+
+    per_photo: PerPhoto | None = None
+
+    def __init__(self, model: Any, *, align: str | None = None, drop_path: float = 0.0) -> None:
+        self.model, self.align = model.eval().requires_grad_(False), align
+        self.width, self.depth, self.heads = int(model.embed_dim), len(model.blocks), num_heads(model)
+        self.class_token = has_class_token(model)
+        self.drops = add_drop_path(model, drop_path)
+
+    def train(self, mode: bool) -> None:
+        """Evaluation mode, but for the drop path while the student trains."""
+        self.model.eval()
+        for drop in self.drops:
+            drop.train(mode)
+
+    def read(
+        self,
+        images: Tensor,
+        wanted: Wanted,
+        grid: tuple[int, int],
+        *,
+        keep_BV: Tensor | None = None,
+        extra: Mapping[str, Tensor] | None = None,
+    ) -> dict[int, dict[str, Tensor]]:
+        """See :meth:`TargetSource.read`."""
+        with torch.no_grad():
+            found = read(self.model, self.fit(images, grid), wanted, keep_BV)
+            return {
+                block: {name: self._in_one_form(x_BTD, grid) for name, x_BTD in taps.items()}
+                for block, taps in found.items()
+            }
+
+    def _in_one_form(self, x_BTD: Tensor, grid: tuple[int, int]) -> Tensor:
+        x_BTD = pair_tokens(x_BTD, self.model, self.class_token)
+        return resample(x_BTD, int(self.class_token), grid) if self.align == "tokens" else x_BTD
+
+    def fit(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
+        """The photos, resized with ``align``: "image" to the student's grid, "tokens" up to whole patches."""
+        if self.align is None:
+            return images
+        shown = images.shape[2:]
+        wanted = grid if self.align == "image" else patch_grid(self.model, (shown[0], shown[1]))
+        size = [side * patch_size(self.model) for side in wanted]
+        if self.align == "tokens" and size == [*shown]:
+            return images
+        return F.interpolate(images, size=size, mode="bicubic", antialias=True)
+
+
+def add_drop_path(model: Any, rate: float) -> list[nn.Module]:
+    """Stochastic depth for a frozen model; its modules, to be switched on while the student trains."""
+    if not 0 <= rate < 1:
+        raise ConfigError(f"teacher_drop_path={rate}", "it is a share from 0 to below 1", "e.g. 0.1")
+    drops: list[nn.Module] = []
+    for block in model.blocks if rate else ():
+        for name in ("drop_path", "drop_path1", "drop_path2"):  # ours has one, timm's have two
+            if hasattr(block, name):
+                setattr(block, name, DropPath(rate))
+                drops.append(getattr(block, name))
+    return drops

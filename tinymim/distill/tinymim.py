@@ -1,0 +1,269 @@
+"""TinyMIM (arXiv 2301.01296): a student learns a frozen teacher's token relations, or any other target of its study.
+
+Legend: B = batch, T = tokens, N = patches, V = visible patches, D = width.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from tinymim.distill.checks import check_options, check_student, check_teacher
+from tinymim.distill.freeze import freeze_unreached
+from tinymim.distill.mae import MASKING, decoder_arguments
+from tinymim.distill.method import Method, register_method
+from tinymim.distill.recipe_keys import Choice, Key, Number
+from tinymim.distill.several import SeveralTeachers
+from tinymim.distill.sources import LiveTeacher, TargetSource
+from tinymim.distill.taps import read
+from tinymim.distill.targets import Target, parse_target, read_from
+from tinymim.distill.teachers import TEACHER_KEYS, each_teacher, load_for_recipe
+from tinymim.errors import ConfigError
+from tinymim.models.mae import MAE
+from tinymim.models.tokens import has_class_token, keep_patches, pair_tokens, patch_grid
+
+
+@register_method("tinymim", verb="distill", title="distil")
+class TinyMIM(Method):
+    """Distillation as TinyMIM studies it; the defaults are its winner: relations Q-K + V-V, KL.
+
+    The teacher is frozen, in evaluation mode, and stops inside its deepest target block. The student is read up to its
+    deepest; what comes after that is never computed and needs no gradient, nor do its fixed positions.
+
+    Args:
+        student: A backbone that reads its own blocks (:class:`~tinymim.models.backbone.TapByTap`), as our ViT does.
+        teacher: Our ViT, one of timm's (:data:`tinymim.distill.taps.TAPPABLE`), or any
+            :class:`~tinymim.distill.sources.TargetSource`.
+        targets: Words of :mod:`tinymim.distill.targets`, several for several pairs of blocks at once.
+        target_block: Teacher block of words that name none, 1-based; None: 18 of 24, else the last.
+        relation_heads: Groups the channels of both sides are split into; None: the teacher's heads.
+        softmax: False compares scaled scores (:func:`tinymim.distill.relations.relation_smooth_l1`).
+        class_token: Whether it takes part in relations and features; None: where both sides have one.
+        mask: Who sees only the visible patches: None, "student", "teacher" or "both". The paper does not say what its
+            masked rows (table 12) hide from whom. Here a masked side encodes the visible patches alone, the other one
+            all of them, and tokens are compared where both have one.
+        mask_ratio: Share of the patches hidden.
+        reconstruct: Add MAE's loss on the hidden pixels; keywords of :class:`tinymim.models.mae.MAE` for its decoder,
+            with a ``weight``. Needs a masked student.
+        teacher_drop_path: Stochastic depth of the teacher's blocks, constant (table 13); 0: none.
+        align: For patch grids that differ, see :class:`~tinymim.distill.sources.LiveTeacher`.
+
+    Raises:
+        ConfigError: unknown model class or word, other patch size without ``align``, no such block, or heads that do
+            not divide both widths.
+    """
+
+    keys: ClassVar[Mapping[str, Key]] = {
+        **TEACHER_KEYS,
+        "teachers": Key([]),  # several at once: dicts of teacher, weight, and of teacher_weights .. align for its own
+        "chain": Key(""),  # e.g. mae_large:base:small:tiny; hop by hop, every student is the next teacher
+        "hops": Key([]),  # of a chain: a dict of overrides per student
+        "softmax": Choice(True, (True, False)),  # of relations; False: smooth L1 of the scaled scores
+        "class_token": Choice(None, (None, True, False)),  # in relations, features; None: where both sides have one
+        "mask": Key(None),  # who sees only the visible patches: None | "student" | "teacher" | "both"
+        "reconstruct": Number(0.0),  # masked student: weight of MAE's loss beside the others
+        "teacher_drop_path": Number(0.0, most=1, below=True),  # constant, in every block
+        **MASKING,
+    }
+
+    def __init__(
+        self,
+        student: Any,
+        teacher: Any,
+        *,
+        targets: str | Sequence[str] = ("qk+vv",),
+        target_block: int | None = None,
+        relation_heads: int | None = None,
+        softmax: bool = True,
+        class_token: bool | None = None,
+        mask: str | None = None,
+        mask_ratio: float = 0.75,
+        reconstruct: dict[str, Any] | None = None,
+        teacher_drop_path: float = 0.0,
+        align: str | None = None,
+    ) -> None:
+        super().__init__()
+        check_student(student)
+        live = not isinstance(teacher, TargetSource)
+        if live:
+            check_teacher(teacher)
+        self.source: Any = LiveTeacher(teacher, align=align, drop_path=teacher_drop_path) if live else teacher
+        words = [targets] if isinstance(targets, str) else targets
+        self.targets = [parse_target(word, self.source.depth, student.depth, target_block) for word in words]
+        if not self.targets:
+            raise ConfigError("no targets", "nothing would be learned", "e.g. targets=('qk+vv',)")
+        self.target_block = self.targets[0].teacher_block
+        self.softmax, self.mask, self.mask_ratio, self.align = softmax, mask, mask_ratio, align
+        self.relation_heads = relation_heads or self.source.heads
+        check_options(self, student, teacher if live else None, class_token, reconstruct)
+        both = has_class_token(student) and self.source.class_token
+        self.class_token = both if class_token is None else class_token
+        self.per_photo = self.source.per_photo
+        self.student = student
+        self.teacher = teacher if live else None
+        widths = student.embed_dim, self.source.width
+        self.maps = nn.ModuleDict(
+            {f"{i}_{part}": layer for i, t in enumerate(self.targets) for part, layer in t.make_maps(*widths).items()}
+        )
+        options = dict(reconstruct or {})
+        self.reconstruct_weight = float(options.pop("weight", 1.0))
+        self.mae = MAE(student, mask_ratio=mask_ratio, **options) if reconstruct is not None else None
+        freeze_unreached(student, self.student_taps(), pixels=self.mae is not None)
+
+    @classmethod
+    def from_recipe(cls, recipe: Any, student: Any, *, pretrained: bool = True) -> Method:
+        """One method per teacher of the recipe; several are added up (:class:`SeveralTeachers`)."""
+        wishes = each_teacher(recipe)
+        methods = [cls._with_teacher(recipe, wish, student, pretrained, not i) for i, wish in enumerate(wishes)]
+        if len(methods) == 1:
+            return methods[0]
+        return SeveralTeachers(methods, [wish.get("weight", 1.0) for wish in wishes])
+
+    @classmethod
+    def _with_teacher(cls, recipe: Any, wish: dict[str, Any], student: Any, pretrained: bool, first: bool) -> "TinyMIM":
+        reading = load_for_recipe(recipe, wish, student, pretrained=pretrained)
+        decoder = dict(decoder_arguments(recipe), weight=recipe.reconstruct)
+        method = cls(
+            student,
+            reading.teacher.model,
+            targets=wish["targets"],
+            target_block=reading.block,
+            relation_heads=wish["relation_heads"] or reading.heads,
+            softmax=recipe.softmax,
+            class_token=recipe.class_token,
+            mask=recipe.mask,
+            mask_ratio=recipe.mask_ratio,
+            reconstruct=decoder if recipe.reconstruct and first else None,
+            teacher_drop_path=recipe.teacher_drop_path,
+            align=wish["align"],
+        )
+        method.teachers = [reading.teacher]
+        reading.check(method.targets)
+        reading.describe(method, asked=bool(wish["relation_heads"]))
+        return method
+
+    @property
+    def learned(self) -> nn.Module:
+        """Everything a checkpoint must hold to go on, the student's tensors once."""
+        if not self.maps and self.mae is None:
+            return self.student
+        return nn.ModuleDict({"network": self.mae or self.student, "maps": self.maps})
+
+    def train(self, mode: bool = True) -> "TinyMIM":
+        """Training mode for the student; the teacher stays in evaluation mode, but for its drop path if asked for."""
+        super().train(mode)
+        if isinstance(self.source, LiveTeacher):
+            self.source.train(mode)
+        return self
+
+    def losses(self, *views: Tensor, extra: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Losses of one batch.
+
+        Args:
+            views: The student's images (B, 3, H, W), normalised; and the same crops, normalised the teacher's way
+                (a source that needs no pixels needs none).
+            extra: What a source that is no live teacher has asked the loader for.
+
+        Returns:
+            A differentiable scalar for each relation or feature (``qk``, ``vv``; with several pairs of blocks
+            ``qk@18:12``), ``pixel`` with ``reconstruct``, and their weighted sum ``loss``.
+        """
+        order_BN = self.order(views[0])
+        learned = read(self.student, views[0], self.student_taps(), self.visible(order_BN, "student"))
+        return self.compare(views[0], views[-1], learned, order_BN, extra)
+
+    def compare(
+        self,
+        student_images: Tensor,
+        teacher_images: Tensor,
+        learned: dict[int, dict[str, Tensor]],
+        order_BN: Tensor | None,
+        extra: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """:meth:`losses` of a student that has been read at :meth:`student_taps`."""
+        losses: dict[str, Tensor] = {}
+        total: Tensor | None = None
+        pairs = self.compared(student_images, teacher_images, learned, self.targets, order_BN, extra)
+        for i, (target, s, t) in enumerate(pairs):
+            maps = {part: self.maps[f"{i}_{part}"] for part in target.parts if f"{i}_{part}" in self.maps}
+            for name, loss in target.losses(s, t, maps, heads=self.relation_heads, softmax=self.softmax).items():
+                losses[self.loss_name(target, name)] = loss
+                total = target.weight * loss if total is None else total + target.weight * loss
+        assert total is not None
+        if self.mae is not None:
+            assert order_BN is not None
+            tokens = self.student.norm(learned[self.student.depth]["output"])
+            losses["pixel"] = self.mae.pixel_loss(student_images, tokens, order_BN)
+            total = total + self.reconstruct_weight * losses["pixel"]
+        return {**losses, "loss": total}
+
+    def compared(
+        self,
+        student_images: Tensor,
+        teacher_images: Tensor,
+        learned: dict[int, dict[str, Tensor]],
+        targets: Sequence[Target],
+        order_BN: Tensor | None = None,
+        extra: Mapping[str, Tensor] | None = None,
+    ) -> Iterator[tuple[Target, dict[str, Tensor], dict[str, Tensor]]]:
+        """Targets, each with the tokens of student and teacher that are compared: those both sides have, in pairs."""
+        grid = patch_grid(self.student, (student_images.shape[2], student_images.shape[3]))
+        keep = self.visible(order_BN, "teacher")
+        taught = self.source.read(teacher_images, read_from(targets, "teacher"), grid, keep_BV=keep, extra=extra)
+        prefix = int(has_class_token(self.student)), int(self.source.class_token)
+        for target in targets:
+            s = {
+                name: pair_tokens(learned[target.student_block][name], self.student, bool(prefix[0]))
+                for name in target.taps
+            }
+            t = {name: taught[target.teacher_block][name] for name in target.taps}
+            if target.patches:
+                s = self._those_of_both(s, "student", prefix[0], order_BN)
+                t = self._those_of_both(t, "teacher", prefix[1], order_BN)
+            yield target, s, t
+
+    def _those_of_both(
+        self, taps: dict[str, Tensor], side: str, prefix: int, order_BN: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Without a class token that takes no part, and without patches that a mask hides from the other side."""
+        if prefix and not self.class_token:
+            taps = {name: x_BTD[:, 1:] for name, x_BTD in taps.items()}
+        keep_BV = self.visible(order_BN)
+        if keep_BV is None or self.mask in (side, "both"):
+            return taps
+        return {name: keep_patches(x_BTD, keep_BV, int(self.class_token)) for name, x_BTD in taps.items()}
+
+    def order(self, student_images: Tensor) -> Tensor | None:
+        """A permutation of the patches of each image (B, N), the first ones visible; None without a mask."""
+        if self.mask is None:
+            return None
+        grid = patch_grid(self.student, (student_images.shape[2], student_images.shape[3]))
+        return torch.rand(len(student_images), grid[0] * grid[1], device=student_images.device).argsort(dim=1)
+
+    def visible(self, order_BN: Tensor | None, side: str | None = None) -> Tensor | None:
+        """The visible patches (B, V), or those one side alone is shown; None: all."""
+        if order_BN is None or (side is not None and self.mask not in (side, "both")):
+            return None
+        return order_BN[:, : max(int(order_BN.shape[1] * (1 - self.mask_ratio)), 1)]
+
+    def student_taps(self) -> dict[int, tuple[str, ...]]:
+        """What the losses read from the student: block -> taps."""
+        wanted = read_from(self.targets, "student")
+        if self.mae is not None:
+            wanted[self.student.depth] = (*wanted.get(self.student.depth, ()), "output")
+        return wanted
+
+    def loss_name(self, target: Target, name: str) -> str:
+        """What a loss is called: with its blocks where the same is compared at several."""
+        if sum(name in other.parts for other in self.targets) == 1:
+            return name
+        return f"{name}@{target.teacher_block}:{target.student_block}"
+
+    def relation_pairs(self, views: Sequence[Tensor]) -> Iterator[tuple[str, Any, Tensor]]:
+        yield "", self, views[-1]
+
+    def learned_relations(self) -> tuple[int, int] | None:
+        """The student's deepest block whose relations were learned, and their heads; it teaches with the same."""
+        blocks = [target.student_block for target in self.targets if target.kind == "relation"]
+        return (max(blocks), self.relation_heads) if blocks else None

@@ -1,0 +1,113 @@
+"""What a training run costs, measured by one step on random pixels before it starts."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from tinymim.engine.model import saved_bytes
+
+SUSTAINED = 40e12  # FLOP/s of the second estimate of hours: a third of a V100's peak in half precision
+PROBE = 2  # images of the passes that count memory: batch norm needs more than one
+
+
+@dataclass(frozen=True)
+class TrainingCost:
+    """Cost of a training run.
+
+    Attributes:
+        parameters: Trained ones.
+        bytes_per_image: What autograd keeps of an image for the backward pass.
+        gib: Memory per process, GiB: weights, gradients, AdamW's two moments, and the activations of the images of one
+            pass, times 1.5.
+        flop_per_image: Forward and backward, teachers included.
+        seconds_per_image: On this machine, without reading photos.
+        batch: Images per step and process.
+        processes: As launched.
+        steps: Of the schedule.
+        size: Height and width of an image, pixels.
+        device: "cpu" or "cuda".
+    """
+
+    parameters: int
+    bytes_per_image: int
+    gib: float
+    flop_per_image: float
+    seconds_per_image: float
+    batch: int
+    processes: int
+    steps: int
+    size: tuple[int, int]
+    device: str
+
+    @property
+    def images(self) -> int:
+        """Images of the whole run."""
+        return self.steps * self.batch * self.processes
+
+    def __str__(self) -> str:
+        hours, flop = self.seconds_per_image * self.images / 3600, self.flop_per_image * self.images
+        return (
+            f"dry run: {self.steps} steps of {self.batch} images of {self.size[0]}x{self.size[1]} on each of "
+            f"{self.processes} process(es)\n"
+            f"{self.parameters / 1e6:.2f} M trained parameters; about {self.gib:.1f} GiB per process "
+            f"({self.bytes_per_image / 2**20:.1f} MiB per image); about {hours:.1f} hours on one such {self.device} "
+            f"({1 / self.seconds_per_image:.2f} images/s without data loading and validation)\n"
+            f"{self.flop_per_image / 1e9:.1f} GFLOP per image, forward and backward, teachers included: "
+            f"{flop / 1e18:.3g} EFLOP, {flop / SUSTAINED / 3600:.1f} hours at {SUSTAINED / 1e12:.0f} TFLOP/s (a third "
+            "of a V100's peak), over the number of GPUs"
+        )
+
+
+def measure_cost(
+    model: nn.Module,
+    loss: Callable[[int], Tensor],
+    *,
+    per_pass: int,
+    batch: int,
+    processes: int,
+    steps: int,
+    size: tuple[int, int],
+    device: str,
+    timed: int = PROBE,
+) -> TrainingCost:
+    """Forward and backward passes on random pixels; the model's gradients are left over, nothing is written.
+
+    Args:
+        model: In training mode, on its device.
+        loss: Draws so many images and returns their loss, a scalar.
+        per_pass: Images that one pass of the run holds in memory.
+        batch: Images per step and process.
+        processes: As launched.
+        steps: Of the run.
+        size: Height and width of an image, pixels.
+        device: "cpu" or "cuda".
+        timed: Images of the passes that count FLOP and seconds.
+    """
+    per_image = saved_bytes(model, lambda: loss(PROBE)) // PROBE
+    with FlopCounterMode(display=False) as counter:  # warms up, too
+        loss(timed).backward()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    began = time.monotonic()
+    loss(timed).backward()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    seconds = time.monotonic() - began
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    need = 4 * sum(p.numel() for p in model.parameters()) + 12 * trained + 1.5 * per_image * per_pass
+    return TrainingCost(
+        parameters=trained,
+        bytes_per_image=per_image,
+        gib=need / 2**30,
+        flop_per_image=counter.get_total_flops() / timed,
+        seconds_per_image=seconds / timed,
+        batch=batch,
+        processes=processes,
+        steps=steps,
+        size=size,
+        device=device,
+    )

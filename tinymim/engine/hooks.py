@@ -1,0 +1,175 @@
+"""Hooks of the training loop: the learning rate, what is written and printed while it runs, and checkpoints."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.dist import all_reduce, get_world_size, is_main_process
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from tinymim.engine.recipe import learning_rate
+from tinymim.engine.run_folder import DamagedPhotos, RunFolder, bare, stop_workers
+from tinymim.models.checkpoints import save_torch
+from tinymim.progress import Progress
+
+
+@HOOKS.register_module()
+class ScheduleHook(Hook):
+    """Learning rate as a pure function of the step."""
+
+    def __init__(self, steps: int, warmup: int, peak: float, final: float) -> None:
+        self.numbers = dict(steps=steps, warmup=warmup, peak=peak, final=final)
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        rate = learning_rate(batch_idx, **self.numbers)  # type: ignore[arg-type]
+        for group in runner.optim_wrapper.param_groups:
+            group["lr"] = rate
+
+
+@HOOKS.register_module()
+class MonitorHook(Hook):
+    """metrics.jsonl, the progress line, validation losses, and damaged photos.
+
+    Args:
+        out: Run folder.
+        title: Start of the progress line.
+        log_every: Steps between lines of metrics.jsonl.
+        val_loader: Validation photos, or None.
+        val_every: Steps between validations.
+
+    Attributes:
+        last: Losses of the last logged step.
+        val: (step, ``val_loss``) of every validation.
+        last_val: All values of the last validation, ``val_`` before their names.
+        val_photos: Photos in the last validation.
+        val_damaged: Damaged photos left out of it.
+        skipped: Damaged training photos, and how often each was passed over.
+    """
+
+    def __init__(
+        self, out: Path, title: str, log_every: int, val_loader: DataLoader | None = None, val_every: int = 0
+    ) -> None:
+        self.folder, self.title, self.log_every = RunFolder(out), title, log_every
+        self.val_loader, self.val_every = val_loader, val_every
+        self.skipped = DamagedPhotos()
+        self.val: list[tuple[int, float]] = []
+        self.last: dict[str, float] = {}
+        self.last_val: dict[str, float] = {}
+        self.val_photos = 0
+        self.val_damaged: list[str] = []
+
+    def before_train(self, runner: Any) -> None:
+        self.line = Progress(self.title, runner.max_iters, start=runner.iter)
+        for record in self.folder.log_until(runner.iter):
+            if "val_loss" in record:
+                self.val.append((record["step"], record["val_loss"]))
+                self.last_val = {name: value for name, value in record.items() if name.startswith("val_")}
+        if runner.iter == 0:
+            self._validate(runner)
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        step = runner.iter
+        if step % self.log_every == 0 or step == runner.max_iters:
+            values = torch.stack([value.float() for value in outputs.values()])
+            all_reduce(values, "mean")  # over processes: the loss of the global batch
+            self.last = dict(zip(outputs, values.tolist(), strict=True))
+            groups = runner.optim_wrapper.optimizer.param_groups  # the wrapper's own list has one more, never stepped
+            self.folder.log({"step": step, **self.last, "lr": max(group["lr"] for group in groups)})
+        self.skipped.note(data_batch["skipped"])
+        if is_main_process():
+            count = data_batch["count"] * get_world_size()
+            self.line.update(step, images=count, waited=runner.train_loop.waited, **self.last)
+        if self.val_every and (step % self.val_every == 0 or step == runner.max_iters):
+            self._validate(runner)
+
+    def after_train(self, runner: Any) -> None:
+        if is_main_process():
+            losses = "  ".join(f"{k} {v:.4g}" for k, v in self.last.items())
+            self.line.close(f"{runner.max_iters} steps  {losses}")
+            if self.skipped:
+                print(self.skipped.summary())
+            if self.val_damaged:
+                print(f"warning: {len(self.val_damaged)} damaged photo(s) left out of the score, {self.val_damaged[0]}")
+
+    @torch.no_grad()
+    def _validate(self, runner: Any) -> None:
+        """Mean validation losses under fixed masks, over each process's share; the first process writes them."""
+        if self.val_loader is None:
+            return
+        model = bare(runner.model)
+        model.eval()
+        sums: dict[str, Tensor] = {}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            batches = iter(self.val_loader)
+            try:
+                for batch in batches:
+                    self.val_damaged += [path for path in batch.pop("skipped") if path not in self.val_damaged]
+                    if not batch:
+                        continue
+                    views = {key: value.to(next(model.parameters()).device) for key, value in batch.items()}
+                    n = len(views["image"])
+                    for key, value in (model(**views) | {"count": torch.ones(())}).items():
+                        sums[key] = sums.get(key, 0.0) + value.detach().double().cpu() * n
+            finally:
+                stop_workers(batches)
+        runner.model.train()
+        totals = torch.stack([*sums.values()]).to(next(model.parameters()).device)
+        all_reduce(totals)
+        *values, count = totals.tolist()
+        self.val_photos = round(count)
+        means = {f"val_{key}": value / count for key, value in zip(sums, values, strict=False)}
+        self.last_val = means
+        self.val.append((runner.iter, means["val_loss"]))
+        self.folder.log({"step": runner.iter, **means})
+
+
+@HOOKS.register_module()
+class SaveHook(Hook):
+    """Checkpoints (two newest kept) and a clean student file, each written aside and renamed.
+
+    Args:
+        out: Run folder.
+        every: Steps between saves.
+        save_student: Called with the encoder and the steps done; writes student.pth.
+        state: Restored optimizer and scaler state, or None.
+        micro_batch: Kept for the resumed run.
+    """
+
+    def __init__(
+        self, out: Path, every: int, save_student: Any, state: dict[str, Any] | None, micro_batch: int
+    ) -> None:
+        self.folder, self.every, self.save_student = RunFolder(out), every, save_student
+        self.state, self.micro_batch = state, micro_batch
+
+    def before_train(self, runner: Any) -> None:
+        self.began = time.monotonic() - (self.state or {}).get("seconds", 0.0)
+        if self.state is not None:
+            runner.optim_wrapper.load_state_dict(self.state["optimizer"])
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        if runner.iter % self.every == 0 or runner.iter == runner.max_iters:
+            self.save_now(runner, runner.iter)
+
+    def save_now(self, runner: Any, step: int) -> None:
+        """Write step_N.pth and student.pth; processes other than the first do nothing."""
+        if not is_main_process():
+            return
+        model = bare(runner.model)
+        path = self.folder.checkpoint(step)
+        save_torch(
+            {
+                "step": step,
+                "seconds": time.monotonic() - self.began,
+                "micro_batch": self.micro_batch,
+                "model": model.learned.state_dict(),
+                "optimizer": runner.optim_wrapper.state_dict(),
+            },
+            path,
+        )
+        self.folder.rotate(path)
+        self.save_student(model.encoder, step)

@@ -1,0 +1,227 @@
+"""One training run, whatever it trains: plan, open, build, loop, result.
+
+A job is a subclass that gives data, model, hooks and result; see ``pretraining.py`` and ``finetuning.py``.
+"""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from tinymim.compat import use_device
+from tinymim.distill.method import find_method
+from tinymim.engine.hooks import MonitorHook, SaveHook
+from tinymim.engine.model import Trainable, pick_precision
+from tinymim.engine.plan import Plan, make_plan, measure, micro_batch, padding
+from tinymim.engine.recipe import load_recipe
+from tinymim.engine.run_folder import on_first_process
+from tinymim.engine.session import check_folder, join_processes, make_runner, open_folder, train, train_loader
+from tinymim.engine.settings import Settings
+from tinymim.files import note_output
+
+
+class Job(ABC):
+    """A recipe and settings, run by :meth:`run`.
+
+    Args:
+        recipe: Name of a shipped recipe, or a file.
+        settings: What was asked for.
+
+    Attributes:
+        verb: The command.
+        recipe_name: The recipe where none is named.
+        settings_type: Its settings.
+        product: The file of weights it leaves in the run folder.
+        config: The resolved recipe.
+        place: "cpu" or "cuda".
+        rank: This process.
+        world: Processes.
+        arithmetic: Steps, batch and rate.
+        folder: Run folder.
+        state: The checkpoint a resumed run goes on from, or None.
+        model: What is trained.
+        monitor: Losses and scores of the loop.
+    """
+
+    verb: ClassVar[str]
+    recipe_name: ClassVar[str]
+    settings_type: ClassVar[type[Settings]]
+    product: ClassVar[str]
+
+    def __init__(self, recipe: str, settings: Any) -> None:
+        self.recipe, self.settings = recipe, settings
+        self.state: dict[str, Any] | None = None
+
+    def run(self) -> Any:
+        """Run the job.
+
+        Raises:
+            TinyMIMError: see the message; bad input exits 2, a non-finite loss 1.
+        """
+        self.plan()
+        self.open()
+        self.build()
+        if self.settings.dry_run:
+            measure(self.model, self.config, self.arithmetic, self.place)
+            return self.result(0.0)
+        return self.result(self.loop())
+
+    def plan(self) -> None:
+        """Resolve the recipe, find the data, do the arithmetic."""
+        self.config: Config = load_recipe(self.recipe, self.settings.overrides(), self.verb)
+        self.check_recipe()
+        self.place = use_device(self.settings.device)
+        self.options: dict[str, Any] = {}  # of MMEngine's Runner
+        self.rank, self.world = join_processes(self.place, self.options)
+        photos = self.read_data()
+        self.arithmetic: Plan = make_plan(self.config, photos, self.world, self.settings.lr, self.settings.max_steps)
+        self.check_plan()
+
+    def open(self) -> None:
+        """Refuse a folder that is taken, or find the checkpoint to go on from. Nothing is written yet."""
+        self.resolved = {
+            **json.loads(json.dumps(self.config.to_dict())),
+            "data": str(self.settings.data),
+            "val_data": str(self.settings.val_data or ""),
+            "lr": self.settings.lr,
+            "max_steps": self.settings.max_steps,
+            "world": self.world,
+            **self.more_settings(),
+        }
+        self.folder = Path(self.settings.out or f"runs/{Path(self.recipe).stem}")
+        resume, overwrite = self.settings.resume, self.settings.overwrite
+        if not self.settings.dry_run:
+            self.state = check_folder(self.folder, self.resolved, resume=resume, overwrite=overwrite)
+
+    def build(self) -> None:
+        """Make the model on its device, and choose how many images go through it at once."""
+        torch.manual_seed(self.config.seed)
+        autocast, self.scaled = pick_precision(self.config.precision, self.place)
+        self.model: Trainable = self.make_model(autocast).to(self.place)
+        plan, share = self.arithmetic, self.arithmetic.batch // self.world
+        if self.state is not None:
+            self.model.learned.load_state_dict(self.state["model"])
+            plan.micro_batch = self.state["micro_batch"]
+        else:
+            plan.micro_batch = micro_batch(self.config, self.model, share, self.place)
+        plan.notes += padding(self.config.img_size, self.patch_size)
+        if self.rank == 0:
+            print(self.describe())
+
+    def loop(self) -> float:
+        """Train; the seconds it took, in all its sessions."""
+        plan, config = self.arithmetic, self.config
+        start = int(self.state["step"]) if self.state else 0
+        loader = train_loader(self.photos(), plan, config, self.place, start=start, rank=self.rank, world=self.world)
+        optimizer = torch.optim.AdamW(self.parameter_groups(), lr=plan.peak_lr, betas=tuple(config.betas))
+        self.monitor = MonitorHook(
+            self.folder,
+            getattr(self.settings, "title", None) or find_method(config.method).title,
+            1 if self.place == "cpu" else 10,
+            self.val_loader(),
+            config.val_every or plan.steps_per_epoch,
+        )
+        saver = SaveHook(
+            self.folder, config.save_every or plan.steps_per_epoch, self.write_product, self.state, plan.micro_batch
+        )
+        hooks = [*self.hooks_before(optimizer), self.monitor, *self.hooks_after(), saver]
+        resume, overwrite = self.settings.resume, self.settings.overwrite
+        on_first_process(
+            lambda: open_folder(self.folder, self.resolved, self.inputs(), resume=resume, overwrite=overwrite)
+        )
+        runner = make_runner(
+            self.folder,
+            self.model,
+            loader,
+            plan,
+            config,
+            optimizer,
+            hooks,
+            scaled=self.scaled,
+            start=start,
+            options=self.options,
+        )
+        return train(runner, self.folder) + (self.state or {}).get("seconds", 0.0)
+
+    def write_product(self, network: nn.Module, step: int) -> None:
+        """Write the weights that are kept, and their sha256 into ``env.json``."""
+        self.save(network, self.folder / self.product, step)
+        note_output(self.folder, self.product)
+
+    # what a job gives ----------------------------------------------------------------------------------------------
+
+    def check_recipe(self) -> None:  # noqa: B027 (most jobs have nothing to refuse)
+        """Refuse settings that contradict the recipe."""
+
+    @abstractmethod
+    def read_data(self) -> int:
+        """Find training and held-out photos; how many there are to train on."""
+
+    def check_plan(self) -> None:  # noqa: B027
+        """Refuse a batch the job cannot train with."""
+
+    @abstractmethod
+    def more_settings(self) -> dict[str, Any]:
+        """What ``config.py`` of the run folder records besides the recipe and the common settings."""
+
+    @abstractmethod
+    def make_model(self, autocast: torch.dtype | None) -> Trainable:
+        """The model, with ``init_from`` or the student's weights loaded."""
+
+    @property
+    @abstractmethod
+    def patch_size(self) -> int:
+        """Of the network, pixels."""
+
+    def describe(self) -> str:
+        """What is printed before the run."""
+        return str(self.arithmetic)
+
+    @abstractmethod
+    def photos(self) -> Dataset[Any]:
+        """Training photos, asked for as (epoch, index)."""
+
+    @abstractmethod
+    def val_loader(self) -> DataLoader | None:
+        """This process's share of the held-out photos."""
+
+    @abstractmethod
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Of AdamW."""
+
+    @abstractmethod
+    def hooks_before(self, optimizer: torch.optim.Optimizer) -> list[Hook]:
+        """Schedule, and what changes a batch or the weights: before the losses are written down."""
+
+    def hooks_after(self) -> list[Hook]:
+        """What looks at the model: before it is saved."""
+        return []
+
+    @abstractmethod
+    def inputs(self) -> dict[str, Any]:
+        """What the run is made from, for ``env.json``."""
+
+    @abstractmethod
+    def save(self, network: nn.Module, path: Path, step: int) -> None:
+        """Write the product."""
+
+    @abstractmethod
+    def result(self, seconds: float) -> Any:
+        """What the run left; of a dry run, with 0 seconds, the plan alone."""
+
+
+def run_job(job: type[Job], recipe: str, settings: Mapping[str, Any]) -> Any:
+    """Run a job with settings by name.
+
+    Raises:
+        TypeError: no such setting, or ``data`` is missing.
+        TinyMIMError: see the message.
+    """
+    return job(recipe, job.settings_type(**settings)).run()

@@ -1,0 +1,198 @@
+"""``pretrain`` and ``distill``, the two long jobs on photos without labels, and what they return."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.hooks import Hook
+from torch import nn
+from torch.utils.data import DataLoader
+
+from tinymim.analysis.probes import trained_depth
+from tinymim.data.photos import Photos, collate_readable, list_photos
+from tinymim.distill.teachers import named_teachers
+from tinymim.engine.build import build_method
+from tinymim.engine.health import health_hooks, read_probe
+from tinymim.engine.hooks import ScheduleHook
+from tinymim.engine.job import Job, run_job
+from tinymim.engine.model import PretrainModel, parameter_groups
+from tinymim.engine.settings import DistillSettings, PretrainSettings
+from tinymim.errors import ConfigError
+from tinymim.files import describe_file, describe_files
+from tinymim.models import load_weights, save_student
+
+
+@dataclass
+class RunResult:
+    """What a pre-training or distillation run left.
+
+    Attributes:
+        out: Run folder.
+        student: ``student.pth``.
+        metrics: ``metrics.jsonl``.
+        steps: Optimizer steps.
+        seconds: Of all sessions.
+        losses: Of the last step.
+        val: (step, held-out loss).
+        skipped: Damaged photo -> how often it was passed over.
+        relations: Student block and heads of the relations it learned.
+    """
+
+    out: Path
+    student: Path
+    metrics: Path
+    steps: int
+    seconds: float
+    losses: dict[str, float] = field(default_factory=dict)
+    val: list[tuple[int, float]] = field(default_factory=list)
+    skipped: dict[str, int] = field(default_factory=dict)
+    relations: tuple[int, int] | None = None
+
+
+def pretrain(recipe: str = "mae_tiny", **settings: Any) -> RunResult:
+    """Pre-train a masked autoencoder; ``student.pth`` holds its encoder, ready to be a teacher.
+
+    Args:
+        recipe: Name of a shipped recipe, or a file.
+        settings: Fields of :class:`~tinymim.engine.settings.PretrainSettings`; ``data`` is needed.
+
+    Raises:
+        TinyMIMError: see the message; bad input exits 2, a non-finite loss 1.
+    """
+    return run_job(PretrainJob, recipe, settings)
+
+
+def distill(recipe: str = "tinymim_tiny_from_mae_base", **settings: Any) -> RunResult:
+    """Distil a student from a teacher (TinyMIM): by token relations, or any other target of its study.
+
+    Args:
+        recipe: Name of a shipped recipe, or a file.
+        settings: Fields of :class:`~tinymim.engine.settings.DistillSettings`; ``data`` is needed.
+
+    Raises:
+        TinyMIMError: see the message; bad input exits 2, a non-finite loss 1.
+    """
+    return run_job(DistillJob, recipe, settings)
+
+
+class PretrainJob(Job):
+    """Any :class:`~tinymim.distill.method.Method` on photos without labels."""
+
+    verb = "pretrain"
+    recipe_name = "mae_tiny"
+    settings_type = PretrainSettings
+    product = "student.pth"
+    settings: PretrainSettings
+    model: PretrainModel
+
+    def read_data(self) -> int:
+        s = self.settings
+        self.files = list_photos(s.data)
+        self.held_out = list_photos(s.val_data) if s.val_data else []
+        self.probe = read_probe(s.probe_data, self.config.probe_photos) if s.probe_data else None
+        return len(self.files)
+
+    def more_settings(self) -> dict[str, Any]:
+        s = self.settings
+        start = None if s.init_from is None else str(s.init_from)
+        return {"probe_data": str(s.probe_data or ""), "init_from": start, "photos": len(self.files)}
+
+    def make_model(self, autocast: torch.dtype | None) -> PretrainModel:
+        self.method, self.teachers = build_method(self.config, pretrained=not self.settings.dry_run)
+        if self.settings.init_from and self.state is None:
+            load_weights(self.method.student, self.settings.init_from)
+        return PretrainModel(self.method, autocast=autocast, photo=self.files[0])
+
+    @property
+    def patch_size(self) -> int:
+        return int(self.method.student.patch_size)
+
+    def photos(self, train: bool = True) -> Photos:
+        """Crops of the training photos, or views of the held-out ones."""
+        return Photos(
+            self.files if train else self.held_out,
+            img_size=self.config.img_size,
+            scale=tuple(self.config.crop_scale),
+            jitter=self.config.color_jitter,
+            seed=self.config.seed,
+            train=train,
+            extra=self.method.per_photo,
+        )
+
+    def val_loader(self) -> DataLoader | None:
+        if not self.held_out:
+            return None
+        return DataLoader(
+            self.photos(train=False),
+            sampler=[(0, i) for i in range(len(self.held_out))],  # type: ignore[arg-type]
+            batch_size=min(self.arithmetic.micro_batch, len(self.held_out)),
+            num_workers=0,
+            collate_fn=collate_readable,
+        )
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return parameter_groups(self.model, self.config.weight_decay)
+
+    def hooks_before(self, optimizer: torch.optim.Optimizer) -> list[Hook]:
+        plan = self.arithmetic
+        return [ScheduleHook(plan.steps, plan.warmup, plan.peak_lr, self.config.min_lr)]
+
+    def hooks_after(self) -> list[Hook]:
+        every = self.arithmetic.steps_per_epoch
+        return health_hooks(self.folder, self.config, every, self.held_out or self.files, self.probe)
+
+    def inputs(self) -> dict[str, Any]:
+        start = self.settings.init_from
+        return {
+            "teacher": [{"file": t.name, "sha256": t.sha256} for t in self.teachers],
+            "init_from": describe_file(start) if start and Path(start).is_file() else None,
+            "data": describe_files(self.settings.data, self.files),
+        }
+
+    def save(self, network: nn.Module, path: Path, step: int) -> None:
+        student: Any = network
+        meta = {
+            "name": self.config.student,
+            "recipe": Path(self.recipe).stem,
+            "method": self.config.method,
+            "teacher": " + ".join(t.name for t in self.teachers) or None,
+            "teacher_sha256": " + ".join(str(t.sha256) for t in self.teachers) or None,
+            "relations": self.method.learned_relations(),
+            "steps": self.arithmetic.steps,
+        }
+        save_student(student, path, {**meta, "step": step, "trained_depth": trained_depth(student)})
+
+    def result(self, seconds: float) -> RunResult:
+        steps, learned = self.arithmetic.steps, self.method.learned_relations()
+        if self.settings.dry_run:
+            return RunResult(self.folder, Path(), Path(), steps, seconds, relations=learned)
+        return RunResult(
+            self.folder,
+            self.folder / self.product,
+            self.folder / "metrics.jsonl",
+            steps,
+            seconds,
+            self.monitor.last,
+            self.monitor.val,
+            self.monitor.skipped,
+            learned,
+        )
+
+
+class DistillJob(PretrainJob):
+    """The same, with teachers that the settings may name."""
+
+    verb = "distill"
+    recipe_name = "tinymim_tiny_from_mae_base"
+    settings_type = DistillSettings
+    settings: DistillSettings
+
+    def check_recipe(self) -> None:
+        named = named_teachers(self.settings.teacher, self.settings.teacher_weights)
+        if named.get("teacher") and self.config.get("teachers"):
+            raise ConfigError(
+                f"--teacher {self.settings.teacher} and the recipe's teachers",
+                "they are named twice",
+                "write it into teachers, or leave --teacher out",
+            )

@@ -1,0 +1,244 @@
+"""What every training job shares around its steps: clean stops, and the files of its run folder.
+
+Pre-training, distillation, fine-tuning and segmentation write the same folder: ``metrics.jsonl`` with a line per logged
+step, ``checkpoints/`` with the two newest, and the batch behind a loss that is not finite. Each is written here, once.
+"""
+
+import json
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.model import is_model_wrapper
+
+from tinymim.errors import TinyMIMError
+from tinymim.files import atomic_path
+from tinymim.models.checkpoints import save_torch
+
+CHECKPOINTS = {"step": "step_{:08d}.pth", "iter": "iter_{}.pth"}  # our own format, and MMEngine's
+Value = TypeVar("Value")
+
+
+@dataclass
+class StopRequest:
+    """Whether Ctrl-C or SIGTERM has asked this process to stop; false until then.
+
+    Attributes:
+        since: ``time.monotonic()`` of the first signal.
+    """
+
+    since: float | None = None
+
+    def __bool__(self) -> bool:
+        return self.since is not None
+
+
+@contextmanager
+def stop_signals(
+    message: str = "stopping after this step; press Ctrl-C again to stop at once", *, grace: float = 0.0
+) -> Iterator[StopRequest]:
+    """Turn the first Ctrl-C or SIGTERM into a request to stop; the second one raises KeyboardInterrupt at once.
+
+    Outside the main thread nothing is caught. The handlers of before are put back at the end.
+
+    Args:
+        message: Printed by the first process when the first signal comes; "" prints nothing.
+        grace: Seconds after the first signal in which others count as the same one (``timeout`` sends two).
+    """
+    request = StopRequest()
+    owner = os.getpid()
+
+    def handle(number: int, frame: Any) -> None:
+        now = time.monotonic()
+        if os.getpid() != owner:  # a data worker, which inherits this handler
+            raise KeyboardInterrupt
+        if request.since is None:
+            request.since = now
+            if message and is_main_process():
+                with suppress(OSError):  # not print(): the signal may have come in the middle of one
+                    os.write(1, f"\n{message}\n".encode())
+        elif now - request.since >= grace:
+            raise KeyboardInterrupt
+
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM) if main}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def save_and_stop(runner: Any, step: int) -> None:
+    """Have every hook with a ``save_now(runner, step)`` write its checkpoint, then raise KeyboardInterrupt."""
+    for hook in runner.hooks:
+        if hasattr(hook, "save_now"):
+            hook.save_now(runner, step)
+    raise KeyboardInterrupt
+
+
+def stop_workers(batches: Any) -> None:
+    """End the data workers of a loader's iterator: they ignore SIGTERM; after an error Python would wait."""
+    if hasattr(batches, "_shutdown_workers"):
+        batches._shutdown_workers()
+
+
+def bare(model: Any) -> Any:
+    """The model without MMEngine's DDP wrapper."""
+    return model.module if is_model_wrapper(model) else model
+
+
+def on_first_process(action: Callable[[], Value]) -> Value:
+    """Call ``action`` on the first process and give every process its result, or raise its error on all of them.
+
+    Raises:
+        TinyMIMError: what ``action`` raised, of the same class.
+    """
+    answer: list[Any] = [None, None]
+    if is_main_process():
+        try:
+            answer[0] = action()
+        except TinyMIMError as error:
+            answer[1] = (type(error), error.what, error.why, error.fix)  # the error itself does not pickle
+    broadcast_object_list(answer)
+    if answer[1] is not None:
+        kind, *parts = answer[1]
+        raise kind(*parts)
+    return answer[0]
+
+
+class DamagedPhotos(dict[str, int]):
+    """Damaged photos that training passed over: path -> how often."""
+
+    def note(self, paths: Iterable[str]) -> None:
+        """Count the damaged photos of a batch; each is named once."""
+        for path in paths:
+            self[path] = self.get(path, 0) + 1
+            if self[path] == 1:
+                print(
+                    f"\nwarning: skipped damaged photo {path} (another took its place; {len(self)} so far)", flush=True
+                )
+
+    def summary(self) -> str:
+        """The line for the end of the run; "" if there was none."""
+        times = sum(self.values())
+        return f"warning: {len(self)} damaged photo(s) skipped, {times} times in all" if self else ""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of a run that both trainers write; every one is whole or absent.
+
+    All methods but :meth:`newest` are for the first process alone; called on another, they do nothing.
+
+    Args:
+        path: The folder.
+        kind: "step" for ``step_00000012.pth``, "iter" for MMEngine's ``iter_12.pth``.
+        keep: Checkpoints kept.
+    """
+
+    path: Path
+    kind: str = "step"
+    keep: int = 2
+
+    @property
+    def metrics(self) -> Path:
+        """``metrics.jsonl``."""
+        return self.path / "metrics.jsonl"
+
+    def checkpoint(self, step: int) -> Path:
+        """The checkpoint after ``step`` steps."""
+        return self.path / "checkpoints" / CHECKPOINTS[self.kind].format(step)
+
+    def checkpoints(self) -> list[Path]:
+        """All checkpoints, oldest first."""
+        found = {int(match[1]): path for path in (self.path / "checkpoints").glob("*") if (match := self._match(path))}
+        return [found[step] for step in sorted(found)]
+
+    def newest(self) -> Path | None:
+        """The checkpoint a resumed run goes on from; None, with a note, if it was stopped before the first one."""
+        found = self.checkpoints()
+        match = self._match(found[-1]) if found else None
+        if is_main_process():
+            print(
+                f"resuming at step {int(match[1])}"
+                if match
+                else f"note: {self.path} was stopped before its first checkpoint; it starts again from step 0",
+                flush=True,
+            )
+        return found[-1] if found else None
+
+    def rotate(self, written: Path) -> None:
+        """Remove all but the ``keep`` newest checkpoints; the one just written stays in any case."""
+        if is_main_process():
+            found = self.checkpoints()
+            for old in [path for path in found if path != written][: max(len(found) - self.keep, 0)]:
+                old.unlink()
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append a line to ``metrics.jsonl``.
+
+        Raises:
+            TinyMIMError: the disk is full or the file cannot be written.
+        """
+        if not is_main_process():
+            return
+        try:
+            with open(self.metrics, "a") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise TinyMIMError(
+                f"cannot write {self.metrics}", f"{error.strerror}", "free some space, then continue with --resume"
+            ) from error
+
+    def log_until(self, step: int) -> list[dict[str, Any]]:
+        """Cut ``metrics.jsonl`` to the lines up to ``step`` (none at 0), and return them.
+
+        A killed run may have written lines after its last checkpoint, the last of them cut short.
+        """
+        if not is_main_process():
+            return []
+        texts = self.metrics.read_text().splitlines() if step > 0 and self.metrics.is_file() else []
+        kept = [text for text in texts if _step_of(text) <= step]
+        with atomic_path(self.metrics) as part:
+            part.write_text("".join(f"{text}\n" for text in kept))
+        return [json.loads(text) for text in kept]
+
+    def _match(self, path: Path) -> re.Match[str] | None:
+        return re.fullmatch(rf"{self.kind}_(\d+)\.pth", path.name)
+
+
+def dump_bad_batch(path: Path, step: int, **content: Any) -> Path:
+    """Write the batch behind a loss that is not finite, for a person to look at; return ``path``.
+
+    Args:
+        path: File to write; it loads with ``weights_only=True``.
+        step: Step of the batch.
+        content: Tensors and plain values, also nested in lists and dicts; tensors are brought to the CPU.
+    """
+    save_torch({"step": step, **_on_cpu(content)}, path)
+    return path
+
+
+def _on_cpu(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.cpu()
+    if isinstance(value, dict):
+        return {key: _on_cpu(item) for key, item in value.items()}
+    return [_on_cpu(item) for item in value] if isinstance(value, list) else value
+
+
+def _step_of(text: str) -> float:
+    try:
+        return float(json.loads(text)["step"])
+    except (ValueError, KeyError, TypeError):  # cut short by a kill
+        return float("inf")

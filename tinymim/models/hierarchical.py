@@ -1,0 +1,302 @@
+"""timm's hierarchical models as backbones: Hiera (arXiv 2306.00989) and TinyViT (arXiv 2207.10666), by timm's names.
+
+Four levels at strides 4, 8, 16 and 32, for images of any height and width. timm's Hiera knows one size only: here its
+blocks are run on a grid of the image's size, padded with zeros to whole mask units (32 pixels), and its positions are
+interpolated as the plain ViT's are. TinyViT's windows are padded with zeros, as timm does. Tensors keep timm's names;
+there is no classifier, and no norm after the last stage.
+
+Legend: B = batch, N = tokens, D = width, H, W = a grid's rows and columns.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.models.hiera import Hiera, Reroll, Unroll
+from timm.models.tiny_vit import TinyVit
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from tinymim.errors import CheckpointError, ConfigError
+from tinymim.models.backbone import Shell, Stage, pick_taps, register_backbone
+from tinymim.models.position import resize_position
+
+
+class Family(NamedTuple):
+    """How the models of one of timm's classes are run.
+
+    Attributes:
+        kind: timm's class.
+        blocks: Number of blocks of each stage.
+        run: (model, images padded to ``multiple``, number of stages) -> maps (B, D, H, W) of the stages.
+        prepare: Called with a new model.
+        behind: (model, stage) -> modules that no map up to this stage depends on.
+        multiple: Pixels the sides of an image must be multiples of.
+        sized: Whether timm's class takes ``img_size``.
+    """
+
+    kind: type[nn.Module]
+    blocks: Callable[[Any], Sequence[int]]
+    run: Callable[[Any, Tensor, int], list[Tensor]]
+    prepare: Callable[[Any], object]
+    behind: Callable[[Any, int], Sequence[nn.Module]]
+    multiple: int
+    sized: bool
+
+
+def _recompute(model: Any, block: Any, x: Tensor) -> Tensor:
+    """One block, with gradient checkpointing when it is on."""
+    if model.grad_checkpointing and model.training and torch.is_grad_enabled():
+        return checkpoint(block, x, use_reentrant=False)
+    return block(x)
+
+
+# Hiera ------------------------------------------------------------------------------------------------------------
+
+
+class FlatAttention(Shell):
+    """timm's ``MaskUnitAttention`` with windows and heads on one axis: fast kernels and ONNX know four axes only."""
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        its: Any = self.inner
+        B, N, _ = x_BND.shape
+        windows = N // (its.q_stride * its.window_size) if its.use_mask_unit_attn else 1
+        qkv = its.qkv(x_BND).reshape(B, -1, windows, 3, its.heads, its.head_dim).permute(3, 0, 4, 2, 1, 5)
+        q, k, v = qkv.flatten(2, 3).unbind(0)  # (B, heads * windows, tokens of a window, channels)
+        if its.q_stride > 1:  # the tokens of a pool are q_stride runs, see timm's Unroll
+            q = q.unflatten(2, (its.q_stride, -1)).amax(dim=2)
+        x = F.scaled_dot_product_attention(q.contiguous(), k.contiguous(), v.contiguous())
+        return its.proj(x.unflatten(1, (its.heads, windows)).transpose(1, 3).reshape(B, -1, its.dim_out))
+
+
+def _prepare_hiera(model: Any) -> None:
+    for block in model.blocks:
+        block.attn = FlatAttention(block.attn)
+
+
+def _hiera_position(model: Any, grid: tuple[int, int]) -> Tensor:
+    """Positions (1, N, D) for a grid; of the "abswin" models the windows' own are tiled, the global ones stretched."""
+    if model.pos_embed_win is None:
+        return resize_position(model.pos_embed, tuple(model.tokens_spatial_shape), grid, 0)
+    window = model.pos_embed_win.tile([side // unit for side, unit in zip(grid, model.mask_unit_size, strict=True)])
+    whole = F.interpolate(model.pos_embed, size=window.shape[-2:], mode="bicubic", antialias=True)
+    return (whole + window).flatten(2).transpose(1, 2)
+
+
+def _run_hiera(model: Any, images: Tensor, stages: int) -> list[Tensor]:
+    size, stride, ends = tuple(images.shape[-2:]), model.patch_stride, model.stage_ends
+    unroll = Unroll(size, stride, model.unroll.schedule)  # neither has parameters: made for the image at hand
+    reroll = Reroll(size, stride, model.unroll.schedule, ends, model.q_pool)
+    x_BND = model.patch_embed(images)
+    x_BND = unroll(x_BND + _hiera_position(model, (size[0] // stride[0], size[1] // stride[1])))
+    maps = []
+    for i in range(ends[stages - 1] + 1):
+        x_BND = _recompute(model, model.blocks[i], x_BND)
+        if i in ends:
+            maps.append(reroll(x_BND, i).permute(0, 3, 1, 2).contiguous())
+    return maps
+
+
+# TinyViT ----------------------------------------------------------------------------------------------------------
+
+
+def _tinyvit_block(block: Any) -> Callable[[Tensor], Tensor]:
+    """A block of windowed attention as a function (B, H, W, D) -> the same; without timm's choices by size, so that a
+    graph of it is right at every size.
+    """
+
+    def run(x_BHWD: Tensor) -> Tensor:
+        B, H, W, D = x_BHWD.shape
+        side = block.window_size
+        rows, columns = (H + side - 1) // side, (W + side - 1) // side
+        x = F.pad(x_BHWD, (0, 0, 0, columns * side - W, 0, rows * side - H))
+        x = x.reshape(B, rows, side, columns, side, D).transpose(2, 3).reshape(-1, side * side, D)
+        x = block.attn(x).reshape(B, rows, columns, side, side, D).transpose(2, 3)
+        x = x.reshape(B, rows * side, columns * side, D)[:, :H, :W]
+        x = x_BHWD + block.drop_path1(x)
+        x = block.local_conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return x + block.drop_path2(block.mlp(x))
+
+    return run
+
+
+def _run_tinyvit(model: Any, images: Tensor, stages: int) -> list[Tensor]:
+    _forget_biases(model)
+    x_BDHW, maps = model.patch_embed(images), []
+    for i, stage in enumerate(model.stages[:stages]):
+        if i == 0:  # convolutions
+            for block in stage.blocks:
+                x_BDHW = _recompute(model, block, x_BDHW)
+        else:
+            x_BHWD = stage.downsample(x_BDHW).permute(0, 2, 3, 1)
+            for block in stage.blocks:
+                x_BHWD = _recompute(model, _tinyvit_block(block), x_BHWD)
+            x_BDHW = x_BHWD.permute(0, 3, 1, 2).contiguous()
+        maps.append(x_BDHW)
+    _forget_biases(model)
+    return maps
+
+
+def _forget_biases(model: Any) -> None:
+    """timm keeps each block's table between calls in evaluation; a kept one hinders copies, graphs and gradients."""
+    for stage in model.stages[1:]:
+        for block in stage.blocks:
+            block.attn.attention_bias_cache = {}
+
+
+FAMILIES = (
+    Family(
+        Hiera,
+        lambda model: [b - a for a, b in zip([-1, *model.stage_ends], model.stage_ends, strict=False)],
+        _run_hiera,
+        _prepare_hiera,
+        lambda model, stage: model.blocks[model.stage_ends[stage] + 1 :],
+        multiple=32,
+        sized=True,
+    ),
+    Family(
+        TinyVit,
+        lambda model: model.depths,
+        _run_tinyvit,
+        _forget_biases,
+        lambda model, stage: model.stages[stage + 1 :],
+        multiple=1,
+        sized=False,
+    ),
+)
+
+
+@register_backbone(*timm.list_models(["hiera_*", "tiny_vit_*"]))
+class Hierarchical(Shell):
+    """A model of :data:`FAMILIES` as a :class:`~tinymim.models.backbone.Backbone`; ``inner`` is timm's own.
+
+    Args:
+        name: timm's name, e.g. ``hiera_tiny_224``.
+        img_size: Height and width (pixels) at which positions are stored (Hiera) and that exports take by default.
+        drop_path_rate: Largest stochastic-depth rate of a linear ramp.
+        options: Keywords of timm's class, e.g. ``embed_dims``.
+
+    Raises:
+        ConfigError: arguments timm refuses.
+    """
+
+    def __init__(
+        self, name: str, *, img_size: int | Sequence[int] = 224, drop_path_rate: float = 0.0, **options: Any
+    ) -> None:
+        size = (img_size, img_size) if isinstance(img_size, int) else (int(img_size[0]), int(img_size[1]))
+        options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+        family = next(family for family in FAMILIES if name.startswith(family.kind.__module__.rpartition(".")[2]))
+        whole = tuple(-(-side // family.multiple) * family.multiple for side in size)
+        extra: dict[str, Any] = {"img_size": whole} if family.sized else {}
+        try:
+            model: Any = timm.create_model(
+                name, num_classes=0, drop_path_rate=float(drop_path_rate), **extra, **options
+            )
+        except (TypeError, AssertionError, IndexError, ValueError) as error:
+            raise ConfigError(
+                f"cannot build {name}",
+                f"timm refuses its arguments: {error}",
+                f"see help({family.kind.__module__}.{family.kind.__name__}) for the keywords",
+            ) from None
+        model.head = nn.Identity()  # with it goes Hiera's norm, which no level passes
+        family.prepare(model)
+        super().__init__(model)
+        self.family = family
+        self.config = {"name": name, "img_size": size} | options
+        self.must_match = ("name", *options)
+        self.img_size, self.num_prefix_tokens = size, 0
+        counts = list(family.blocks(model))
+        self.depth = sum(counts)
+        starts = [sum(counts[:i]) for i in range(len(counts))]
+        self.stage_info = tuple(
+            Stage(int(info["num_chs"]), int(info["reduction"]), range(start, start + count), range(i, i + 1))
+            for i, (info, start, count) in enumerate(zip(model.feature_info, starts, counts, strict=True))
+        )
+
+    def forward_intermediates(
+        self,
+        images: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = True,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """Maps of chosen stages, with timm's meaning.
+
+        Args:
+            images: (B, 3, H, W), normalised.
+            indices: Stages from 0 (negative from the end); an int takes the last so many; None takes all.
+            norm: Must be False: the stages have no norm of their own.
+            stop_early: Do not run stages after the last tap.
+            output_fmt: "NCHW" -> (B, D, ceil(H/stride), ceil(W/stride)).
+            intermediates_only: Return the list only, not (last map, list).
+
+        Raises:
+            ConfigError: no such stage, ``norm``, or another format.
+        """
+        if norm or output_fmt != "NCHW":
+            raise ConfigError(
+                f"norm={norm}, output_fmt={output_fmt!r}",
+                "the stages of a hierarchical model give maps, and have no norm",
+                "use norm=False and output_fmt='NCHW'",
+            )
+        wanted = pick_taps(self, indices)
+        count = max(wanted) + 1 if stop_early and intermediates_only else len(self.stage_info)
+        height, width = images.shape[-2:]
+        unit = self.family.multiple
+        if unit > 1:
+            below, right = (height + unit - 1) // unit * unit - height, (width + unit - 1) // unit * unit - width
+            if not (isinstance(below, int) and isinstance(right, int) and below == right == 0):  # symbolic in exports
+                images = F.pad(images, (0, right, 0, below))
+        maps = self.family.run(self.inner, images, count)
+        if unit > 1:  # cut the padding off again
+            maps = [
+                x[..., : (height + s.stride - 1) // s.stride, : (width + s.stride - 1) // s.stride]
+                for x, s in zip(maps, self.stage_info, strict=False)
+            ]
+        chosen = [maps[i] for i in sorted(wanted)]
+        return chosen if intermediates_only else (maps[-1], chosen)
+
+    def forward_map(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) -> the last stage's map (B, D, ceil(H/32), ceil(W/32))."""
+        return self.forward_intermediates(images, indices=1, intermediates_only=True)[0]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Same as :meth:`forward_map`."""
+        return self.forward_map(images)
+
+    def parts_behind(self, index: int, tap: str = "output") -> list[Any]:
+        """Blocks after stage ``index`` (from 0)."""
+        return list(self.family.behind(self.inner, index))
+
+    def fit_state(self, state: dict[str, Tensor], config: dict[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
+        """A file's tensors at this model's size, and the names of those that were resized.
+
+        Args:
+            state: timm's names; a classifier's are left out.
+            config: What the file says of its model; empty for foreign files.
+
+        Raises:
+            CheckpointError: positions of a grid that is neither said nor square.
+        """
+        state = {key: value for key, value in state.items() if not key.startswith(("head.", "norm.", "encoder_norm."))}
+        own, pos = self.inner.state_dict().get("pos_embed"), state.get("pos_embed")
+        if own is None or pos is None or pos.ndim != 3 or (own.shape == pos.shape and "img_size" not in config):
+            return state, []
+        new = tuple(self.inner.tokens_spatial_shape)
+        unit, stride = self.family.multiple, self.stage_info[0].stride
+        side = round(pos.shape[1] ** 0.5)
+        size = config.get("img_size") or (side * stride, side * stride)
+        old = (-(-size[0] // unit) * unit // stride, -(-size[1] // unit) * unit // stride)
+        if old[0] * old[1] != pos.shape[1]:
+            raise CheckpointError(
+                f"the file's grid is unknown ({pos.shape[1]} positions)",
+                "it is not square, and only files of ours store their image size",
+                "give a file of tinymim, or one of a square size",
+            )
+        if old == new:
+            return state, []
+        return state | {"pos_embed": resize_position(pos, old, new, 0)}, ["pos_embed"]
