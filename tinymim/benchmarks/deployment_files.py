@@ -124,20 +124,20 @@ def make_files(args: argparse.Namespace) -> list[Candidate]:
     """Write what is missing; the candidates: plain exports, ours, then the others."""
     from tinymim.seg import load_segmentor
     from tinymim_export import export
-    from tinymim_export.graph.torch_model import load_original
+    from tinymim_export.graph.torch_model import load_torch_model
     from tinymim_export.precision.quantize import quantize
     from tinymim_export.precision.variants import apply_variants
     from tinymim_export.runtime.metadata import load_proto, save_proto
 
     out, calibration = args.out, args.data_root / "images" / "training"
-    original = load_original(args.checkpoint)
+    loaded = load_torch_model(args.checkpoint)
     plain, stock, fp32 = out / "plain.onnx", out / "stock.onnx", out / "fp32.onnx"
     if not plain.is_file() or not stock.is_file():
         model, cfg = load_segmentor(args.checkpoint)
-        plain_export(model, plain, original.size, original.contract)
-        plain_export(stock_segmentor(model, cfg), stock, original.size, original.contract)
+        plain_export(model, plain, loaded.size, loaded.contract)
+        plain_export(stock_segmentor(model, cfg), stock, loaded.size, loaded.contract)
     if not fp32.is_file():
-        export(args.checkpoint, fp32, size=original.size, photos=calibration)
+        export(args.checkpoint, fp32, size=loaded.size, photos=calibration)
     rows = [
         Candidate("plain torch.onnx.export of our model", plain),
         Candidate("MMSegmentation's VisionTransformer, plain export", stock),
