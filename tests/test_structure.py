@@ -308,3 +308,61 @@ def test_every_file_says_what_it_is(path: Path) -> None:
         text.startswith("#") and inside(module_name(path), "tinymim_mmseg_configs")
     )
     assert said or not text.strip(), "the file begins with neither a docstring nor (configs) a comment"
+
+
+VIT_ARGUMENTS = {
+    "patch_size",
+    "embed_dim",
+    "depth",
+    "num_heads",
+    "mlp_ratio",
+    "rel_pos_bias",
+    "init_values",
+    "last_dim",
+}
+
+
+def vit_by_name(path: Path) -> list[str]:
+    """Places of a file that ask whether a model is our plain ViT, build one, or list its arguments (five or more)."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        names: list[str | None] = []
+        if isinstance(node, ast.ImportFrom) and any(alias.name == "ViT" for alias in node.names):
+            found.append(f"{path}:{node.lineno} imports ViT")
+        if isinstance(node, ast.Attribute) and node.attr == "ViT":
+            found.append(f"{path}:{node.lineno} names ViT")
+        if isinstance(node, ast.Call):
+            names = [keyword.arg for keyword in node.keywords]
+        elif isinstance(node, ast.arguments):
+            names = [argument.arg for argument in (*node.args, *node.kwonlyargs)]
+        elif isinstance(node, ast.Tuple | ast.List | ast.Set):
+            names = [e.value for e in node.elts if isinstance(e, ast.Constant) and isinstance(e.value, str)]
+        elif isinstance(node, ast.Dict):
+            names = [e.value for e in node.keys if isinstance(e, ast.Constant) and isinstance(e.value, str)]
+        if len(VIT_ARGUMENTS & set(names)) >= 5:
+            found.append(f"{path}:{getattr(node, 'lineno', 0)} lists {', '.join(sorted(VIT_ARGUMENTS & set(names)))}")
+    return found
+
+
+def test_backbones_are_known_by_their_contract() -> None:
+    """Outside ``tinymim.models`` nobody asks what kind a backbone is, or repeats the plain ViT's arguments."""
+    data = ("tinymim.recipes", "tinymim.cli._golden_numbers", "tinymim_mmseg_configs")
+    places = {
+        module_name(path): vit_by_name(path)
+        for path in FILES
+        if not any(inside(module_name(path), room) for room in ("tinymim.models", *data))
+    }
+    assert not [place for found in places.values() for place in found]
+
+
+def test_the_rule_finds_a_vit_by_name(tmp_path: Path) -> None:
+    for text, wrong in (
+        ("from tinymim.models import ViT", True),
+        ("import tinymim\nisinstance(x, tinymim.models.ViT)", True),
+        ("KEYS = ('patch_size', 'embed_dim', 'depth', 'num_heads', 'init_values')", True),
+        ("build(patch_size=16, embed_dim=8, depth=1, num_heads=2, mlp_ratio=4)", True),
+        ("def f(patch_size, embed_dim, depth, *, num_heads, mlp_ratio): ...", True),
+        ("from tinymim.models import Backbone\nshape = dict(embed_dim=8, depth=2)", False),
+    ):
+        (tmp_path / "a.py").write_text(text)
+        assert bool(vit_by_name(tmp_path / "a.py")) is wrong, text

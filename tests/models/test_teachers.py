@@ -75,3 +75,31 @@ def test_openais_clip_has_its_own_activation(capsys):
     assert not [name for name in teachers.SUGGESTED if "clip_2" in name]
     load_teacher("timm/vit_base_patch16_clip_224.openai", pretrained=False, img_size=32)
     assert "use quickgelu model variant" in capsys.readouterr().out
+
+
+def test_a_teacher_from_outside_is_one_function(tmp_path):
+    """A registered prefix, used like any other name: distilled from, in the records, with its own normalisation."""
+    from tinymim.distill import TinyMIM
+    from tinymim.distill.teachers import load_for_recipe, named_teachers
+    from tinymim.engine import load_recipe
+    from tinymim.models import ViT, create_model
+    from tinymim.models.teachers import TEACHERS, Teacher, register_teacher
+
+    @register_teacher("mine/")
+    def load(name, *, img_size, **_):
+        width = int(name.removeprefix("mine/"))
+        model = ViT(img_size=img_size, embed_dim=width, depth=2, num_heads=2).eval().requires_grad_(False)
+        return Teacher(model, name, (0.5,) * 3, (0.25,) * 3, None)
+
+    try:
+        student = create_model("tinymim_vit_tiny", img_size=32, depth=1, embed_dim=24, num_heads=2)
+        recipe = load_recipe("tinymim_tiny_from_mae_base", {"teacher": "mine/48", "img_size": 32})
+        method = TinyMIM.from_recipe(recipe, student)
+        assert method.normalisations[1] == ((0.5,) * 3, (0.25,) * 3)
+        assert len(method.teachers[0].sha256) == 64
+        x = torch.randn(2, 3, 32, 32)
+        assert set(method.losses(x, x)) == {"qk", "vv", "loss"}
+        assert named_teachers(["mine/48", "mine/64=0.5"], None)["teachers"][1] == {"teacher": "mine/64", "weight": 0.5}
+        assert load_for_recipe(recipe, {**recipe, "teacher": "mine/64"}, student, pretrained=True).block == 2
+    finally:
+        TEACHERS.pop("mine/")

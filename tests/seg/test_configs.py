@@ -16,7 +16,7 @@ from tinymim.seg.config import config_text, find_config, heads, merge_options, p
 
 FOLDER = Path(__file__).parents[2] / "mmseg_configs"
 NAMES = sorted(p.stem for p in FOLDER.glob("[!_]*.py"))
-ADE = [n for n in NAMES if n.startswith("upernet") and "camvid" not in n and "demo" not in n]
+ADE = [n for n in NAMES if n.startswith("upernet_tinymim") and "camvid" not in n and "demo" not in n]
 OTHERS = ("segformer_b0_camvid", "pidnet_s_camvid", "deeplabv3plus_r18_camvid")
 OURS = [n for n in NAMES if n not in OTHERS]
 
@@ -25,7 +25,8 @@ def test_every_promised_file_is_there():
     sizes = [f"upernet_tinymim_{size}{light}" for size in "tsb" for light in ("", "_light")]
     heads = [f"{head}_tinymim_t{data}" for head in ("fpn", "linear", "segformer") for data in ("", "_camvid")]
     camvid = [f"upernet_tinymim_t_{kind}" for kind in ("light_camvid", "64_camvid", "64_camvid_512")]
-    assert {*sizes, *heads, *camvid, *OTHERS, "upernet_tinymim_star_t", "upernet_tinymim_demo"} == set(NAMES)
+    levels = [f"upernet_{model}{data}" for model in ("hiera_tiny", "tinyvit_5m") for data in ("", "_camvid")]
+    assert {*sizes, *heads, *camvid, *levels, *OTHERS, "upernet_tinymim_star_t", "upernet_tinymim_demo"} == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -112,7 +113,20 @@ def test_configs_import_nothing_and_build_a_model_that_runs(name):
     side = 16 if "linear" in name else 8 if "pidnet" in name else 4
     assert logits.shape == (1, cfg.model.decode_head.num_classes, -(-72 // side), -(-40 // side))
     if name in OURS:
-        assert model.backbone.config["dist_token"] == ("star" in name)
+        assert model.backbone.config.get("dist_token", False) == ("star" in name)
+        assert [*model.backbone.out_channels] == [level.shape[1] for level in model.backbone(torch.zeros(1, 3, 32, 32))]
+
+
+@pytest.mark.parametrize("name", [n for n in OURS if n.startswith(("upernet_hiera", "upernet_tinyvit"))])
+def test_hierarchical_models_share_the_plain_models_settings(name):
+    """Only the backbone and the widths behind it differ."""
+    data = "_light_camvid" if name.endswith("camvid") else ""
+    reference, cfg = find_config(f"upernet_tinymim_t{data}").to_dict(), find_config(name).to_dict()
+    for each in (reference, cfg):
+        each["model"].pop("backbone")
+        for head in ("decode_head", "auxiliary_head"):
+            each["model"][head].pop("in_channels")
+    assert cfg == reference
 
 
 def test_max_iters_takes_the_schedule_with_it(capsys):

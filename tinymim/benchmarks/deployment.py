@@ -108,16 +108,14 @@ def backbone(args: argparse.Namespace) -> list[dict[str, Any]]:
     fp32 = out / "fp32.onnx"
     if not fp32.is_file():
         from tinymim.models import save_student
-        from tinymim.models.vit import ViT
+        from tinymim.models.backbone import from_config
         from tinymim.seg import load_segmentor
 
         trained: Any = load_segmentor(args.checkpoint)[0].backbone
-        vit = ViT(
-            img_size=trained.img_size, embed_dim=trained.embed_dim, depth=trained.depth, num_heads=trained.num_heads
-        )
-        own = vit.state_dict()
-        vit.load_state_dict({k: v for k, v in trained.state_dict().items() if k in own}, strict=False)
-        save_student(vit.eval(), out / "student.pth")
+        plain = from_config(trained.config)
+        own = plain.state_dict()
+        plain.load_state_dict({k: v for k, v in trained.state_dict().items() if k in own}, strict=False)
+        save_student(plain.eval(), out / "student.pth")
         export(out / "student.pth", fp32, size=(side, side), photos=photos / "training")
     rows = [Candidate("fp32", fp32)]
     for precision in ("int8-dynamic", "int8"):

@@ -12,7 +12,7 @@ from tinymim.distill.taps import QKV
 from tinymim.distill.targets import Target, parse_target
 from tinymim.errors import CheckpointError, ConfigError
 from tinymim.models import create_model
-from tinymim.models.teachers import Teacher, default_target_block, load_teacher, state_sha256
+from tinymim.models.teachers import Teacher, default_target_block, load_teacher, state_sha256, teacher_prefix
 
 TEACHER_KEYS: Mapping[str, Key] = {
     "teacher": Key(None),  # timm/NAME or a checkpoint file
@@ -46,7 +46,7 @@ def named_teachers(names: str | Sequence[str] | None, files: str | Sequence[str]
     for name, file in zip(names, files or ["-"] * len(names), strict=True):
         plain, _, weight = name.rpartition("=")
         number = re.fullmatch(r"\d*\.?\d+(e-?\d+)?", weight) if plain else None
-        if plain and not number and not name.startswith("timm/") and not Path(name).is_file():
+        if plain and not number and not teacher_prefix(name) and not Path(name).is_file():
             raise ConfigError(
                 f"the weight {weight!r} of the teacher {plain}",
                 "it is no number above 0",
@@ -147,7 +147,7 @@ def load_for_recipe(recipe: Any, wish: Mapping[str, Any], student: Any, *, pretr
             grid=grid,
         )
     except CheckpointError:
-        if pretrained or name.startswith("timm/"):
+        if pretrained or teacher_prefix(name):
             raise
         print(f"note: {name} is not there yet; the dry run measures a stand-in of the next larger size")
         larger = {"tinymim_vit_tiny": "tinymim_vit_small"}.get(recipe.student, "tinymim_vit_base")

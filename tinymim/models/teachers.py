@@ -124,6 +124,28 @@ class Teacher:
     trained_depth: int | None = None
 
 
+TEACHERS: dict[str, Callable[..., Teacher]] = {}  # start of a name -> what loads teachers of such names
+
+
+def register_teacher(prefix: str) -> Callable[[Callable[..., Teacher]], Callable[..., Teacher]]:
+    """Decorator: a function that loads the teachers whose names start with ``prefix``, e.g. "timm/".
+
+    It is called as :func:`load_teacher` is, with all of its keywords, and returns a :class:`Teacher`: its model is of
+    :data:`TAPPABLE`, frozen and in evaluation mode.
+    """
+
+    def register(load: Callable[..., Teacher]) -> Callable[..., Teacher]:
+        TEACHERS[prefix] = load
+        return load
+
+    return register
+
+
+def teacher_prefix(name: str) -> str | None:
+    """The registered start of a teacher's name; None: it is a file."""
+    return next((prefix for prefix in TEACHERS if name.startswith(prefix)), None)
+
+
 def load_teacher(
     name: str,
     *,
@@ -147,8 +169,10 @@ def load_teacher(
         ConfigError: unknown timm model, or one of another kind than :data:`TIMM`.
         CheckpointError: the weights are absent, cannot be downloaded, or do not fit.
     """
-    if name.startswith("timm/"):
-        return _timm_teacher(name, img_size, weights, pretrained, grid)
+    if prefix := teacher_prefix(name):
+        return TEACHERS[prefix](
+            name, img_size=img_size, weights=weights, num_heads=num_heads, pretrained=pretrained, grid=grid
+        )
     if weights is not None:
         raise ConfigError(
             "--teacher-weights goes with a timm teacher",
@@ -176,9 +200,17 @@ def load_teacher(
     )
 
 
+@register_teacher("timm/")
 def _timm_teacher(
-    name: str, img_size: int, weights: str | os.PathLike[str] | None, pretrained: bool, grid: int | None
+    name: str,
+    *,
+    img_size: int,
+    weights: str | os.PathLike[str] | None,
+    num_heads: int | None,
+    pretrained: bool,
+    grid: int | None,
 ) -> Teacher:
+    """Any of timm's vision transformers; its head count is its own."""
     timm_name = name.removeprefix("timm/")
     _check_name(timm_name)
     facts = describe_teacher(timm_name)
