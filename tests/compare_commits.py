@@ -215,7 +215,7 @@ def main() -> int:
             str(before / "segment"),
             str(before / "segment" / "segmentor.onnx"),
             "--out",
-            str(work / "report"),
+            str(work / "report.html"),
         ],
         [
             "-m",
