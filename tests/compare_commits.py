@@ -235,6 +235,7 @@ def main() -> int:
             str(before / "segment" / "segmentor.onnx"),
             "--data",
             str(before / "data" / "labelled"),
+            "--resize-to-file",
         ],
     ):
         print("$", *words)
