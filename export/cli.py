@@ -10,7 +10,7 @@ from typing import Any
 from tinymim.cli import run_command, spelled
 from tinymim.errors import ConfigError
 from tinymim.files import write_text
-from tinymim_export.runtime.metadata import PRECISIONS
+from tinymim_export.precision.base import PRECISIONS, by_block
 
 HELP = "export a checkpoint to ONNX and verify it against PyTorch; quantise, tune, or make a web page of the file"
 ONLY_FROM_CHECKPOINT = ("config", "part", "size", "dynamic", "output", "num_heads", "opset")
@@ -18,6 +18,8 @@ ONLY_FROM_CHECKPOINT = ("config", "part", "size", "dynamic", "output", "num_head
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command; those left at None take the default of the Python function."""
+    from tinymim_export.tune.targets import targets
+
     add = parser.add_argument
     add("--checkpoint", default=None, help="segmentor.pth, student.pth or any ViT checkpoint")
     add("--from", dest="source", default=None, metavar="FILE.onnx", help="start at this FP32 file, not at --checkpoint")
@@ -35,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dynamic", action="store_true", help="leave height and width free")
     add("--output", choices=["logits", "mask"], default=None, help="what a segmentor gives; default: logits")
     add("--photos", default=None, metavar="FOLDER", help="real photos to verify on, too")
-    add("--num-heads", type=int, default=None, help="heads a block, for files that do not store it")
+    add("--num-heads", type=int, default=None, help="heads per block, for files that do not store it")
     add("--opset", type=int, default=None, help="ONNX operator set, 18 to 23; default: 20")
     add("--seed", type=int, default=0, help="of the random verification inputs and the choice of calibration photos")
     add("--json", default=None, metavar="FILE", help="write the result as JSON")
@@ -55,12 +57,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="VARIANT",
         help="attention, pixels, early-argmax; --tune tries the first two, or those named here",
     )
-    add("--calibration", default=None, metavar="FOLDER", help="photos like those of later use, for --precision int8")
+    add("--calibration", default=None, metavar="FOLDER", help="photos like those in use, for --precision int8")
     add("--calibration-count", type=int, default=None, metavar="N", help="how many of them; default: 64")
     add("--calibration-method", choices=["percentile", "entropy", "minmax"], default=None, help="default: percentile")
     add("--exclude-blocks", nargs="+", default=None, metavar="BLOCK", help='leave in float, e.g. "block 3" head')
     add("--data", default=None, metavar="FOLDER", help="labelled photos (ADE20K layout) to score mIoU on")
-    add("--limit", type=int, default=None, metavar="N", help="score so many photos of --data, evenly spread")
+    add("--limit", type=int, default=None, metavar="N", help="score this many photos of --data, evenly spread")
     add("--mode", choices=["whole", "slide"], default=None, help="how --data is scored; default: the file's contract")
     add("--resize-to-file", action="store_true", help="score --data stretched to the fixed size of the file")
     add("--ignore-label", type=int, nargs="+", default=None, metavar="ID", help="ids in --data that count for nothing")
@@ -70,19 +72,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=None,
         metavar="POINTS",
-        help="leave the most harmful blocks in float until no more is lost; --tune: its budget, 0.5",
+        help="leave the most harmful blocks in float until no more is lost; --tune: its budget, default 0.5",
     )
     add("--sensitivity", action="store_true", help="write no file: quantise block by block and score each on --data")
     add = parser.add_argument_group("verdict").add_argument
     add("--tune", action="store_true", help="try precisions, graph variants and runtimes on --data; keep the winner")
-    add("--min-speedup", type=float, default=None, metavar="X", help="a candidate must be so much faster; default: 1.2")
+    add("--min-speedup", type=float, default=None, metavar="X", help="a candidate must be X times as fast; default 1.2")
     add("--latency-budget", default=None, metavar="MS", help="and take no longer than this, e.g. 100ms")
     add(
         "--runtimes",
         nargs="+",
         default=None,
         metavar="NAME",
-        help="onnxruntime, openvino, cuda, tensorrt; default: those that are here",
+        help=f"{', '.join(targets())}; default: those that are here",
     )
     add("--seconds", type=float, default=None, metavar="S", help="to time each candidate; default: 5")
     add = parser.add_argument_group("web page").add_argument
@@ -117,11 +119,12 @@ def _check(args: argparse.Namespace) -> None:
         from tinymim_export.precision.quantize import check_options
 
         check_options(args.precision, None, "percentile", ())  # bf16 has an explanation of its own
+    calibrated = args.precision in PRECISIONS and PRECISIONS[args.precision].needs_calibration
     wrong: list[tuple[Any, str, str]] = [
         (args.checkpoint and args.source, "--checkpoint and --from exclude each other", "both say where to start"),
         (
             args.checkpoint and args.checkpoint.endswith(".onnx"),
-            f"{args.checkpoint} is no checkpoint",
+            f"{args.checkpoint} is not a checkpoint",
             "it is exported already: start there with --from",
         ),
         (
@@ -162,7 +165,7 @@ def _check(args: argparse.Namespace) -> None:
             "they say how to score",
         ),
         (
-            not (args.tune or args.precision == "int8" or (args.sensitivity and not args.precision))
+            not (args.tune or calibrated or (args.sensitivity and not args.precision))
             and (args.calibration or args.calibration_count or args.calibration_method),
             "--calibration does nothing here",
             "only static INT8 measures ranges: add --precision int8",
@@ -174,7 +177,7 @@ def _check(args: argparse.Namespace) -> None:
             "mIoU is scored on labelled photos: add --data FOLDER (ADE20K layout)",
         ),
         (
-            args.max_miou_drop is not None and not args.tune and not (args.precision or "").startswith("int8"),
+            args.max_miou_drop is not None and not args.tune and not by_block(args.precision),
             "--max-miou-drop needs an INT8 precision",
             "blocks go back from INT8 to float: add --precision int8",
         ),
@@ -325,7 +328,8 @@ def _sensitivity(args: argparse.Namespace, fp32: str) -> int:
     result.print()
     _write(args, result)
     start = spelled(args, "source" if args.source else "checkpoint").replace("--source", "--from")
-    photos = f" --calibration {shlex.quote(args.calibration or args.data)}" if precision == "int8" else ""
+    photos = shlex.quote(args.calibration or args.data)
+    photos = f" --calibration {photos}" if PRECISIONS[precision].needs_calibration else ""
     graph = spelled(args, "graph")
     print(
         f"next: tinymim-export{start} --onnx {precision}.onnx --precision {precision}{graph}{photos} "
@@ -391,7 +395,7 @@ def milliseconds(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value < float("inf"):
-        raise ConfigError(f"--latency-budget {text} is no time", "it is milliseconds of one image", "e.g. 100ms")
+        raise ConfigError(f"--latency-budget {text} is not a time", "it is milliseconds of one image", "e.g. 100ms")
     return value
 
 

@@ -21,7 +21,7 @@ class Row:
 
     name: str
     shape: tuple[int, ...]  # of the input
-    source: str  # "random", "photos", or what was asked of the file
+    source: str  # "random", "photos", or what the file was tested for
     max_error: float | None = None  # largest absolute difference
     relative_error: float | None = None  # of the largest absolute reference value
     cosine: float | None = None
@@ -89,7 +89,7 @@ class ParityResult:
         return "\n".join(lines) + "\n"
 
     def print(self) -> None:
-        """One line a comparison."""
+        """One line per comparison."""
         for row in self.rows:
             print(f"  {row}", flush=True)
 

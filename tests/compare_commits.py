@@ -215,7 +215,7 @@ def main() -> int:
             str(before / "segment"),
             str(before / "segment" / "segmentor.onnx"),
             "--out",
-            str(work / "report"),
+            str(work / "report.html"),
         ],
         [
             "-m",
@@ -235,6 +235,7 @@ def main() -> int:
             str(before / "segment" / "segmentor.onnx"),
             "--data",
             str(before / "data" / "labelled"),
+            "--resize-to-file",
         ],
     ):
         print("$", *words)

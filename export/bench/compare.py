@@ -12,11 +12,11 @@ from typing import Any
 
 from tinymim.errors import CheckFailed, ConfigError, DataError
 from tinymim.files import write_json
+from tinymim_export.runtime.engines import packages
 from tinymim_export.tables import markdown_table, text_table
 
 SESSION_SPREAD = 0.04  # the same engine measured in two sessions (RF-DETR issue 1024); ours lie within
 STAMP = ("cpu", "cores", "platform", "machine", "cpu_features", "gpus")
-PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino")
 
 
 @dataclass
@@ -49,7 +49,7 @@ class BenchComparison:
         return json.dumps(value, indent=1)
 
     def table(self) -> list[list[str]]:
-        """Heading and one line a pair."""
+        """Heading and one line per pair."""
         lines = [["file", "runtime", "before ms", "after ms", "times as fast", "verdict"]]
         for row in self.rows:
             name = row.before if row.before == row.after else f"{row.before} -> {row.after}"
@@ -84,7 +84,7 @@ def compare_benches(before: str | Path, after: str | Path) -> BenchComparison:
     Raises:
         CheckFailed: they were measured on different machines, runtimes or settings.
         ConfigError: they have no row in common.
-        DataError: a file that is no result of ``tinymim bench``.
+        DataError: a file that is not a result of ``tinymim bench``.
     """
     values = [read_bench(path) for path in (before, after)]
     refuse_other_machine(values[0], values[1], str(before), str(after))
@@ -117,7 +117,7 @@ def read_bench(path: str | Path) -> dict[str, Any]:
     """A stored result.
 
     Raises:
-        DataError: missing, or no result of ``tinymim bench``.
+        DataError: missing, or not a result of ``tinymim bench``.
     """
     try:
         value = json.loads(Path(path).read_text())
@@ -126,7 +126,7 @@ def read_bench(path: str | Path) -> dict[str, Any]:
     if not isinstance(value, dict) or value.get("kind") != "tinymim.bench":
         kind = value.get("kind", "no kind") if isinstance(value, dict) else "a list"
         raise DataError(
-            f"{path} is no result of tinymim bench",
+            f"{path} is not a result of tinymim bench",
             f"it says {kind}",
             "write one: tinymim bench FILE.onnx --json out.json",
         )
@@ -150,12 +150,12 @@ def refuse_other_machine(
 
 
 def machine_differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    """What differs between two machine stamps, in words; packages one of them lacks differ, too."""
+    """What differs between two machine stamps, in words; a package that only one of them has differs, too."""
     out = []
     for key in STAMP:
         if a.get(key) != b.get(key):
             out.append(f"{key}: {_feature_words(a.get(key))} against {_feature_words(b.get(key))}")
-    for name in PACKAGES:
+    for name in packages():
         have = [stamp.get("versions", {}).get(name, "absent") for stamp in (a, b)]
         if have[0] != have[1]:
             out.append(f"{name}: {have[0]} against {have[1]}")

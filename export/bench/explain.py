@@ -6,15 +6,12 @@ numpy and onnxruntime; counting unfused pairs also needs onnx.
 import platform
 import shutil
 import subprocess
-import tempfile
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tinymim.files import environment
-from tinymim_export.runtime.engines import Engine, OpenVINOEngine, random_input
-from tinymim_export.runtime.sessions import open_session, profile
+from tinymim_export.runtime.engines import Engine
 
 FEATURES = {  # what makes integer and short-float products fast -> Linux's names of it
     "AVX2": {"avx2"},
@@ -79,44 +76,25 @@ def top_operators(engine: Engine, shape: tuple[int, ...], n: int = 5, runs: int 
         n: How many.
         runs: Profiled runs after one that does not count.
     """
-    ms: Counter[str] = Counter()
-    if isinstance(engine, OpenVINOEngine):
-        request = engine.compile(tuple(shape), PERF_COUNT=True).create_infer_request()
-        image = random_input(shape, engine.dtype, 0)
-        for run in range(runs + 1):
-            request.infer({0: image})
-            for node in request.profiling_info if run else ():
-                ms[node.node_type] += node.real_time.total_seconds() * 1000 / runs
-    else:
-        for about, took in profile(engine.path, engine.provider, engine.threads, shape, runs):
-            ms[about["op_name"]] += took / runs
+    ms = engine.operator_times(tuple(shape), runs)
     total = sum(ms.values()) or 1.0
     return [OperatorTime(name, took / total, took) for name, took in ms.most_common(n)]
 
 
-def unfused_pairs(engine: Engine) -> int:
-    """QuantizeLinear nodes whose result goes straight into a DequantizeLinear after the runtime's optimisation.
+def unfused_pairs(engine: Engine) -> int | None:
+    """Quantised tensors that go straight back to float after the runtime's optimisation; None: it cannot say.
 
-    Such a pair rounds a tensor and computes on in float: it costs time and accuracy and gains nothing. Under OpenVINO
-    it is a FakeQuantize that stayed.
+    Such a pair (QuantizeLinear into DequantizeLinear; under OpenVINO a FakeQuantize that stayed) rounds a tensor and
+    computes on in float: it costs time and accuracy and gains nothing.
     """
-    if isinstance(engine, OpenVINOEngine):
-        return sum(ops["FakeQuantize"] for ops in engine.placement().values())
-    import onnx
-
-    with tempfile.TemporaryDirectory() as folder:
-        optimised = Path(folder) / "optimised.onnx"
-        open_session(engine.path, engine.provider, 1, optimised=optimised)
-        graph = onnx.load(str(optimised)).graph
-    dequantised = {node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
-    return sum(node.op_type == "QuantizeLinear" and node.output[0] in dequantised for node in graph.node)
+    return engine.unfused_pairs()
 
 
 def facts(engine: Engine, shape: tuple[int, ...]) -> dict[str, Any]:
     """What decides the speed of a file: nodes per provider, unfused pairs, CPU features, top operators."""
     return {
         "nodes": {name: sum(ops.values()) for name, ops in engine.placement().items()},
-        "unfused_pairs": None if engine.provider == "tensorrt" else unfused_pairs(engine),  # it writes no graph
+        "unfused_pairs": unfused_pairs(engine),
         "cpu_features": cpu_features(),
         "top_operators": [[top.operator, top.share] for top in top_operators(engine, shape)],
     }

@@ -3,9 +3,10 @@
 Several files (or one file on several runtimes) are timed in turns in one process, the order rotated every round, so a
 busy or throttling machine hits all of them alike. Input and outputs stay on the device. Medians and their ratios carry
 95 % bootstrap intervals; a series whose second half differs from its first is marked. Peak memory is measured in one
-child process a row. Every row is timed with the very engine that ``tinymim eval`` scores.
+child process per row. Every row is timed with the same engine that ``tinymim eval`` scores.
 """
 
+import importlib
 import json
 import subprocess
 import sys
@@ -22,10 +23,10 @@ from tinymim_export.bench.explain import gpus, machine
 from tinymim_export.bench.stats import bootstrap_median, distinguishable, drift, ratio_interval, unsteady
 from tinymim_export.bench.timing import MIN_RUNS, interleave
 from tinymim_export.runtime.engines import Engine, open_engine
-from tinymim_export.runtime.sessions import PROVIDERS
+from tinymim_export.runtime.engines.base import DEFAULT, find_runtime, no_compute_type, renamed
 from tinymim_export.tables import markdown_table, text_table
 
-Setting = tuple[str, str | None]  # runtime, precision
+Setting = tuple[str, str | None]  # runtime, compute type
 
 
 @dataclass
@@ -37,9 +38,9 @@ class BenchRow:
     part: str | None
     verified: bool | None  # what the file says of itself
     shape: tuple[int, ...]  # of the input
-    engine: str  # runtime, provider and arithmetic, e.g. "openvino cpu bf16"
-    provider: str
-    gpu: str | None  # where the provider is one's
+    engine: str  # runtime, provider and compute type, e.g. "openvino cpu bf16"
+    provider: str  # its title: "CPUExecutionProvider"
+    gpu: str | None  # where the provider runs on one
     threads: int
     runs: int
     p50_ms: float
@@ -57,7 +58,7 @@ class BenchRow:
 
     @property
     def differs(self) -> bool:
-        """Whether its speed can be told from the first row's."""
+        """Whether its speed differs from the first row's beyond chance."""
         return self.speed_up is not None and distinguishable(*self.speed_up[1:])
 
 
@@ -66,7 +67,7 @@ class BenchResult:
     """Latency of several files on one machine; prints, writes JSON and Markdown."""
 
     rows: list[BenchRow]
-    splits: list[Any] = field(default_factory=list)  # SplitResult, one a file, where asked for
+    splits: list[Any] = field(default_factory=list)  # SplitResult, one per file, where asked for
     settings: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
 
@@ -78,7 +79,7 @@ class BenchResult:
         return json.dumps(value, indent=1)
 
     def table(self) -> list[list[str]]:
-        """Heading and one line a row."""
+        """Heading and one line per row."""
         several = len(self.rows) > 1
         head = [
             "file",
@@ -120,7 +121,8 @@ class BenchResult:
         """Tables and the machine they hold for."""
         about = self.environment
         where = f"{about['cpu']}, {about['cores']} cores, onnxruntime {about['versions'].get('onnxruntime')}"
-        text = markdown_table(self.table()) + f"\nMeasured on {where}; {self.rows[0].runs} runs a file, interleaved.\n"
+        text = markdown_table(self.table())
+        text += f"\nMeasured on {where}; {self.rows[0].runs} runs per file, interleaved.\n"
         text += "".join(f"\n{remark}\n" for remark in self.remarks())
         return text + "".join("\n" + split.to_markdown() for split in self.splits)
 
@@ -132,7 +134,7 @@ class BenchResult:
 
 
 def speed_words(speed_up: tuple[float, float, float] | None) -> str:
-    """A ratio and its interval, or that it cannot be told from 1."""
+    """A ratio and its interval, and whether it can be distinguished from 1."""
     if speed_up is None:
         return "1"
     ratio, low, high = speed_up
@@ -140,12 +142,13 @@ def speed_words(speed_up: tuple[float, float, float] | None) -> str:
     return words if distinguishable(low, high) else f"{words}: not distinguishable"
 
 
+@renamed(precision="compute_type")
 def bench(
     files: str | Path | Sequence[str | Path],
     *,
-    runtime: str | Sequence[str] = "onnxruntime",
+    runtime: str | Sequence[str] = DEFAULT,
     provider: str = "cpu",
-    precision: str | Sequence[str] | None = None,
+    compute_type: str | Sequence[str] | None = None,
     threads: int | None = None,
     batch: int = 1,
     size: tuple[int, int] | None = None,
@@ -158,43 +161,43 @@ def bench(
 
     Args:
         files: One path or several.
-        runtime: "onnxruntime", "openvino", or both: every file is timed on each.
-        provider: ONNX Runtime's: "cpu", "cuda" or "tensorrt". Never falls back: that is an error.
-        precision: OpenVINO's arithmetic, "f32" (default), "bf16" or both.
+        runtime: One of :data:`tinymim_export.runtime.engines.RUNTIMES`, or several: every file is timed on each.
+        provider: ONNX Runtime's: "cpu", "cuda" or "tensorrt". It never falls back to another: that is an error.
+        compute_type: What OpenVINO computes in, "f32" (default), "bf16" or both (``precision`` in 0.1).
         threads: CPU threads; None takes every core this process may use.
         batch: Images at once.
         size: Height and width for files with free sizes; None takes the size they were exported at.
         split: Also time backbone, pyramid, head and up-sampling apart (needs onnx; ONNX Runtime only).
-        runs: Timed runs a row, 10 or more; None runs for ``seconds``, at least 10 times.
+        runs: Timed runs per row, 10 or more; None runs for ``seconds``, at least 10 times.
         seconds: Time to spend on each row.
         seed: Of the random input.
 
     Raises:
         CheckFailed: the provider was not used for everything that matters.
-        ConfigError: no such runtime or provider here, or options the files do not allow.
-        DataError: a file that is missing, damaged or no ONNX file.
+        ConfigError: the runtime or provider is not here, or the files do not allow these options.
+        DataError: a file is missing, damaged or not an ONNX file.
     """
     paths = [Path(file) for file in ([files] if isinstance(files, str | Path) else files)]
     if not paths:
         raise ConfigError("no files to measure", "the list is empty", "tinymim bench out.onnx")
     for name, value in (("batch", batch), ("threads", threads)):
         if value is not None and value < 1:
-            raise ConfigError(f"{name} {value} is not possible", "it counts something", f"give --{name} 1 or more")
+            raise ConfigError(f"{name} {value} is not possible", "it is a count", f"give --{name} 1 or more")
     _check_time(runs, seconds)
-    wanted = settings_of(runtime, precision)
-    if split and ("onnxruntime" not in {name for name, _ in wanted}):
+    wanted = settings_of(runtime, compute_type)
+    if split and (DEFAULT not in {name for name, _ in wanted}):
         raise ConfigError("--split needs ONNX Runtime", "it times pieces of the graph there", "leave --runtime out")
     threads = threads or cores()
     engines = [
         open_engine(
             path,
             runtime=name,
-            provider=provider if name == "onnxruntime" else "cpu",
-            precision=arithmetic,
+            provider=_provider_on(name, provider),
+            compute_type=word,
             threads=threads,
         )
         for path in paths
-        for name, arithmetic in wanted
+        for name, word in wanted
     ]
     shapes = [engine.shape(batch, size) for engine in engines]
     timers = [engine.timer(shape, seed) for engine, shape in zip(engines, shapes, strict=True)]
@@ -229,30 +232,34 @@ def _check_time(runs: int | None, seconds: float) -> None:
     """Refuse what gives no interval."""
     if runs is not None and runs < MIN_RUNS:
         raise ConfigError(
-            f"--runs {runs} is too few", "so few runs say nothing of how much they vary", f"take {MIN_RUNS} or more"
+            f"--runs {runs} is too few", "so few runs do not show how much they vary", f"take {MIN_RUNS} or more"
         )
     if not 0 < seconds < float("inf"):
-        raise ConfigError(f"--seconds {seconds:g} is no time", "it is the time for each file", "e.g. --seconds 5")
+        raise ConfigError(f"--seconds {seconds:g} is not a time", "it is the time for each file", "e.g. --seconds 5")
 
 
-def settings_of(runtime: str | Sequence[str], precision: str | Sequence[str] | None) -> list[Setting]:
-    """(runtime, precision) of every row of a file.
+def settings_of(runtime: str | Sequence[str], compute_type: str | Sequence[str] | None) -> list[Setting]:
+    """(runtime, compute type) of every row of a file.
 
     Raises:
-        ConfigError: a precision without OpenVINO.
+        ConfigError: an unknown runtime, or a compute type where no runtime takes one.
     """
     runtimes = list(dict.fromkeys([runtime] if isinstance(runtime, str) else runtime))
-    precisions = list(dict.fromkeys([precision] if isinstance(precision, str) else precision or []))
-    if precisions and "openvino" not in runtimes:
-        raise ConfigError(
-            f"--precision {' '.join(precisions)} is a setting of OpenVINO",
-            "ONNX Runtime computes in the precision of the file",
-            "add --runtime openvino, or export the precision: tinymim-export --precision int8",
-        )
+    words = list(dict.fromkeys([compute_type] if isinstance(compute_type, str) else compute_type or []))
+    engines = [find_runtime(name) for name in runtimes]
+    if words and not any(engine.compute_types for engine in engines):
+        raise no_compute_type(" ".join(words), engines[0])
     wanted: list[Setting] = []
-    for name in runtimes:
-        wanted += [(name, value) for value in precisions] if name == "openvino" and precisions else [(name, None)]
+    for engine in engines:
+        takes = words if engine.compute_types else []
+        wanted += [(engine.runtime, word) for word in takes or (None,)]
     return wanted
+
+
+def _provider_on(runtime: str, wanted: str) -> str:
+    """The provider asked for; a runtime that has only one is timed on that one beside the others."""
+    only = find_runtime(runtime).providers
+    return only[0].name if len(only) == 1 else wanted
 
 
 def bench_row(
@@ -272,8 +279,8 @@ def bench_row(
         verified=engine.meta.get("verified"),
         shape=shape,
         engine=engine.label,
-        provider=PROVIDERS[engine.provider] if engine.runtime == "onnxruntime" else "OpenVINO CPU",
-        gpu=None if engine.provider == "cpu" else gpus(),
+        provider=engine.place.title,
+        gpu=None if engine.place.device == "cpu" else gpus(),
         threads=engine.threads,
         runs=len(ms),
         p50_ms=p50,
@@ -293,15 +300,9 @@ def bench_row(
 
 def peak_memory(engine: Engine, shape: tuple[int, ...]) -> float:
     """Peak host memory in MiB of a child process that opens the same file the same way and runs it three times."""
-    how = {name: getattr(engine, name) for name in ("runtime", "provider", "precision", "threads")}
-    command = [
-        sys.executable,
-        "-m",
-        "tinymim_export.bench.latency",
-        str(engine.path),
-        json.dumps(how),
-        json.dumps(shape),
-    ]
+    how = {name: getattr(engine, name) for name in ("runtime", "provider", "compute_type", "threads")}
+    home = type(engine).__module__  # a runtime from outside registers itself there
+    command = [sys.executable, "-m", __name__, str(engine.path), home, json.dumps(how), json.dumps(shape)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
@@ -313,7 +314,8 @@ def peak_memory(engine: Engine, shape: tuple[int, ...]) -> float:
 
 def _child(argv: Sequence[str]) -> None:
     """Body of the child process: print its peak memory in MiB."""
-    path, how, shape = argv
+    path, home, how, shape = argv
+    importlib.import_module(home)
     once = open_engine(path, **json.loads(how)).timer(tuple(json.loads(shape)))
     for _ in range(3):
         once()

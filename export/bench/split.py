@@ -45,7 +45,7 @@ class SplitResult:
     remarks: list[str]
 
     def table(self) -> list[list[str]]:
-        """Heading and one line a part."""
+        """Heading and one line per part."""
         at = "x".join(map(str, self.cost_size))
         lines = [["part", "parameters", f"multiply-adds at {at}", "p50 ms", "share of time"]]
         for row in self.rows:
@@ -172,7 +172,7 @@ def _narrower(cost: dict[str, Any], rows: dict[str, SplitRow], whole: float) -> 
 
 
 def cut(proto: Any, parts: dict[str, Sequence[str]]) -> dict[str, Any]:
-    """Every node of a graph into exactly one model a part.
+    """Every node of a graph into exactly one model per part.
 
     Args:
         proto: The whole.

@@ -10,7 +10,7 @@ from tinymim.errors import ConfigError
 from tinymim.files import atomic_path, sha256_file, versions, write_json
 from tinymim_export.graph.cost import describe, measure_cost
 from tinymim_export.graph.parity import ParityResult, compare
-from tinymim_export.graph.torch_model import load_original
+from tinymim_export.graph.torch_model import load_torch_model
 from tinymim_export.graph.trace import OPSET, trace
 from tinymim_export.runtime.metadata import load_proto, write_metadata
 from tinymim_export.runtime.photos import load_photos
@@ -99,35 +99,35 @@ def export(
     _check_options(onnx, size, dynamic)
     if photos is not None:
         load_photos(photos, limit=1)  # before the work, not after it
-    original = load_original(checkpoint, config=config, part=part, num_heads=num_heads)
-    if original.part == "backbone" and output == "mask":
+    loaded = load_torch_model(checkpoint, config=config, part=part, num_heads=num_heads)
+    if loaded.part == "backbone" and output == "mask":
         raise ConfigError(
             "a backbone gives no mask", "it has features, not classes", "leave --output out, or use --part segmentor"
         )
-    at = size or original.size
-    original.require_size(at, dynamic=dynamic)
+    at = size or loaded.size
+    loaded.require_size(at, dynamic=dynamic)
     mode = "dynamic height and width" if dynamic else "fixed size"
-    print(f"exporting the {original.part} at {at[0]}x{at[1]}, {mode}, opset {opset}", flush=True)
-    traced = trace(original, at, dynamic=dynamic, output=output, opset=opset)
-    cost = measure_cost(original, at, traced.boundaries, traced.pieces)
+    print(f"exporting the {loaded.part} at {at[0]}x{at[1]}, {mode}, opset {opset}", flush=True)
+    traced = trace(loaded, at, dynamic=dynamic, output=output, opset=opset)
+    cost = measure_cost(loaded, at, traced.boundaries, traced.pieces)
     proto = traced.proto
     write_metadata(
-        proto, {"part": original.part} | original.contract | {"versions": versions(), "cost": cost, "verified": False}
+        proto, {"part": loaded.part} | loaded.contract | {"versions": versions(), "cost": cost, "verified": False}
     )
     with atomic_path(onnx) as temporary:
         temporary.write_bytes(proto.SerializeToString(deterministic=True))
         proto = load_proto(temporary)  # what is verified is what was written
         print(
             "verifying against PyTorch: error <= 1e-4 of the largest value, cosine >= 0.999999"
-            + (", equal pixels >= 99.9 %" if original.part == "segmentor" else ""),
+            + (", equal pixels >= 99.9 %" if loaded.part == "segmentor" else ""),
             flush=True,
         )
-        parity = compare(proto, original, file=onnx.name, photos=photos, seed=seed)
+        parity = compare(proto, loaded, file=onnx.name, photos=photos, seed=seed)
         parity.print()
         parity.require()
         write_metadata(proto, {"verified": True, "parity": parity.summary()})
         temporary.write_bytes(proto.SerializeToString(deterministic=True))
-    notes, rule = list(original.notes), original.contract.get("resize") or {}
+    notes, rule = list(loaded.notes), loaded.contract.get("resize") or {}
     told = rule.get("scale") and tuple(rule["scale"][::-1])
     if told and not rule["keep_ratio"] and rule["mode"] == "whole" and not dynamic and told != at:
         notes.append(
@@ -136,8 +136,8 @@ def export(
         )
     return ExportResult(
         onnx=str(onnx),
-        part=original.part,
-        output=output if original.part == "segmentor" else ", ".join(original.outputs),
+        part=loaded.part,
+        output=output if loaded.part == "segmentor" else ", ".join(loaded.outputs),
         size=at,
         dynamic=dynamic,
         cost=cost,

@@ -17,7 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
 from tinymim.models import Backbone
-from tinymim_export.graph.torch_model import Original
+from tinymim_export.graph.torch_model import TorchModel
 from tinymim_export.graph.wrappers import PyramidGraph, SegmentorGraph, as_list
 from tinymim_export.tables import billions, millions
 
@@ -46,12 +46,12 @@ class Pieces:
 
 
 def measure_cost(
-    original: Original, size: tuple[int, int], boundaries: dict[str, list[str]], found: Pieces
+    loaded: TorchModel, size: tuple[int, int], boundaries: dict[str, list[str]], found: Pieces
 ) -> dict[str, Any]:
     """Cost of one image.
 
     Args:
-        original: The model.
+        loaded: The model.
         size: Height and width in pixels.
         boundaries: Part -> names of the tensors it ends in, as named in the graph.
         found: :func:`pieces` at this size.
@@ -61,8 +61,8 @@ def measure_cost(
         "parts": {part: {"params", "macs", "tensors"}}, "narrower": [{"options", "macs": {part: macs}}]}``; tensors are
         the names of what a part ends in, narrower says what other widths of head and pyramid would cost.
     """
-    backbone: Any = getattr(original.model, "backbone", original.model)
-    head: Any = original.model.decode_head if original.part == "segmentor" else None
+    backbone: Any = getattr(loaded.model, "backbone", loaded.model)
+    head: Any = loaded.model.decode_head if loaded.part == "segmentor" else None
     parts = {
         part: {"params": piece.params, "macs": piece.macs, "tensors": boundaries[part]}
         for part, piece in found.parts.items()
@@ -73,18 +73,18 @@ def measure_cost(
         "head": None if head is None else type(head).__name__,
         "head_width": None if head is None else head.channels,
         "unread": [name for name in found.unread if name.startswith("level") and "pyramid" in found.parts],
-        "narrower": [] if head is None else narrower(original.model, found, size),
+        "narrower": [] if head is None else narrower(loaded.model, found, size),
         "parts": parts,
         "params": sum(row["params"] for row in parts.values()),
         "macs": sum(row["macs"] for row in parts.values()),
     }
 
 
-def pieces(original: Original, size: tuple[int, int]) -> Pieces:
+def pieces(loaded: TorchModel, size: tuple[int, int]) -> Pieces:
     """Cut a model into its parts, from the last to the first, each as far as the next one reads it."""
-    model: Any = copy.deepcopy(original.model).to("meta")
+    model: Any = copy.deepcopy(loaded.model).to("meta")
     image = torch.zeros(1, 3, *size, device="meta")
-    if original.outputs == ("features",):
+    if loaded.outputs == ("features",):
         return Pieces({"backbone": _piece(model, image)}, [])
     parts: dict[str, Piece] = {}
     graph = PyramidGraph(model)
@@ -92,7 +92,7 @@ def pieces(original: Original, size: tuple[int, int]) -> Pieces:
         taps = graph.trunk(image)
         levels = graph.pyramid(taps, image)
     read = [True] * len(as_list(levels))
-    if original.part == "segmentor":
+    if loaded.part == "segmentor":
         parts["head"] = _piece(SegmentorGraph(model, "logits").scores, levels)
         parts["upsampling"] = Piece(4 * parts["head"].out.shape[1] * math.prod(size), 0, [True], None)
         read = parts["head"].read

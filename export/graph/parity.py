@@ -28,13 +28,13 @@ from tinymim_export.runtime.photos import load_photos, normalise
 
 
 def compare(
-    proto: Any, original: Any, *, file: str, photos: str | Path | None = None, seed: int = 0, extra: Sequence[Row] = ()
+    proto: Any, loaded: Any, *, file: str, photos: str | Path | None = None, seed: int = 0, extra: Sequence[Row] = ()
 ) -> ParityResult:
     """Compare an ONNX ModelProto with the PyTorch model it was made from.
 
     Args:
         proto: With ``image`` as its input; its metadata gives the traced size.
-        original: :class:`tinymim_export.graph.torch_model.Original`.
+        loaded: :class:`tinymim_export.graph.torch_model.TorchModel`.
         file: Name for the report.
         photos: Folder of real photos to compare on as well.
         seed: Of the random inputs.
@@ -45,16 +45,16 @@ def compare(
     given = session.get_inputs()[0].shape
     fixed = all(isinstance(side, int) for side in given[2:])
     traced = tuple(given[2:]) if fixed else tuple(proto_metadata(proto)["cost"]["size"])
-    sizes = [traced] if fixed else other_sizes(traced, original.contract["stride"], original.multiple or 1)
+    sizes = [traced] if fixed else other_sizes(traced, loaded.contract["stride"], loaded.multiple or 1)
     real = load_photos(photos) if photos is not None else []
     random = np.random.default_rng(seed)
     for size in sizes:
         for batch in (1, 3):
             images = random.standard_normal((batch, 3, *size)).astype(np.float32)
-            result.rows += _rows(session, original, images, "random", mask)
+            result.rows += _rows(session, loaded, images, "random", mask)
         if real:
-            images = np.stack([normalise(photo, size, original.contract) for photo in real[:4]])
-            result.rows += _rows(session, original, images, "photos", mask)
+            images = np.stack([normalise(photo, size, loaded.contract) for photo in real[:4]])
+            result.rows += _rows(session, loaded, images, "photos", mask)
     if fixed:
         result.rows.append(_refusal(session, traced))
     return result
@@ -75,7 +75,7 @@ def verify(
         CheckFailed: other values than PyTorch's, or a file changed since it was verified.
         DataError: no .onnx file of ours.
     """
-    from tinymim_export.graph.torch_model import load_original
+    from tinymim_export.graph.torch_model import load_torch_model
 
     proto = load_proto(onnx_path)
     meta = proto_metadata(proto)
@@ -89,13 +89,13 @@ def verify(
             "other precisions and graphs are compared with the FP32 file they were made from, by their own tolerance",
             "give that file: --from FP32.onnx in place of --checkpoint",
         )
-    original = load_original(checkpoint, config=config, part=meta["part"], num_heads=num_heads)
+    loaded = load_torch_model(checkpoint, config=config, part=meta["part"], num_heads=num_heads)
     extra = []
     if recorded := meta.get("parity", {}).get("graph_sha256"):
         same = recorded == graph_sha256(proto)
         remark = "" if same else "the file was changed after it was verified"
         extra.append(Row("graph and weights", (), "unchanged since export", passed=same, remark=remark))
-    result = compare(proto, original, file=Path(onnx_path).name, photos=photos, seed=seed, extra=extra)
+    result = compare(proto, loaded, file=Path(onnx_path).name, photos=photos, seed=seed, extra=extra)
     if result.passed != bool(meta.get("verified")):
         write_metadata(proto, {"verified": True, "parity": result.summary()} if result.passed else {"verified": False})
         save_proto(proto, onnx_path)
@@ -132,13 +132,13 @@ def _session(proto: Any, file: str) -> tuple[Any, bool]:
         raise not_onnx(file, error) from error
 
 
-def _rows(session: Any, original: Any, images: np.ndarray, source: str, mask: bool) -> list[Row]:
+def _rows(session: Any, loaded: Any, images: np.ndarray, source: str, mask: bool) -> list[Row]:
     """Run both sides on the same images."""
     import torch
 
     with torch.inference_mode():
-        wanted = [value.numpy() for value in original.reference(torch.from_numpy(images))]
-        head = getattr(original.model, "decode_head", None)
+        wanted = [value.numpy() for value in loaded.reference(torch.from_numpy(images))]
+        head = getattr(loaded.model, "decode_head", None)
         if mask:
             from tinymim_export.graph.wrappers import decide
 
@@ -146,7 +146,7 @@ def _rows(session: Any, original: Any, images: np.ndarray, source: str, mask: bo
     try:
         got = session.run(None, {"image": images})
     except Exception as error:  # a graph that cannot run this size
-        return [Row(original.outputs[0], images.shape, source, remark=f"onnxruntime failed: {first_line(error)}")]
+        return [Row(loaded.outputs[0], images.shape, source, remark=f"onnxruntime failed: {first_line(error)}")]
     rows = []
     if mask:
         row = Row("mask", images.shape, source)
@@ -156,7 +156,7 @@ def _rows(session: Any, original: Any, images: np.ndarray, source: str, mask: bo
         row.passed = row.equal_pixels >= MIN_EQUAL
         rows.append(row)
         got = got[1:]
-    for name, theirs, ours in zip(original.outputs, wanted, got, strict=True):
+    for name, theirs, ours in zip(loaded.outputs, wanted, got, strict=True):
         rows.append(figures(Row(name, images.shape, source), ours, theirs))
     return rows
 

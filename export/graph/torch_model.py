@@ -21,7 +21,7 @@ PARTS = ("segmentor", "backbone")
 
 
 @dataclass
-class Original:
+class TorchModel:
     """A PyTorch model as trained, and everything a file made from it must say.
 
     Args:
@@ -61,16 +61,16 @@ class Original:
             )
 
 
-def load_original(
+def load_torch_model(
     checkpoint: str | Path, *, config: str | Path | None = None, part: str | None = None, num_heads: int | None = None
-) -> Original:
+) -> TorchModel:
     """Load what ``--checkpoint`` (and ``--config``) names.
 
     Args:
         checkpoint: ``student.pth``, ``segmentor.pth``, an MMEngine ``iter_N.pth`` or any ViT file the reader knows.
         config: MMSegmentation configuration; None takes the one stored in ``segmentor.pth``.
         part: "segmentor", "backbone", or None for what the file holds.
-        num_heads: Heads a block for foreign ViT files, which do not store them.
+        num_heads: Heads per block for foreign ViT files, which do not store them.
 
     Raises:
         CheckpointError: no such file, damaged, or not what ``part`` asks for.
@@ -101,7 +101,7 @@ def load_original(
     return _plain(checkpoint, num_heads, found.meta, sha)
 
 
-def _plain(checkpoint: Path, num_heads: int | None, meta: dict[str, Any], sha: dict[str, Any]) -> Original:
+def _plain(checkpoint: Path, num_heads: int | None, meta: dict[str, Any], sha: dict[str, Any]) -> TorchModel:
     """A bare backbone: ``features`` = its final features as a map."""
     model, _ = model_from_checkpoint(checkpoint, num_heads=num_heads)
 
@@ -110,10 +110,10 @@ def _plain(checkpoint: Path, num_heads: int | None, meta: dict[str, Any], sha: d
 
     stride = model.stage_info[-1].stride
     contract = _contract(meta.get("mean", IMAGENET_MEAN), meta.get("std", IMAGENET_STD), stride) | sha
-    return Original(model, "backbone", ("features",), reference, model.img_size, contract)
+    return TorchModel(model, "backbone", ("features",), reference, model.img_size, contract)
 
 
-def _backbone_of_config(checkpoint: Path, cfg: Any, sha: dict[str, Any]) -> Original:
+def _backbone_of_config(checkpoint: Path, cfg: Any, sha: dict[str, Any]) -> TorchModel:
     """A student in the backbone of a segmentation configuration: four levels, the pyramid still at its start values."""
     import tinymim.seg  # noqa: F401  (registers the backbone; must come before mmseg.models)
 
@@ -138,16 +138,16 @@ def _backbone_of_config(checkpoint: Path, cfg: Any, sha: dict[str, Any]) -> Orig
     contract = (
         _contract(pre.get("mean"), pre.get("std"), backbone.stage_info[-1].stride) | sha | {"resize": _resize_rule(cfg)}
     )
-    original = _levels(backbone, lambda images: tuple(backbone(images)), _crop(cfg), contract)
+    loaded = _levels(backbone, lambda images: tuple(backbone(images)), _crop(cfg), contract)
     if backbone.fpn_names:
-        original.notes.append(
+        loaded.notes.append(
             "the pyramid (fpn1 to fpn4) is untrained: the checkpoint holds a student only; "
             "fine for latency, not for use"
         )
-    return original
+    return loaded
 
 
-def _from_segmentor(checkpoint: Path, config: Any, part: str, meta: dict[str, Any], sha: dict[str, Any]) -> Original:
+def _from_segmentor(checkpoint: Path, config: Any, part: str, meta: dict[str, Any], sha: dict[str, Any]) -> TorchModel:
     """A trained segmentor, or its backbone with the pyramid."""
     from tinymim.seg import load_segmentor
 
@@ -177,10 +177,12 @@ def _from_segmentor(checkpoint: Path, config: Any, part: str, meta: dict[str, An
         about = dict(img_shape=images.shape[-2:], pad_shape=images.shape[-2:], ori_shape=images.shape[-2:])
         return (model.encode_decode(images, [about] * images.shape[0]),)
 
-    original = Original(model, "segmentor", ("logits",), reference, size, contract, multiple)
-    if untold := contract["resize"].get("untold"):
-        original.notes.append(f"the test pipeline's {untold} is not told in the file: give it photos of the right size")
-    return original
+    loaded = TorchModel(model, "segmentor", ("logits",), reference, size, contract, multiple)
+    if unrecorded := contract["resize"].get("untold"):
+        loaded.notes.append(
+            f"the test pipeline's {unrecorded} is not recorded in the file: give it photos of the right size"
+        )
+    return loaded
 
 
 def _require_plain(model: Any) -> None:
@@ -239,10 +241,10 @@ def _levels(
     size: tuple[int, int],
     contract: dict[str, Any],
     multiple: int | None = 1,
-) -> Original:
+) -> TorchModel:
     with torch.no_grad():
         count = len(reference(torch.zeros(1, 3, *size)))
-    return Original(model, "backbone", tuple(f"level{i}" for i in range(count)), reference, size, contract, multiple)
+    return TorchModel(model, "backbone", tuple(f"level{i}" for i in range(count)), reference, size, contract, multiple)
 
 
 def _read_config(config: str | Path) -> Any:

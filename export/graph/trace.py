@@ -17,7 +17,7 @@ from torch import nn
 
 from tinymim.errors import ConfigError, TinyMIMError
 from tinymim_export.graph.cost import Pieces, pieces
-from tinymim_export.graph.torch_model import Original
+from tinymim_export.graph.torch_model import TorchModel
 from tinymim_export.graph.wrappers import FeatureGraph, PyramidGraph, SegmentorGraph, make_exportable
 from tinymim_export.runtime.metadata import first_line, strip
 
@@ -36,7 +36,7 @@ class Traced:
 
 
 def trace(
-    original: Original,
+    loaded: TorchModel,
     size: tuple[int, int],
     *,
     dynamic: bool = False,
@@ -46,7 +46,7 @@ def trace(
     """Export a copy of the model; the original is not touched.
 
     Args:
-        original: What to export.
+        loaded: What to export.
         size: Height and width (pixels) to trace at; fixed in the file unless ``dynamic``.
         dynamic: Leave height and width free, too (the batch always is).
         output: "logits" or "mask" (segmentors).
@@ -56,10 +56,10 @@ def trace(
         ConfigError: more classes than a uint8 mask can hold.
         TinyMIMError: PyTorch cannot export the model, or the file would exceed 2 GB.
     """
-    model = copy.deepcopy(original.model)
+    model = copy.deepcopy(loaded.model)
     make_exportable(model)
-    found = pieces(original, size)
-    wrapped = _wrap(model, original, output, found.unread)
+    found = pieces(loaded, size)
+    wrapped = _wrap(model, loaded, output, found.unread)
     sizes = {0: "batch", 2: "height", 3: "width"} if dynamic else {0: "batch"}
     example = torch.zeros(2, 3, *size)  # two images: torch would bake in a batch of one
     with torch.no_grad():
@@ -89,12 +89,12 @@ def trace(
     if proto.ByteSize() > MAX_BYTES:
         raise TinyMIMError("the model is larger than 2 GB", "one ONNX file cannot hold more", "export a smaller model")
     strides = {name: round(size[0] / value.shape[2]) for name, value in seen.items() if value.ndim == 4}
-    outputs, boundaries = _finish(proto, original, output, list(seen), strides)
+    outputs, boundaries = _finish(proto, loaded, output, list(seen), strides)
     return Traced(proto, outputs, boundaries, found)
 
 
-def _wrap(model: Any, original: Original, output: str, unread: list[str]) -> nn.Module:
-    if original.part == "segmentor":
+def _wrap(model: Any, loaded: TorchModel, output: str, unread: list[str]) -> nn.Module:
+    if loaded.part == "segmentor":
         if output not in ("logits", "mask"):
             raise ConfigError(f"output={output!r} is unknown", "a segmentor gives logits or a mask", "choose one")
         if output == "mask" and model.decode_head.num_classes > 256:
@@ -104,13 +104,13 @@ def _wrap(model: Any, original: Original, output: str, unread: list[str]) -> nn.
                 "use --output logits and take the argmax yourself",
             )
         return SegmentorGraph(model, output, unread)
-    if original.outputs == ("features",):
+    if loaded.outputs == ("features",):
         return FeatureGraph(model)
     return PyramidGraph(model)
 
 
 def _finish(
-    proto: Any, original: Original, output: str, names: list[str], strides: dict[str, int]
+    proto: Any, loaded: TorchModel, output: str, names: list[str], strides: dict[str, int]
 ) -> tuple[tuple[str, ...], dict[str, list[str]]]:
     """Keep the real outputs, turn the others into named inner tensors, drop what a shipped file must not hold."""
     taps, levels = ([n for n in names if n.startswith(word)] for word in ("tap", "level"))
@@ -120,7 +120,7 @@ def _finish(
         "head": [n for n in names if n == "scores"],
         "upsampling": [n for n in names if n in ("logits", "mask")][-1:],
     }
-    outputs = (output,) if original.part == "segmentor" else original.outputs
+    outputs = (output,) if loaded.part == "segmentor" else loaded.outputs
     graph = proto.graph
     by_name = {value.name: value for value in graph.output}
     actual = [value.name for value in graph.output]  # equals ``names`` unless one tensor is two outputs

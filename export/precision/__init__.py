@@ -1,1 +1,26 @@
-"""Files of other precisions and graphs from a verified FP32 file: the floor that imports onnx, not torch."""
+"""Files of other precisions and graphs from a verified FP32 file. onnx is imported inside the functions, torch never.
+
+Importing the package registers the precisions, in the order in which help texts and reports list them.
+"""
+
+# isort: off
+from tinymim_export.precision.base import PRECISIONS, Built, Precision, Tolerance, register_precision
+from tinymim_export.precision.fp32 import Fp32
+from tinymim_export.precision.fp16 import Fp16
+from tinymim_export.precision.int8 import Int8
+from tinymim_export.precision.int8_dynamic import Int8Dynamic
+from tinymim_export.precision.int8_weights import Int8Weights
+# isort: on
+
+__all__ = [
+    "PRECISIONS",
+    "Built",
+    "Fp16",
+    "Fp32",
+    "Int8",
+    "Int8Dynamic",
+    "Int8Weights",
+    "Precision",
+    "Tolerance",
+    "register_precision",
+]

@@ -1,45 +1,31 @@
 """Does a file of another precision still give what the FP32 file gives? The rule for every precision is written here.
 
-The FP32 file was compared with PyTorch when it was exported; what is made from it is compared with it. Tensors by
-cosine, decisions by the share of equal pixels; on real photos where there are some, and on noise otherwise. Noise is no
-photo: there only the cosine decides (activations were never measured on noise), and not at all for static INT8.
+The FP32 file was compared with PyTorch when it was exported; what is made from it is compared with it: tensors by
+cosine, decisions by the share of equal pixels, on real photos where there are some and on noise otherwise. Noise is not
+a photo: only the cosine counts there, and static INT8 is not judged by it (its ranges were never measured on noise).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
 from tinymim_export.comparison import ParityResult, Row
+from tinymim_export.precision.base import Tolerance, find_precision
 from tinymim_export.precision.variants import APPROXIMATE
-from tinymim_export.runtime.metadata import first_line, graph_sha256, not_onnx, proto_metadata
+from tinymim_export.runtime.metadata import first_line, graph_sha256, not_onnx, precision_name, proto_metadata
 from tinymim_export.runtime.photos import to_input
 
-
-class Tolerance(NamedTuple):
-    """What a precision must reach against the FP32 file."""
-
-    cosine: float
-    equal_pixels: float
-
-
-TOLERANCE = {
-    "fp32": Tolerance(0.999999, 0.999),  # graph variants: rounding only
-    "fp16": Tolerance(0.9999, 0.99),
-    "int8-weights": Tolerance(0.999, 0.98),
-    "int8-dynamic": Tolerance(0.99, 0.95),
-    "int8": Tolerance(0.99, 0.90),
-}
 EARLY = 0.9  # of the pixels, where the decision comes before the up-sampling: its borders are coarser
 NOISE_BATCHES = (1, 3)
 
 
 def tolerance_of(meta: dict[str, Any]) -> Tolerance:
     """The tolerance for a file, from its metadata."""
-    found = TOLERANCE[(meta.get("precision") or {}).get("name", "fp32")]
+    found = find_precision(precision_name(meta)).tolerance
     if any(name in APPROXIMATE for name in meta.get("graph") or []):
         return found._replace(equal_pixels=min(found.equal_pixels, EARLY))
     return found
@@ -65,15 +51,14 @@ def compare_files(
         seed: Of the noise.
     """
     meta = proto_metadata(made)
-    precision = (meta.get("precision") or {}).get("name", "fp32")
-    tolerance = tolerance_of(meta)
+    precision, tolerance = find_precision(precision_name(meta)), tolerance_of(meta)
     shared = _shared(made, parent)
     theirs, ours = _session(parent, shared, file), _session(made, shared, file)
     names = list(dict.fromkeys([*(value.name for value in parent.graph.output), *shared]))
     result = ParityResult(file, graph_sha256=graph_sha256(made))
     if photos:
         result.rows += _rows(ours, theirs, names, photos, "photos", tolerance, shared)
-    if precision != "int8" or not photos:
+    if not (precision.needs_calibration and photos):
         free = isinstance(theirs.get_inputs()[0].shape[0], str) and isinstance(ours.get_inputs()[0].shape[0], str)
         for batch in NOISE_BATCHES if free else NOISE_BATCHES[:1]:
             noise = _noise((batch, *(size or _size(parent)), 3), ours, proto_metadata(parent), seed)
@@ -85,7 +70,7 @@ def summary(result: ParityResult, meta: dict[str, Any], parent_sha256: str) -> d
     """``parity`` of the metadata: worst figures, thresholds of the precision, and what it was compared with."""
     return result.summary() | {
         "thresholds": tolerance_of(meta)._asdict(),
-        "precision": (meta.get("precision") or {}).get("name", "fp32"),
+        "precision": precision_name(meta),
         "against": f"the FP32 file {parent_sha256[:12]}",
     }
 
@@ -182,7 +167,7 @@ def _rows(
     tolerance: Tolerance,
     inside: Sequence[str],
 ) -> list[Row]:
-    """One row an output over all the images; ``inside`` are inner tensors, not outputs."""
+    """One row per output over all the images; ``inside`` are inner tensors, not outputs."""
     shape = images[0][1].shape
     shape = (shape[0] * len(images), *shape[1:])
     rows, tallies = [Row(name, shape, source) for name in names], [_Tally() for _ in names]

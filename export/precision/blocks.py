@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from tinymim.errors import ConfigError
-from tinymim_export.precision.variants import Graph
+from tinymim_export.precision.onnx_graph import Graph
 from tinymim_export.runtime.metadata import proto_metadata
 
 LAYERS = ("Conv", "ConvTranspose", "MatMul", "Gemm", "MultiHeadAttention")
-RUN = 6  # layers in a block of a graph that says nothing of itself
+RUN = 6  # layers in a block of a graph without metadata
 
 
 def blocks_of(proto: Any) -> dict[str, list[str]]:
@@ -78,7 +78,7 @@ def _block_inputs(g: Graph, tensors: Sequence[str]) -> list[str]:
 
 
 def _nearest(g: Graph, node: Any, kind: str) -> list[Any]:
-    """The nearest nodes of a kind on every way backwards."""
+    """The nearest nodes of a kind on every path backwards."""
     found, stack, seen = [], list(node.input), set()
     while stack:
         name = stack.pop()
@@ -94,7 +94,7 @@ def _nearest(g: Graph, node: Any, kind: str) -> list[Any]:
 
 
 def _ancestors(g: Graph, tensors: Sequence[str]) -> list[Any]:
-    """Nodes that compute the tensors, in the order of the graph; ways through Shape are not followed."""
+    """Nodes that compute the tensors, in the order of the graph; paths through Shape are not followed."""
     seen: set[str] = set()
     stack = list(tensors)
     while stack:
@@ -109,7 +109,7 @@ def _ancestors(g: Graph, tensors: Sequence[str]) -> list[Any]:
 
 
 def _runs(g: Graph) -> dict[str, list[str]]:
-    """Runs of layers, for a graph that says nothing of itself."""
+    """Runs of layers, for a graph without metadata."""
     layers = [node.name for node in g.graph.node if node.op_type in LAYERS]
     return {f"layers {i + 1}-{min(i + RUN, len(layers))}": layers[i : i + RUN] for i in range(0, len(layers), RUN)}
 
@@ -124,7 +124,7 @@ def choose_blocks(blocks: dict[str, list[str]], wanted: Sequence[str]) -> list[s
     unknown = [name for name in wanted if name.replace(" ", "").lower() not in plain]
     if unknown:
         raise ConfigError(
-            f"this file has no block {unknown[0]!r}", f"its blocks are {', '.join(blocks)}", "name some of these"
+            f"this file has no block {unknown[0]!r}", f"its blocks are {', '.join(blocks)}", "name one or more of them"
         )
     chosen = {plain[name.replace(" ", "").lower()] for name in wanted}
     return [name for name in blocks if name in chosen]

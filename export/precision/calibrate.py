@@ -1,6 +1,6 @@
 """Calibration: which photos, what the network sees of them, and how far each activation reaches.
 
-A seeded choice of photos goes through the very code that runs at inference (:class:`Predictor`: OpenCV's resize, the
+A seeded choice of photos goes through the same code that runs at inference (:class:`Predictor`: OpenCV's resize, the
 file's own normalisation, its windows), then through the float file once; histograms of every tensor are kept, so a
 range can be read off by any method without another pass.
 """
@@ -63,7 +63,9 @@ def choose_photos(folder: str | Path, count: int = 64, seed: int = 0) -> PhotoSe
         raise ConfigError(f"--calibration-count {count} is not possible", "it counts photos", "e.g. 64")
     if not folder.is_dir():
         raise DataError(
-            f"no folder at {folder}", "--calibration wants a folder of photos like those of later use", "check the path"
+            f"no folder at {folder}",
+            "--calibration needs a folder of photos like those the file will see",
+            "check the path",
         )
     root = folder
     if (folder / "images").is_dir() and (folder / "annotations").is_dir():
@@ -194,7 +196,7 @@ class Histogram:
         """Count one tensor.
 
         Raises:
-            DataError: it holds values that are no numbers.
+            DataError: it holds values that are not numbers.
         """
         low, high = float(values.min()), float(values.max())
         if not (np.isfinite(low) and np.isfinite(high)):

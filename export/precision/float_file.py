@@ -1,7 +1,6 @@
 """An FP32 file, read once, and what can be made of it: graph variants applied, blocks known, ranges measured once."""
 
 import tempfile
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,29 +9,16 @@ import numpy as np
 
 from tinymim.errors import ConfigError
 from tinymim.files import sha256_file
+from tinymim_export.precision.base import PRECISIONS, find_precision
 from tinymim_export.precision.blocks import blocks_of
 from tinymim_export.precision.calibrate import Histogram, NetworkInputs, PhotoSet, choose_photos, measure
-from tinymim_export.precision.fp16 import to_half
-from tinymim_export.precision.qdq import (
-    check_opset,
-    find_targets,
-    insert_dynamic,
-    insert_static,
-    insert_weights,
-    observed,
-    prepare,
-)
-from tinymim_export.precision.variants import Graph, apply_variants
+from tinymim_export.precision.qdq import check_opset, find_targets, observed, prepare
+from tinymim_export.precision.variants import apply_variants
 from tinymim_export.runtime.engines import Engine, open_engine
-from tinymim_export.runtime.metadata import is_verified, load_proto, proto_metadata
+from tinymim_export.runtime.metadata import is_verified, load_proto, precision_name, proto_metadata
 from tinymim_export.runtime.photos import load_photos
 from tinymim_export.runtime.predictor import read_photo
 
-KINDS = {  # operators whose weights a precision turns into int8
-    "int8": ("Conv", "MatMul"),
-    "int8-dynamic": ("MatMul",),
-    "int8-weights": ("Conv", "ConvTranspose", "MatMul"),
-}
 CHECKED_PHOTOS = 8  # compared with the FP32 file
 
 
@@ -52,7 +38,7 @@ class FloatFile:
         self.path = Path(path)
         self.original = load_proto(path)
         meta = proto_metadata(self.original)
-        name = (meta.get("precision") or {}).get("name", "fp32")
+        name = precision_name(meta)
         if name != "fp32":
             raise ConfigError(
                 f"{path} is {name} already",
@@ -80,7 +66,9 @@ class FloatFile:
         self.photos = choose_photos(folder, count, seed)
         inputs = self.inputs = self.inputs or NetworkInputs(engine_of(self.proto, self.path.name))
         graph = prepare(_copy(self.proto))
-        tensors = observed(find_targets(graph, kinds=KINDS["int8"]))
+        calibrated = [precision for precision in PRECISIONS.values() if precision.needs_calibration]
+        operators = {operator for precision in calibrated for operator in precision.operators}
+        tensors = observed(find_targets(graph, operators))
         images = (inputs(path, seed + i) for i, path in enumerate(self.photos.photos))
         self.ranges = measure(graph.proto, tensors, images, count)
         self.notes += inputs.notes
@@ -90,29 +78,13 @@ class FloatFile:
     ) -> tuple[Any, dict[str, int], dict[str, int]]:
         """A new ModelProto in a precision, its layers by operator, and why others stayed in float."""
         made = _copy(self.proto)
-        layers: dict[str, int] = {}
-        left: dict[str, int] = {}
-        if precision == "fp16":
-            if clipped := to_half(made):
-                self.notes.append(f"{clipped} weights were too large for float16 and were clipped")
-        elif precision != "fp32":
-            graph = prepare(made)
-            outside = {node for block in excluded for node in self.blocks[block]}
-            possible = find_targets(graph, kinds=KINDS[precision])
-            targets = [target for target in possible if target.node.name not in outside]
-            layers = dict(Counter(target.node.op_type for target in targets))
-            left = _left(graph, precision, {t.node.name for t in targets}, {t.node.name for t in possible})
-            if precision == "int8":
-                insert_static(graph, targets, {name: h.range(method) for name, h in self.ranges.items()})
-            elif precision == "int8-dynamic":
-                insert_dynamic(graph, targets)
-            else:
-                insert_weights(graph, targets)
-        return made, layers, left
+        built = find_precision(precision).build(self, made, excluded, method)
+        self.notes += built.notes
+        return made, built.layers, built.left
 
     def about(self, precision: str, excluded: Sequence[str], method: str) -> dict[str, Any]:
         """``precision`` of the metadata."""
-        calibration = self.photos.about(method) if self.photos and precision == "int8" else None
+        calibration = self.photos.about(method) if self.photos and find_precision(precision).needs_calibration else None
         return {
             "name": precision,
             "parent_sha256": self.sha256,
@@ -140,25 +112,6 @@ def engine_of(proto: Any, name: str) -> Engine:
         path = Path(folder) / name
         path.write_bytes(proto.SerializeToString())
         return open_engine(path)
-
-
-def _left(graph: Graph, precision: str, done: set[str], possible: set[str]) -> dict[str, int]:
-    """Why layers stay in float -> how many."""
-    why: Counter[str] = Counter()
-    for node in graph.graph.node:
-        if node.name in done or node.op_type not in ("Conv", "ConvTranspose", "MatMul", "Gemm", "MultiHeadAttention"):
-            continue
-        if node.name in possible:
-            why["in excluded blocks"] += 1
-        elif node.op_type == "MultiHeadAttention" or not any(graph.constant(name) is not None for name in node.input):
-            why["products of activations (attention)"] += 1
-        elif node.op_type == "MatMul":
-            why["small or pooling products"] += 1
-        elif precision == "int8-dynamic":
-            why[f"{node.op_type} (not done dynamically)"] += 1
-        else:
-            why["first and last Conv" if node.op_type == "Conv" else f"{node.op_type} (no INT8 kernel)"] += 1
-    return dict(why)
 
 
 def _copy(proto: Any) -> Any:

@@ -1,19 +1,38 @@
 """FP16 for GPUs: half-precision weights and arithmetic, float32 at the input and the outputs.
 
 What converters are known to get wrong is kept simple here: casts stand at the graph's input and outputs and nowhere
-else, weights beyond float16's range are clipped and counted, values that are no numbers any more are found by
+else, weights beyond float16's range are clipped and counted, values that are not numbers any more are found by
 verification, and a Resize keeps its scales in float32, as ONNX demands.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tinymim.errors import ConfigError
-from tinymim_export.precision.variants import attribute
+from tinymim_export.precision.base import Built, Precision, Tolerance, register_precision
+from tinymim_export.precision.onnx_graph import attribute
+
+if TYPE_CHECKING:
+    from tinymim_export.precision.float_file import FloatFile
 
 LARGEST, SMALLEST = 65504.0, 2.0**-24
 STAY_FLOAT = {"Resize": (1, 2)}  # operator -> inputs that ONNX wants in float32
+
+
+@register_precision
+class Fp16(Precision):
+    """float16 weights and arithmetic."""
+
+    name, title = "fp16", "FP16"
+    about = "float16 weights and arithmetic, float32 in and out: for GPUs"
+    tolerance = Tolerance(0.9999, 0.99)
+    targets = ("onnxruntime cuda", "onnxruntime tensorrt")  # on a CPU it is float32 with casts
+
+    def build(self, source: "FloatFile", made: Any, excluded: Sequence[str], method: str) -> Built:
+        clipped = to_half(made)
+        return Built(notes=[f"{clipped} weights were too large for float16 and were clipped"] if clipped else ())
 
 
 def to_half(proto: Any) -> int:
@@ -83,7 +102,7 @@ def to_half(proto: Any) -> int:
 
 
 def _cast_ends(graph: Any, kind: Any) -> None:
-    """One Cast behind the float32 input, one in front of every float32 output."""
+    """One Cast after the float32 input, one before every float32 output."""
     import onnx
 
     first, last, rename = [], [], {}

@@ -5,10 +5,10 @@ What ONNX Runtime's CPU kernels do decides the form (measured on ViT-T, a Xeon w
 - activations uint8 with a zero point, weights int8 symmetric: the pair VNNI and AMX multiply (unsigned by signed), and
   the one OpenVINO expects; signed activations were no faster;
 - the result of a MatMul is NOT quantised (the stock tool does): ONNX Runtime then runs one MatMulIntegerToFloat, the
-  residual stream keeps its precision, and a Q/DQ pair a layer is saved;
-- the result of a Conv must be quantised, or the Conv runs in float; a Relu behind it goes inside;
-- weight-only files hold int8 weights behind Cast and Mul, which runtimes fold into float weights when they load the
-  file: the speed of FP32. DequantizeLinear in their place becomes MatMulNBits on ONNX Runtime's CPU: 1.4 to 2 times
+  residual stream keeps its precision, and one Q/DQ pair per layer is saved;
+- the result of a Conv must be quantised, or the Conv runs in float; a Relu after it moves inside;
+- weight-only files hold int8 weights followed by Cast and Mul, which runtimes fold into float weights when they load
+  the file: the speed of FP32. DequantizeLinear in their place becomes MatMulNBits on ONNX Runtime's CPU: 1.4 to 2 times
   slower than FP32 here;
 - products of two activations (attention's q k^T and p v), softmax and normalisation stay in float, and so do the last
   convolution (its result decides the class and would be cut to 256 levels) and the one that reads the image (the error
@@ -19,21 +19,20 @@ uint8 x int8 products in 16 bits, and 255 * 127 * 2 overflows where 255 * 63 * 2
 It costs little: cosine of a trained ViT-T's features 0.99975 in place of 0.99984, mIoU 0.02 points of 33.75.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from tinymim.errors import ConfigError
-from tinymim_export.precision.variants import Graph, attribute
+from tinymim_export.precision.onnx_graph import Graph, attribute
 
 MAX_OPSET = 20  # see check_opset
 WEIGHT_BITS = 7  # signed, in products with uint8
 MIN_WEIGHTS = 512  # values; smaller products (pooling by matrices) gain nothing
 BEFORE_THE_FIRST = {"Cast", "Mul", "Add", "Sub", "Div", "Pad", "Identity"}
 AFTER_THE_LAST = {"Resize", "ArgMax", "Cast", "Slice", "Squeeze", "Identity", "Softmax", "Sigmoid", "Greater"}
-Ranges = Mapping[str, tuple[float, float]]  # tensor -> smallest and largest value to represent
 
 
 @dataclass
@@ -44,7 +43,7 @@ class Target:
     data: str  # activation
     weight: str  # initializer
     axis: int  # of its output channels
-    result: str  # of Conv: the tensor that gets a Q/DQ pair (behind a Relu); "" for MatMul
+    result: str  # of Conv: the tensor that gets a Q/DQ pair (after a Relu); "" for MatMul
 
 
 def check_opset(proto: Any) -> None:
@@ -90,15 +89,18 @@ def prepare(proto: Any) -> Graph:
     return g
 
 
-def find_targets(g: Graph, kinds: Collection[str]) -> list[Target]:
-    """Nodes of some kinds to quantise: those with constant float32 weights.
+def find_targets(g: Graph, operators: Collection[str], *, first_and_last: bool = False) -> list[Target]:
+    """Nodes of some operators that can be quantised: those with constant float32 weights.
 
-    The first and the last convolutions stay out as well where activations are quantised.
+    Args:
+        g: The graph, prepared.
+        operators: Out of Conv, ConvTranspose, MatMul.
+        first_and_last: Also the convolutions that read the image or decide the class.
     """
-    ends = set() if "ConvTranspose" in kinds else _first_convolutions(g) | _last_convolutions(g)
+    ends = set() if first_and_last else _first_convolutions(g) | _last_convolutions(g)
     targets = []
     for node in g.graph.node:
-        weight = g.constant(node.input[1]) if node.op_type in kinds and len(node.input) > 1 else None
+        weight = g.constant(node.input[1]) if node.op_type in operators and len(node.input) > 1 else None
         if weight is None or weight.dtype != np.float32 or weight.size < MIN_WEIGHTS:
             continue
         if node.op_type == "MatMul" and weight.ndim == 2:
@@ -175,128 +177,7 @@ def activation_scale(low: float, high: float) -> tuple[np.float32, np.uint8]:
     return scale, np.uint8(np.clip(round(-low / float(scale)), 0, 255))
 
 
-def insert_static(g: Graph, targets: Collection[Target], ranges: Ranges) -> None:
-    """Q/DQ pairs around the targets (in place): the form that runtimes fuse into INT8 products."""
-    import onnx
-
-    make = onnx.helper.make_node
-    made: dict[str, tuple[str, np.float32]] = {}  # tensor -> its dequantised name, its scale
-    results = {t.result for t in targets if t.result}
-
-    def pair(name: str, source: str, out: str) -> list[Any]:
-        scale, zero = activation_scale(*ranges[name])
-        given = [g.add_constant(f"{name}_scale", np.array(scale)), g.add_constant(f"{name}_zero", np.array(zero))]
-        made[name] = (out, scale)
-        return [
-            make("QuantizeLinear", [source, *given], [f"{name}_u8"], name=f"{name}_Q"),
-            make("DequantizeLinear", [f"{name}_u8", *given], [out], name=f"{name}_DQ"),
-        ]
-
-    by_node = {id(t.node): t for t in targets}
-    nodes: list[Any] = []
-    for node in g.graph.node:
-        target = by_node.get(id(node))
-        if target is not None:
-            if target.data not in made:
-                nodes += pair(target.data, target.data, f"{target.data}_dq")
-            data, scale = made[target.data]
-            nodes += _weights(g, target, float(scale))
-            node.input[0] = data
-        nodes.append(node)
-        for i, name in enumerate(node.output):
-            if name in results:  # the pair gives the old name: who reads it, and --split, need not know
-                node.output[i] = f"{name}_float"
-                nodes += pair(name, node.output[i], name)
-    _store(g, nodes)
-
-
-def _weights(g: Graph, target: Target, data_scale: float) -> list[Any]:
-    """DequantizeLinear nodes for a target's weight and a convolution's bias (int32)."""
-    import onnx
-
-    node, weight = target.node, g.constant(target.weight)
-    assert weight is not None
-    bias = g.constant(node.input[2]) if node.op_type == "Conv" and len(node.input) > 2 else None
-    floor = 0.0 if bias is None else np.abs(bias) / (data_scale * 2.0**30)
-    levels, scale = quantise_weight(weight, target.axis, WEIGHT_BITS, floor)
-    out = []
-
-    def dequantise(at: int, values: np.ndarray, scales: np.ndarray, axis: int) -> None:
-        name = f"{node.name}_{'weight' if at == 1 else 'bias'}"
-        inputs = [
-            g.add_constant(f"{name}_{kind}", v)
-            for kind, v in (("int", values), ("scale", scales), ("zero", np.zeros(scales.shape, values.dtype)))
-        ]
-        out.append(onnx.helper.make_node("DequantizeLinear", inputs, [f"{name}_dq"], name=f"{name}_DQ", axis=axis))
-        node.input[at] = f"{name}_dq"
-
-    dequantise(1, levels, scale, target.axis)
-    if bias is not None:
-        steps = scale * np.float32(data_scale)
-        dequantise(2, np.rint(bias / steps.astype(np.float64)).astype(np.int32), steps, 0)
-    return out
-
-
-def insert_dynamic(g: Graph, targets: Collection[Target]) -> None:
-    """Activations quantised at run time by each tensor's own range (in place); MatMul only."""
-    import onnx
-
-    make = onnx.helper.make_node
-    by_node = {id(t.node): t for t in targets}
-    made: set[str] = set()
-    nodes: list[Any] = []
-    for node in g.graph.node:
-        target = by_node.get(id(node))
-        if target is None:
-            nodes.append(node)
-            continue
-        weight = g.constant(target.weight)
-        assert weight is not None
-        levels, scale = quantise_weight(weight, target.axis, WEIGHT_BITS)
-        data, out = target.data, node.output[0]
-        parts = [f"{data}_u8", f"{data}_scale", f"{data}_zero"]
-        if data not in made:
-            nodes.append(make("DynamicQuantizeLinear", [data], parts, name=f"{data}_Q"))
-            made.add(data)
-        name = node.name
-        given = [g.add_constant(f"{name}_weight_int", levels), g.add_constant(f"{name}_weight_scale", scale)]
-        zero = g.add_constant(f"{name}_weight_zero", np.zeros(scale.shape, np.int8))
-        nodes += [
-            make("MatMulInteger", [parts[0], given[0], parts[2], zero], [f"{out}_int"], name=name),
-            make("Cast", [f"{out}_int"], [f"{out}_cast"], name=f"{name}_cast", to=onnx.TensorProto.FLOAT),
-            make("Mul", [parts[1], given[1]], [f"{out}_step"], name=f"{name}_step"),
-            make("Mul", [f"{out}_cast", f"{out}_step"], [out], name=f"{name}_scaled"),
-        ]
-    _store(g, nodes)
-
-
-def insert_weights(g: Graph, targets: Collection[Target]) -> None:
-    """Only the weights in int8 (in place): float arithmetic, a quarter of the size."""
-    import onnx
-
-    by_node = {id(t.node): t for t in targets}
-    made: dict[str, str] = {}
-    nodes: list[Any] = []
-    for node in g.graph.node:
-        target = by_node.get(id(node))
-        if target is not None and target.weight not in made:
-            weight, name = g.constant(target.weight), target.weight
-            assert weight is not None
-            levels, scale = quantise_weight(weight, target.axis)
-            shape = [-1 if i == target.axis else 1 for i in range(weight.ndim)]
-            given = [g.add_constant(f"{name}_int", levels), g.add_constant(f"{name}_scale", scale.reshape(shape))]
-            made[name] = f"{name}_float"
-            nodes += [
-                onnx.helper.make_node("Cast", given[:1], [f"{name}_cast"], name=f"{name}_cast", to=1),
-                onnx.helper.make_node("Mul", [f"{name}_cast", given[1]], [made[name]], name=made[name]),
-            ]
-        if target is not None:
-            node.input[1] = made[target.weight]
-        nodes.append(node)
-    _store(g, nodes)
-
-
-def _store(g: Graph, nodes: Collection[Any]) -> None:
+def store(g: Graph, nodes: Collection[Any]) -> None:
     """Replace the node list, then drop the float weights nobody reads any more."""
     copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
     del g.graph.node[:]

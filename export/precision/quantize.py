@@ -1,12 +1,8 @@
 """FP32 file in, file of another precision out: converted, compared with the FP32 file, described in its metadata.
 
-fp16           float16 weights and arithmetic, float32 in and out: for GPUs
-int8           static: activations quantised by ranges measured on real photos, weights per channel; for CPUs
-int8-dynamic   linear layers only, activations quantised by each image's own range: no calibration photos
-int8-weights   int8 weights, float arithmetic: a quarter of the size at FP32's speed
-fp32           graph variants only (tinymim_export.precision.variants)
+The precisions are those of :data:`tinymim_export.precision.PRECISIONS`, one file of this room each.
 
-BF16 is no file: ONNX Runtime has no bfloat16 products on CPUs. OpenVINO runs the FP32 file in it.
+BF16 is not a precision of a file: ONNX Runtime has no bfloat16 products on CPUs. OpenVINO runs the FP32 file in it.
 """
 
 import json
@@ -20,10 +16,11 @@ from tinymim.errors import CheckFailed, ConfigError
 from tinymim.files import atomic_path, environment, sha256_file, write_json
 from tinymim_export.comparison import ParityResult
 from tinymim_export.precision.agreement import compare_files, summary, tolerance_of
+from tinymim_export.precision.base import PRECISIONS, by_block, find_precision
 from tinymim_export.precision.blocks import choose_blocks
 from tinymim_export.precision.calibrate import METHODS
 from tinymim_export.precision.float_file import FloatFile
-from tinymim_export.runtime.metadata import PRECISIONS, load_proto, proto_metadata, save_proto, write_metadata
+from tinymim_export.runtime.metadata import load_proto, proto_metadata, save_proto, write_metadata
 
 __all__ = ["PRECISIONS", "FloatFile", "QuantizeResult", "check_options", "quantize", "verify_file"]
 
@@ -46,7 +43,7 @@ class QuantizeResult:
         parity: Comparison with the FP32 file.
         verified: Compared, and the FP32 file itself was verified against PyTorch.
         notes: Sentences.
-        steps: What the automatic exclusion did: {"excluded", "miou", "drop"}, one entry a step.
+        steps: What the automatic exclusion did: {"excluded", "miou", "drop"}, one entry per step.
     """
 
     file: str
@@ -88,7 +85,7 @@ class QuantizeResult:
 
     def _remarks(self) -> list[str]:
         out = []
-        if self.precision.startswith("int8"):
+        if by_block(self.precision):
             count = ", ".join(f"{n} {op}" for op, n in self.layers.items())
             out.append(f"in INT8: {count or 'nothing'}")
             if self.left:
@@ -129,7 +126,8 @@ def quantize(
         onnx_in: FP32 file.
         onnx_out: File to write.
         precision: One of :data:`PRECISIONS`.
-        calibration: Folder of photos like those of later use ("int8" only); the file list is kept in the metadata.
+        calibration: Folder of photos like those the file will see, for a precision that needs them ("int8"); the list
+            of files is kept in the metadata.
         count: Calibration photos.
         seed: Of their choice.
         method: How a range is read off: "percentile", "entropy" or "minmax".
@@ -151,11 +149,11 @@ def quantize(
         )
     source = source or FloatFile(onnx_in, graph)
     excluded = choose_blocks(source.blocks, exclude)
-    if precision == "int8" and not source.ranges:
+    if find_precision(precision).needs_calibration and not source.ranges:
         assert calibration is not None
         source.calibrate(calibration, count, seed)
     made, layers, left = source.build(precision, excluded, method)
-    if precision.startswith("int8") and not layers:
+    if by_block(precision) and not layers:
         raise ConfigError(
             f"nothing of {onnx_in.name} would be in INT8",
             "every block is excluded" if excluded else "it has no layer with constant float32 weights",
@@ -248,23 +246,19 @@ def check_options(precision: str, calibration: Any, method: str, exclude: Sequen
             "ONNX Runtime has no bfloat16 products on CPUs; OpenVINO runs the FP32 file in bfloat16",
             "export without --precision, then: tinymim bench FILE.onnx --runtime openvino --precision bf16",
         )
-    if precision not in PRECISIONS:
-        raise ConfigError(
-            f"precision {precision!r} is unknown", f"known: {', '.join(PRECISIONS)}", "choose one of them"
-        )
+    kind = find_precision(precision)
     if method not in METHODS:
         raise ConfigError(f"calibration method {method!r} is unknown", f"known: {', '.join(METHODS)}", "choose one")
-    if precision == "int8" and calibration is None:
+    if kind.needs_calibration and calibration is None:
         raise ConfigError(
-            "static INT8 needs photos",
-            "it fixes the range of every activation beforehand, and only photos like those of later use show them",
+            f"{kind.title} needs photos",
+            "it fixes the range of every activation beforehand, and only photos like those the file will see show them",
             "add --calibration FOLDER, or use --precision int8-dynamic",
         )
-    if precision != "int8" and calibration is not None:
-        raise ConfigError(
-            f"--calibration does nothing for {precision}", "only static INT8 measures ranges", "leave it out"
-        )
-    if exclude and not precision.startswith("int8"):
+    if not kind.needs_calibration and calibration is not None:
+        able = " and ".join(other.title for other in PRECISIONS.values() if other.needs_calibration)
+        raise ConfigError(f"--calibration does nothing for {precision}", f"only {able} measures ranges", "leave it out")
+    if exclude and not kind.operators:
         raise ConfigError(f"{precision} excludes no blocks", "only INT8 is made block by block", "leave the blocks out")
 
 
@@ -288,7 +282,7 @@ def _agree(source: FloatFile, made: Any, file: str, photos: str | Path | None, s
             f"{failed}; tolerance of {' + '.join([meta['precision']['name'], *(meta.get('graph') or [])])}: "
             f"cosine {tolerance.cosine:g}, equal pixels {100 * tolerance.equal_pixels:g} %",
             "find the blocks that suffer with --sensitivity --data FOLDER and leave them in float with --exclude-blocks"
-            if meta["precision"]["name"].startswith("int8")
+            if by_block(meta["precision"]["name"])
             else "use another precision, or fewer graph variants",
         )
     return parity

@@ -16,9 +16,11 @@ import numpy as np
 from tinymim.errors import CheckFailed, ConfigError
 from tinymim.files import environment, write_json
 from tinymim.progress import Progress
+from tinymim_export.precision.base import find_precision
 from tinymim_export.precision.blocks import blocks_of, choose_blocks
-from tinymim_export.precision.float_file import KINDS, FloatFile
-from tinymim_export.precision.qdq import find_targets, prepare
+from tinymim_export.precision.float_file import FloatFile
+from tinymim_export.precision.layerwise import LayerwisePrecision
+from tinymim_export.precision.qdq import prepare
 from tinymim_export.precision.quantize import QuantizeResult, check_options, quantize
 from tinymim_export.runtime.metadata import save_proto, write_metadata
 from tinymim_export.runtime.miou import EvalResult, evaluate
@@ -79,7 +81,7 @@ class SensitivityResult:
         return json.dumps(value, indent=1)
 
     def table(self) -> list[list[str]]:
-        """Heading and one line a block."""
+        """Heading and one line per block."""
         lines = [["in INT8", "layers", "mIoU %", "lost", "equal pixels %", "classes that lose most"]]
         for row in self.rows:
             classes = [(name, loss) for name, loss in row.class_drop.items() if loss > 0][:WORST_CLASSES]
@@ -176,17 +178,17 @@ def sensitivity(
     Raises:
         ConfigError, DataError: files, options or photos that do not fit.
     """
-    calibration = calibration or data if precision == "int8" else None
+    kind = find_precision(precision)
+    calibration = calibration or data if kind.needs_calibration else None
     check_options(precision, calibration, method, ())
-    if not precision.startswith("int8"):
+    if not isinstance(kind, LayerwisePrecision):
         raise ConfigError(f"{precision} is not made block by block", "only INT8 is", "use --precision int8")
     source = source or FloatFile(fp32_onnx, graph)
-    if precision == "int8" and not source.ranges:
-        assert calibration is not None
+    if calibration is not None and not source.ranges:
         source.calibrate(calibration, count, seed)
     with tempfile.TemporaryDirectory() as folder:
         score = _Scorer(source, data, method, {**(scoring or {}), "limit": limit}, Path(folder))
-        rows = _by_block(source, precision, score)
+        rows = _by_block(source, kind, score)
     about = source.about(precision, (), method)
     return SensitivityResult(
         file=str(fp32_onnx),
@@ -201,9 +203,11 @@ def sensitivity(
     )
 
 
-def _by_block(source: FloatFile, precision: str, score: Callable[..., SensitivityRow]) -> list[SensitivityRow]:
+def _by_block(
+    source: FloatFile, precision: LayerwisePrecision, score: Callable[..., SensitivityRow]
+) -> list[SensitivityRow]:
     """Every block that has something to quantise, alone; then all of them."""
-    targets = {t.node.name for t in find_targets(prepare(source.proto), KINDS[precision])}
+    targets = {target.node.name for target in precision.layers(prepare(source.proto))}
     blocks = [name for name, nodes in source.blocks.items() if targets & set(nodes)]
     if not blocks:
         raise ConfigError(
@@ -212,9 +216,9 @@ def _by_block(source: FloatFile, precision: str, score: Callable[..., Sensitivit
     progress = Progress("sensitivity", len(blocks) + 1)
     rows = []
     for i, block in enumerate(blocks):
-        rows.append(score(block, precision, [name for name in source.blocks if name != block]))
+        rows.append(score(block, precision.name, [name for name in source.blocks if name != block]))
         progress.update(i + 1)
-    rows.append(score("all", precision, ()))
+    rows.append(score("all", precision.name, ()))
     progress.update(len(blocks) + 1)
     progress.close()
     return rows
@@ -262,12 +266,11 @@ def quantize_within(
         CheckFailed: no set of blocks holds the budget, or the file disagrees with the FP32 file; nothing is left.
         ConfigError, DataError: files, options or photos that do not fit.
     """
-    calibration = calibration or data if precision == "int8" else None
+    calibration = calibration or data if find_precision(precision).needs_calibration else None
     check_options(precision, calibration, method, exclude)
     source = FloatFile(fp32_onnx, graph)
     excluded = choose_blocks(source.blocks, exclude)
-    if precision == "int8":
-        assert calibration is not None
+    if calibration is not None:
         source.calibrate(calibration, count, seed)
     steps: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:

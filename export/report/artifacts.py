@@ -1,4 +1,4 @@
-"""Where a line's facts come from: run folders, .pth and .onnx files, result files. No torch."""
+"""Where the facts about a lineage come from: run folders, .pth and .onnx files, result files. No torch."""
 
 import ast
 import contextlib
@@ -7,7 +7,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,16 @@ from typing import Any
 from tinymim.errors import DataError
 from tinymim.files import sha256_file
 from tinymim_export.bench.stats import bootstrap_miou
-from tinymim_export.report.lineage import PYTORCH, TUNED, Counts, File, Line, Score, Time, data_key
+from tinymim_export.report.lineage import PYTORCH, TUNED, Counts, File, Lineage, Score, Time, data_key
 from tinymim_export.report.page import hide_paths, read_metrics
 from tinymim_export.report.plots import thin
 from tinymim_export.report.tensor_shapes import read_weights
+from tinymim_export.runtime.engines.base import DEFAULT, engine_label, packages, provider_word
 from tinymim_export.runtime.metadata import decode, not_onnx
 
 WEIGHTS = ("segmentor.pth", "student.pth", "student.safetensors")
 KINDS = ("export", "eval", "bench", "tune", "sensitivity", "compare", "lineage")
 STAMP = ("cpu", "cores", "platform", "machine", "cpu_features", "gpu")  # times compare only where these are equal
-RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "openvino")  # and the versions of these
 CURVES = ("loss", "val_loss", "mIoU")
 
 
@@ -44,9 +44,9 @@ def weights_file(path: Path) -> File:
         f"{path.resolve().parent.name}/{path.name}",
         "segmentor" if segmentor else "teacher" if teacher else "student",
         parents={
-            relation: meta[f"{relation}_sha256"]
+            name: sha
             for relation in ("teacher", "student")
-            if meta.get(f"{relation}_sha256")
+            for name, sha in _numbered(relation, str(meta.get(f"{relation}_sha256") or "").split(" + ")).items()
         },
         mib=path.stat().st_size / 2**20,
         parameters=sum(counted) or None,
@@ -56,22 +56,23 @@ def weights_file(path: Path) -> File:
     )
 
 
-def run_folder(folder: Path) -> Line:
-    """What a run folder says of the weights it made."""
+def run_folder(folder: Path) -> Lineage:
+    """What a run folder records about the weights it made."""
     path = next(folder / name for name in WEIGHTS if (folder / name).is_file())
-    file, line = weights_file(path), Line()
+    file, lineage = weights_file(path), Lineage()
     env = _json(folder / "env.json") or {}
-    inputs, line.files = env.get("inputs", {}), [file]
+    inputs, lineage.files = env.get("inputs", {}), [file]
     for relation in ("teacher", "student"):
-        about = inputs.get(relation)
-        if about and about.get("sha256"):
-            file.parents.setdefault(relation, about["sha256"])
-            line.files.append(File(about["sha256"], about.get("file") or "not given", relation, given=False))
+        about = inputs.get(relation) or []
+        given = {item.get("sha256"): item for item in (about if isinstance(about, list) else [about])}
+        for name, sha in _numbered(relation, given).items():
+            file.parents.setdefault(name, sha)
+            lineage.files.append(File(sha, given[sha].get("file") or "not given", relation, given=False))
     file.data, file.recipe_sha256 = inputs.get("data"), inputs.get("recipe_sha256")
     file.config_sha256 = file.config_sha256 or inputs.get("config_sha256")
     file.environment = {key: env[key] for key in ("cpu", "cores", "platform", "gpu", "versions") if key in env} or None
-    told = env.get("outputs", {}).get(path.name)
-    if told not in (None, file.sha256):
+    recorded = env.get("outputs", {}).get(path.name)
+    if recorded not in (None, file.sha256):
         file.notes.append("this file was changed after its run wrote it")
     if env.get("earlier"):
         file.notes.append(f"the run was resumed with another machine or input {len(env['earlier'])} time(s)")
@@ -85,8 +86,14 @@ def run_folder(folder: Path) -> Line:
         file.curves = {name: [list(p) for p in thin(metrics[name], 120)] for name in CURVES if name in metrics}
     scored = _json(folder / "result.json")
     if scored and path.name == "segmentor.pth":
-        line.scores.append(_score(scored, file.sha256, PYTORCH, f"{folder.name}/result.json"))
-    return line
+        lineage.scores.append(_score(scored, file.sha256, PYTORCH, f"{folder.name}/result.json"))
+    return lineage
+
+
+def _numbered(relation: str, hashes: Iterable[str | None]) -> dict[str, str]:
+    """Hashes of files of one relation by name: "teacher", "teacher 2", ..."""
+    found = list(dict.fromkeys(sha for sha in hashes if sha))
+    return {f"{relation} {i}" if i > 1 else relation: sha for i, sha in enumerate(found, 1)}
 
 
 def flat_settings(text: str) -> dict[str, Any]:
@@ -160,26 +167,26 @@ def result_kind(value: Any) -> str | None:
     if not isinstance(value, dict):
         return None
     kind = str(value.get("kind", "")).removeprefix("tinymim.")
-    if kind in KINDS and (kind != "compare" or "models" in value):  # two benches compared bear that name, too
+    if kind in KINDS and (kind != "compare" or "models" in value):  # a comparison of two benches has that name, too
         return kind
     return "demo" if {"settings", "environment", "stages"} <= value.keys() else None
 
 
-def result_file(path: Path, value: dict[str, Any]) -> Line:
+def result_file(path: Path, value: dict[str, Any]) -> Lineage:
     """What a result file says.
 
     Raises:
         DataError: it lacks what its kind promises.
     """
-    readers: dict[str, Callable[[dict[str, Any], str], Line]] = {
-        "export": lambda v, s: Line(exports=[v | {"source": s}]),
+    readers: dict[str, Callable[[dict[str, Any], str], Lineage]] = {
+        "export": lambda v, s: Lineage(exports=[v | {"source": s}]),
         "eval": _eval,
         "bench": _bench,
         "tune": lambda v, s: _tune(v, path),
-        "sensitivity": lambda v, s: Line(sensitivity=[v | {"source": s}]),
+        "sensitivity": lambda v, s: Lineage(sensitivity=[v | {"source": s}]),
         "compare": _compare,
         "demo": _demo,
-        "lineage": lambda v, s: Line.from_dict(v),
+        "lineage": lambda v, s: Lineage.from_dict(v),
     }
     kind = result_kind(value) or ""
     try:
@@ -192,65 +199,63 @@ def result_file(path: Path, value: dict[str, Any]) -> Line:
         ) from error
 
 
-def _eval(value: dict[str, Any], source: str) -> Line:
-    return Line(scores=[_score(value, value["sha256"], value["engine"], source)])
+def _eval(value: dict[str, Any], source: str) -> Lineage:
+    return Lineage(scores=[_score(value, value["sha256"], value["engine"], source)])
 
 
-def _bench(value: dict[str, Any], source: str) -> Line:
+def _bench(value: dict[str, Any], source: str) -> Lineage:
     rows = value["rows"]
-    return Line(times=[_time(row, value["environment"], source, rows[0]) for row in rows])
+    return Lineage(times=[_time(row, value["environment"], source, rows[0]) for row in rows])
 
 
-def _tune(value: dict[str, Any], path: Path) -> Line:
+def _tune(value: dict[str, Any], path: Path) -> Lineage:
     """The tuner's candidates. Their full scores lie in the folder "scores" beside it; the written winner shares its
     original's."""
-    line = Line(verdicts=[value | {"source": path.name}])
+    lineage = Lineage(verdicts=[value | {"source": path.name}])
     full = [
         score
         for near in _by_age((path.parent / "scores").glob("*.json"))
         for score in result_file(near, _json(near) or {}).scores
     ]
-    line.scores += full
+    lineage.scores += full
     for row in value["candidates"]:
-        line.times.append(_time(row, value["environment"], path.name, value["candidates"][0]))
+        lineage.times.append(_time(row, value["environment"], path.name, value["candidates"][0]))
         own = [s for s in full if (s.sha256, s.engine) == (row.get("copy_of", row["sha256"]), _engine(row))]
         if own:
-            line.scores += [replace(score, sha256=row["sha256"]) for score in own]
+            lineage.scores += [replace(score, sha256=row["sha256"]) for score in own]
             continue
         score = _score(row, row["sha256"], _engine(row), path.name)
         score.data = " ".join(map(str, [TUNED, path.name, score.folder, score.images, score.mode]))
         if row["verdict"] != "BASELINE":
             score.loss, score.loss_interval = float(row["drop"]), list(row["drop_interval"])
-        line.scores.append(score)
-    return line
+        lineage.scores.append(score)
+    return lineage
 
 
-def _compare(value: dict[str, Any], source: str) -> Line:
+def _compare(value: dict[str, Any], source: str) -> Lineage:
     """What tools/compare_segmentors.py scored and timed."""
-    line = _bench(value["measure"], source) if value.get("measure") else Line()
+    lineage = _bench(value["measure"], source) if value.get("measure") else Lineage()
     for seeds in value["models"].values():
         scores = [stages["score"] for stages in seeds.values() if "score" in stages]
-        line.scores += [_score(score, score["sha256"], score["engine"], source) for score in scores]
-    return line
+        lineage.scores += [_score(score, score["sha256"], score["engine"], source) for score in scores]
+    return lineage
 
 
-def _demo(value: dict[str, Any], source: str) -> Line:
-    """The demo's record: latency and mIoU of its file; its score names no photos, so it compares with nothing."""
-    line, measured = Line(), value["stages"].get("measure", {})
+def _demo(value: dict[str, Any], source: str) -> Lineage:
+    """The demo's record: latency and mIoU of its file; its score names no photos, so it is compared with nothing."""
+    lineage, measured = Lineage(), value["stages"].get("measure", {})
     for row in measured.get("rows", []):
-        line.times.append(_time(row, measured.get("environment", value["environment"]), source, row))
-    if line.times and "onnx" in measured:
-        line.scores.append(_score(measured["onnx"], line.times[0].sha256, line.times[0].engine, source))
-    return line
+        lineage.times.append(_time(row, measured.get("environment", value["environment"]), source, row))
+    if lineage.times and "onnx" in measured:
+        lineage.scores.append(_score(measured["onnx"], lineage.times[0].sha256, lineage.times[0].engine, source))
+    return lineage
 
 
 def _engine(row: dict[str, Any]) -> str:
     """Label of the engine a row was taken on."""
     if row.get("engine"):
         return str(row["engine"])
-    provider = {"CPUExecutionProvider": "cpu", "CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "tensorrt"}
-    where = provider.get(row["provider"], row["provider"])
-    return " ".join(filter(None, (row.get("runtime") or "onnxruntime", where, row.get("precision"))))
+    return engine_label(row.get("runtime") or DEFAULT, provider_word(row["provider"]), row.get("precision"))
 
 
 def _score(value: dict[str, Any], sha: str, engine: str, source: str) -> Score:
@@ -282,9 +287,9 @@ def _score(value: dict[str, Any], sha: str, engine: str, source: str) -> Score:
 def _time(row: dict[str, Any], env: dict[str, Any], source: str, first: dict[str, Any]) -> Time:
     """A time, and its ratio to the ``first`` row of its result.
 
-    Its place carries a short hash of everything that decides the speed, see STAMP.
+    Its place carries a short hash of everything that decides the speed: see STAMP, and the runtimes' packages.
     """
-    stamp = [env.get(key) for key in STAMP] + [env.get("versions", {}).get(name) for name in RUNTIMES]
+    stamp = [env.get(key) for key in STAMP] + [env.get("versions", {}).get(name) for name in packages()]
     tag = hashlib.sha256(json.dumps(stamp).encode()).hexdigest()[:4]
     machine = f"{row.get('gpu') or env.get('gpu') or env['cpu']}, {env['cores']} cores [{tag}]"
     size = "x".join(map(str, row["shape"]))
@@ -302,60 +307,60 @@ def _time(row: dict[str, Any], env: dict[str, Any], source: str, first: dict[str
     )
 
 
-def read_paths(paths: list[Path]) -> Line:
+def read_paths(paths: list[Path]) -> Lineage:
     """Everything that files and folders say, joined.
 
     Args:
         paths: Run folders, .pth, .onnx and result files, or folders searched for these.
 
     Raises:
-        DataError: a path that is missing or nothing of ours, or a folder without anything.
+        DataError: a path that is missing or not one of ours, or a folder without anything.
     """
-    line = Line()
+    lineage = Lineage()
     for path in paths:
         for part in _read(path):
-            line.add(part)
-    line.join()
-    return line
+            lineage.add(part)
+    lineage.join()
+    return lineage
 
 
-def _read(path: Path) -> Iterator[Line]:
+def _read(path: Path) -> Iterator[Lineage]:
     """The facts of one path, oldest result first."""
     if path.is_dir():
         yield from _search(path)
     elif path.suffix == ".onnx" and path.is_file():
         file = onnx_file(path)
-        yield Line([file])
+        yield Lineage([file])
         beside = [*path.parent.glob("*.json"), *path.parent.glob(f"{path.stem}.tune/tune.json")]
         for near in _by_age(beside):
             if (value := _json(near)) and result_kind(value) in KINDS[:-1]:
                 found = result_file(near, value)
-                yield Line(
+                yield Lineage(
                     scores=[s for s in found.scores if s.sha256 == file.sha256],
                     times=[t for t in found.times if t.sha256 == file.sha256],
                     sensitivity=[s for s in found.sensitivity if s.get("sha256") == file.sha256],
                     exports=[e for e in found.exports if e.get("sha256") == file.sha256],
                 )
     elif path.suffix in (".pth", ".safetensors") and path.is_file():
-        yield run_folder(path.parent) if path.name in WEIGHTS else Line([weights_file(path)])
+        yield run_folder(path.parent) if path.name in WEIGHTS else Lineage([weights_file(path)])
     elif path.suffix == ".json" and path.is_file():
         value = _json(path)
         if value is None or result_kind(value) is None:
             raise DataError(
-                f"{path} is no result of tinymim",
-                f'its "kind" is {value.get("kind")!r}' if isinstance(value, dict) else "it is no JSON object",
-                "give what tinymim bench, eval or tinymim-export wrote with --json",
+                f"{path} is not a result of tinymim",
+                f'its "kind" is {value.get("kind")!r}' if isinstance(value, dict) else "it is not a JSON object",
+                "give a file that tinymim bench, eval or tinymim-export wrote with --json",
             )
         yield result_file(path, value)
     else:
         raise DataError(
-            f"{path} is nothing a report is made of" if path.exists() else f"nothing at {path}",
-            "run folders, .onnx, .pth and result .json files are, and folders that hold them",
+            f"a report cannot be made from {path}" if path.exists() else f"nothing at {path}",
+            "it takes run folders, .onnx, .pth and result .json files, and folders that hold them",
             "check the path",
         )
 
 
-def _search(folder: Path) -> Iterator[Line]:
+def _search(folder: Path) -> Iterator[Lineage]:
     """Everything of ours below a folder; files that cannot be read become a note."""
     found = False
     results: list[Path] = []
@@ -368,9 +373,9 @@ def _search(folder: Path) -> Iterator[Line]:
         for path in sorted(here / name for name in names if name.endswith(".onnx") and not name.startswith(".")):
             found = True
             try:
-                yield Line([onnx_file(path)])
+                yield Lineage([onnx_file(path)])
             except DataError as error:
-                yield Line(notes=[f"left out: {path.name}: {error.why}"])
+                yield Lineage(notes=[f"left out: {path.name}: {error.why}"])
         results += [here / name for name in names if name.endswith(".json")]
     for path in _by_age(results):
         value = _json(path)
@@ -379,7 +384,7 @@ def _search(folder: Path) -> Iterator[Line]:
             yield result_file(path, value)
     if not found:
         raise DataError(
-            f"{folder} holds nothing a report is made of",
+            f"{folder} holds nothing to report on",
             "no run folder, .onnx or result .json lies in it or below it",
             "give the folder of a run, or of the exported files",
         )

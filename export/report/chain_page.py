@@ -20,9 +20,9 @@ def chain_report(folder: str | Path) -> Path:
     folder = Path(folder)
     if not (folder / "chain.json").is_file():
         raise DataError(f"no chain in {folder}", "chain.json is missing", "tinymim distill --chain ... writes it")
-    told = json.loads((folder / "chain.json").read_text())
+    chain = json.loads((folder / "chain.json").read_text())
     rows, curves = [], []
-    for i, hop in enumerate(told["hops"], 1):
+    for i, hop in enumerate(chain["hops"], 1):
         metrics = read_metrics(folder / hop["run"] / "metrics.jsonl")
         run_report(folder / hop["run"])
         losses = metrics["loss"]
@@ -32,7 +32,7 @@ def chain_report(folder: str | Path) -> Path:
             if hop["relations"] is None
             else (f"block {hop['relations'][0]}, {hop['relations'][1]} heads")
         )
-        teacher = hop["teacher"] if i == 1 else told["hops"][i - 2]["run"]
+        teacher = hop["teacher"] if i == 1 else chain["hops"][i - 2]["run"]
         rows.append(
             [
                 f'<a href="{escape(hop["run"])}/report.html">{escape(hop["run"])}</a>',
@@ -45,11 +45,11 @@ def chain_report(folder: str | Path) -> Path:
             ]
         )
     head = ["hop", "teacher", "relations learned at", "steps", "first loss", "last loss", "minutes"]
-    last = f"{here(folder, folder)}/{told['hops'][-1]['run']}/student.pth" if told["hops"] else "student.pth"
+    last = f"{here(folder, folder)}/{chain['hops'][-1]['run']}/student.pth" if chain["hops"] else "student.pth"
     return write_report(
         folder / "report.html",
         folder.name,
-        f"Chain of {len(told['hops'])} distillations: {told['chain']}.",
+        f"Chain of {len(chain['hops'])} distillations: {chain['chain']}.",
         Section(
             "Hops",
             [table(head, rows, raw=True)],

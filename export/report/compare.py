@@ -1,4 +1,4 @@
-"""``tinymim report A B``: two files, runs or lines side by side. Only what is comparable is subtracted. No torch."""
+"""``tinymim report A B``: two files, runs or lineages side by side. Only what is comparable is subtracted. No torch."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ from tinymim_export.bench.compare import SESSION_SPREAD
 from tinymim_export.bench.stats import bootstrap_miou_drop, distinguishable
 from tinymim_export.report.artifacts import WEIGHTS, read_paths, result_kind, weights_file
 from tinymim_export.report.figures import class_losses, points
-from tinymim_export.report.lineage import File, Line, Score, Time
+from tinymim_export.report.lineage import File, Lineage, Score, Time
 from tinymim_export.report.page import Section, cards, charts, is_ratio, table, write_report
 from tinymim_export.report.plots import Series, chart, escape
 from tinymim_export.tables import markdown_table, text_table
@@ -55,7 +55,7 @@ class CompareResult:
         return json.dumps(value, indent=1)
 
     def table(self) -> list[list[str]]:
-        """Heading and one line a quantity."""
+        """Heading and one row per quantity."""
         head = ["of", "what", f"A: {self.a}", f"B: {self.b}", "B against A"]
         return [
             head,
@@ -78,16 +78,16 @@ class CompareResult:
 
 
 def kind_of(path: Path) -> str | None:
-    """What a path is, for deciding whether two are of one kind: "onnx", "student", "line", ..."""
+    """The kind of a path, to decide whether two paths are of one kind: "onnx", "student", "lineage", ..."""
     if path.suffix == ".onnx":
         return "onnx"
     if path.is_dir():
         weights = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
-        return weights_file(weights).role if weights else "line"
+        return weights_file(weights).role if weights else "lineage"
     if path.suffix in (".pth", ".safetensors") and path.is_file():
         return weights_file(path).role
     try:
-        return "line" if result_kind(json.loads(path.read_text())) == "lineage" else None
+        return "lineage" if result_kind(json.loads(path.read_text())) == "lineage" else None
     except (OSError, ValueError):
         return None
 
@@ -98,26 +98,26 @@ def compare_reports(a: str | Path, b: str | Path, out: str | Path) -> CompareRes
     Scores are subtracted where photos, labels and mode are the same, times where machine, threads and input are.
 
     Raises:
-        DataError: a path that is missing, damaged or nothing of ours.
+        DataError: a path that is missing, damaged or not one of ours.
     """
     paths, out = [Path(a), Path(b)], Path(out)
-    lines = [read_paths([path]) for path in paths]
+    lineages = [read_paths([path]) for path in paths]
     names = [
         path.name if path.name != other.name else f"{path.resolve().parent.name}/{path.name}"
         for path, other in (paths, paths[::-1])
     ]
     result = CompareResult(names[0], names[1], str(out))
-    pairs = list(_pairs(lines[0], lines[1], single=all(kind_of(path) != "line" for path in paths)))
+    pairs = list(_pairs(lineages[0], lineages[1], single=all(kind_of(path) != "lineage" for path in paths)))
     classes: list[str] = []
     for of, first, second in pairs:
         result.rows += _sizes(of, first, second)
-        for x, y in _scores(lines, first, second):
+        for x, y in _scores(lineages, first, second):
             result.rows.append(_score_row(_words(of, (x or y).engine), x, y))  # type: ignore[union-attr]
             if x and y and _same_photos(x, y) and x.class_iou:
                 heading = f"<h3>{escape(_words(of, x.engine))}</h3>"
                 colours = dict(zip(x.class_iou, first.palette or [], strict=False)) if first else None
                 classes.append(heading + class_losses([("B - A, points", y.class_iou)], x.class_iou, colours, "A, IoU"))
-        result.rows += _time_rows(of, lines, first, second)
+        result.rows += _time_rows(of, lineages, first, second)
         if first and second:
             result.settings += _settings(first, second)
     write_report(
@@ -139,9 +139,9 @@ def compare_reports(a: str | Path, b: str | Path, out: str | Path) -> CompareRes
     return result
 
 
-def _pairs(a: Line, b: Line, single: bool) -> Iterator[tuple[str, File | None, File | None]]:
+def _pairs(a: Lineage, b: Lineage, single: bool) -> Iterator[tuple[str, File | None, File | None]]:
     """Files that belong together: the two given ones, or those of one role, precision and graph in order."""
-    sides = [[file for file in line.files if file.given] for line in (a, b)]
+    sides = [[file for file in lineage.files if file.given] for lineage in (a, b)]
     if single:
         first, second = (next(file for file in side if file.path) for side in sides)
         yield "", first, second
@@ -184,10 +184,11 @@ def _sizes(of: str, a: File | None, b: File | None) -> list[Difference]:
     return rows
 
 
-def _scores(lines: Sequence[Line], a: File | None, b: File | None) -> list[tuple[Score | None, Score | None]]:
+def _scores(lineages: Sequence[Lineage], a: File | None, b: File | None) -> list[tuple[Score | None, Score | None]]:
     """Scores of both files by engine and photos; those that do not pair up stand alone."""
     left, right = (
-        [s for s in line.scores if file and s.sha256 == file.sha256] for line, file in zip(lines, (a, b), strict=True)
+        [score for score in lineage.scores if file and score.sha256 == file.sha256]
+        for lineage, file in zip(lineages, (a, b), strict=True)
     )
     out: list[tuple[Score | None, Score | None]] = []
     for score in left:
@@ -222,10 +223,11 @@ def _score_row(of: str, a: Score | None, b: Score | None) -> Difference:
     return row
 
 
-def _time_rows(of: str, lines: Sequence[Line], a: File | None, b: File | None) -> list[Difference]:
+def _time_rows(of: str, lineages: Sequence[Lineage], a: File | None, b: File | None) -> list[Difference]:
     """Times by engine; a ratio only where the place is the same."""
     sides: list[list[Time]] = [
-        [t for t in line.times if file and t.sha256 == file.sha256] for line, file in zip(lines, (a, b), strict=True)
+        [time for time in lineage.times if file and time.sha256 == file.sha256]
+        for lineage, file in zip(lineages, (a, b), strict=True)
     ]
     rows = []
     for engine in dict.fromkeys(t.engine for side in sides for t in side):
@@ -253,11 +255,11 @@ def _settings(a: File, b: File) -> list[dict[str, str]]:
         return []
     keys = [key for key in dict.fromkeys([*a.settings, *b.settings]) if a.settings.get(key) != b.settings.get(key)]
     sides = [{key: str(side.settings.get(key, "not set")) for key in keys} for side in (a, b)]
-    told = [{"of": a.role, "key": key, "a": sides[0][key], "b": sides[1][key]} for key in keys]
+    differing = [{"of": a.role, "key": key, "a": sides[0][key], "b": sides[1][key]} for key in keys]
     hashes = [side.data["list_sha256"][:10] if side.data else "not given" for side in (a, b)]
     if hashes[0] != hashes[1]:
-        told.append({"of": a.role, "key": "photos (hash of the list)", "a": hashes[0], "b": hashes[1]})
-    return told
+        differing.append({"of": a.role, "key": "photos (hash of the list)", "a": hashes[0], "b": hashes[1]})
+    return differing
 
 
 def _headline(result: CompareResult) -> str:
@@ -307,6 +309,6 @@ def _origins(pairs: Sequence[tuple[str, File | None, File | None]]) -> Iterator[
             ("recipe", lambda f: (f.recipe_sha256 or f.config_sha256 or "not given")[:10]),
             ("data", lambda f: f"{f.data['folder']}, {f.data['files']:,} files" if f.data else ""),
         ):
-            told = ["" if side is None else get(side) for side in (a, b)]
-            if any(told):
-                yield _words(of, what), *told  # type: ignore[misc]
+            values = ["" if side is None else get(side) for side in (a, b)]
+            if any(values):
+                yield _words(of, what), *values  # type: ignore[misc]

@@ -1,18 +1,18 @@
-"""What stands behind the numbers of a line: verdicts, sensitivity, parity, calibration, origin, machines. No torch."""
+"""Details of a lineage: verdicts, sensitivity, parity, calibration, origin, machines. No torch."""
 
 from pathlib import Path
 from typing import Any
 
 from tinymim_export.report.figures import MISSING, bars, percent, short, with_interval
-from tinymim_export.report.lineage import File, Line
+from tinymim_export.report.lineage import File, Lineage
 from tinymim_export.report.page import here, table
 from tinymim_export.report.plots import escape
 
 
-def candidates(line: Line) -> list[str]:
+def candidates(lineage: Lineage) -> list[str]:
     """PROMOTED and REJECTED of the tuner, with its reasons."""
     blocks = []
-    for verdict in line.verdicts:
+    for verdict in lineage.verdicts:
         rows = []
         for item in verdict["candidates"]:
             if item.get("copy_of"):
@@ -33,27 +33,27 @@ def candidates(line: Line) -> list[str]:
     return blocks
 
 
-def sensitivity(line: Line) -> list[str]:
+def sensitivity(lineage: Lineage) -> list[str]:
     """Bars of mIoU lost with one block in the other precision, and the classes that lose most."""
     figures = []
-    for value in line.sensitivity:
+    for value in lineage.sensitivity:
         rows = []
         for item in value["rows"]:
             worst = [f"{name} {-100 * lost:+.1f}" for name, lost in item["class_drop"].items() if lost > 0.0005][:2]
             notes = [f"{-100 * item['drop']:+.2f}", f"{100 * item['equal_pixels']:.2f} % equal pixels", *worst]
             label = "all of them" if item["block"] == "all" else str(item["block"])
             rows.append((label, 100 * float(item["drop"]), ", ".join(notes)))
-        file = line.file(value["sha256"])
+        file = lineage.file(value["sha256"])
         name = file.name if file and file.given else Path(str(value["file"])).name
         figures.append(bars(f"{name}, {value['precision']}, {value['images']} photos", rows, least=0.5))
     return figures
 
 
-def parity(line: Line, onnx: list[File]) -> list[str]:
+def parity(lineage: Lineage, onnx: list[File]) -> list[str]:
     """What the files say of their own check, then every comparison of the exports that were given."""
     rows = []
     for file in onnx:
-        told = file.parity or {}
+        measured = file.parity or {}
         word = {True: '<span class="ok">yes</span>', False: '<span class="fail">no</span>'}.get(bool(file.verified))
         if file.verified is None:
             word = MISSING
@@ -61,13 +61,13 @@ def parity(line: Line, onnx: list[File]) -> list[str]:
             (
                 f"<b>{escape(file.name)}</b>",
                 word,
-                _scientific(told.get("relative_error")),
-                "&ndash;" if told.get("cosine") is None else f"{told['cosine']:.7f}",
-                percent(told.get("equal_pixels"), 3),
+                _scientific(measured.get("relative_error")),
+                "&ndash;" if measured.get("cosine") is None else f"{measured['cosine']:.7f}",
+                percent(measured.get("equal_pixels"), 3),
             )
         )
     blocks = [table(("file", "checked", "largest error, relative", "cosine", "equal pixels"), rows, raw=True)]
-    for value in line.exports:
+    for value in lineage.exports:
         parity = value.get("parity") or {}
         detail = [
             (
@@ -95,38 +95,38 @@ def _scientific(value: float | None) -> str:
 def calibration(onnx: list[File]) -> list[str]:
     blocks = []
     for file in onnx:
-        told = file.calibration
-        if not told:
+        about = file.calibration
+        if not about:
             continue
-        names = "\n".join(f"{sha}  {name}" for name, sha in told.get("files", []))
+        names = "\n".join(f"{sha}  {name}" for name, sha in about.get("files", []))
         text = (
-            f"{file.name}: {told.get('count')} photos of {told.get('folder')}, seed {told.get('seed')}, "
-            f"{told.get('method')}, list sha256 {str(told.get('list_sha256'))[:12]}"
+            f"{file.name}: {about.get('count')} photos of {about.get('folder')}, seed {about.get('seed')}, "
+            f"{about.get('method')}, list sha256 {str(about.get('list_sha256'))[:12]}"
         )
         blocks.append(f"<details><summary>{escape(text)}</summary><pre>{escape(names)}</pre></details>")
     return blocks
 
 
-def provenance(line: Line) -> str:
+def provenance(lineage: Lineage) -> str:
     rows = []
-    for file in line.files:
+    for file in lineage.files:
         parents = []
         for relation, sha in file.parents.items():
-            parent = line.file(sha)
+            parent = lineage.file(sha)
             parents.append(f"{escape(relation)}: {escape(parent.name) if parent else ''} {short(sha)}")
         expects = {"student": "teacher", "segmentor": "student", "onnx": "checkpoint"}.get(file.role)
         if file.given and expects and not parents:
             parents.append(f"{expects}: {MISSING}")
         data, recipe = file.data, file.recipe_sha256 or file.config_sha256
-        told = "" if file.role == "onnx" else MISSING
+        data_cell = "" if file.role == "onnx" else MISSING
         if data:
-            told = with_interval(f"{escape(data['folder'])}, {data['files']:,} files", short(data["list_sha256"]))
+            data_cell = with_interval(f"{escape(data['folder'])}, {data['files']:,} files", short(data["list_sha256"]))
         rows.append(
             (
                 with_interval(f"<b>{escape(file.name)}</b>", escape(file.role)),
                 f"<code>{escape(file.sha256)}</code>",
                 "<br>".join(parents) or ("" if file.given else MISSING),
-                told,
+                data_cell,
                 short(recipe) if recipe else MISSING,
                 escape(_stamp(file.environment)) if file.environment else MISSING,
             )
@@ -139,13 +139,13 @@ def provenance(line: Line) -> str:
 def _stamp(env: dict[str, Any]) -> str:
     """A machine and the versions that matter, in one line."""
     versions = env.get("versions", {})
-    told = [f"{name} {versions[name]}" for name in ("tinymim", "torch", "onnxruntime") if name in versions]
-    return ", ".join(([f"{env['cpu']}, {env['cores']} cores"] if "cpu" in env else []) + told)
+    packages = [f"{name} {versions[name]}" for name in ("tinymim", "torch", "onnxruntime") if name in versions]
+    return ", ".join(([f"{env['cpu']}, {env['cores']} cores"] if "cpu" in env else []) + packages)
 
 
-def machines(line: Line) -> str:
+def machines(lineage: Lineage) -> str:
     """Every version of every environment in which weights were made."""
-    stamps = {repr(file.environment): file for file in line.files if file.environment and "cpu" in file.environment}
+    stamps = {repr(file.environment): file for file in lineage.files if file.environment and "cpu" in file.environment}
     rows = [
         (
             file.environment["cpu"],
@@ -158,35 +158,35 @@ def machines(line: Line) -> str:
     made = table(("weights were made on", "cores", "platform", "versions"), rows).replace(
         "<table>", '<table class="provenance">'
     )
-    timed = "".join(f"<li>{escape(place)}</li>" for place in line.places())
+    timed = "".join(f"<li>{escape(place)}</li>" for place in lineage.places())
     return made + (f'<p class="note">Times were taken on:</p><ul class="note">{timed}</ul>' if timed else "")
 
 
-def missing(line: Line, out: Path) -> list[tuple[str, str]]:
+def missing(lineage: Lineage, out: Path) -> list[tuple[str, str]]:
     """Commands that would fill the gaps, and those that made what there is."""
     todo = []
-    near = [(file, here(file.path, out.parent)) for file in line.files if file.role == "onnx" and file.path]
+    near = [(file, here(file.path, out.parent)) for file in lineage.files if file.role == "onnx" and file.path]
     for file, path in near:
-        if not any(score.sha256 == file.sha256 for score in line.scores):
+        if not any(score.sha256 == file.sha256 for score in lineage.scores):
             todo.append(
                 (f"mIoU of {file.name}", f"tinymim eval {path} --data FOLDER --json {Path(path).stem}.eval.json")
             )
-    untimed = [path for file, path in near if not any(time.sha256 == file.sha256 for time in line.times)]
+    untimed = [path for file, path in near if not any(time.sha256 == file.sha256 for time in lineage.times)]
     if untimed:
         todo.append(("Latency of what was not timed", f"tinymim bench {' '.join(untimed)} --json bench.json"))
-    lost = [file for file in line.files if not file.given]
+    lost = [file for file in lineage.files if not file.given]
     if lost:
         names = ", ".join(f"{file.role} {file.sha256[:10]}" for file in lost)
         todo.append(
             (
-                f"Missing here: {names}. Add the run folders or files they lie in",
+                f"Missing here: {names}. Add the run folders or files that hold them",
                 "tinymim report RUN_FOLDERS FILES --out report.html",
             )
         )
-    made = [(f"{file.name} was made with", file.command) for file in line.files if file.command]
+    made = [(f"{file.name} was made with", file.command) for file in lineage.files if file.command]
     return todo + made
 
 
-def notes(line: Line) -> str:
-    told = [*line.notes, *(f"{file.name}: {note}" for file in line.files for note in file.notes)]
-    return f'<ul class="note">{"".join(f"<li>{escape(text)}</li>" for text in told)}</ul>' if told else ""
+def notes(lineage: Lineage) -> str:
+    texts = [*lineage.notes, *(f"{file.name}: {note}" for file in lineage.files for note in file.notes)]
+    return f'<ul class="note">{"".join(f"<li>{escape(text)}</li>" for text in texts)}</ul>' if texts else ""

@@ -1,4 +1,4 @@
-"""Figures of the line report: bars, heat tables of classes, and where two masks differ. NumPy and HTML text."""
+"""Figures of the report on a lineage: bars, heat tables of classes, and where two masks differ. NumPy and HTML text."""
 
 from collections.abc import Sequence
 

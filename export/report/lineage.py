@@ -1,7 +1,7 @@
-"""What is known of a line of files: teacher -> student -> segmentor -> .onnx files, joined by sha256. No torch.
+"""What is known about a lineage of files: teacher -> student -> segmentor -> .onnx files, joined by sha256. No torch.
 
 A :class:`File` is one file, a :class:`Score` its mIoU on one engine, a :class:`Time` its latency on one engine and
-machine. A :class:`Line` joins them. What nobody recorded stays None; nothing is guessed from names or places.
+machine. A :class:`Lineage` joins them. What was not recorded stays None; nothing is guessed from names or places.
 """
 
 import hashlib
@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from tinymim_export.bench.stats import bootstrap_miou_drop
-from tinymim_export.runtime.metadata import PRECISIONS
+from tinymim_export.precision.base import PRECISIONS
 
 PYTORCH = "PyTorch"
-TUNED = "tuner:"  # photos of scores the tuner summed up
+TUNED = "tuner:"  # marks scores of which the tuner kept totals only
 ROLES = ("teacher", "student", "segmentor", "onnx")
 
 
@@ -27,7 +27,8 @@ class File:
     Attributes:
         given: False: only its sha256 is known, from the file made of it.
         role: "teacher", "student", "segmentor" or "onnx".
-        parents: What it was made from -> sha256: "teacher", "student", "checkpoint", "fp32 file".
+        parents: What it was made from -> sha256: "teacher" ("teacher 2", ... where there are several), "student",
+            "checkpoint", "fp32 file".
         macs: Multiply-adds at ``size``.
         excluded: Blocks a quantised file keeps in float.
         settings: Flat recipe, dotted keys.
@@ -174,7 +175,7 @@ class Row:
 
 
 @dataclass
-class Line:
+class Lineage:
     """Files with everything measured on them."""
 
     files: list[File] = field(default_factory=list)
@@ -185,8 +186,8 @@ class Line:
     verdicts: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def add(self, other: "Line") -> None:
-        """Take in what another source says; of two entries about one thing the later one stays."""
+    def add(self, other: "Lineage") -> None:
+        """Add what another source says; of two entries about one thing the later one is kept."""
         for file in other.files:
             known = self.file(file.sha256)
             if known is None:
@@ -206,20 +207,20 @@ class Line:
         return next((file for file in self.files if file.sha256 == sha256), None)
 
     def join(self) -> None:
-        """Give every parent a row, settle who was teacher and who student, put the files in order."""
+        """Give every parent a row, settle which file was the teacher and which the student, put the files in order."""
         for file in list(self.files):
             for relation, sha in file.parents.items():
                 if self.file(sha) is None:
                     masks = file.output in ("logits", "mask")
                     made_of = {"checkpoint": "segmentor" if masks else "student", "fp32 file": "onnx"}
-                    role = made_of.get(relation, relation)
+                    role = made_of.get(relation, relation.split()[0])  # "teacher 2" is a teacher
                     self.files.append(File(sha, "not given", role, given=False))
         measured: list[Any] = [*self.scores, *self.times]
         for sha in dict.fromkeys(item.sha256 for item in measured):
             if self.file(sha) is None:
                 named = next(item.source for item in measured if item.sha256 == sha)
                 self.files.append(File(sha, f"not given (in {named})", "onnx", given=False))
-        asked = {(relation, sha) for file in self.files for relation, sha in file.parents.items()}
+        asked = {(relation.split()[0], sha) for file in self.files for relation, sha in file.parents.items()}
         for file in self.files:
             if ("student", file.sha256) in asked:
                 file.role = "student"
@@ -235,7 +236,7 @@ class Line:
                     score.loss_interval = list(bootstrap_miou_drop(original.counts, score.counts))
 
     def _settle_tuned(self) -> None:
-        """The tuner's summed-up scores give way to full ones of the same file; the rest are of the same photos."""
+        """Full scores of a file replace the tuner's totals; the remaining totals are of the same photos."""
         full = {(s.sha256, s.engine): s for s in self.scores if s.data and not s.data.startswith(TUNED)}
         tuned = [s for s in self.scores if (s.data or "").startswith(TUNED)]
         photos = {s.data: twin.data for s in tuned if (twin := full.get((s.sha256, s.engine))) is not None}
@@ -245,7 +246,8 @@ class Line:
             score.data = photos.get(score.data, score.data)
 
     def _place(self, file: File) -> tuple[Any, ...]:
-        precision = PRECISIONS.index(file.precision) if file.precision in PRECISIONS else len(PRECISIONS)
+        known = list(PRECISIONS)
+        precision = known.index(file.precision) if file.precision in known else len(known)
         return (ROLES.index(file.role), len(self.ancestors(file)), precision, len(file.graph), file.kind, file.name)
 
     def ancestors(self, file: File) -> list[File]:
@@ -336,7 +338,7 @@ class Line:
         return {"kind": "tinymim.lineage"} | value
 
     @classmethod
-    def from_dict(cls, value: dict[str, Any]) -> "Line":
+    def from_dict(cls, value: dict[str, Any]) -> "Lineage":
         """What :meth:`to_dict` gave."""
         rest = {f.name: value.get(f.name, []) for f in fields(cls) if f.name not in ("files", "scores", "times")}
         return cls(

@@ -1,10 +1,10 @@
-"""The page of a line: one HTML file an engineer reads in a minute, everything behind it further down. No torch."""
+"""The page of a lineage: one HTML file that an engineer reads in a minute, with the details further down. No torch."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tinymim_export.report import details as evidence
+from tinymim_export.report import details
 from tinymim_export.report.figures import (
     INTERVAL_NOTE,
     class_losses,
@@ -14,67 +14,67 @@ from tinymim_export.report.figures import (
     short,
     with_interval,
 )
-from tinymim_export.report.lineage import File, Line, Row, Score, Time
+from tinymim_export.report.lineage import File, Lineage, Row, Score, Time
 from tinymim_export.report.page import Section, cards, commands, flow, table, verdict, where_to_run, write_report
 from tinymim_export.report.plots import ScatterPoint, escape, scatter
 
 BUDGET = 0.005  # mIoU that the "fastest file" may lose, as a fraction
 
 
-def write_line_page(line: Line, out: Path, *, title: str, shots: str = "", shots_note: str = "") -> Path:
+def write_lineage_page(lineage: Lineage, out: Path, *, title: str, photos: str = "", photos_note: str = "") -> Path:
     """Write the page.
 
     Args:
-        line: Joined.
+        lineage: Joined.
         out: The .html file.
         title: Heading.
-        shots: HTML of the photo rows.
-        shots_note: Sentence above them.
+        photos: HTML of the photo rows.
+        photos_note: Sentence above them.
     """
-    rows = line.rows()
-    onnx = [file for file in line.files if file.role == "onnx"]
+    rows = lineage.rows()
+    onnx = [file for file in lineage.files if file.role == "onnx"]
     lead = (
-        f"{_count(onnx, 'deployable file')} with everything known of where they come from, what they lose and how "
-        "fast they are. Files are told apart by sha256; what nobody recorded is shown as not given."
+        f"{_count(onnx, 'deployable file')} with everything known about where they come from, what they lose and how "
+        "fast they are. Files are identified by sha256; what was not recorded is shown as not given."
     )
     return write_report(
         out,
         title,
         lead,
-        Section("In short", [_headline(line, rows), _verdicts(line, rows)]),
-        Section("The line", [_chain(line, file) for file in _ends(line)]),
-        Section("Files", [_files(line, rows), _legend(line)], INTERVAL_NOTE),
+        Section("In short", [_headline(lineage, rows), _verdicts(lineage, rows)]),
+        Section("The lineage", [_chain(lineage, file) for file in _ends(lineage)]),
+        Section("Files", [_files(lineage, rows), _legend(lineage)], INTERVAL_NOTE),
         Section(
-            "Fast against good",
-            _pareto(line, rows),
+            "Speed against quality",
+            _pareto(lineage, rows),
             "Up and to the left is better; ringed: the tuner's choice, "
-            f"else the fastest within {100 * BUDGET:g} points of FP32. One machine, thread count and input size a "
+            f"else the fastest within {100 * BUDGET:g} points of FP32. One machine, thread count and input size per "
             "plot; scores of the same photos. Whiskers: 95 % of the median, and of the change against FP32.",
         ),
-        Section("What the candidates were told", evidence.candidates(line)),
-        Section("What the masks look like", [shots], shots_note),
+        Section("Verdicts on the candidates", details.candidates(lineage)),
+        Section("What the masks look like", [photos], photos_note),
         Section(
             "What each precision costs, class by class",
-            _classes(line),
+            _classes(lineage),
             "Change of the IoU against the FP32 file "
             "on the same photos, in points. Red loses, green gains; absent: the class does not occur.",
         ),
         Section(
             "Which blocks suffer",
-            evidence.sensitivity(line),
+            details.sensitivity(lineage),
             "One block at a time is quantised, the rest stays in float: points of mIoU lost.",
         ),
-        Section("Does each file give what its original gives?", evidence.parity(line, onnx)),
-        Section("Photos used for calibration", evidence.calibration(onnx)),
+        Section("Does each file match its original?", details.parity(lineage, onnx)),
+        Section("Photos used for calibration", details.calibration(onnx)),
         Section(
             "Where each file comes from",
-            [evidence.provenance(line)],
+            [details.provenance(lineage)],
             "Data: the folder's name, number of files, "
             "hash of their names and sizes. Recipe: hash of the settings without paths.",
         ),
-        Section("Machines", [evidence.machines(line)]),
-        Section("To fill what is missing", [commands(evidence.missing(line, out))], where_to_run(out.parent)),
-        Section("Notes", [evidence.notes(line)]),
+        Section("Machines", [details.machines(lineage)]),
+        Section("To fill what is missing", [commands(details.missing(lineage, out))], where_to_run(out.parent)),
+        Section("Notes", [details.notes(lineage)]),
         footer="Written by tinymim report. lineage.json beside this page holds the same facts for machines.",
     )
 
@@ -83,19 +83,19 @@ def _count(items: Sequence[Any], word: str) -> str:
     return f"{len(items)} {word}{'' if len(items) == 1 else 's'}"
 
 
-def main_place(line: Line) -> str | None:
+def main_place(lineage: Lineage) -> str | None:
     """Where most times were taken."""
-    return next(iter(line.places()), None)
+    return next(iter(lineage.places()), None)
 
 
-def baseline(line: Line, rows: Iterable[Row], place: str | None) -> Row | None:
+def baseline(lineage: Lineage, rows: Iterable[Row], place: str | None) -> Row | None:
     """The FP32 original in plain ONNX Runtime that most files are compared with, timed at ``place``."""
     wanted = [
         row
         for row in rows
         if row.file.precision == "fp32" and not row.file.graph and row.engine == "onnxruntime cpu" and row.file.given
     ]
-    children = [reference.sha256 for file in line.files if (reference := line.reference(file)) is not None]
+    children = [reference.sha256 for file in lineage.files if (reference := lineage.reference(file)) is not None]
     return max(
         wanted,
         key=lambda row: (place in row.times, row.score is not None, children.count(row.file.sha256)),
@@ -120,16 +120,16 @@ def fastest(rows: Iterable[Row], base: Row, place: str, budget: float = BUDGET) 
     return max(good, key=lambda row: row.times[place].than(base.times[place])[0], default=None)
 
 
-def chosen(line: Line, rows: Iterable[Row], base: Row, place: str) -> Row | None:
+def chosen(lineage: Lineage, rows: Iterable[Row], base: Row, place: str) -> Row | None:
     """The tuner's winner where there is one timed at ``place``, else the fastest good row."""
-    winners = {(w["sha256"], w["engine"]) for value in line.verdicts if (w := value.get("winner"))}
+    winners = {(w["sha256"], w["engine"]) for value in lineage.verdicts if (w := value.get("winner"))}
     found = [row for row in rows if (row.file.sha256, row.engine) in winners and place in row.times and row.score]
     return found[0] if found else fastest(rows, base, place)
 
 
-def _headline(line: Line, rows: list[Row]) -> str:
-    place = main_place(line)
-    base = baseline(line, rows, place)
+def _headline(lineage: Lineage, rows: list[Row]) -> str:
+    place = main_place(lineage)
+    base = baseline(lineage, rows, place)
     if base is None:
         scores = [row for row in rows if row.score is not None]
         return cards(
@@ -143,12 +143,12 @@ def _headline(line: Line, rows: list[Row]) -> str:
         return cards([*items, ("size", f"{base.file.mib or 0:.1f} MiB", base.file.name, "")])
     own = base.times[place].p50_ms
     items.append(("FP32 in ONNX Runtime", f"{own:.1f} ms", "median of one photo", ""))
-    best = chosen(line, rows, base, place)
+    best = chosen(lineage, rows, base, place)
     if best is not None and best.score is not None and best.score is not base.score:
         mib = best.file.mib
         ratio, sure = best.times[place].than(base.times[place])
         how = "times as fast" if "session" in sure else "times as fast, run in turns"
-        what = "the tuner's choice" if line.verdicts else f"fastest within {100 * BUDGET:g} points"
+        what = "the tuner's choice" if lineage.verdicts else f"fastest within {100 * BUDGET:g} points"
         items += [
             (what, f"{best.times[place].p50_ms:.1f} ms", label(best), "good" if ratio > 1 else ""),
             (how, f"{ratio:.2f}", sure, "good" if ratio > 1 and "not" not in sure else ""),
@@ -174,12 +174,12 @@ def label(row: Row) -> str:
     return " / ".join(words)
 
 
-def _verdicts(line: Line, rows: list[Row]) -> str:
+def _verdicts(lineage: Lineage, rows: list[Row]) -> str:
     """The tuner's verdict, else the plain fact on the fastest good file."""
-    if line.verdicts:
-        return "".join(_tuned(value) for value in line.verdicts)
-    place = main_place(line)
-    base = baseline(line, rows, place)
+    if lineage.verdicts:
+        return "".join(_tuned(value) for value in lineage.verdicts)
+    place = main_place(lineage)
+    base = baseline(lineage, rows, place)
     if base is None or base.score is None or place is None or place not in base.times:
         return ""
     best = fastest(rows, base, place)
@@ -206,26 +206,26 @@ def _tuned(value: dict[str, Any]) -> str:
     )
 
 
-def _ends(line: Line) -> list[File]:
+def _ends(lineage: Lineage) -> list[File]:
     """Checkpoints that .onnx files were exported from, and weights nothing else was made from; at most six."""
-    origins = [line.file(line.checkpoint(file)) for file in line.files if file.role == "onnx"]
-    used = {sha for file in line.files for sha in file.parents.values()}
-    loose = [file for file in line.files if file.role != "onnx" and file.sha256 not in used]
+    origins = [lineage.file(lineage.checkpoint(file)) for file in lineage.files if file.role == "onnx"]
+    used = {sha for file in lineage.files for sha in file.parents.values()}
+    loose = [file for file in lineage.files if file.role != "onnx" and file.sha256 not in used]
     loose += [
         file
-        for file in line.files
-        if file.role == "onnx" and line.checkpoint(file) is None and line.reference(file) in (None, file)
+        for file in lineage.files
+        if file.role == "onnx" and lineage.checkpoint(file) is None and lineage.reference(file) in (None, file)
     ]
     return list({id(file): file for file in [*origins, *loose] if file is not None}.values())[:6]
 
 
-def _chain(line: Line, end: File) -> str:
+def _chain(lineage: Lineage, end: File) -> str:
     """Teacher -> student -> segmentor -> files as boxes."""
-    steps = [(f"{file.role.capitalize()}", _box(line, file)) for file in [*line.ancestors(end), end]]
-    first = [*line.ancestors(end), end][0]
+    steps = [(f"{file.role.capitalize()}", _box(lineage, file)) for file in [*lineage.ancestors(end), end]]
+    first = [*lineage.ancestors(end), end][0]
     if first.role in ("student", "segmentor") and first.given:
         steps.insert(0, ("Teacher" if first.role == "student" else "Student", ["not given"]))
-    files = [file for file in line.files if file.role == "onnx" and line.checkpoint(file) == end.sha256]
+    files = [file for file in lineage.files if file.role == "onnx" and lineage.checkpoint(file) == end.sha256]
     if files:
         kinds = list(dict.fromkeys(file.precision or "unknown precision" for file in files))
         sizes = [file.mib for file in files if file.mib]
@@ -236,7 +236,7 @@ def _chain(line: Line, end: File) -> str:
     return flow(steps)
 
 
-def _box(line: Line, file: File) -> list[str]:
+def _box(lineage: Lineage, file: File) -> list[str]:
     if not file.given:
         return [file.name, f"sha256 {file.sha256[:10]}", "the file itself was not given"]
     lines = [file.name, f"sha256 {file.sha256[:10]}"]
@@ -244,17 +244,17 @@ def _box(line: Line, file: File) -> list[str]:
         lines.append(f"{file.parameters / 1e6:.2f} M parameters")
     if file.data:
         lines.append(f"{file.data['files']:,} files of {file.data['folder']}")
-    score = next((s for s in line.scores if s.sha256 == file.sha256), None)
+    score = next((s for s in lineage.scores if s.sha256 == file.sha256), None)
     return [*lines, f"mIoU {100 * score.miou:.1f} %"] if score else lines
 
 
-def _files(line: Line, rows: list[Row]) -> str:
-    """One line a file and engine: size, mIoU and latency side by side."""
-    places, sets = line.places(), line.data_sets()
+def _files(lineage: Lineage, rows: list[Row]) -> str:
+    """One row per file and engine: size, mIoU and latency side by side."""
+    places, sets = lineage.places(), lineage.data_sets()
     head = ["file", "mIoU", "against FP32"]
     head += ["p50 ms" if len(places) == 1 else f"p50 ms ({letter(i)})" for i in range(len(places))]
     head += ["engine", "MiB", "parameters"]
-    base = {place: baseline(line, rows, place) for place in places}
+    base = {place: baseline(lineage, rows, place) for place in places}
     body, seen = [], set()
     for row in rows:
         file, score, fresh = row.file, row.score, row.file.sha256 not in seen
@@ -306,14 +306,14 @@ def letter(index: int) -> str:
     return chr(ord("A") + index % 26)
 
 
-def _legend(line: Line) -> str:
+def _legend(lineage: Lineage) -> str:
     """Which machine and which photos the columns mean."""
-    places, sets = line.places(), line.data_sets()
+    places, sets = lineage.places(), lineage.data_sets()
     said = [f"p50 ms: {places[0]}" if len(places) == 1 else f"({letter(i)}) {place}" for i, place in enumerate(places)]
     if len(places) > 1:
         said.append("times of different columns are of different machines, threads or inputs: do not compare them")
     for i, data in enumerate(sets):
-        found = [s for s in line.scores if s.data == data]
+        found = [s for s in lineage.scores if s.data == data]
         folder = next((s.folder for s in found if s.folder), "a folder that was not recorded")
         where = f"{found[0].images or 'some'} photos of {folder}"
         said.append(
@@ -324,13 +324,13 @@ def _legend(line: Line) -> str:
     return f'<p class="note legendnote">{"<br>".join(map(escape, said))}</p>' if said else ""
 
 
-def _pareto(line: Line, rows: list[Row]) -> list[str]:
+def _pareto(lineage: Lineage, rows: list[Row]) -> list[str]:
     plots = []
-    for place in line.places():
-        for data in line.data_sets():
+    for place in lineage.places():
+        for data in lineage.data_sets():
             here_ = [row for row in rows if place in row.times and row.score is not None and row.score.data == data]
-            base = baseline(line, here_, place)
-            best = chosen(line, here_, base, place) if base else None
+            base = baseline(lineage, here_, place)
+            best = chosen(lineage, here_, base, place) if base else None
             spots = [_spot(row, row.score, row.times[place], row is best) for row in here_ if row.score is not None]
             spots = list({(spot.name, spot.x, spot.y): spot for spot in spots}.values())  # the winner has a copy
             sessions = {row.times[place].source for row in here_}
@@ -352,11 +352,11 @@ def _spot(row: Row, score: Score, time: Time, best: bool) -> ScatterPoint:
     return ScatterPoint(label(row), time.p50_ms, 100 * score.miou, ms, span, row.file.precision or "unknown", best)
 
 
-def _classes(line: Line) -> list[str]:
+def _classes(lineage: Lineage) -> list[str]:
     """One heat table for every FP32 original and set of photos."""
     groups: dict[int, tuple[Score, list[Row]]] = {}
-    for row in line.rows():
-        original = line.reference_score(row.score) if row.score and row.score.class_iou else None
+    for row in lineage.rows():
+        original = lineage.reference_score(row.score) if row.score and row.score.class_iou else None
         if original is not None and original is not row.score:
             groups.setdefault(id(original), (original, []))[1].append(row)
     blocks = []
@@ -367,7 +367,7 @@ def _classes(line: Line) -> list[str]:
             for name, row in zip(names, others, strict=True)
             if row.score
         ]
-        reference = line.file(original.sha256)
+        reference = lineage.file(original.sha256)
         palette = reference.palette if reference else None
         colours = dict(zip(original.class_iou, palette, strict=False)) if palette else None
         blocks.append(class_losses(columns, original.class_iou, colours))  # type: ignore[arg-type]

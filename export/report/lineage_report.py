@@ -1,7 +1,7 @@
-"""``tinymim report``: everything known of a line of files on one page, joined by sha256. numpy, Pillow, onnxruntime.
+"""``tinymim report``: everything known about a lineage of files on one page, joined by sha256.
 
-The page loads nothing from elsewhere; ``lineage.json`` beside it holds the same facts for machines, and can be given
-to the next report (from another machine, say).
+numpy, Pillow and onnxruntime only. The page loads nothing from elsewhere; ``lineage.json`` beside it holds the same
+facts for machines and can be given to the next report, say on another machine.
 """
 
 import json
@@ -15,8 +15,8 @@ from tinymim.files import write_json
 from tinymim_export.report.artifacts import read_paths
 from tinymim_export.report.compare import CompareResult, compare_reports
 from tinymim_export.report.figures import points
-from tinymim_export.report.lineage import Line, Row
-from tinymim_export.report.lineage_page import letter, write_line_page
+from tinymim_export.report.lineage import Lineage, Row
+from tinymim_export.report.lineage_page import letter, write_lineage_page
 from tinymim_export.report.photo_rows import photo_rows
 from tinymim_export.tables import markdown_table, text_table
 
@@ -25,22 +25,22 @@ __all__ = ["CompareResult", "LineageResult", "build_report", "compare_reports"]
 
 @dataclass
 class LineageResult:
-    """A joined line and its page; prints, writes JSON and Markdown."""
+    """A joined lineage and its page; prints, writes JSON and Markdown."""
 
-    line: Line
+    lineage: Lineage
     report: str
 
     def to_json(self, path: str | Path | None = None) -> str:
         """JSON text; also written to ``path``."""
         if path is not None:
-            write_json(path, self.line.to_dict())
-        return json.dumps(self.line.to_dict(), indent=1)
+            write_json(path, self.lineage.to_dict())
+        return json.dumps(self.lineage.to_dict(), indent=1)
 
     def table(self) -> list[list[str]]:
-        """Heading and one line a file, engine and place of measuring (a letter, see :meth:`places`)."""
+        """Heading and one row per file, engine and place of measurement (a letter, see :meth:`places`)."""
         lines = [["file", "role", "sha256", "MiB", "engine", "mIoU %", "photos", "against FP32", "p50 ms", "on"]]
         letters = self.places()
-        for row in self.line.rows():
+        for row in self.lineage.rows():
             for place in list(row.times) or [""]:
                 timed = [f"{row.times[place].p50_ms:.1f}", letters[place]] if place else ["", ""]
                 lines.append([*_cells(row), *timed])
@@ -48,17 +48,17 @@ class LineageResult:
 
     def places(self) -> dict[str, str]:
         """Where times were taken -> A, B, ... as on the page."""
-        return {place: letter(i) for i, place in enumerate(self.line.places())}
+        return {place: letter(i) for i, place in enumerate(self.lineage.places())}
 
     def to_markdown(self) -> str:
-        """The table, and what it needs to be read."""
+        """The table, and what a reader needs to understand it."""
         return markdown_table(self.table()) + "".join(f"\n{text}\n" for text in self._remarks())
 
     def _remarks(self) -> list[str]:
-        absent = sum(not file.given for file in self.line.files)
-        told = [f"p50 ms, {letter}: {place}" for place, letter in self.places().items()]
-        told += [f"note: {note}" for note in self.line.notes]
-        return told + ([f"note: {absent} file(s) of the line were not given"] if absent else [])
+        absent = sum(not file.given for file in self.lineage.files)
+        notes = [f"p50 ms, {letter}: {place}" for place, letter in self.places().items()]
+        notes += [f"note: {note}" for note in self.lineage.notes]
+        return notes + ([f"note: {absent} file(s) of the lineage were not given"] if absent else [])
 
     def print(self) -> None:
         """The table for a terminal."""
@@ -95,18 +95,19 @@ def build_report(
         reading: ``ignore_label`` and ``reduce_zero_label`` of that folder, where it has no dataset.json.
 
     Raises:
-        ConfigError: no paths, or ``out`` is no .html file.
-        DataError: a path that is missing, damaged or nothing of ours.
+        ConfigError: no paths, or ``out`` is not an .html file.
+        DataError: a path that is missing, damaged or not one of ours.
     """
     given = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
     out = checked_out(out)
     if not given:
         raise ConfigError("nothing to report on", "no paths were given", "tinymim report runs/ --out report.html")
-    line = read_paths(given)
-    shots, note = photo_rows(line, Path(data), **reading) if data is not None else ("", "")
+    lineage = read_paths(given)
+    photos, note = photo_rows(lineage, Path(data), **reading) if data is not None else ("", "")
     name = given[0].resolve().name if len(given) == 1 else "Teacher, student, segmentor, files"
-    write_line_page(line, out, title=f"Report: {name}" if len(given) == 1 else name, shots=shots, shots_note=note)
-    result = LineageResult(line, str(out))
+    title = f"Report: {name}" if len(given) == 1 else name
+    write_lineage_page(lineage, out, title=title, photos=photos, photos_note=note)
+    result = LineageResult(lineage, str(out))
     result.to_json(out.parent / "lineage.json")
     return result
 
@@ -119,5 +120,6 @@ def checked_out(out: str | Path) -> Path:
     """
     out = Path(out)
     if out.suffix.lower() not in (".html", ".htm"):
-        raise ConfigError(f"{out} is no .html file", "the report is a page", f"e.g. --out {out.with_suffix('.html')}")
+        example = f"e.g. --out {out.with_suffix('.html')}"
+        raise ConfigError(f"{out} is not an .html file", "the report is a page", example)
     return out

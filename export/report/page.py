@@ -1,4 +1,4 @@
-"""Reports: one self-contained HTML page a run, from result objects and JSON files. NumPy, Pillow, standard library.
+"""Reports: one self-contained HTML page per run, from result objects and JSON files. NumPy, Pillow, standard library.
 
 Blocks are functions that return HTML; a :class:`Section` holds some of them; :func:`write_report` writes the page.
 The page loads nothing from elsewhere, follows the reader's light or dark setting and fits a phone.
@@ -20,7 +20,7 @@ from tinymim.errors import DataError
 from tinymim.files import atomic_path, sha256_file
 from tinymim_export.report.plots import Series, chart, data_uri, escape, mask_image, number, swatch
 from tinymim_export.report.style import STYLE
-from tinymim_export.report.training_health import NOTE, is_watched, outlier_verdict, watching_pictures
+from tinymim_export.report.training_health import NOTE, health_figures, is_health_metric, outlier_verdict
 
 NOT_CURVES = {"step", "iter", "epoch", "time", "data_time", "memory", "eta", "seconds", "images_per_second"}
 
@@ -145,8 +145,8 @@ def gallery(
         return ""
     names = [f"<span>{swatch(palette[i])}{escape(name)}</span>" for i, name in enumerate(classes[:256]) if seen[i]]
     left_out = f"<span>and {len(names) - most_classes} more</span>" if len(names) > most_classes else ""
-    shots = "".join(f'<div class="trio">{trio}</div>' for trio in trios)
-    return f'<div class="shots">{shots}</div><div class="legend">{"".join(names[:most_classes])}{left_out}</div>'
+    photos = "".join(f'<div class="trio">{trio}</div>' for trio in trios)
+    return f'<div class="photos">{photos}</div><div class="legend">{"".join(names[:most_classes])}{left_out}</div>'
 
 
 def verdict(text: str, good: bool) -> str:
@@ -181,7 +181,7 @@ def read_metrics(path: str | Path) -> dict[str, list[tuple[float, float]]]:
     path = Path(path)
     if not path.is_file():
         raise DataError(
-            f"no {path.name} in {path.parent}", "the run wrote no numbers", "name a run folder that was used"
+            f"no {path.name} in {path.parent}", "the run wrote no metrics", "name a run folder that was used"
         )
     curves: dict[str, list[tuple[float, float]]] = {}
     for text in path.read_text().splitlines():
@@ -264,7 +264,7 @@ def run_report(run_folder: str | Path, *, next_commands: Iterable[tuple[str, str
     }
     kind = next((text for file, text in kinds.items() if (folder / file).is_file()), "run")
     kind = "distillation run" if "method = 'tinymim'" in config else kind
-    plain = {name: points for name, points in metrics.items() if not is_watched(name)}
+    plain = {name: points for name, points in metrics.items() if not is_health_metric(name)}
     files = ("segmentor.pth", "student.pth", "classifier.pth", "config.py", "metrics.jsonl")
     left = [folder / name for name in files]
     return write_report(
@@ -274,7 +274,7 @@ def run_report(run_folder: str | Path, *, next_commands: Iterable[tuple[str, str
         Section("Last values", [cards(headline)]),
         Section("Curves", [charts(*metric_charts(plain))], "Faint: every logged step. Strong: moving average."),
         Section(
-            "Watching it learn", [outlier_verdict(metrics), *(charts(*row) for row in watching_pictures(metrics))], NOTE
+            "Training health", [outlier_verdict(metrics), *(charts(*row) for row in health_figures(metrics))], NOTE
         ),
         Section("Next", [commands(next_commands or _next_commands(folder))], where_to_run(folder)),
         Section("Files", [files_table(folder, left)]),

@@ -1,4 +1,4 @@
-"""Photo rows of the line report: the photos on which a file differs most from its FP32 original. No torch."""
+"""Photo rows of the report on a lineage: the photos on which a file differs most from its FP32 original. No torch."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 from tinymim.data.folders import read_layout
 from tinymim.errors import ConfigError, DataError
 from tinymim_export.report.figures import BETTER, OTHER, WORSE, difference_image, legend
-from tinymim_export.report.lineage import Counts, File, Line
+from tinymim_export.report.lineage import Counts, File, Lineage
 from tinymim_export.report.plots import data_uri, escape, mask_image
 from tinymim_export.runtime.photos import PHOTOS
 
@@ -17,11 +17,11 @@ WIDTH = 360  # pixels of a picture on the page
 Photo = tuple[str, Path, Path | None]  # name, photo, label
 
 
-def photo_rows(line: Line, folder: Path, **reading: Any) -> tuple[str, str]:
+def photo_rows(lineage: Lineage, folder: Path, **reading: Any) -> tuple[str, str]:
     """HTML of photo, original's mask, the file's mask and their difference, and the sentence above it.
 
     Args:
-        line: Joined; files need their paths.
+        lineage: Joined; files need their paths.
         folder: Labelled folder in ADE20K layout, or any folder of photos.
         reading: See :func:`tinymim.data.folders.read_layout`.
 
@@ -31,11 +31,11 @@ def photo_rows(line: Line, folder: Path, **reading: Any) -> tuple[str, str]:
     """
     pairs = [
         (original, file)
-        for file in line.files
+        for file in lineage.files
         if file.role == "onnx"
         and file.path
         and file.output != "features"
-        and (original := line.reference(file)) is not None
+        and (original := lineage.reference(file)) is not None
         and original.path
         and original is not file
     ]
@@ -46,7 +46,7 @@ def photo_rows(line: Line, folder: Path, **reading: Any) -> tuple[str, str]:
             "add the FP32 .onnx of the same checkpoint, or leave --data out",
         )
     all_pairs = len(pairs)
-    pairs = list({(file.kind, line.checkpoint(file)): (original, file) for original, file in pairs[::-1]}.values())[
+    pairs = list({(file.kind, lineage.checkpoint(file)): (original, file) for original, file in pairs[::-1]}.values())[
         ::-1
     ]
     pairs = [(a, b) for a, b in pairs if b.kind != a.kind] or pairs
@@ -64,7 +64,7 @@ def photo_rows(line: Line, folder: Path, **reading: Any) -> tuple[str, str]:
         print(f"comparing masks: {file.name} with {original.name}", flush=True)
         sides = [masks.setdefault(f.sha256, _Masks(f)) for f in (original, file)]
         ranked = []
-        for photo in _promising(line, original, file, photos):
+        for photo in _promising(lineage, original, file, photos):
             first, second = (side.of(photo[1]) for side in sides)
             ranked.append((float((first != second).mean()), photo, first, second))
         ranked.sort(key=lambda item: (-item[0], item[1][0]))
@@ -129,17 +129,17 @@ def _photos(folder: Path, **reading: Any) -> tuple[list[Photo], Any]:
         return [(p.relative_to(below).with_suffix("").as_posix(), p, label) for p, label in pairs], layout
     found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PHOTOS) if folder.is_dir() else []
     if not found:
-        raise DataError(f"no photos in {folder}", "--data wants a folder of photos", "check the path")
+        raise DataError(f"no photos in {folder}", "--data needs a folder of photos", "check the path")
     return [(p.relative_to(folder).with_suffix("").as_posix(), p, None) for p in found], None
 
 
-def _promising(line: Line, original: File, file: File, photos: list[Photo]) -> list[Photo]:
-    """The photos to look at: by scores photo by photo those whose class areas differ most, else evenly spread.
+def _promising(lineage: Lineage, original: File, file: File, photos: list[Photo]) -> list[Photo]:
+    """The photos to look at: by their scores, those whose class areas differ most; without scores, evenly spread ones.
 
     Half the sum of the differences in predicted area is the least number of pixels that differ.
     """
     counts: list[Counts | None] = [
-        next((s.counts for s in line.scores if s.sha256 == f.sha256 and s.engine == "onnxruntime cpu"), None)
+        next((s.counts for s in lineage.scores if s.sha256 == f.sha256 and s.engine == "onnxruntime cpu"), None)
         for f in (original, file)
     ]
     first, second = counts

@@ -273,19 +273,20 @@ def _dot(
 ) -> str:
     """Whiskers, ring and dot with a tooltip."""
     x, y, parts = px(p.x), py(p.y), []
-    told = f"{p.name}: {xlabel} {number(p.x)}, {ylabel} {number(p.y)}"
+    tooltip = f"{p.name}: {xlabel} {number(p.x)}, {ylabel} {number(p.y)}"
     if p.x_interval:
         low, high = map(px, p.x_interval)
         parts.append(f"M{low},{y - 4}v8M{low},{y}H{high}M{high},{y - 4}v8")
-        told += f"; {xlabel} from {number(p.x_interval[0])} to {number(p.x_interval[1])}"
+        tooltip += f"; {xlabel} from {number(p.x_interval[0])} to {number(p.x_interval[1])}"
     if p.y_interval:
         low, high = map(py, p.y_interval)
         parts.append(f"M{x - 4},{low}h8M{x},{low}V{high}M{x - 4},{high}h8")
-        told += f"; {ylabel} from {number(p.y_interval[0])} to {number(p.y_interval[1])}"
+        tooltip += f"; {ylabel} from {number(p.y_interval[0])} to {number(p.y_interval[1])}"
     whiskers = f'<path class="whisker" style="stroke:{colour}" d="{"".join(parts)}"/>' if parts else ""
     ring = f'<circle class="ring" cx="{x}" cy="{y}" r="9"/>' if p.mark else ""
     return (
-        f'{whiskers}{ring}<circle cx="{x}" cy="{y}" r="5" style="fill:{colour}"><title>{escape(told)}</title></circle>'
+        f'{whiskers}{ring}<circle cx="{x}" cy="{y}" r="5" style="fill:{colour}">'
+        f"<title>{escape(tooltip)}</title></circle>"
     )
 
 

@@ -56,8 +56,8 @@ def read_weights(path: Path) -> tuple[dict[str, Shape], dict[str, Any]]:
         if path.suffix == ".safetensors":
             with open(path, "rb") as file:
                 head = json.loads(file.read(min(struct.unpack("<Q", file.read(8))[0], LARGEST_PICKLE)))
-            told = json.loads(head.pop("__metadata__", {}).get("tinymim", "{}"))
-            return {name: Shape(about["shape"]) for name, about in head.items()}, told
+            meta = json.loads(head.pop("__metadata__", {}).get("tinymim", "{}"))
+            return {name: Shape(about["shape"]) for name, about in head.items()}, meta
         with zipfile.ZipFile(path) as archive:
             inside = next(info for info in archive.infolist() if info.filename.endswith("/data.pkl"))
             if inside.file_size > LARGEST_PICKLE:

@@ -6,26 +6,26 @@ from collections.abc import Callable, Sequence
 from tinymim_export.report.plots import LEFT, RIGHT, TOP, WIDTH, Series, chart, escape, number
 
 Curves = dict[str, list[tuple[float, float]]]
-WATCHED = re.compile(r"(kl_[^/]+|entropy|outlier|outlier_channel)/|(knn|linear)_top1$")
+HEALTH = re.compile(r"(kl_[^/]+|entropy|outlier|outlier_channel)/|(knn|linear)_top1$")
 PLACES = ("qkv", "proj", "fc1", "fc2", "stream")  # the last one stays in float in our INT8 files
 INT8 = "tinymim-export --checkpoint segmentor.pth --precision int8 --calibration PHOTOS --data FOLDER"
 MOST_HEADS = 8  # lines of a chart
 ROW = 24  # height of a row, in SVG units
 NOTE = (
-    "Entropy: 0 where a head looks at one token, 1 where it looks at all alike. KL: what a head's relation still lacks "
-    "to the teacher's. Outliers: the largest activation that enters a layer (or leaves the block: stream) over the "
-    "usual one. k-NN and linear probe: frozen features. Layers that training does not reach keep their start values "
-    "(in the published form all behind q, k, v of the last block)."
+    "Entropy: 0 where a head looks at one token, 1 where it looks at all of them equally. KL: how far a head's "
+    "relation still is from the teacher's. Outliers: the largest activation that enters a layer (or leaves the block: "
+    "stream) as a multiple of the usual one. k-NN and linear probe: frozen features. Layers that training does not "
+    "reach keep their initial values (in the published form, everything after q, k, v of the last block)."
 )
 
 
-def is_watched(name: str) -> bool:
+def is_health_metric(name: str) -> bool:
     """Whether a number of metrics.jsonl is drawn here and needs no chart of its own."""
-    return bool(WATCHED.match(name))
+    return bool(HEALTH.match(name))
 
 
-def watching_pictures(metrics: Curves) -> list[list[str]]:
-    """Figures that belong side by side: k-NN, linear probe and KL a head; outliers; entropy at start and end."""
+def health_figures(metrics: Curves) -> list[list[str]]:
+    """Figures that belong side by side: k-NN, linear probe and KL per head; outliers; entropy at start and end."""
     probes = [
         Series(text, metrics[name], dots=True)
         for name, text in (("knn_top1", "k-NN"), ("linear_top1", "linear"))
@@ -48,9 +48,9 @@ def outlier_verdict(metrics: Curves) -> str:
     _, block, layer = worst.split("/")
     channel = metrics[worst.replace("outlier/", "outlier_channel/")][-1][1]
     return (
-        f'<p class="verdict bad">Outliers announce trouble for INT8: the largest input of {escape(layer)} in block '
+        f'<p class="verdict bad">Outliers predict trouble for INT8: the largest input of {escape(layer)} in block '
         f"{int(block[-2:])} (channel {channel:.0f}) is {over[worst]:.0f} times the usual one; {len(over)} of "
-        f"{len(inputs)} inputs exceed {limit:g}.</p><p>Once a segmentor is trained, see what INT8 costs a block, "
+        f"{len(inputs)} inputs exceed {limit:g}.</p><p>Once a segmentor is trained, see what INT8 costs per block, "
         f"and leave the worst in float:</p><pre>{INT8} --sensitivity\n{INT8} --onnx int8.onnx --max-miou-drop 0.5</pre>"
     )
 
@@ -88,7 +88,7 @@ def heat_map(
 
 
 def _kl(relation: str, metrics: Curves) -> str:
-    """A line a head; of many heads the worst."""
+    """One line per head; of many heads, the worst."""
     heads = sorted(name for name in metrics if name.startswith(f"{relation}/"))
     worst = sorted(sorted(heads, key=lambda name: -metrics[name][-1][1])[:MOST_HEADS])
     title = f"KL of {relation.removeprefix('kl_')} by head"
@@ -128,7 +128,7 @@ def _outliers(metrics: Curves) -> list[str]:
 
 
 def _entropy(metrics: Curves) -> list[str]:
-    """Block by head, at the first and at the last look."""
+    """Block by head, at the first and at the last measurement."""
     found = [re.fullmatch(r"entropy/block_(\d+)/head_(\d+)", name) for name in metrics]
     places = [(int(m[1]), int(m[2])) for m in found if m]
     if not places:

@@ -15,7 +15,6 @@ from tinymim.errors import DataError
 from tinymim.files import atomic_path
 
 PREFIX = "tinymim."
-PRECISIONS = ("fp32", "fp16", "int8", "int8-dynamic", "int8-weights")  # names in the key "precision"
 
 
 def decode(properties: dict[str, str]) -> dict[str, Any]:
@@ -60,6 +59,11 @@ def load_proto(path: str | Path) -> Any:
 def proto_metadata(proto: Any) -> dict[str, Any]:
     """Metadata of a ModelProto."""
     return decode({prop.key: prop.value for prop in proto.metadata_props})
+
+
+def precision_name(meta: dict[str, Any]) -> str:
+    """The precision a file's metadata name; files that name none are FP32."""
+    return str((meta.get("precision") or {}).get("name", "fp32"))
 
 
 def save_proto(proto: Any, path: str | Path) -> None:
@@ -108,7 +112,7 @@ def strip(proto: Any) -> None:
 def not_onnx(path: str | Path, error: object) -> DataError:
     """The error for a file that is damaged or something else."""
     return DataError(
-        f"{path} is no usable .onnx file",
+        f"{path} is not a usable .onnx file",
         f"damaged, incomplete or another format ({first_line(error)})",
         "export it again with tinymim-export, or copy it again and compare its sha256",
     )

@@ -18,6 +18,7 @@ from tinymim.errors import ConfigError, DataError
 from tinymim.files import environment, write_json, write_text
 from tinymim.progress import Progress
 from tinymim_export.runtime.engines import Engine
+from tinymim_export.runtime.engines.base import DEFAULT, renamed
 from tinymim_export.runtime.pictures import save_mask
 from tinymim_export.runtime.predictor import Predictor, read_photo
 from tinymim_export.tables import markdown_table, text_table
@@ -30,7 +31,7 @@ class EvalResult:
     Attributes:
         file: The .onnx file.
         sha256: Of the file.
-        engine: Runtime, provider and arithmetic, e.g. "openvino cpu bf16".
+        engine: Runtime, provider and compute type, e.g. "openvino cpu bf16".
         mode: "whole", "slide" or "stretched".
         miou: Mean IoU over classes that occur in the labels or the predictions.
         macc: Mean pixel accuracy over classes that occur in the labels.
@@ -135,6 +136,7 @@ class EvalResult:
         ]
 
 
+@renamed(precision="compute_type")
 def evaluate(
     file: str | Path | None,
     data: str | Path,
@@ -144,9 +146,9 @@ def evaluate(
     resize_to_file: bool = False,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    runtime: str = "onnxruntime",
+    runtime: str = DEFAULT,
     provider: str = "cpu",
-    precision: str | None = None,
+    compute_type: str | None = None,
     threads: int | None = None,
     limit: int | None = None,
     ignore_label: int | Sequence[int] | None = None,
@@ -165,11 +167,11 @@ def evaluate(
         resize_to_file: Stretch photos to the fixed size of the file (said in the result).
         mean: Normalisation of files without metadata.
         std: The same.
-        runtime: "onnxruntime" or "openvino".
+        runtime: One of :data:`tinymim_export.runtime.engines.RUNTIMES`: "onnxruntime", "openvino".
         provider: "cpu", "cuda" or "tensorrt".
-        precision: OpenVINO's arithmetic.
+        compute_type: What OpenVINO computes in, "f32" or "bf16" (``precision`` in 0.1).
         threads: CPU threads.
-        limit: Score so many photos, evenly spread over the split; None scores all.
+        limit: Score this many photos, evenly spread over the split; None scores all.
         ignore_label: Id or ids to ignore, for folders without ``dataset.json``.
         reduce_zero_label: Whether id 0 is "no class", for folders without ``dataset.json``.
         masks: Folder for every predicted mask, ``<photo>.png`` at the photo's size.
@@ -184,7 +186,7 @@ def evaluate(
         raise ConfigError(f"split {split!r} is unknown", "the splits are val and train", "choose one of them")
     if limit is not None and limit < 1:
         raise ConfigError(f"--limit {limit} leaves no photo", "it counts the photos to score", "e.g. --limit 100")
-    options = {} if engine else dict(runtime=runtime, provider=provider, precision=precision, threads=threads)
+    options = {} if engine else dict(runtime=runtime, provider=provider, compute_type=compute_type, threads=threads)
     predictor = Predictor(file, mode=mode, resize_to_file=resize_to_file, mean=mean, std=std, engine=engine, **options)
     layout = read_layout(data, ignore_label=ignore_label, reduce_zero_label=reduce_zero_label)
     if layout.source != "dataset.json" and not quiet:
@@ -192,7 +194,7 @@ def evaluate(
     if masks is not None and Path(masks).resolve().is_relative_to(layout.root.resolve()):
         raise ConfigError(
             f"--masks {masks} lies in the data folder",
-            "masks would stand among its photos or take the place of its labels",
+            "masks would be mixed with its photos or replace its labels",
             "choose a folder of its own",
         )
     pairs = layout.need(split)
@@ -261,7 +263,7 @@ def _same_classes(name: str, have: int, layout: Layout) -> None:
         raise DataError(
             f"{name} knows {have} classes, {layout.root} has {len(layout.classes)}",
             "the segmentor was trained on other data",
-            "give the folder it was trained for; an id that is no class is named by dataset.json or --ignore-label ID",
+            "give the folder it was trained for; name ids that are not classes in dataset.json or by --ignore-label",
         )
 
 

@@ -21,7 +21,7 @@ def load_photos(folder: str | Path, limit: int = 4) -> list[Any]:
 
     folder = Path(folder)
     if not folder.is_dir():
-        raise DataError(f"no folder at {folder}", "--photos wants a folder of images", "check the path")
+        raise DataError(f"no folder at {folder}", "--photos needs a folder of images", "check the path")
     found: list[Any] = []
     bad: list[str] = []
     for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in PHOTOS):

@@ -98,7 +98,7 @@ class Video:
         path: The file.
 
     Attributes:
-        rate: Frames a second.
+        rate: Frames per second.
         frames: How many the file says it has; 0 where it does not say.
 
     Raises:

@@ -78,14 +78,14 @@ class PredictResult:
         return json.dumps(self.to_dict(), indent=1)
 
     def to_markdown(self, path: str | Path | None = None) -> str:
-        """One line a photo; written to ``path`` if given."""
+        """One line per photo; written to ``path`` if given."""
         text = markdown_table(self._table())
         if path is not None:
             write_text(path, text)
         return text
 
     def print(self) -> None:
-        """One line a photo (the first 20), notes, and what was skipped."""
+        """One line per photo (the first 20), notes, and what was skipped."""
         print(text_table(self._table()[:21]))
         if len(self.rows) > 20:
             print(f"... and {len(self.rows) - 20} more")
@@ -176,7 +176,7 @@ def _jobs(source: Path, out: Path) -> list[tuple[Path, Path]]:
             )
         return [(source, out if out.suffix and not out.is_dir() else out / f"{source.stem}.png")]
     if out.suffix.lower() in (".png", ".jpg", *VIDEOS) or out.is_file():
-        raise ConfigError(f"{out} is no folder", f"{source} is one: it gives many masks", "e.g. --out masks")
+        raise ConfigError(f"{out} is not a folder", f"{source} is one: it gives many masks", "e.g. --out masks")
     if out.resolve().is_relative_to(source.resolve()):
         raise ConfigError(
             f"{out} lies inside {source}", "its masks would be taken for photos next time", "choose a folder beside it"
@@ -302,14 +302,14 @@ def _percent(part: float) -> str:
 
 
 def _palette(predictor: Predictor) -> Palette:
-    told = predictor.palette or []
-    return [*told, *palette_for(256)[len(told) :]]
+    palette = predictor.palette or []
+    return [*palette, *palette_for(256)[len(palette) :]]
 
 
 def _ranked(predictor: Predictor, counts: np.ndarray) -> list[tuple[int, str, float]]:
     """(id, name, share of the pixels) of the ids that occur, the largest first."""
-    told, total = predictor.classes or [], int(counts.sum())
-    names = [told[i] if i < len(told) else f"class {i}" for i in range(256)]
+    known, total = predictor.classes or [], int(counts.sum())
+    names = [known[i] if i < len(known) else f"class {i}" for i in range(256)]
     names = [name if names.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(names)]
     order = [int(i) for i in np.argsort(-counts, kind="stable") if counts[i]]
     return [(i, names[i], int(counts[i]) / total) for i in order]

@@ -33,7 +33,7 @@ class Predictor:
         mean: Three values of RGB (0-255 units, or 0-1 as torchvision writes them), for files without metadata.
         std: The same.
         engine: An opened file to use.
-        options: runtime, provider, precision, threads of :func:`tinymim_export.runtime.engines.open_engine`.
+        options: runtime, provider, compute_type, threads of :func:`tinymim_export.runtime.engines.open_engine`.
 
     Attributes:
         engine: The opened file.
@@ -44,7 +44,7 @@ class Predictor:
         channels: Channels of the logits; None before the first photo, and where the file decides by itself.
 
     Raises:
-        ConfigError: the file is no segmentor, or says too little and the options do not fill it in.
+        ConfigError: the file is not a segmentor, or says too little and the options do not fill it in.
     """
 
     def __init__(
@@ -76,9 +76,10 @@ class Predictor:
         self.contract = dict(meta) | ({"input": {"range": "pixels"}} if engine.dtype == np.uint8 else {})
         self._set_normalisation(mean, std)
         self.notes: list[str] = []
-        if untold := self.rule.get("untold"):
+        if unrecorded := self.rule.get("untold"):
             self._note(
-                f"the model's own test pipeline has {untold}, which the file cannot tell: photos run at their size"
+                f"the model's own test pipeline has {unrecorded}, which the file does not record: "
+                "photos run at their own size"
             )
         self.channels: int | None = None
         self.stretch = resize_to_file
@@ -102,7 +103,7 @@ class Predictor:
 
         Raises:
             ConfigError: the file cannot take a photo of this size.
-            CheckFailed: the file gives values that are no numbers.
+            CheckFailed: the file gives values that are not numbers.
         """
         pixels = as_pixels(photo)
         size = pixels.shape[:2]
@@ -110,7 +111,7 @@ class Predictor:
         if result.ndim == 2:
             if result.shape != size:
                 self._note(
-                    "the file decides before the resize: its mask is brought to the photo's size by nearest neighbour, "
+                    "the file decides before the resize: its mask is resized to the photo's size by nearest neighbour, "
                     "pixels along borders between classes differ from logits that are resized first"
                 )
             return resize_nearest(result, size)
@@ -209,7 +210,7 @@ class Predictor:
                 raise ConfigError(f"{self.name} has {self.channels} classes", "masks hold 256 at most", "use fewer")
             if not np.isfinite(logits).all():
                 raise CheckFailed(
-                    f"{self.name} gives values that are no numbers",
+                    f"{self.name} gives values that are not numbers",
                     f"infinite or NaN logits under {self.engine.label} (an overflow of fp16, or damaged weights)",
                     "use the FP32 file, or another --runtime or --precision",
                 )
@@ -258,18 +259,18 @@ class Predictor:
 
     def _windows(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """Sides and strides of the windows: the contract's, or the file's fixed size with strides in proportion."""
-        told, strides = self.rule.get("crop"), self.rule.get("slide_stride")
-        sides = [fixed or told[i] if told else fixed for i, fixed in enumerate(self.engine.size)]
+        wanted, strides = self.rule.get("crop"), self.rule.get("slide_stride")
+        sides = [fixed or wanted[i] if wanted else fixed for i, fixed in enumerate(self.engine.size)]
         if any(side is None for side in sides):
             raise ConfigError(
                 f"{self.name} says nothing about windows", "its contract tests whole photos", "leave --mode slide out"
             )
         crop = (int(sides[0]), int(sides[1]))
-        if told and strides and list(told) == list(crop):
+        if wanted and strides and list(wanted) == list(crop):
             return crop, (int(strides[0]), int(strides[1]))
-        parts = [s / t for s, t in zip(strides, told, strict=True)] if told and strides else [2 / 3, 2 / 3]
+        parts = [s / t for s, t in zip(strides, wanted, strict=True)] if wanted and strides else [2 / 3, 2 / 3]
         stride = (max(1, round(crop[0] * parts[0])), max(1, round(crop[1] * parts[1])))
-        why = f"not {told[0]}x{told[1]} as its contract says" if told else "its contract tests whole photos"
+        why = f"not {wanted[0]}x{wanted[1]} as its contract says" if wanted else "its contract tests whole photos"
         self._note(f"windows of {crop[0]}x{crop[1]} every {stride[0]}x{stride[1]} pixels, the size of the file; {why}")
         return crop, stride
 

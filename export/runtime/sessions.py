@@ -1,4 +1,7 @@
-"""ONNX Runtime sessions that never fall back: one provider, checked node by node. numpy and onnxruntime only."""
+"""ONNX Runtime sessions that never fall back: one provider, checked node by node. numpy and onnxruntime only.
+
+onnxruntime is imported when a session is opened: the command line reads :data:`PROVIDERS` and needs no more.
+"""
 
 import json
 import re
@@ -10,15 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
 from tinymim.errors import CheckFailed, ConfigError, DataError
 from tinymim_export.runtime.metadata import not_onnx
+from tinymim_export.runtime.providers import Provider
 
 PROVIDERS = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
+    provider.name: provider
+    for provider in (
+        Provider("cpu", "CPUExecutionProvider", target="onnxruntime"),
+        Provider("cuda", "CUDAExecutionProvider", target="cuda", device="cuda"),
+        Provider("tensorrt", "TensorrtExecutionProvider", target="tensorrt", device="cuda"),
+    )
 }
 IMAGES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}  # normalised, or pixels
 HEAVY = {  # operators whose place decides the speed; shape arithmetic may stay on the CPU
@@ -50,15 +56,9 @@ def open_session(
         ConfigError: no such provider here.
         DataError: a file that is missing, damaged, or too new for this onnxruntime.
     """
-    if provider not in PROVIDERS:
-        raise ConfigError(f"provider {provider!r} is unknown", f"known: {', '.join(PROVIDERS)}", "choose one of them")
-    wanted = PROVIDERS[provider]
-    if wanted not in ort.get_available_providers():
-        raise ConfigError(
-            f"this onnxruntime has no {wanted}",
-            f"it offers {', '.join(ort.get_available_providers())}",
-            'pip install "tinymim[gpu]" in place of onnxruntime, or leave --provider out',
-        )
+    import onnxruntime as ort
+
+    wanted = require_provider(provider)
     if isinstance(model, Path) and not model.is_file():
         raise DataError(f"no file at {model}", "it does not exist", "check the path")
     options = ort.SessionOptions()
@@ -87,8 +87,30 @@ def open_session(
     return session
 
 
+def require_provider(provider: str) -> str:
+    """The execution provider's name, e.g. "CUDAExecutionProvider".
+
+    Raises:
+        ConfigError: it is unknown, or this onnxruntime has none.
+    """
+    import onnxruntime as ort
+
+    if provider not in PROVIDERS:
+        raise ConfigError(f"provider {provider!r} is unknown", f"known: {', '.join(PROVIDERS)}", "choose one of them")
+    wanted = PROVIDERS[provider].title
+    if wanted not in ort.get_available_providers():
+        raise ConfigError(
+            f"this onnxruntime has no {wanted}",
+            f"it offers {', '.join(ort.get_available_providers())}",
+            'pip install "tinymim[gpu]" in place of onnxruntime, or leave --provider out',
+        )
+    return wanted
+
+
 def cannot_open(path: str | Path, error: object) -> DataError:
     """The error for a file onnxruntime refuses: damaged, or written for a newer onnxruntime (its words are matched)."""
+    import onnxruntime as ort
+
     text = str(error)
     newer = (
         r"(Opset \d+) is under development.*?(till opset \d+)",
@@ -109,7 +131,9 @@ def cannot_open(path: str | Path, error: object) -> DataError:
 
 def runner(session: Any, inputs: dict[str, np.ndarray], provider: str) -> Callable[[], float]:
     """A function that runs once and returns milliseconds; inputs (by name) and outputs stay on the device."""
-    device = "cpu" if provider == "cpu" else "cuda"
+    import onnxruntime as ort
+
+    device = PROVIDERS[provider].device
     binding = session.io_binding()
     held = {name: ort.OrtValue.ortvalue_from_numpy(array, device, 0) for name, array in inputs.items()}
     for name, value in held.items():
@@ -171,7 +195,7 @@ def profile(
 
 def refuse_fallback(path: Path, provider: str, placed: dict[str, Counter[str]]) -> None:
     """Raise :class:`CheckFailed` where work that matters runs on another provider than the one asked for."""
-    wanted = PROVIDERS[provider]
+    wanted = PROVIDERS[provider].title
     strayed = {name: {op: n for op, n in ops.items() if op in HEAVY} for name, ops in placed.items() if name != wanted}
     strayed = {name: ops for name, ops in strayed.items() if ops}
     if wanted not in placed or strayed:

@@ -19,33 +19,13 @@ from tinymim_export.bench.compare import machine_differences
 from tinymim_export.bench.explain import facts, machine
 from tinymim_export.bench.stats import bootstrap_median, bootstrap_miou, bootstrap_miou_drop, ratio_interval, unsteady
 from tinymim_export.bench.timing import interleave
-from tinymim_export.runtime.engines import Engine, open_engine
+from tinymim_export.runtime.engines import Engine
 from tinymim_export.runtime.metadata import graph_sha256, load_proto, save_proto, write_metadata
 from tinymim_export.tune.result import TuneResult
+from tinymim_export.tune.targets import Target
 from tinymim_export.tune.verdict import BASELINE, PROMOTED, Budget, Candidate, choose, contenders, decide
 
 AT_ONCE = 3  # sessions in memory beside the original's
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where a file can run, and which precisions of the file (besides fp32) make sense there."""
-
-    runtime: str
-    provider: str
-    arithmetic: str | None  # OpenVINO's
-    precisions: tuple[str, ...]
-
-    @property
-    def engine(self) -> str:
-        """As :attr:`tinymim_export.runtime.engines.Engine.label`."""
-        return " ".join(filter(None, (self.runtime, self.provider, self.arithmetic)))
-
-    def open(self, path: Path, threads: int) -> Engine:
-        """Open a file there."""
-        return open_engine(
-            path, runtime=self.runtime, provider=self.provider, precision=self.arithmetic, threads=threads
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,13 +161,13 @@ class Run:
             graph=list(one.graph),
             runtime=one.target.runtime,
             provider=one.target.provider,
-            arithmetic=one.target.arithmetic,
+            arithmetic=one.target.compute_type,
             engine=engine.label,
             file=one.path.name,
             sha256=engine.sha256,
             file_mib=one.path.stat().st_size / 2**20,
             shape=shape,
-            gpu=None if one.target.provider == "cpu" else self.environment["gpus"],
+            gpu=None if engine.place.device == "cpu" else self.environment["gpus"],
             threads=self.threads,
             runs=len(ms),
             p50_ms=float(np.median(ms)),

@@ -68,7 +68,7 @@ class TuneResult:
         return self.candidates[:1] + sorted(self.candidates[1:], key=lambda c: -c.speed_up[0])
 
     def table(self) -> list[list[str]]:
-        """Heading and one line a candidate."""
+        """Heading and one line per candidate."""
         lines = [["file", "runtime", "verdict", "p50 ms (95 %)", "times as fast", "mIoU %", "change (95 %)", "MiB"]]
         for c in self.ranked():
             base = c.verdict == BASELINE
@@ -80,7 +80,7 @@ class TuneResult:
         return lines
 
     def reasons(self) -> list[str]:
-        """One line a candidate: why."""
+        """One line per candidate: why."""
         return [
             f"{c.verdict} {c.name} on {c.engine}: {'; '.join([*c.reasons, *(f'note: {text}' for text in c.remarks)])}"
             for c in self.ranked()
@@ -97,7 +97,7 @@ class TuneResult:
             "another; compare files by 'times as fast', not by ms"
         ]
 
-    def last_word(self) -> str:
+    def conclusion(self) -> str:
         """One sentence."""
         if self.winner is None:
             return f"nothing is promoted: no candidate keeps the budget ({self.budget})"
@@ -105,7 +105,7 @@ class TuneResult:
 
     def to_markdown(self) -> str:
         """Table, reasons and what the figures hold for."""
-        lines = [f"Budget: {self.budget}. {self.last_word()}.", "", markdown_table(self.table())]
+        lines = [f"Budget: {self.budget}. {self.conclusion()}.", "", markdown_table(self.table())]
         lines += [f"- {text}" for text in self.reasons()]
         lines += [f"- left out: {what}: {why}" for what, why in self.left_out]
         lines += [f"- note: {text}" for text in self.doubts()]
@@ -118,7 +118,7 @@ class TuneResult:
             print(text)
         for text in self.doubts():
             print(f"note: {text}")
-        print(self.last_word())
+        print(self.conclusion())
         if self.onnx:
             print(f"wrote {self.onnx} (sha256 {self.onnx_sha256[:12]}); everything measured: {self.folder}")
 
@@ -201,7 +201,7 @@ def write_tune_report(result: TuneResult, path: Path) -> Path:
         path,
         f"Verdict on {result.settings['checkpoint']}",
         f"{len(result.candidates) - 1} candidates, {promoted} promoted. Budget: {result.budget}.",
-        Section("Verdict", [sentence(result.last_word(), winner is not None), cards(headline)]),
+        Section("Verdict", [sentence(result.conclusion(), winner is not None), cards(headline)]),
         Section(
             "Time against quality",
             [scatter("Pareto plot", points, "p50 ms, paced by the original timed beside it", "mIoU %")],

@@ -3,11 +3,11 @@
 1. The FP32 original on every runtime that is here, plain and with each graph variant that changes rounding only.
 2. Every precision that makes sense on a runtime, with the variants that paid there.
 3. INT8 that loses too much mIoU once more, with blocks left in float until the budget holds.
-4. The promoted that may be the fastest, in turns; the winner is copied to ``onnx`` with its card.
+4. The promoted candidates that may be the fastest, timed in turns; the winner is copied to ``onnx`` with its card.
 
-Every candidate is timed in turns with the original in this one process and scored by the very session that was timed.
-Finished candidates are kept in ``<stem>.tune/tune.json``: an interrupted run goes on, a changed budget is judged anew
-without measuring. Needs onnx, and PyTorch where a checkpoint has to be exported.
+Every candidate is timed in turns with the original in this one process and scored by the same session that was timed.
+Finished candidates are kept in ``<stem>.tune/tune.json``: an interrupted run continues, and a changed budget is judged
+again without measuring. Needs onnx, and PyTorch where a checkpoint has to be exported.
 """
 
 import shutil
@@ -20,26 +20,18 @@ from typing import Any
 from tinymim.data.folders import read_layout
 from tinymim.errors import CheckFailed, ConfigError, DataError, TinyMIMError
 from tinymim.files import cores, describe_files, sha256_file
+from tinymim_export.precision.base import PRECISIONS, by_block
 from tinymim_export.precision.calibrate import choose_photos
 from tinymim_export.precision.variants import APPROXIMATE, VARIANTS
 from tinymim_export.runtime.engines import Engine
-from tinymim_export.runtime.metadata import PRECISIONS, load_proto, proto_metadata, save_proto
+from tinymim_export.runtime.metadata import load_proto, precision_name, proto_metadata, save_proto
 from tinymim_export.runtime.miou import evaluate
-from tinymim_export.tune.measure import Run, Target, Wanted
+from tinymim_export.tune.measure import Run, Wanted
 from tinymim_export.tune.result import TuneResult
+from tinymim_export.tune.targets import Target, targets
 from tinymim_export.tune.verdict import Budget, loses_too_much, variants_that_pay
 
 EXACT_VARIANTS = tuple(name for name in VARIANTS if name not in APPROXIMATE)
-WITHIN = "int8 within the budget"  # some blocks left in float
-
-# fp16 on a CPU is float32 with casts; dynamic INT8 and packed weights are made for ONNX Runtime's own CPU kernels;
-# the CUDA provider has no INT8 products for graphs with Q/DQ pairs
-TARGETS = {  # name for --runtimes -> where a file can run
-    "onnxruntime": (Target("onnxruntime", "cpu", None, ("int8", "int8-dynamic", "int8-weights")),),
-    "openvino": (Target("openvino", "cpu", "f32", ("int8",)), Target("openvino", "cpu", "bf16", ("int8",))),
-    "cuda": (Target("onnxruntime", "cuda", None, ("fp16",)),),
-    "tensorrt": (Target("onnxruntime", "tensorrt", None, ("fp16", "int8")),),
-}
 
 
 def tune(
@@ -81,10 +73,10 @@ def tune(
         max_miou_drop: Points of mIoU that may be lost against the FP32 original.
         min_speedup: Times as fast as the FP32 original on the first runtime.
         latency_budget: Largest median, ms.
-        runtimes: Of :data:`TARGETS`; None takes those that are here and lists the others.
-        precisions: Of fp32, fp16, int8, int8-dynamic, int8-weights; None tries all that make sense.
+        runtimes: Of :func:`tinymim_export.tune.targets.targets`; None takes those that are here and lists the others.
+        precisions: Of :data:`tinymim_export.precision.PRECISIONS`; None tries all that make sense.
         variants: Graph variants to try; "early-argmax" (other pixels along borders) only where named.
-        limit: Score so many photos.
+        limit: Score this many photos.
         mode: "whole" or "slide"; None takes the file's contract.
         resize_to_file: Stretch photos to the fixed size of the file.
         ignore_label: Id or ids to ignore, for folders without ``dataset.json``.
@@ -124,21 +116,21 @@ def tune(
         "seconds": seconds,
         "threads": threads or cores(),
         "seed": seed,
-        "baseline": (runtimes or tuple(TARGETS))[0],
+        "baseline": (runtimes or tuple(targets()))[0],
     }
 
     def score(engine: Engine) -> Any:
         return evaluate(None, data, engine=engine, limit=limit, quiet=not sys.stdout.isatty(), **scoring)
 
     settings["data_sha256"] = describe_files(data, (path for pair in pairs for path in pair))["list_sha256"]
-    if precisions is None or "int8" in precisions:  # useless photos are refused before the work, not after it
+    if any(PRECISIONS[name].needs_calibration for name in precisions or PRECISIONS):  # useless photos: refused early
         settings["calibration_sha256"] = choose_photos(photos, count, seed).about("percentile")["list_sha256"]
     run = Run(folder, settings, budget, score)
     original = folder / "fp32.onnx"
     if not (run.resumed and original.is_file()):
         _write_original(checkpoint, original, config, size, output)
     try:
-        targets = _targets_here(run, original, runtimes)
+        places = _targets_here(run, original, runtimes)
     except TinyMIMError:
         if not run.resumed:
             shutil.rmtree(folder)
@@ -159,24 +151,24 @@ def tune(
                 from tinymim_export.precision.sensitivity import quantize_within
 
                 ranges |= {"max_miou_drop": max_miou_drop / 100, "limit": limit, "scoring": scoring}
-                return quantize_within(original, out, data=data, graph=graph, **ranges)
+                return quantize_within(original, out, precision=precision, data=data, graph=graph, **ranges)
             if tuple(graph) not in opened:
                 opened[tuple(graph)] = FloatFile(original, graph)
             source = opened[tuple(graph)]
-            if precision != "int8":  # INT8 is compared on calibration photos that were not used
+            if not PRECISIONS[precision].needs_calibration:  # with calibration: compared on photos it left over
                 ranges = {"photos": Path(data) / "images" / "validation"}
             return quantize(original, out, precision=precision, source=source, **ranges)
 
-        return run.make(_name(WITHIN if within else precision, graph), build)
+        return run.make(_name(_within(precision) if within else precision, graph), build)
 
     single = [([name], path) for name in variants for path in [made("fp32", [name])] if path is not None]
-    for target in targets:
+    for target in places:
         plain = Wanted(target, "fp32", [], "fp32", original)
         others = [Wanted(target, _name("fp32", graph), graph, "fp32", path) for graph, path in single]
         run.measure([plain, *others], together=True)
 
     second, graphs = [], {}
-    for target in targets:
+    for target in places:
         graph = [name for name in variants if name in variants_that_pay(run.candidates, target.engine)]
         graphs[target.engine] = graph
         for precision in ("fp32", *target.precisions):
@@ -189,17 +181,24 @@ def tune(
     run.measure(second)
 
     third = []
-    for target in targets:
+    for target in places:
         graph = graphs[target.engine]
-        if "int8" not in target.precisions or (precisions is not None and "int8" not in precisions):
-            continue
-        tried = next((c for c in run.candidates if c.engine == target.engine and c.precision == "int8"), None)
-        if tried is None or loses_too_much(tried, budget):
-            path = made("int8", graph, within=True)
-            if path is not None:
-                third.append(Wanted(target, _name(WITHIN, graph), graph, "int8", path))
+        for precision in target.precisions:
+            static = PRECISIONS[precision].needs_calibration and by_block(precision)
+            if not static or (precisions is not None and precision not in precisions):
+                continue
+            tried = next((c for c in run.candidates if (c.engine, c.precision) == (target.engine, precision)), None)
+            if tried is None or loses_too_much(tried, budget):
+                path = made(precision, graph, within=True)
+                if path is not None:
+                    third.append(Wanted(target, _name(_within(precision), graph), graph, precision, path))
     run.measure(third)
     return run.finish(onnx, time.monotonic() - began)
+
+
+def _within(precision: str) -> str:
+    """The name of a candidate with some blocks left in float."""
+    return f"{precision} within the budget"
 
 
 def _name(precision: str, graph: Sequence[str]) -> str:
@@ -220,10 +219,10 @@ def _write_original(checkpoint: Path, out: Path, config: Any, size: tuple[int, i
         return
     proto = load_proto(checkpoint)
     meta = proto_metadata(proto)
-    precision = (meta.get("precision") or {}).get("name", "fp32")
+    precision = precision_name(meta)
     if precision != "fp32" or meta.get("graph"):
         raise ConfigError(
-            f"{checkpoint.name} is no plain FP32 file",
+            f"{checkpoint.name} is not a plain FP32 file",
             f"its metadata say {' + '.join([precision, *(meta.get('graph') or [])])}",
             "give the checkpoint, or the file tinymim-export wrote without --precision",
         )
@@ -240,15 +239,15 @@ def _targets_here(run: Run, original: Path, runtimes: Sequence[str] | None) -> l
     Raises:
         CheckFailed, ConfigError: a runtime that was asked for is not here.
     """
-    here = []
-    for name in TARGETS if runtimes is None else dict.fromkeys(runtimes):
+    here, known = [], targets()
+    for name in known if runtimes is None else dict.fromkeys(runtimes):
         found = []
-        for target in TARGETS[name]:
+        for target in known[name]:
             try:
                 target.open(original, run.threads)
                 found.append(target)
             except (ConfigError, CheckFailed) as error:
-                if runtimes is not None and target is TARGETS[name][0]:
+                if runtimes is not None and target is known[name][0]:
                     raise
                 run.leave_out(target.engine, f"not here: {error.what}")
         here += found
@@ -266,7 +265,8 @@ def _check(
 ) -> None:
     """Refuse options that cannot work before any work is done."""
     if onnx.suffix != ".onnx":
-        raise ConfigError(f"{onnx} is no name for the winner", "it is an .onnx file", f"e.g. --onnx {onnx}.onnx")
+        what = f"{onnx} is not a name for the winner"
+        raise ConfigError(what, "it is an .onnx file", f"e.g. --onnx {onnx}.onnx")
     if not checkpoint.is_file():
         raise DataError(f"no file at {checkpoint}", "it does not exist", "check the path")
     if checkpoint.resolve() == onnx.resolve():
@@ -274,13 +274,13 @@ def _check(
             "--checkpoint and --onnx are one file", "the winner would replace it", "choose another --onnx"
         )
     for option, given, known in (
-        ("runtimes", runtimes, tuple(TARGETS)),
+        ("runtimes", runtimes, tuple(targets())),
         ("precisions", precisions, PRECISIONS),
         ("variants", variants, VARIANTS),
     ):
         for name in given or ():
             if name not in known:
-                raise ConfigError(f"--{option} {name} is unknown", f"known: {', '.join(known)}", "choose of them")
+                raise ConfigError(f"--{option} {name} is unknown", f"known: {', '.join(known)}", "choose from them")
     for option, value in (
         ("max-miou-drop", budget.max_miou_drop),
         ("min-speedup", budget.min_speedup),

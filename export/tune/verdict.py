@@ -1,9 +1,9 @@
 """PROMOTED or REJECTED, and why: pure decisions on measured candidates. No files, no clock, no runtime.
 
 A candidate is one file on one runtime. It is promoted when its mIoU falls by no more than the budget allows, it is at
-least so many times as fast as the FP32 original on the first runtime (beyond chance, where that is more than once),
-and it keeps the latency budget. The measured figures decide; where a 95 % interval reaches over a limit, or cannot be
-told from "no difference", that is said.
+least ``min_speedup`` times as fast as the FP32 original on the first runtime (beyond chance, where that is above 1),
+and it keeps the latency budget. The measured figures decide; where a 95 % interval exceeds a limit, or cannot be
+distinguished from "no difference", a remark says so.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tinymim_export.bench.stats import distinguishable, ratio_interval
+from tinymim_export.precision.base import by_block
 
 BASELINE, PROMOTED, REJECTED = "BASELINE", "PROMOTED", "REJECTED"
 Interval = tuple[float, float]
@@ -40,11 +41,11 @@ class Candidate:
     """One file on one runtime, timed and scored. Scores are fractions, times milliseconds, intervals 95 %."""
 
     name: str  # "int8 + attention"
-    precision: str  # of the file: fp32, fp16, int8, int8-dynamic, int8-weights
+    precision: str  # of the file: fp32, fp16, int8, ...
     graph: list[str]  # variants applied
     runtime: str
     provider: str
-    arithmetic: str | None  # OpenVINO's: f32, bf16
+    arithmetic: str | None  # OpenVINO's compute type: f32, bf16 (the key of tune.json since 0.1)
     engine: str  # the three in words
     file: str
     sha256: str
@@ -102,17 +103,17 @@ def decide(candidate: Candidate, budget: Budget) -> tuple[str, list[str], list[s
     """The verdict on a candidate.
 
     Returns:
-        (PROMOTED or REJECTED, reasons, remarks): reasons speak for the verdict, remarks say how sure it is.
+        (PROMOTED or REJECTED, reasons, remarks): reasons give the grounds, remarks say how sure it is.
     """
     against, remarks = [], []
     points, (low, high) = 100 * candidate.drop, (100 * v for v in candidate.drop_interval)
     span = f"({low:.2f} to {high:.2f})"
-    if not points <= budget.max_miou_drop:  # NaN is no score
+    if not points <= budget.max_miou_drop:  # NaN is not a score
         against.append(f"loses {points:.2f} points of mIoU {span}, more than {budget.max_miou_drop:g}")
         if low <= budget.max_miou_drop:
-            remarks.append("the interval of the loss reaches below the budget: more photos might acquit it")
+            remarks.append("the interval of the loss reaches below the budget: scoring more photos might clear it")
     elif high > budget.max_miou_drop:
-        remarks.append(f"the interval of the mIoU loss {span} reaches over the budget: score more photos to be sure")
+        remarks.append(f"the interval of the mIoU loss {span} exceeds the budget: score more photos to be sure")
     if not distinguishable(low, high, than=0):
         remarks.append("its mIoU is not distinguishable from the original's")
     ratio, slow, fast = candidate.speed_up
@@ -130,12 +131,12 @@ def decide(candidate: Candidate, budget: Budget) -> tuple[str, list[str], list[s
     if limit is not None and not candidate.p50_ms <= limit:
         against.append(f"takes {candidate.p50_ms:.1f} ms ({least:.1f} to {most:.1f}), more than {limit:g}")
     elif limit is not None and most > limit:
-        remarks.append(f"the interval of its time ({least:.1f} to {most:.1f} ms) reaches over {limit:g} ms")
+        remarks.append(f"the interval of its time ({least:.1f} to {most:.1f} ms) exceeds {limit:g} ms")
     if candidate.facts.get("excluded"):
         remarks.append(f"left in float: {', '.join(candidate.facts['excluded'])}")
     if not candidate.steady:
         remarks.append("the machine was busy or throttling while it was timed: measure again")
-    if too_slow(candidate, budget) and candidate.precision.startswith("int8"):
+    if too_slow(candidate, budget) and by_block(candidate.precision):
         against += why_slow(candidate.facts)
     if against:
         return REJECTED, against, remarks
@@ -143,7 +144,7 @@ def decide(candidate: Candidate, budget: Budget) -> tuple[str, list[str], list[s
 
 
 def too_slow(candidate: Candidate, budget: Budget) -> bool:
-    """Whether speed or latency speak against a candidate."""
+    """Whether speed or latency rule a candidate out."""
     ratio, low, high = candidate.speed_up
     late = budget.latency_budget is not None and candidate.p50_ms > budget.latency_budget
     doubtful = budget.min_speedup > 1 and not distinguishable(low, high)
@@ -151,7 +152,7 @@ def too_slow(candidate: Candidate, budget: Budget) -> bool:
 
 
 def loses_too_much(candidate: Candidate, budget: Budget) -> bool:
-    """Whether the mIoU speaks against a candidate."""
+    """Whether the mIoU rules a candidate out."""
     return not 100 * candidate.drop <= budget.max_miou_drop
 
 
@@ -214,6 +215,6 @@ def choose(finalists: Sequence[Candidate], times: Sequence[Sequence[float]]) -> 
     tied = [i for i in order if i == fastest or not distinguishable(*ratio_interval(times[i], times[fastest])[1:])]
     winner = finalists[min(tied, key=lambda i: (round(100 * finalists[i].drop, 2), finalists[i].file_mib))]
     if len(tied) == 1:
-        return winner, "the fastest of the promoted"
+        return winner, "the fastest promoted candidate"
     others = ", ".join(f"{finalists[i].name} on {finalists[i].engine}" for i in tied if finalists[i] is not winner)
     return winner, f"not distinguishable in speed from {others}; it loses less mIoU or is the smaller file"

@@ -26,7 +26,7 @@ from tinymim.errors import ConfigError, DataError, TinyMIMError
 from tinymim.files import write_json
 from tinymim_export.report.style import STYLE
 from tinymim_export.runtime.engines import Engine, open_engine
-from tinymim_export.runtime.metadata import is_verified, load_proto
+from tinymim_export.runtime.metadata import is_verified, load_proto, precision_name
 from tinymim_export.runtime.pictures import palette_for
 from tinymim_export.runtime.predictor import THRESHOLD, Predictor
 
@@ -34,7 +34,7 @@ ORT_WEB = "1.30.0"  # the version the page was tested with
 ORT_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")  # all that CPU runs need
 PAGE_FILES = ("index.html", "page.css", "page.mjs", "worker.mjs", "segment.mjs", "png.mjs")
 NPM_SECONDS = 300
-MASK_TYPES = ("tensor(uint8)", "tensor(int32)", "tensor(int64)")
+MASK_TYPES = ("uint8", "int32", "int64")
 
 
 @dataclass
@@ -135,19 +135,19 @@ def build_web(onnx: str | Path, folder: str | Path, *, ort_web: str | Path | Non
 
 
 def web_contract(engine: Engine) -> dict[str, Any]:
-    """What the page must know of a file: how to bring a photo to it and how to show what it says.
+    """What the page must know of a file: how to prepare a photo for it and how to show its output.
 
     Raises:
-        ConfigError: the file is no segmentor, or does not say how photos are normalised.
+        ConfigError: the file is not a segmentor, or does not say how photos are normalised.
     """
     predictor, name, meta = Predictor(engine=engine), engine.path.name, engine.meta
-    output = engine.session.get_outputs()[0]
-    is_logits = output.type == "tensor(float)" and len(output.shape) == 4
-    is_mask = output.type in MASK_TYPES and len(output.shape) in (3, 4)
+    output = engine.outputs[0]
+    is_logits = output.dtype == "float32" and len(output.shape) == 4
+    is_mask = output.dtype in MASK_TYPES and len(output.shape) in (3, 4)
     if not (is_logits or is_mask):
         raise ConfigError(
-            f"{name} is no segmentor",
-            f"its output {output.name} is {output.type} {output.shape}; the page draws logits (N, C, H, W) or masks",
+            f"{name} is not a segmentor",
+            f"its output is {output}; the page draws logits (N, C, H, W) or masks",
             "export one: tinymim-export --checkpoint segmentor.pth --onnx segmentor.onnx",
         )
     classes, palette = list(predictor.classes or ()), list(predictor.palette or ())
@@ -161,7 +161,7 @@ def web_contract(engine: Engine) -> dict[str, Any]:
     notes = list(predictor.notes)
     if predictor.mode == "slide" and not windows:
         notes = ["This file gives masks, which cannot be averaged: photos go through it whole, not in windows."]
-    precision = (meta.get("precision") or {}).get("name", "fp32")
+    precision = precision_name(meta)
     size = "any size" if None in engine.size else "x".join(map(str, engine.size))
     try:
         checked = meta.get("verified") and is_verified(load_proto(engine.path))
@@ -297,7 +297,7 @@ def _tarball(source: Path) -> Callable[[str], bytes]:
                 if member.isfile() and path.parts[-2:-1] == ("dist",) and path.name in ORT_FILES:
                     found[path.name] = archive.extractfile(member).read()  # type: ignore[union-attr]
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise _no_ort(source, f"it is no readable archive ({error})") from error
+        raise _no_ort(source, f"it is not a readable archive ({error})") from error
     missing = [name for name in ORT_FILES if name not in found]
     if missing:
         raise _no_ort(source, f"no dist/{missing[0]} in it")
@@ -306,7 +306,7 @@ def _tarball(source: Path) -> Callable[[str], bytes]:
 
 def _no_ort(source: Path, why: str) -> DataError:
     return DataError(
-        f"{source} is no onnxruntime-web",
+        f"{source} is not onnxruntime-web",
         why,
         f"npm pack onnxruntime-web@{ORT_WEB}, then --ort-web with the .tgz or the folder it unpacks to",
     )

@@ -146,7 +146,7 @@ def test_pretrain_is_watched_without_relations(classes, tmp_path, capsys):
     assert 0 <= found[0]["knn_top1"] <= 1
     assert "outliers announce" not in capsys.readouterr().out
     page = (tmp_path / "r/report.html").read_text()
-    assert "Watching it learn" in page
+    assert "Training health" in page
     assert "Top-1 of frozen features" in page
     assert page.count("<figcaption>Attention entropy, block by head") == 2
     assert "<figcaption>entropy/" not in page

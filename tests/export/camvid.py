@@ -115,17 +115,17 @@ class TorchEngine:
     """The PyTorch model behind the interface of ``runtime.Engine``: what is left to differ is the host's arithmetic."""
 
     def __init__(self, checkpoint, size=(None, None)):
-        from tinymim_export.graph.torch_model import load_original
+        from tinymim_export.graph.torch_model import load_torch_model
 
-        self.original = load_original(checkpoint)
-        self.meta = {"part": "segmentor"} | self.original.contract
+        self.loaded = load_torch_model(checkpoint)
+        self.meta = {"part": "segmentor"} | self.loaded.contract
         self.path, self.sha256, self.label, self.output = checkpoint, "0" * 64, "torch", "logits"
         self.size, self.dtype, self.shapes = size, np.dtype(np.float32), []
 
     def run(self, images):
         self.shapes.append(images.shape)
         with torch.no_grad():
-            return self.original.reference(torch.from_numpy(np.ascontiguousarray(images)))[0].numpy()
+            return self.loaded.reference(torch.from_numpy(np.ascontiguousarray(images)))[0].numpy()
 
 
 def write_files(root, folder):
@@ -133,18 +133,18 @@ def write_files(root, folder):
 
     Traced without verification, which takes most of an export's time; the fixed file is the free one at one size.
     """
-    from tinymim_export.graph.torch_model import load_original
+    from tinymim_export.graph.torch_model import load_torch_model
     from tinymim_export.graph.trace import trace
     from tinymim_export.runtime.metadata import save_proto, write_metadata
 
     whole = write_segmentor(root / "whole.pth", folder, test=WHOLE)
     slide = write_segmentor(root / "slide.pth", folder, test=SLIDE)
-    original = load_original(whole)
-    proto = trace(original, (64, 96), dynamic=True).proto
-    write_metadata(proto, {"part": "segmentor", "verified": False} | original.contract)
+    loaded = load_torch_model(whole)
+    proto = trace(loaded, (64, 96), dynamic=True).proto
+    write_metadata(proto, {"part": "segmentor", "verified": False} | loaded.contract)
     save_proto(proto, root / "free.onnx")
     sides = proto.graph.input[0].type.tensor_type.shape.dim
     sides[2].dim_value, sides[3].dim_value = 96, 128
-    write_metadata(proto, {"resize": load_original(slide).contract["resize"]})
+    write_metadata(proto, {"resize": load_torch_model(slide).contract["resize"]})
     save_proto(proto, root / "fixed.onnx")
     return {"whole": whole, "slide": slide, "free": str(root / "free.onnx"), "fixed": str(root / "fixed.onnx")}

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tinymim.benchmarks.deployment_files import CALIBRATION, Candidate, arithmetics, make_files
+from tinymim.benchmarks.deployment_files import CALIBRATION, Candidate, make_files, openvino_compute_types
 from tinymim.cli import run_command
 from tinymim.errors import ConfigError, TinyMIMError
 from tinymim.files import environment, sha256_file, write_json, write_text
@@ -49,7 +49,7 @@ def score(candidate: Candidate, args: argparse.Namespace) -> dict[str, Any]:
         candidate.file,
         args.data_root,
         runtime=candidate.runtime,
-        precision=candidate.precision,
+        compute_type=candidate.compute_type,
         threads=args.threads,
         limit=args.limit,
     )
@@ -66,7 +66,7 @@ def measure(rows: list[Candidate], args: argparse.Namespace) -> tuple[list[dict[
     from tinymim_export.runtime.engines import open_engine
 
     engines = [
-        open_engine(row.file, runtime=row.runtime, precision=row.precision, threads=args.threads) for row in rows
+        open_engine(row.file, runtime=row.runtime, compute_type=row.compute_type, threads=args.threads) for row in rows
     ]
     shapes = [(1, 3, *(side or 0 for side in engine.size)) for engine in engines]
     if any(0 in shape for shape in shapes):
@@ -128,9 +128,9 @@ def backbone(args: argparse.Namespace) -> list[dict[str, Any]]:
                 print(f"backbone {precision}: {error.what}; {error.why}")
                 continue
         rows.append(Candidate(precision, file))
-    rows += [Candidate("fp32", fp32, "openvino", precision) for precision in arithmetics()]
+    rows += [Candidate("fp32", fp32, "openvino", word) for word in openvino_compute_types()]
     engines = [
-        open_engine(row.file, runtime=row.runtime, precision=row.precision, threads=args.threads) for row in rows
+        open_engine(row.file, runtime=row.runtime, compute_type=row.compute_type, threads=args.threads) for row in rows
     ]
     real = load_photos(photos / "validation", limit=16)
     images = np.stack([normalise(photo, (side, side), engines[0].meta) for photo in real])

@@ -18,12 +18,12 @@ class Candidate:
     name: str
     file: Path
     runtime: str = "onnxruntime"
-    precision: str | None = None  # OpenVINO's arithmetic
+    compute_type: str | None = None  # OpenVINO's arithmetic
 
     @property
     def key(self) -> str:
         """File name and runtime."""
-        return f"{self.file.stem} {self.runtime} {self.precision or ''}".strip()
+        return f"{self.file.stem} {self.runtime} {self.compute_type or ''}".strip()
 
 
 def plain_export(model: Any, file: Path, size: tuple[int, int], contract: dict[str, Any]) -> None:
@@ -106,17 +106,17 @@ def stock_segmentor(model: Any, cfg: Any) -> Any:
     return stock
 
 
-def arithmetics() -> list[str]:
-    """OpenVINO's precisions this processor has."""
-    from tinymim_export.runtime.engines import OPENVINO_PRECISIONS, openvino_core
+def openvino_compute_types() -> list[str]:
+    """OpenVINO's compute types that this processor has."""
+    from tinymim_export.runtime.engines import OpenVINOEngine
 
     found = []
-    for precision in OPENVINO_PRECISIONS:
+    for compute_type in OpenVINOEngine.compute_types:
         try:
-            openvino_core(precision)
-            found.append(precision)
+            OpenVINOEngine.require("cpu", compute_type)
+            found.append(compute_type)
         except ConfigError as error:
-            print(f"left out: openvino {precision}: {error.what}", flush=True)
+            print(f"left out: openvino {compute_type}: {error.what}", flush=True)
     return found
 
 
@@ -124,20 +124,20 @@ def make_files(args: argparse.Namespace) -> list[Candidate]:
     """Write what is missing; the candidates: plain exports, ours, then the others."""
     from tinymim.seg import load_segmentor
     from tinymim_export import export
-    from tinymim_export.graph.torch_model import load_original
+    from tinymim_export.graph.torch_model import load_torch_model
     from tinymim_export.precision.quantize import quantize
     from tinymim_export.precision.variants import apply_variants
     from tinymim_export.runtime.metadata import load_proto, save_proto
 
     out, calibration = args.out, args.data_root / "images" / "training"
-    original = load_original(args.checkpoint)
+    loaded = load_torch_model(args.checkpoint)
     plain, stock, fp32 = out / "plain.onnx", out / "stock.onnx", out / "fp32.onnx"
     if not plain.is_file() or not stock.is_file():
         model, cfg = load_segmentor(args.checkpoint)
-        plain_export(model, plain, original.size, original.contract)
-        plain_export(stock_segmentor(model, cfg), stock, original.size, original.contract)
+        plain_export(model, plain, loaded.size, loaded.contract)
+        plain_export(stock_segmentor(model, cfg), stock, loaded.size, loaded.contract)
     if not fp32.is_file():
-        export(args.checkpoint, fp32, size=original.size, photos=calibration)
+        export(args.checkpoint, fp32, size=loaded.size, photos=calibration)
     rows = [
         Candidate("plain torch.onnx.export of our model", plain),
         Candidate("MMSegmentation's VisionTransformer, plain export", stock),
@@ -157,8 +157,8 @@ def make_files(args: argparse.Namespace) -> list[Candidate]:
                 quantize(source, file, precision=precision, **options)
             rows.append(Candidate(f"tinymim {precision}{words}", file))
     for file, words in ((fp32, "fp32"), (out / "int8.onnx", "int8")):
-        rows += [Candidate(f"tinymim {words}", file, "openvino", precision) for precision in arithmetics()]
+        rows += [Candidate(f"tinymim {words}", file, "openvino", word) for word in openvino_compute_types()]
     for file in args.others:
         rows.append(Candidate(file.stem, file))
-        rows += [Candidate(file.stem, file, "openvino", precision) for precision in arithmetics()]
+        rows += [Candidate(file.stem, file, "openvino", word) for word in openvino_compute_types()]
     return rows

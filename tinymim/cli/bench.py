@@ -8,26 +8,28 @@ from tinymim.cli import spelled
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
+    from tinymim_export.runtime.engines import RUNTIMES, compute_types, provider_names
+
     parser.add_argument("files", nargs="*", metavar="FILE.onnx", help="timed in turns, in one process")
     parser.add_argument(
         "--runtime",
         action="append",
-        choices=["onnxruntime", "openvino"],
+        choices=list(RUNTIMES),
         default=None,
         help="default onnxruntime; give it twice to time every file on both",
     )
     parser.add_argument(
         "--provider",
-        choices=["cpu", "cuda", "tensorrt"],
+        choices=provider_names(),
         default="cpu",
-        help="ONNX Runtime's; never falls back: an error instead",
+        help="ONNX Runtime's; one that is not here is an error, never replaced",
     )
     parser.add_argument(
         "--precision",
         action="append",
-        choices=["f32", "bf16"],
+        choices=compute_types(),
         default=None,
-        help="OpenVINO's arithmetic, default f32; give it twice for both",
+        help="compute type of OpenVINO (not the precision of the file), default f32; give it twice for both",
     )
     parser.add_argument("--threads", type=int, default=None, help="CPU threads; default: every core of this process")
     parser.add_argument("--batch", type=int, default=1, help="images at once")
@@ -40,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="for files with free sizes; default: the size they were exported at",
     )
     parser.add_argument("--split", action="store_true", help="time backbone, pyramid, head, up-sampling (needs onnx)")
-    parser.add_argument("--runs", type=int, default=None, help="timed runs a file; default: what --seconds allows")
+    parser.add_argument("--runs", type=int, default=None, help="timed runs per file; default: what --seconds allows")
     parser.add_argument("--seconds", type=float, default=5.0, help="time for each file, at least 10 runs")
     parser.add_argument(
         "--compare",
@@ -63,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         args.files,
         runtime=args.runtime or "onnxruntime",
         provider=args.provider,
-        precision=args.precision,
+        compute_type=args.precision,
         threads=args.threads,
         batch=args.batch,
         size=None if args.size is None else (args.size[0], args.size[1]),

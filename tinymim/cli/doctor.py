@@ -45,7 +45,7 @@ class DoctorResult:
         return json.dumps(value, indent=1)
 
     def print(self) -> None:
-        """Machine first, then a line a check."""
+        """Machine first, then one line per check."""
         for name, value in self.machine.items():
             text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
             print(f"{name + ':':<24}{', '.join(text) if isinstance(text, list) else text}")
@@ -98,8 +98,10 @@ def _guarded(name: str, replay: Callable[[], Iterator[Check]]) -> list[Check]:
 
 
 def machine() -> dict[str, Any]:
-    """Versions, processor features, torch's threads and devices, ONNX Runtime's providers."""
+    """Versions, processor features, torch's threads and devices, the runtimes and their providers."""
     import onnxruntime
+
+    from tinymim_export.runtime.engines.base import RUNTIMES, availability
 
     about = environment()
     flags: set[str] = set()
@@ -120,6 +122,7 @@ def machine() -> dict[str, Any]:
         "features": features,
         "torch": about_torch,
         "onnxruntime providers": onnxruntime.get_available_providers(),
+        "runtimes": {name: text for engine in RUNTIMES.values() for name, text in availability(engine).items()},
         "versions": about["versions"],
     }
 
@@ -155,21 +158,21 @@ def relations() -> Iterator[Check]:
     from tinymim.distill import TinyMIM
     from tinymim.models.backbone import from_config
 
-    told = GOLDEN["relations"]
-    teacher, student = from_config(told["teacher"]), from_config(told["student"])
+    golden = GOLDEN["relations"]
+    teacher, student = from_config(golden["teacher"]), from_config(golden["student"])
     _fill(teacher, "teacher/")
     _fill(student, "student/")
-    draw = np.random.RandomState(told["input_seed"])
+    draw = np.random.RandomState(golden["input_seed"])
     view = draw.standard_normal((2, 3, 64, 64))
     other = view + 0.1 * draw.standard_normal(view.shape)
-    method = TinyMIM(student, teacher, target_block=told["target_block"])
+    method = TinyMIM(student, teacher, target_block=golden["target_block"])
     method.eval()
     losses = method.losses(*(torch.from_numpy(x.astype("float32")) for x in (other, view)))
-    for name, wanted in told["losses"].items():
+    for name, wanted in golden["losses"].items():
         yield _near(f"relation loss {name}", float(losses[name].detach()), wanted)
     losses["loss"].backward()
     parameters = dict(student.named_parameters())
-    for name, wanted in told["gradient_norms"].items():
+    for name, wanted in golden["gradient_norms"].items():
         grad = parameters[name].grad
         yield _near(f"gradient of {name}", float("nan") if grad is None else float(grad.norm()), wanted)
 
@@ -182,14 +185,14 @@ def backbone(name: str) -> Iterator[Check]:
     from tinymim.cli._golden_numbers import GOLDEN
     from tinymim.seg import TinyMIMBackbone
 
-    told = GOLDEN[name]
-    model = TinyMIMBackbone(**told["config"], norm_cfg=dict(type="BN"))
+    golden = GOLDEN[name]
+    model = TinyMIMBackbone(**golden["config"], norm_cfg=dict(type="BN"))
     _fill(model, "backbone/")
-    size = told["config"]["img_size"]
-    images = np.random.RandomState(told["input_seed"]).standard_normal((1, 3, size, size)).astype("float32")
+    size = golden["config"]["img_size"]
+    images = np.random.RandomState(golden["input_seed"]).standard_normal((1, 3, size, size)).astype("float32")
     with torch.inference_mode():
         levels = model(torch.from_numpy(images))
-    for i, (level, wanted) in enumerate(zip(levels, told["levels"], strict=True)):
+    for i, (level, wanted) in enumerate(zip(levels, golden["levels"], strict=True)):
         yield _near(f"{name} level {i}, norm", float(level.double().norm()), wanted["norm"])
         off = np.abs(level.numpy().ravel()[wanted["at"]] - np.array(wanted["values"])).max() / wanted["largest"]
         same = list(level.shape) == wanted["shape"]

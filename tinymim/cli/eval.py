@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     parser.add_argument("file", metavar="FILE", help="a segmentor .onnx, or a classifier .pth")
     parser.add_argument(
-        "--data", metavar="FOLDER", help="labelled photos: ADE20K layout, or for a classifier a sub-folder a class"
+        "--data", metavar="FOLDER", help="labelled photos: ADE20K layout, or for a classifier one sub-folder per class"
     )
     parser.add_argument("--split", choices=["val", "train"], default="val", help="photos to score")
     parser.add_argument("--limit", type=int, metavar="N", help="score N photos, evenly spread over the split")
@@ -37,6 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """How a file is opened and given its input; shared with ``tinymim predict``."""
+    from tinymim_export.runtime.engines import RUNTIMES, compute_types, provider_names
+
     parser.add_argument(
         "--mode", choices=["whole", "slide"], help="whole photos or windows; default: the file's contract"
     )
@@ -53,19 +55,22 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         help="for files without metadata: 0-255 units, or 0-1 as torchvision writes it",
     )
     parser.add_argument("--std", type=float, nargs=3, metavar=("R", "G", "B"), help="the same")
+    parser.add_argument("--runtime", choices=list(RUNTIMES), default="onnxruntime", help="what runs the file")
     parser.add_argument(
-        "--runtime", choices=["onnxruntime", "openvino"], default="onnxruntime", help="what runs the file"
+        "--provider",
+        choices=provider_names(),
+        default="cpu",
+        help="of the runtime; one that is not here is an error, never replaced",
     )
     parser.add_argument(
-        "--provider", choices=["cpu", "cuda", "tensorrt"], default="cpu", help="never falls back: an error instead"
+        "--precision", choices=compute_types(), help="compute type of OpenVINO (not the precision of the file)"
     )
-    parser.add_argument("--precision", choices=["f32", "bf16"], help="arithmetic of OpenVINO")
     parser.add_argument("--threads", type=int, help="CPU threads; default: every core of this process")
 
 
 def engine_options(args: argparse.Namespace) -> dict[str, object]:
     """The keywords :func:`add_engine_arguments` stands for."""
-    return {name: getattr(args, name) for name in ENGINE}
+    return {"compute_type" if name == "precision" else name: getattr(args, name) for name in ENGINE}
 
 
 def run(args: argparse.Namespace) -> int:

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--alpha", type=float, default=0.5, help="share of colour in overlays")
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
     parser.add_argument(
-        "--classes", metavar="FILE", help="names for files that carry none: dataset.json, or one name a line"
+        "--classes", metavar="FILE", help="names for files that carry none: dataset.json, or one name per line"
     )
     add_engine_arguments(parser)
     parser.add_argument("--json", metavar="FILE", help="write sizes, milliseconds and shares of the classes as JSON")
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def read_names(path: str) -> list[str]:
-    """Class names of a ``dataset.json``, or of a text file with one name a line.
+    """Class names of a ``dataset.json``, or of a text file with one name per line.
 
     Raises:
         DataError: neither.
@@ -69,5 +69,7 @@ def read_names(path: str) -> list[str]:
         return [name.strip() for name in names if name.strip()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"cannot read class names from {path}", str(error), 'write one name a line, or {"classes": ["road", "car"]}'
+            f"cannot read class names from {path}",
+            str(error),
+            'write one name per line, or {"classes": ["road", "car"]}',
         ) from error

@@ -1,4 +1,4 @@
-"""``tinymim report``: one page for a line of files, or two of them side by side; needs no PyTorch."""
+"""``tinymim report``: one page for a lineage of files, or two of them side by side; needs no PyTorch."""
 
 import argparse
 import shlex
@@ -12,10 +12,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         metavar="PATH",
         help="run folders, .onnx, .pth and result .json files, or folders searched for these. Two paths of one kind "
-        "(run folders of the same job, .onnx files, folders, lineage.json) are compared; anything else is one line",
+        "(run folders of the same job, .onnx files, folders, lineage.json) are compared; anything else is one lineage",
     )
     parser.add_argument("--out", metavar="FILE.html", help="the page; default: report.html, or compare.html")
-    parser.add_argument("--line", action="store_true", help="put two paths of one kind into one line, do not compare")
+    parser.add_argument(
+        "--line", action="store_true", help="put two paths of one kind into one lineage: do not compare them"
+    )
     parser.add_argument("--data", metavar="FOLDER", help="labelled folder, or photos: show where files differ most")
     parser.add_argument("--ignore-label", type=int, nargs="+", metavar="ID", help="label ids that count for nothing")
     parser.add_argument(
@@ -43,16 +45,16 @@ def run(args: argparse.Namespace) -> int:
             )
         difference = compare_reports(*paths, checked_out(args.out or "compare.html"))
         difference.print()
-        print(f"next: tinymim report {shlex.join(args.paths)} --line --out report.html   # both in one line")
+        print(f"next: tinymim report {shlex.join(args.paths)} --line --out report.html   # both in one lineage")
         return 0
     reading = {"ignore_label": args.ignore_label, "reduce_zero_label": args.reduce_zero_label} if args.data else {}
     result = build_report(paths, args.out or "report.html", data=args.data, **reading)
     result.print()
-    loose = [file.path for file in result.line.files if file.role == "onnx" and file.path]
+    loose = [file.path for file in result.lineage.files if file.role == "onnx" and file.path]
     unscored = [
         p
         for p in loose
-        if not any(s.sha256 == f.sha256 for f in result.line.files if f.path == p for s in result.line.scores)
+        if not any(s.sha256 == f.sha256 for f in result.lineage.files if f.path == p for s in result.lineage.scores)
     ]
     if unscored:
         out = shlex.quote(str(Path(unscored[0]).with_suffix(".eval.json")))

@@ -36,7 +36,7 @@ export async function segment(contract, rgba, photo, run) {
     for (let y = top; y < top + h; y++) for (let x = left; x < left + w; x++) count[y * size[1] + x]++;
   }
   if (count) for (let i = 0; i < sum.length; i++) sum[i] /= count[i % count.length];
-  if (!sum.every(Number.isFinite)) throw new Error("the file gives values that are no numbers (an overflow?)");
+  if (!sum.every(Number.isFinite)) throw new Error("the file gives values that are not numbers (an overflow?)");
   const mask = decide(cut(sum, size, [0, 0, ...inner]), [C, ...inner], photo, contract);
   return { mask, size, windows: windows.length, note };
 }

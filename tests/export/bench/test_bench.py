@@ -185,7 +185,7 @@ def test_absent_provider_exits_2(exported, capsys):
         (dict(batch=0), "batch 0"),
         (dict(threads=0), "threads 0"),
         (dict(runs=3), "runs 3 is too few"),
-        (dict(seconds=-1.0), "seconds -1 is no time"),
+        (dict(seconds=-1.0), "seconds -1 is not a time"),
         (dict(provider="npu"), "unknown"),
         (dict(precision="bf16"), "setting of OpenVINO"),
         (dict(runtime="openvino", split=True), "--split needs ONNX Runtime"),

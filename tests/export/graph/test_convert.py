@@ -22,7 +22,7 @@ from tinymim.files import sha256_file
 from tinymim.models import model_from_checkpoint, save_student
 from tinymim_export import export, main, verify
 from tinymim_export.graph.parity import compare, other_sizes
-from tinymim_export.graph.torch_model import load_original
+from tinymim_export.graph.torch_model import load_torch_model
 from tinymim_export.graph.trace import trace
 from tinymim_export.graph.wrappers import MatmulAvgPool2d
 from tinymim_export.runtime.metadata import load_proto, proto_metadata, save_proto
@@ -79,7 +79,7 @@ def test_metadata(files, exported):
     assert meta["parity"]["relative_error"] < 1e-4
     parts = meta["cost"]["parts"]
     assert list(parts) == ["backbone", "pyramid", "head", "upsampling"]
-    model = load_original(files.segmentor).model
+    model = load_torch_model(files.segmentor).model
     assert parts["head"]["params"] == sum(p.numel() for p in model.decode_head.parameters())
     assert parts["backbone"]["params"] + parts["pyramid"]["params"] == sum(
         p.numel() for p in model.backbone.parameters()
@@ -179,9 +179,9 @@ def test_one_changed_weight_is_seen(files, exported, kind):
     """By the outputs alone: the hash over the graph, which would see it anyway, is not asked."""
     made = getattr(exported, kind)
     checkpoint = files.star if kind == "features" else files.segmentor
-    original = load_original(checkpoint, part=made.part)
+    loaded = load_torch_model(checkpoint, part=made.part)
     proto = load_proto(made.onnx)
-    assert compare(proto, original, file="x").passed
+    assert compare(proto, loaded, file="x").passed
     draw = np.random.default_rng(0)
     for index in draw.choice(float_weights(proto), 6, replace=False):
         tensor = proto.graph.initializer[index]
@@ -190,7 +190,7 @@ def test_one_changed_weight_is_seen(files, exported, kind):
         at = int(draw.integers(array.size))
         array.reshape(-1)[at] += array.std() + 0.1
         tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
-        assert not compare(proto, original, file="x").passed, (tensor.name, at)
+        assert not compare(proto, loaded, file="x").passed, (tensor.name, at)
         tensor.ParseFromString(before)
 
 
@@ -259,7 +259,7 @@ def test_failed_verification_leaves_no_file(files, tmp_path, monkeypatch, capsys
 
 def test_relative_bias_stays_a_table(files):
     """Every runtime makes (heads, tokens, tokens) constants of it when it loads: in the file they double its size."""
-    proto = trace(load_original(files.star), (256, 256)).proto
+    proto = trace(load_torch_model(files.star), (256, 256)).proto
     large = [t for t in proto.graph.initializer if list(t.dims)[-2:] == [258, 258]]
     assert len(large) <= 1  # at most the one index all blocks share
     assert all(t.data_type == onnx.TensorProto.INT64 for t in large)
@@ -270,8 +270,8 @@ def test_photos_are_compared_too(files, exported, tmp_path):
         noise = np.random.default_rng(i).integers(0, 255, (50, 70, 3), dtype=np.uint8)
         Image.fromarray(noise).save(tmp_path / f"{i}.jpg")
     (tmp_path / "broken.jpg").write_bytes(b"no photo")
-    original = load_original(files.segmentor)
-    rows = compare(load_proto(exported.fixed.onnx), original, file="x", photos=tmp_path).rows
+    loaded = load_torch_model(files.segmentor)
+    rows = compare(load_proto(exported.fixed.onnx), loaded, file="x", photos=tmp_path).rows
     assert [row.shape for row in rows if row.source == "photos"] == [(2, 3, 64, 96)]
     assert all(row.passed for row in rows)
 

@@ -13,7 +13,7 @@ from tinymim.seg import load_segmentor
 from tinymim_export import bench, export, verify
 from tinymim_export.bench.split import cut
 from tinymim_export.graph.cost import pieces
-from tinymim_export.graph.torch_model import load_original
+from tinymim_export.graph.torch_model import load_torch_model
 from tinymim_export.runtime.metadata import load_proto, proto_metadata
 
 from mmengine.config import Config  # isort: skip
@@ -73,10 +73,10 @@ def test_what_training_alone_needs_is_not_counted(tmp_path):
     cfg.model.auxiliary_head = [dict(aux, in_index=1), dict(aux, in_index=1)]
     cfg.model.data_preprocessor.pop("test_cfg")
     checkpoint, config = plain_file(cfg, tmp_path / "iter_1.pth")
-    original = load_original(checkpoint, config=config)
-    assert original.multiple == 8
-    assert original.contract["resize"]["pad"] == {"value": 0, "size_divisor": 8}  # photos of other sides are padded
-    part, head = pieces(original, SIZE).parts["head"], original.model.decode_head
+    loaded = load_torch_model(checkpoint, config=config)
+    assert loaded.multiple == 8
+    assert loaded.contract["resize"]["pad"] == {"value": 0, "size_divisor": 8}  # photos of other sides are padded
+    part, head = pieces(loaded, SIZE).parts["head"], loaded.model.decode_head
     assert part.params == sum(p.numel() for module in (head.i_head, head.conv_seg) for p in module.parameters())
     assert part.params < sum(p.numel() for p in head.parameters())
     with pytest.raises(ConfigError, match="multiples of 8") as caught:
@@ -133,7 +133,7 @@ def head(kind, **options):
 def test_a_backbone_of_one_size(tmp_path):
     cfg = own_config(backbone=dict(type="OneSize"), decode_head=head("FCNHead", in_channels=8, in_index=0, channels=8))
     checkpoint, config = plain_file(cfg, tmp_path / "iter_1.pth")
-    assert load_original(checkpoint, config=config).multiple is None
+    assert load_torch_model(checkpoint, config=config).multiple is None
     for options in (dict(size=(96, 96)), dict(dynamic=True)):
         with pytest.raises(ConfigError, match="OneSize takes 64x96 only"):
             export(checkpoint, tmp_path / "x.onnx", config=config, **options)

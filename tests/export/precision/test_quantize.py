@@ -19,12 +19,13 @@ from tinymim.errors import CheckFailed, ConfigError, DataError
 from tinymim.files import sha256_file
 from tinymim_export.bench.split import cut
 from tinymim_export.graph.parity import verify
-from tinymim_export.precision import agreement
+from tinymim_export.precision import PRECISIONS, Tolerance
 from tinymim_export.precision.blocks import blocks_of
 from tinymim_export.precision.fp16 import to_half
+from tinymim_export.precision.onnx_graph import Graph
 from tinymim_export.precision.qdq import WEIGHT_BITS, activation_scale, quantise_weight
 from tinymim_export.precision.quantize import FloatFile, quantize, verify_file
-from tinymim_export.precision.variants import Graph, apply_variants
+from tinymim_export.precision.variants import apply_variants
 from tinymim_export.runtime.metadata import load_proto, proto_metadata, save_proto, write_metadata
 from tinymim_export.runtime.predictor import Predictor
 
@@ -192,8 +193,8 @@ def test_metadata_are_carried_over(made, photos, precision):
     about = meta["precision"]
     assert (about["name"], about["parent_sha256"]) == (precision, sha256_file(made["fp32"]))
     assert meta["verified"] is True
-    assert meta["parity"]["thresholds"]["cosine"] == agreement.TOLERANCE[precision].cosine
-    assert meta["parity"]["cosine"] >= agreement.TOLERANCE[precision].cosine
+    assert meta["parity"]["thresholds"]["cosine"] == PRECISIONS[precision].tolerance.cosine
+    assert meta["parity"]["cosine"] >= PRECISIONS[precision].tolerance.cosine
     if precision == "int8":
         assert about["calibration"]["count"] == 6
         assert len(about["calibration"]["files"]) == 6
@@ -318,7 +319,7 @@ def test_a_foreign_file_goes_as_far_as_it_says(tmp_path, photos, bias):
 
 
 def test_a_file_that_disagrees_is_not_written(made, photos, tmp_path, monkeypatch):
-    monkeypatch.setitem(agreement.TOLERANCE, "int8-dynamic", agreement.Tolerance(1.1, 0))
+    monkeypatch.setattr(PRECISIONS["int8-dynamic"], "tolerance", Tolerance(1.1, 0))
     with pytest.raises(CheckFailed, match=r"tolerance of int8-dynamic: cosine 1\.1"):
         quantize(made["fp32"], tmp_path / "x.onnx", precision="int8-dynamic", photos=photos)
     assert list(tmp_path.iterdir()) == []

@@ -14,9 +14,9 @@ from tinymim.errors import CheckFailed, ConfigError
 from tinymim_export import main
 from tinymim_export.cli import milliseconds
 from tinymim_export.precision.blocks import blocks_of
+from tinymim_export.precision.onnx_graph import Graph
 from tinymim_export.precision.quantize import FloatFile
 from tinymim_export.precision.sensitivity import quantize_within, sensitivity
-from tinymim_export.precision.variants import Graph
 from tinymim_export.runtime.metadata import load_proto, proto_metadata, save_proto, write_metadata
 from tinymim_export.runtime.predictor import Predictor
 
@@ -194,7 +194,7 @@ def test_command_prints_sensitivity(case, tmp_path, capsys):
         (["--from", "a.onnx", "--onnx", "c", "--precision", "fp16", "--limit", "3"], "without --data"),
         (["--from", "a.onnx", "--onnx", "c", "--precision", "fp16", "--runtimes", "openvino"], "belong to --tune"),
         (["--from", "a.onnx", "--onnx", "c", "--tune", "--data", "x", "--precision", "int8"], "by itself"),
-        (["--from", "a.onnx", "--onnx", "c", "--tune", "--data", "x", "--latency-budget", "soon"], "is no time"),
+        (["--from", "a.onnx", "--onnx", "c", "--tune", "--data", "x", "--latency-budget", "soon"], "is not a time"),
         (["--from", "a.onnx", "--onnx", "c", "--ort-web", "x", "--precision", "fp16"], "without --web"),
         (["--checkpoint", "a.pth", "--onnx", "c", "--opset", "30"], "18 to 23"),
         (["--checkpoint", "a.onnx", "--onnx", "c"], "start there with --from"),
@@ -220,5 +220,5 @@ def test_latency_budgets(text, ms):
 
 @pytest.mark.parametrize("text", ["", "-3ms", "0", "nan", "inf", "100us", "fast"])
 def test_what_is_no_time(text):
-    with pytest.raises(ConfigError, match="is no time"):
+    with pytest.raises(ConfigError, match="is not a time"):
         milliseconds(text)

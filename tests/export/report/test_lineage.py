@@ -1,4 +1,4 @@
-"""The line report: facts read without PyTorch, joined by sha256, only like compared with like, one page that loads
+"""The report on a lineage: facts read without PyTorch, joined by sha256, like compared with like, a page that loads
 nothing."""
 
 import json
@@ -24,7 +24,7 @@ from tinymim_export import build_report
 from tinymim_export.report.artifacts import flat_settings, read_paths, weights_file
 from tinymim_export.report.compare import compare_reports, kind_of
 from tinymim_export.report.figures import BETTER, OTHER, WORSE, bars, class_losses, difference_image
-from tinymim_export.report.lineage import Line
+from tinymim_export.report.lineage import Lineage
 from tinymim_export.report.plots import ScatterPoint, pareto_front, scatter
 from tinymim_export.report.tensor_shapes import read_weights
 from tinymim_export.runtime.metadata import write_metadata
@@ -127,7 +127,7 @@ def bench_result(times, env=ENV):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """Run folders teacher, student, segmentor; FP32 and INT8 files; scores and times."""
-    root = tmp_path_factory.mktemp("line")
+    root = tmp_path_factory.mktemp("lineage")
     torch.manual_seed(0)
     photos = [root / f"photo{i}.bin" for i in range(3)]
     for photo in photos:
@@ -151,7 +151,7 @@ def made(tmp_path_factory):
             f"seed = 0\nmethod = {meta['method']!r}\nargs = dict(a=1)\n"
         )
         lines = [{"step": i, "loss": 2.0 / i, "lr": 0.1} for i in range(1, 5)]
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in lines))
     folder = root / "segmentor"
     folder.mkdir()
     write_env(folder, {"student": describe_file(root / "student/student.pth"), "config_sha256": "c" * 64})
@@ -220,21 +220,21 @@ class Evil:
 def test_joins_by_sha256(made, tmp_path):
     """Teacher -> student -> segmentor -> files, whatever the order; loss, interval and speed only of like with like."""
     result = build_report(made.root, tmp_path / "report.html")
-    line = result.line
-    assert [(file.role, file.given) for file in line.files] == [
+    lineage = result.lineage
+    assert [(file.role, file.given) for file in lineage.files] == [
         (role, True) for role in ("teacher", "student", "segmentor", "onnx", "onnx")
     ]
-    int8 = line.file(sha256_file(made.int8))
-    assert [file.role for file in line.ancestors(int8)] == ["teacher", "student", "segmentor"]
-    assert line.reference(int8).sha256 == sha256_file(made.fp32)
-    row = next(row for row in line.rows() if row.file is int8)
+    int8 = lineage.file(sha256_file(made.int8))
+    assert [file.role for file in lineage.ancestors(int8)] == ["teacher", "student", "segmentor"]
+    assert lineage.reference(int8).sha256 == sha256_file(made.fp32)
+    row = next(row for row in lineage.rows() if row.file is int8)
     whole, lossy = (eval_result(made.fp32, wrong)["mIoU"] for wrong in (20, 26))
     assert row.score.loss == pytest.approx(whole - lossy)
     assert row.score.loss_interval == pytest.approx([whole - lossy] * 2)  # both photos are alike
-    (place,) = line.places()
-    base = next(t for t in line.times if t.sha256 == sha256_file(made.fp32))
+    (place,) = lineage.places()
+    base = next(t for t in lineage.times if t.sha256 == sha256_file(made.fp32))
     assert row.times[place].than(base) == (2.5, "2.45 to 2.55")
-    assert line.file(sha256_file(made.root / "student/student.pth")).data["files"] == 3
+    assert lineage.file(sha256_file(made.root / "student/student.pth")).data["files"] == 3
     assert json.loads((tmp_path / "lineage.json").read_text())["kind"] == "tinymim.lineage"
     result.print()
     assert "int8" in result.to_markdown()
@@ -249,16 +249,17 @@ def test_page_is_self_contained_and_escaped(made, tmp_path):
     assert "Slow &amp; Old CPU" in page
     assert "/home/" not in page + (tmp_path / "lineage.json").read_text()
     assert len(page) < 120_000
-    for text in ("In short", "2.50", "Fast against good", "class by class", "3 photos of train, seed 0", "percentile"):
+    wanted = ("In short", "2.50", "Speed against quality", "class by class", "3 photos of train, seed 0", "percentile")
+    for text in wanted:
         assert text in page, text
 
 
 def test_missing_links_are_said(made, tmp_path):
     """An .onnx alone: its checkpoint is known by hash only; results that lie beside it and speak of it count."""
-    line = build_report(made.int8, tmp_path / "report.html").line
-    assert [(file.name, file.given) for file in line.files if file.role == "segmentor"] == [("not given", False)]
-    assert len(line.scores) == len(line.times) == 1
-    assert line.scores[0].loss is None  # the original was not given
+    lineage = build_report(made.int8, tmp_path / "report.html").lineage
+    assert [(file.name, file.given) for file in lineage.files if file.role == "segmentor"] == [("not given", False)]
+    assert len(lineage.scores) == len(lineage.times) == 1
+    assert lineage.scores[0].loss is None  # the original was not given
     page = (tmp_path / "report.html").read_text()
     assert "not given" in page
     assert "the file itself was not given" in page
@@ -266,8 +267,8 @@ def test_missing_links_are_said(made, tmp_path):
     proto = onnx.load(made.fp32)
     del proto.metadata_props[:]
     onnx.save(proto, foreign)
-    line = build_report(foreign, tmp_path / "foreign.html").line
-    assert line.files[0].precision is None
+    lineage = build_report(foreign, tmp_path / "foreign.html").lineage
+    assert lineage.files[0].precision is None
     assert "made by another tool" in (tmp_path / "foreign.html").read_text()
 
 
@@ -286,26 +287,26 @@ def test_other_machines_get_columns_of_their_own(made, tmp_path):
         json.dumps(bench_result({made.fp32: 9.0, made.int8: 8.0}, ENV | {"cpu": "New"}))
     )
     result = build_report([made.root, tmp_path / "other.json"], tmp_path / "report.html")
-    assert len(result.line.places()) == 2
+    assert len(result.lineage.places()) == 2
     page = (tmp_path / "report.html").read_text()
     assert "p50 ms (A)" in page
     assert "p50 ms (B)" in page
     assert "do not compare them" in page
     assert page.count('<svg class="scatter"') == 2  # a plot a machine
-    cells = {line[-1] for line in result.table()[1:]}
+    cells = {row[-1] for row in result.table()[1:]}
     assert cells == {"", "A", "B"}
 
 
 def test_scores_of_other_photos_are_not_subtracted(made, tmp_path):
     """Another data set or another mode: no loss, no class table."""
     for change in ({"pixels": 1200}, {"mode": "slide"}):
-        line = Line()
+        lineage = Lineage()
         write_json(tmp_path / "a.json", eval_result(made.fp32, 20))
         write_json(tmp_path / "b.json", eval_result(made.int8, 26, **change))
         for file in ("fp32", "int8"):
             (tmp_path / f"{file}.onnx").write_bytes(getattr(made, file).read_bytes())
-        line = read_paths([tmp_path / "fp32.onnx", tmp_path / "int8.onnx"])
-        assert [score.loss for score in line.scores] == [None, None]
+        lineage = read_paths([tmp_path / "fp32.onnx", tmp_path / "int8.onnx"])
+        assert [score.loss for score in lineage.scores] == [None, None]
         result = compare_reports(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", tmp_path / "compare.html")
         row = next(row for row in result.rows if row.what == "mIoU")
         assert not row.change
@@ -315,8 +316,8 @@ def test_scores_of_other_photos_are_not_subtracted(made, tmp_path):
 
 
 def test_lineage_json_is_read_back(made, tmp_path):
-    first = build_report(made.root, tmp_path / "one" / "report.html").line
-    again = build_report(tmp_path / "one" / "lineage.json", tmp_path / "two" / "report.html").line
+    first = build_report(made.root, tmp_path / "one" / "report.html").lineage
+    again = build_report(tmp_path / "one" / "lineage.json", tmp_path / "two" / "report.html").lineage
     assert first.to_dict() == again.to_dict()
 
 
@@ -365,8 +366,8 @@ def test_compare(made, tmp_path):
     runs = compare_reports(made.root / "teacher", made.root / "student", tmp_path / "runs.html")
     assert {"of": "teacher", "key": "method", "a": "'mae'", "b": "'tinymim'"} in runs.settings
     assert "How they learned" in (tmp_path / "runs.html").read_text()
-    build_report(made.root, tmp_path / "line" / "report.html")
-    lines = compare_reports(tmp_path / "line/lineage.json", made.root, tmp_path / "lines.html")
+    build_report(made.root, tmp_path / "lineage" / "report.html")
+    lines = compare_reports(tmp_path / "lineage/lineage.json", made.root, tmp_path / "lines.html")
     assert {row.change for row in lines.rows if row.what == "sha256"} == {"the same file"}
     lines.print()
 
@@ -431,9 +432,9 @@ def test_other_results(made, tmp_path):
     for path in (made.fp32, made.int8):
         (folder / path.name).write_bytes(path.read_bytes())
     result = build_report(folder, folder / "report.html")
-    losses = {score.sha256: score.loss for score in result.line.scores}
+    losses = {score.sha256: score.loss for score in result.lineage.scores}
     assert losses == {fp32: None, int8: pytest.approx(0.002), "f" * 64: pytest.approx(0.002)}
-    assert len({score.data for score in result.line.scores}) == 1
+    assert len({score.data for score in result.lineage.scores}) == 1
     page = (folder / "report.html").read_text()
     for text in (
         "Tuning chose int8 on onnxruntime cpu",
@@ -449,8 +450,8 @@ def test_other_results(made, tmp_path):
         assert text in page, text
     write_json(folder / "scores" / "a.json", eval_result(made.fp32, 20))
     write_json(folder / "scores" / "b.json", eval_result(made.int8, 26))
-    line = build_report(folder, folder / "report.html").line  # full scores are better than summed-up ones
-    assert {round(score.loss, 4) for score in line.scores if score.loss is not None} == {0.0124}
+    lineage = build_report(folder, folder / "report.html").lineage  # full scores are better than summed-up ones
+    assert {round(score.loss, 4) for score in lineage.scores if score.loss is not None} == {0.0124}
 
     score = eval_result(made.fp32, 20)
     del score["confusion"]
@@ -465,15 +466,37 @@ def test_other_results(made, tmp_path):
         "stages": {"measure": {"rows": bench_result({made.int8: 3.0})["rows"], "onnx": {"mIoU": 0.3, "images": 2}}},
     }
     write_json(tmp_path / "demo.json", demo)
-    line = read_paths([made.fp32, tmp_path / "compare.json", tmp_path / "demo.json"])
-    assert {(t.sha256, t.p50_ms) for t in line.times} == {(fp32, 7.0), (int8, 3.0)}
-    assert [(s.sha256, s.data is None) for s in line.scores] == [(fp32, False), (int8, True)]  # one data set for fp32
+    lineage = read_paths([made.fp32, tmp_path / "compare.json", tmp_path / "demo.json"])
+    assert {(t.sha256, t.p50_ms) for t in lineage.times} == {(fp32, 7.0), (int8, 3.0)}
+    assert [(s.sha256, s.data is None) for s in lineage.scores] == [(fp32, False), (int8, True)]  # one data set
 
 
 def test_settings_are_flat_and_travel():
     text = 'a = dict(b=1)\nc = {"d": {"e": [1, "/home/me/x.pth"]}}\nf = g(1)\n'
     assert flat_settings(text) == {"a": "'dict(b=1)'", "c.d.e": "[1, '.../x.pth']", "f": "'g(1)'"}
     assert flat_settings("not python (") == {}
+
+
+def test_a_student_of_several_teachers_names_them_all(tmp_path):
+    torch.manual_seed(0)
+    shas = ["1" * 64, "2" * 64]
+    folder = tmp_path / "several"
+    folder.mkdir()
+    given = [{"file": f"teacher{i}.pth", "sha256": sha} for i, sha in enumerate(shas)]
+    write_env(folder, {"teacher": [*given, given[0]]})  # as a list, one of them twice
+    meta = {"method": "tinymim", "teacher_sha256": " + ".join([*shas, shas[0]])}
+    save_student(ViT(img_size=32, embed_dim=12, depth=1, num_heads=2), folder / "student.pth", meta)
+    lineage = build_report(folder, tmp_path / "report.html").lineage
+    assert [(file.name, file.role) for file in lineage.files] == [
+        ("teacher0.pth", "teacher"),
+        ("teacher1.pth", "teacher"),
+        ("several/student.pth", "student"),
+    ]
+    student = lineage.files[2]
+    assert student.parents == {"teacher": shas[0], "teacher 2": shas[1]}
+    (folder / "env.json").unlink()  # the file itself names them, too
+    lineage = build_report(folder, tmp_path / "report.html").lineage
+    assert [(file.role, file.given) for file in lineage.files] == [("teacher", False)] * 2 + [("student", True)]
 
 
 def test_env_json_keeps_what_a_resume_does_not_say(tmp_path):
@@ -490,11 +513,11 @@ def test_env_json_keeps_what_a_resume_does_not_say(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("x.json", "[1, 2]", "is no result of tinymim"),
-        ("x.json", '{"kind": "tinymim.magic"}', "is no result of tinymim"),
+        ("x.json", "[1, 2]", "is not a result of tinymim"),
+        ("x.json", '{"kind": "tinymim.magic"}', "is not a result of tinymim"),
         ("x.json", '{"kind": "tinymim.bench", "rows": [{}], "environment": {}}', "has no usable"),
-        ("x.onnx", "no graph", "no usable .onnx file"),
-        ("x.txt", "", "nothing a report is made of"),
+        ("x.onnx", "no graph", "not a usable .onnx file"),
+        ("x.txt", "", "a report cannot be made from"),
         ("x.pth", "", "cannot read"),
     ],
 )
@@ -506,14 +529,14 @@ def test_bad_files(tmp_path, capsys, name, content, words):
 
 
 def test_verb(made, tmp_path, capsys, monkeypatch):
-    """Two of a kind are compared, --line joins them, anything else is a line; bad options say what to type."""
+    """Two of a kind are compared, --line joins them, anything else is a lineage; bad options say what to type."""
     monkeypatch.chdir(tmp_path)
     assert [kind_of(made.root / name) for name in ("teacher", "student", "segmentor", "int8.onnx", "")] == [
         "teacher",
         "student",
         "segmentor",
         "onnx",
-        "line",
+        "lineage",
     ]
     both = [str(made.fp32), str(made.int8)]
     assert main(["report", *both]) == 0
@@ -530,7 +553,7 @@ def test_verb(made, tmp_path, capsys, monkeypatch):
         (["empty"], "holds nothing"),
         ([*both, "--data", "empty"], "does not go with a comparison"),
         ([str(made.root), "--data", "empty"], "no photos in empty"),
-        ([*both, "--line", "--out", "page.txt"], "is no .html file"),
+        ([*both, "--line", "--out", "page.txt"], "is not an .html file"),
     ):
         assert main(["report", *args]) == 2, args
         assert words in capsys.readouterr().err

@@ -127,7 +127,7 @@ def test_a_file_for_a_newer_runtime_is_not_called_damaged(tmp_path, change):
 def test_damaged_and_foreign_files(tmp_path, file):
     (tmp_path / "cut.onnx").write_bytes(file.read_bytes()[:500])
     for options in ({}, {"runtime": "openvino"}):
-        with pytest.raises(DataError, match="is no usable"):
+        with pytest.raises(DataError, match="is not a usable"):
             open_engine(tmp_path / "cut.onnx", **options)
         with pytest.raises(DataError, match="no file at"):
             open_engine(tmp_path / "none.onnx", **options)

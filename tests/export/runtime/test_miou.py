@@ -190,7 +190,7 @@ def test_wrong_classes_are_refused(camvid_files, camvid, shared, tmp_path):
 def test_values_that_are_no_numbers(camvid, tmp_path):
     engine = TorchEngine(write_segmentor(tmp_path / "seg.pth", camvid))
     engine.run = lambda images: np.full((1, 11, *images.shape[2:]), np.nan, np.float32)
-    with pytest.raises(CheckFailed, match="no numbers"):
+    with pytest.raises(CheckFailed, match="values that are not numbers"):
         evaluate(None, camvid, engine=engine, quiet=True)
 
 

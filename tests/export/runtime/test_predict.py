@@ -141,7 +141,7 @@ def test_options_that_make_no_sense(camvid_files, photos, tmp_path):
         ("p.png", "p.png", dict(overwrite=True), "is the photo"),
         ("p.jpg", "mask.png", dict(alpha=2), "not possible"),
         ("none.jpg", "mask.png", {}, "does not exist"),
-        (".", "mask.png", {}, "is no folder"),
+        (".", "mask.png", {}, "is not a folder"),
         (".", "masks", {}, "lies inside"),
         ("v.mp4", "v.avi", {}, "cannot become"),
         ("v.mp4", "v.mp4", dict(overwrite=True), "is the video"),
@@ -313,13 +313,16 @@ from tinymim.cli import main
 for argv in ARGV:
     code = main(argv)
     assert code == 0, (argv, code)
+from tinymim_export.precision import PRECISIONS
+from tinymim_export.tune.targets import targets
+assert list(PRECISIONS)[:3] == ["fp32", "fp16", "int8"] and "openvino" in targets()  # the registries need no onnx
 heavy = {"torch", "torchvision", "timm", "mmengine", "mmseg", "mmcv", "cv2", "onnx", "scipy"}
 assert not heavy & {name.partition(".")[0] for name in sys.modules}
 """
 
 
 def test_a_machine_with_numpy_pillow_and_onnxruntime_only(camvid, camvid_files, photos, tmp_path):
-    """``pip install --no-deps .`` beside the three packages, nothing else importable; eval, predict, bench, example."""
+    """``pip install --no-deps .`` beside the three packages, nothing else importable: every light verb, the example."""
     source, box = tmp_path / "source", tmp_path / "box"
     for name in ("tinymim", "export", "mmseg_configs"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -350,7 +353,8 @@ def test_a_machine_with_numpy_pillow_and_onnxruntime_only(camvid, camvid_files, 
     argv = [
         ["eval", file, "--data", str(camvid), "--limit", "1", "--masks", "eval"],
         ["predict", file, photo, "--out", "mask.png", "--overlay"],
-        ["bench", file, "--runs", "10", "--size", "64", "96", "--threads", "1"],
+        ["bench", file, "--runs", "10", "--size", "64", "96", "--threads", "1", "--json", "bench.json"],
+        ["report", file, "bench.json", "--out", "report.html"],
     ]
     printed = run("-c", TARGET.replace("ARGV", repr(argv)))
     assert "mIoU" in printed

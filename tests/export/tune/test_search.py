@@ -235,7 +235,7 @@ def test_bad_options(file, data, tmp_path, changes, words):
 
 
 def test_bad_files_and_photos(file, data, tmp_path):
-    with pytest.raises(ConfigError, match="no name for the winner"):
+    with pytest.raises(ConfigError, match="is not a name for the winner"):
         tune(file, tmp_path / "best", data=data)
     with pytest.raises(ConfigError, match="are one file"):
         tune(file, file, data=data)
@@ -253,7 +253,7 @@ def test_bad_files_and_photos(file, data, tmp_path):
     from tinymim_export.precision.quantize import quantize
 
     quantize(file, tmp_path / "int8.onnx", precision="int8-weights")
-    with pytest.raises(ConfigError, match="no plain FP32 file"):
+    with pytest.raises(ConfigError, match="is not a plain FP32 file"):
         tune(tmp_path / "int8.onnx", tmp_path / "best.onnx", data=data, **QUICK)
 
 

@@ -85,10 +85,10 @@ def test_each_limit_rejects(changes, budget, words):
 @pytest.mark.parametrize(
     ("changes", "budget", "words"),
     [
-        (dict(drop=0.004, drop_interval=(0.002, 0.006)), Budget(), "reaches over the budget: score more photos"),
+        (dict(drop=0.004, drop_interval=(0.002, 0.006)), Budget(), "exceeds the budget: score more photos"),
         (dict(drop_interval=(-0.001, 0.003)), Budget(), "mIoU is not distinguishable from the original's"),
         (dict(speed_up=(1.3, 1.1, 1.5)), Budget(), "reaches below 1.2: time it longer"),
-        (dict(), Budget(latency_budget=50.5), "reaches over 50.5 ms"),
+        (dict(), Budget(latency_budget=50.5), "exceeds 50.5 ms"),
         (dict(steady=False), Budget(), "busy or throttling"),
         (dict(facts={"excluded": ["block 3", "head"]}), Budget(), "left in float: block 3, head"),
         (dict(speed_up=(1.0, 0.9, 1.1)), Budget(min_speedup=1.0), "reaches below 1"),
@@ -103,7 +103,7 @@ def test_doubt_is_said_and_does_not_decide(changes, budget, words):
 def test_a_rejected_loss_within_its_interval_says_so():
     verdict, _, remarks = decide(candidate(drop=0.006, drop_interval=(0.004, 0.008)), Budget())
     assert verdict == REJECTED
-    assert any("more photos might acquit it" in text for text in remarks)
+    assert any("more photos might clear it" in text for text in remarks)
 
 
 def test_every_reason_is_named():

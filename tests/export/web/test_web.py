@@ -146,7 +146,7 @@ def test_no_onnxruntime_web(exported, fake_ort, tmp_path):
         ("other.tgz", "no dist/ort-wasm-simd"),
         ("stranger", "does not begin"),
     ]:
-        with pytest.raises(DataError, match="is no onnxruntime-web") as error:
+        with pytest.raises(DataError, match="is not onnxruntime-web") as error:
             build_web(exported.fixed.onnx, tmp_path / "page", ort_web=tmp_path / name)
         assert why in error.value.why
         assert not (tmp_path / "page").exists()
@@ -175,7 +175,7 @@ def test_no_segmentor(exported, fake_ort, tmp_path):
     many = changed(exported.mask.onnx, tmp_path / "many.onnx", classes=[str(i) for i in range(300)])
     for path, error, words in [
         (tmp_path / "none.onnx", DataError, "no file"),
-        (tmp_path / "text.onnx", DataError, "no usable .onnx"),
+        (tmp_path / "text.onnx", DataError, "not a usable .onnx"),
         (exported.features.onnx, ConfigError, "is a backbone"),
         (silent, ConfigError, "does not say how photos are normalised"),
         (many, ConfigError, "300 classes"),

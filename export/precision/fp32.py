@@ -1,0 +1,21 @@
+"""FP32: the file as it was exported; only graph variants differ."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from tinymim_export.precision.base import Built, Precision, Tolerance, register_precision
+
+if TYPE_CHECKING:
+    from tinymim_export.precision.float_file import FloatFile
+
+
+@register_precision
+class Fp32(Precision):
+    """float32 throughout."""
+
+    name, title = "fp32", "FP32"
+    about = "graph variants only (tinymim_export.precision.variants)"
+    tolerance = Tolerance(0.999999, 0.999)  # rounding only
+
+    def build(self, source: "FloatFile", made: Any, excluded: Sequence[str], method: str) -> Built:
+        return Built()
