@@ -142,7 +142,7 @@ def test_no_onnxruntime_web(exported, fake_ort, tmp_path):
     for name, why in [
         ("missing", "does not exist"),
         ("empty", "no ort.wasm.min.mjs"),
-        ("text.tgz", "no readable archive"),
+        ("text.tgz", "not a readable archive"),
         ("other.tgz", "no dist/ort-wasm-simd"),
         ("stranger", "does not begin"),
     ]:
