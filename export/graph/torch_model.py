@@ -88,7 +88,7 @@ def load_torch_model(
             f"{checkpoint} is no segmentor",
             f"it has no decode head; the file looks like {describe(found.state, found.config)}",
             "add --part backbone to export it as a backbone, or train a segmentor first: "
-            f"python tools/train_seg.py mmseg_configs/upernet_tinymim_t.py --student {checkpoint}",
+            f"tinymim segment upernet_tinymim_t --student {checkpoint}",
         )
     sha: dict[str, Any] = {"checkpoint_sha256": sha256_file(checkpoint), "config_sha256": None}
     cfg = None if config is None else _read_config(config)

@@ -7,12 +7,9 @@ stay to the FP32 file, where it can pay, and :meth:`Precision.build`. Light: the
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from tinymim.errors import ConfigError
-
-if TYPE_CHECKING:
-    from tinymim_export.precision.float_file import FloatFile
 
 
 class Tolerance(NamedTuple):
@@ -54,11 +51,12 @@ class Precision(ABC):
     needs_calibration: ClassVar[bool] = False
 
     @abstractmethod
-    def build(self, source: "FloatFile", made: Any, excluded: Sequence[str], method: str) -> Built:
+    def build(self, source: Any, made: Any, excluded: Sequence[str], method: str) -> Built:
         """Convert ``made`` in place.
 
         Args:
-            source: The opened FP32 file: its blocks, and the ranges measured for it.
+            source: The opened :class:`~tinymim_export.precision.float_file.FloatFile`: its blocks, and the ranges
+                measured for it.
             made: A copy of its ModelProto, graph variants applied.
             excluded: Blocks to leave in float.
             method: How a range is read off its histogram: "percentile", "entropy" or "minmax".

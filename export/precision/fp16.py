@@ -6,16 +6,13 @@ verification, and a Resize keeps its scales in float32, as ONNX demands.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from tinymim.errors import ConfigError
 from tinymim_export.precision.base import Built, Precision, Tolerance, register_precision
 from tinymim_export.precision.onnx_graph import attribute
-
-if TYPE_CHECKING:
-    from tinymim_export.precision.float_file import FloatFile
 
 LARGEST, SMALLEST = 65504.0, 2.0**-24
 STAY_FLOAT = {"Resize": (1, 2)}  # operator -> inputs that ONNX wants in float32
@@ -30,7 +27,7 @@ class Fp16(Precision):
     tolerance = Tolerance(0.9999, 0.99)
     targets = ("onnxruntime cuda", "onnxruntime tensorrt")  # on a CPU it is float32 with casts
 
-    def build(self, source: "FloatFile", made: Any, excluded: Sequence[str], method: str) -> Built:
+    def build(self, source: Any, made: Any, excluded: Sequence[str], method: str) -> Built:
         clipped = to_half(made)
         return Built(notes=[f"{clipped} weights were too large for float16 and were clipped"] if clipped else ())
 

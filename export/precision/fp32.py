@@ -1,12 +1,9 @@
 """FP32: the file as it was exported; only graph variants differ."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tinymim_export.precision.base import Built, Precision, Tolerance, register_precision
-
-if TYPE_CHECKING:
-    from tinymim_export.precision.float_file import FloatFile
 
 
 @register_precision
@@ -17,5 +14,5 @@ class Fp32(Precision):
     about = "graph variants only (tinymim_export.precision.variants)"
     tolerance = Tolerance(0.999999, 0.999)  # rounding only
 
-    def build(self, source: "FloatFile", made: Any, excluded: Sequence[str], method: str) -> Built:
+    def build(self, source: Any, made: Any, excluded: Sequence[str], method: str) -> Built:
         return Built()

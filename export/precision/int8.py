@@ -1,7 +1,7 @@
 """Static INT8: activations quantised by ranges measured on real photos, weights per channel; for CPUs."""
 
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -9,9 +9,6 @@ from tinymim_export.precision.base import Tolerance, register_precision
 from tinymim_export.precision.layerwise import LayerwisePrecision
 from tinymim_export.precision.onnx_graph import Graph
 from tinymim_export.precision.qdq import WEIGHT_BITS, Target, activation_scale, quantise_weight, store
-
-if TYPE_CHECKING:
-    from tinymim_export.precision.float_file import FloatFile
 
 Ranges = Mapping[str, tuple[float, float]]  # tensor -> smallest and largest value to represent
 
@@ -28,7 +25,7 @@ class Int8(LayerwisePrecision):
     operators = ("Conv", "MatMul")
     needs_calibration = True
 
-    def insert(self, graph: Graph, targets: Collection[Target], source: "FloatFile", method: str) -> None:
+    def insert(self, graph: Graph, targets: Collection[Target], source: Any, method: str) -> None:
         insert_static(graph, targets, {name: h.range(method) for name, h in source.ranges.items()})
 
 

@@ -1,7 +1,7 @@
 """Dynamic INT8: linear layers only, activations quantised by each image's own range; no calibration photos."""
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -9,9 +9,6 @@ from tinymim_export.precision.base import Tolerance, register_precision
 from tinymim_export.precision.layerwise import LayerwisePrecision
 from tinymim_export.precision.onnx_graph import Graph
 from tinymim_export.precision.qdq import WEIGHT_BITS, Target, quantise_weight, store
-
-if TYPE_CHECKING:
-    from tinymim_export.precision.float_file import FloatFile
 
 
 @register_precision
@@ -25,7 +22,7 @@ class Int8Dynamic(LayerwisePrecision):
     operators = ("MatMul",)
     others = "not done dynamically"
 
-    def insert(self, graph: Graph, targets: Collection[Target], source: "FloatFile", method: str) -> None:
+    def insert(self, graph: Graph, targets: Collection[Target], source: Any, method: str) -> None:
         insert_dynamic(graph, targets)
 
 

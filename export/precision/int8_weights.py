@@ -1,15 +1,12 @@
 """INT8 weights under float arithmetic: a quarter of the size at FP32's speed."""
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tinymim_export.precision.base import Tolerance, register_precision
 from tinymim_export.precision.layerwise import LayerwisePrecision
 from tinymim_export.precision.onnx_graph import Graph
 from tinymim_export.precision.qdq import Target, quantise_weight, store
-
-if TYPE_CHECKING:
-    from tinymim_export.precision.float_file import FloatFile
 
 
 @register_precision
@@ -23,7 +20,7 @@ class Int8Weights(LayerwisePrecision):
     operators = ("Conv", "ConvTranspose", "MatMul")
     first_and_last = True
 
-    def insert(self, graph: Graph, targets: Collection[Target], source: "FloatFile", method: str) -> None:
+    def insert(self, graph: Graph, targets: Collection[Target], source: Any, method: str) -> None:
         insert_weights(graph, targets)
 
 

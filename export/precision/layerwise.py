@@ -3,14 +3,11 @@
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from tinymim_export.precision.base import Built, Precision
 from tinymim_export.precision.onnx_graph import Graph
 from tinymim_export.precision.qdq import Target, find_targets, prepare
-
-if TYPE_CHECKING:
-    from tinymim_export.precision.float_file import FloatFile
 
 LAYERS = ("Conv", "ConvTranspose", "MatMul", "Gemm", "MultiHeadAttention")
 
@@ -32,10 +29,10 @@ class LayerwisePrecision(Precision):
         return find_targets(graph, self.operators, first_and_last=self.first_and_last)
 
     @abstractmethod
-    def insert(self, graph: Graph, targets: Collection[Target], source: "FloatFile", method: str) -> None:
+    def insert(self, graph: Graph, targets: Collection[Target], source: Any, method: str) -> None:
         """Convert some layers in place."""
 
-    def build(self, source: "FloatFile", made: Any, excluded: Sequence[str], method: str) -> Built:
+    def build(self, source: Any, made: Any, excluded: Sequence[str], method: str) -> Built:
         graph = prepare(made)
         outside = {node for block in excluded for node in source.blocks[block]}
         possible = self.layers(graph)

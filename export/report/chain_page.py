@@ -67,7 +67,7 @@ def chain_report(folder: str | Path) -> Path:
                         ),
                         (
                             "Train a segmentor on it",
-                            "python tools/train_seg.py mmseg_configs/upernet_tinymim_t_light.py "
+                            "tinymim segment upernet_tinymim_t_light "
                             f"--data-root FOLDER --student {last} --work-dir runs/seg",
                         ),
                     ]

@@ -303,7 +303,7 @@ def _next_commands(folder: Path) -> list[tuple[str, str]]:
             ("Score it again, or on ImageNet-A, -R, -C", f"tinymim eval {at}/classifier.pth --data VAL"),
             (
                 "Train a segmentor on it",
-                "python tools/train_seg.py mmseg_configs/upernet_tinymim_t_light.py "
+                "tinymim segment upernet_tinymim_t_light "
                 f"--data-root FOLDER --work-dir runs/seg --student {at}/classifier.pth",
             ),
         ]
@@ -311,7 +311,7 @@ def _next_commands(folder: Path) -> list[tuple[str, str]]:
         return [
             (
                 "Train a segmentor on it",
-                "python tools/train_seg.py mmseg_configs/upernet_tinymim_t_light.py "
+                "tinymim segment upernet_tinymim_t_light "
                 f"--data-root FOLDER --work-dir runs/seg --student {at}/student.pth",
             ),
             (

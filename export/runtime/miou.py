@@ -1,6 +1,6 @@
 """mIoU of the file itself: every pixel of labelled photos at their own size, whole or in windows. No PyTorch.
 
-Equal to ``tools/test_seg.py`` on the PyTorch model the file was made from, up to the file's own arithmetic.
+Equal to ``tinymim segment --test`` on the PyTorch model the file was made from, up to the file's own arithmetic.
 """
 
 import json

@@ -10,9 +10,9 @@ from timm.models import register_model
 from tinymim.errors import ConfigError
 from tinymim.models import hierarchical  # noqa: F401  (registers its names)
 from tinymim.models.backbone import backbone_names, build_backbone, register_backbone
-from tinymim.models.checkpoints import load_weights
-from tinymim.models.formats import describe, infer_config, read_checkpoint
-from tinymim.models.vit import SHAPE, ViT
+from tinymim.models.checkpoints import load_weights, stored_shape
+from tinymim.models.formats import describe, read_checkpoint
+from tinymim.models.vit import ViT
 
 __all__ = ["create_model", "model_names"]
 
@@ -103,19 +103,18 @@ def create_model_for(
             load_weights(model, file)
         return model
     checkpoint = read_checkpoint(file)
-    told = checkpoint.config or infer_config(checkpoint.state) or {}
+    shape = stored_shape(checkpoint)
+    stored = shape.pop("num_heads", None)
     named = {"depth": 12, **SIZES[name], **arguments}
-    shape = [key for key in SHAPE if key in told and key != "num_heads"]
-    if wrong := [key for key in shape if key in arguments and arguments[key] != told[key]]:
+    if wrong := [key for key in shape if key in arguments and arguments[key] != shape[key]]:
         raise ConfigError(
             f"student_args.{wrong[0]}={arguments[wrong[0]]} is not the student's",
-            f"{file} has {told[wrong[0]]}",
+            f"{file} has {shape[wrong[0]]}",
             f"leave student_args.{wrong[0]} out: the file says it",
         )
-    if any(told.get(key, named[key]) != named[key] for key in ("embed_dim", "depth")):
-        print(f"note: {file} is {describe(checkpoint.state, told)}; its shape holds, not {name}'s")
-    stored = told.get("num_heads")
-    if stored is None and told.get("embed_dim") == named["embed_dim"]:
+    if any(shape.get(key, named[key]) != named[key] for key in ("embed_dim", "depth")):
+        print(f"note: {file} is {describe(checkpoint.state, checkpoint.config)}; its shape holds, not {name}'s")
+    if stored is None and shape.get("embed_dim") == named["embed_dim"]:
         stored = named["num_heads"]  # a published file, and a model of its size was named
     if stored is None and num_heads is None:
         raise ConfigError(
@@ -126,8 +125,8 @@ def create_model_for(
     if stored and num_heads and stored != num_heads:
         print(f"note: {file} has {stored} heads per block; its weights are regrouped to {num_heads}")
         checkpoint = checkpoint.regrouped(num_heads)
-    decided = {key: told[key] for key in shape} | {"num_heads": num_heads or stored}
-    model = create_model(name, img_size=img_size, **{**arguments, **decided})
+    shape["num_heads"] = num_heads or stored
+    model = create_model(name, img_size=img_size, **{**arguments, **shape})
     load_weights(model, checkpoint, new_dist_token=model.dist_token is not None)
     return model
 

@@ -4,10 +4,8 @@ import contextlib
 import fcntl
 import json
 import os
-import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -17,6 +15,7 @@ from typing import IO, Any
 import torch
 
 from tinymim.engine import JOBS
+from tinymim.engine.run_folder import stop_signals
 from tinymim.files import cores, environment, sha256_file, write_json
 from tinymim.progress import Progress
 from tinymim.study.definition import Study, Trial
@@ -108,7 +107,8 @@ def run_trials(
     threads = max(cores() // parallel, 1)
     stop_at = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
     line = Progress(study.name, len(trials))
-    with _stop_requests() as stop_requests, _stopped_at_the_end(children, threads):
+    # "timeout" sends two signals at once: they count as one
+    with stop_signals("", grace=1.0) as stop_requested, _stopped_at_the_end(children, threads):
         while open_trials or children:
             for child in [c for c in children if c.process.poll() is not None]:
                 if why := _finish(child, threads):
@@ -138,7 +138,7 @@ def run_trials(
                         on_result()
             if open_trials:
                 line.update(len(trials) - len(open_trials), running=len(children))
-            if stop_requests:
+            if stop_requested:
                 raise KeyboardInterrupt
             if not children and time.monotonic() >= stop_at:
                 break
@@ -263,26 +263,6 @@ def _write_result(study: Study, trial: Trial, data: Mapping[str, Folder]) -> str
         },
     )
     return ""
-
-
-@contextlib.contextmanager
-def _stop_requests() -> Iterator[list[float]]:
-    """The times at which Ctrl-C or SIGTERM came; one that comes a second after the first raises KeyboardInterrupt."""
-    # no threading.Event: two signals at once, as "timeout" sends them, would lock it for good
-    stop_requests: list[float] = []
-
-    def request_stop(number: int, frame: Any) -> None:
-        stop_requests.append(time.monotonic())
-        if stop_requests[-1] - stop_requests[0] > 1:
-            raise KeyboardInterrupt
-
-    main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM) if main}
-    try:
-        yield stop_requests
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
