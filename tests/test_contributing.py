@@ -1,0 +1,95 @@
+"""The examples of CONTRIBUTING.md: run as they stand, then used through the package's own doors."""
+
+import importlib
+import os
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import tinymim
+from tests.export.tiny import write_segmentor
+from tinymim.distill import METHODS
+from tinymim.engine import pretrain
+from tinymim.models import backbone as backbones
+from tinymim.models.teachers import TEACHERS, load_teacher
+from tinymim_export import bench
+from tinymim_export.precision import PRECISIONS
+from tinymim_export.precision.quantize import quantize
+from tinymim_export.runtime.engines import RUNTIMES
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = (ROOT / "CONTRIBUTING.md").read_text()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def examples(tmp_path_factory):
+    """All of them, in their order, as a module; taken out of the registries afterwards."""
+    folder = tmp_path_factory.mktemp("examples")
+    registries = (TEACHERS, METHODS, backbones._BUILDERS, PRECISIONS, RUNTIMES)
+    before = [dict(registry) for registry in registries]
+    blocks = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    assert len(blocks) == 5
+    assert max(len(block.splitlines()) for block in blocks) <= 35
+    (folder / "contributed.py").write_text("\n".join(blocks))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)  # of the child that measures memory
+        yield importlib.import_module("contributed")
+        sys.modules.pop("contributed")
+    for registry, content in zip(registries, before, strict=True):
+        registry.clear()
+        registry.update(content)
+
+
+def test_the_recipe_is_the_file():
+    shown = re.search(r"`(tinymim/recipes/\w+\.py)`, whole\):\n\n```\n(.*?)```", TEXT, re.DOTALL)
+    assert shown[2] == (ROOT / shown[1]).read_text()
+
+
+def test_teacher():
+    teacher = load_teacher("mine/x", img_size=32)
+    assert (teacher.name, teacher.mean, teacher.model.embed_dim) == ("mine/x", (0.5,) * 3, 48)
+
+
+def test_method(tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    for i in range(4):
+        Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(tmp_path / "photos" / f"{i}.png")
+    (tmp_path / "mine.py").write_text("method = 'patch_colours'\nstudent = 'tinymim_vit_tiny'\ncolor_jitter = None")
+    small = {"student_args": dict(depth=1, embed_dim=24, num_heads=2), "colour_weight": 2.0, "watch_every": 0}
+    made = pretrain(
+        str(tmp_path / "mine.py"),
+        data=tmp_path / "photos",
+        out=tmp_path / "run",
+        img_size=32,
+        batch_size=4,
+        max_steps=1,
+        epochs=1,
+        workers=0,
+        device="cpu",
+        cfg_options=small,
+    )
+    assert made.losses["loss"] == pytest.approx(2 * made.losses["colour"])
+    assert torch.load(made.student, weights_only=True)["meta"]["method"] == "patch_colours"
+
+
+def test_backbone():
+    from tinymim.seg import TinyMIMBackbone
+
+    assert isinstance(tinymim.create_model("toy", img_size=32), backbones.Backbone)
+    levels = TinyMIMBackbone(name="toy", width=12, out_indices=(0,))(torch.zeros(1, 3, 32, 32))
+    assert [tuple(level.shape) for level in levels] == [(1, 12, 2, 2)]
+
+
+def test_precision_and_runtime(tmp_path):
+    path = write_segmentor(tmp_path / "fp32.onnx")
+    made = quantize(path, tmp_path / "small.onnx", precision="12-bit")
+    assert made.parity.passed
+    result = bench([str(path), str(tmp_path / "small.onnx")], runtime="one-thread", runs=10, threads=2)
+    assert {row.engine for row in result.rows} == {"one-thread cpu"}
