@@ -207,7 +207,7 @@ def main() -> int:
             print(f"{name:10} {place.name:8} {'bit-identical' if same else 'DIFFERS'}")
             wrong += [] if same else [f"{name} {place.name}"]
     for words in (
-        ["-m", "tinymim", "report", str(before / "relations")],
+        ["-m", "tinymim", "report", str(before / "relations"), "--out", str(work / "run.html")],
         [
             "-m",
             "tinymim",
