@@ -38,11 +38,11 @@ def weights_file(path: Path) -> File:
         if not re.search(r"^auxiliary_head\.|running_(mean|var)$|num_batches_tracked$", name)
     ]
     config = meta.get("config")
-    teacher = meta.get("method") == "mae"
+    verb = meta.get("verb") or {"mae": "pretrain"}.get(str(meta.get("method")))  # files of 0.1 lack the verb
     return File(
         sha256_file(path),
         f"{path.resolve().parent.name}/{path.name}",
-        "segmentor" if segmentor else "teacher" if teacher else "student",
+        "segmentor" if segmentor else "teacher" if verb == "pretrain" else "student",
         parents={
             name: sha
             for relation in ("teacher", "student")

@@ -263,7 +263,8 @@ def run_report(run_folder: str | Path, *, next_commands: Iterable[tuple[str, str
         "classifier.pth": "fine-tuning run",
     }
     kind = next((text for file, text in kinds.items() if (folder / file).is_file()), "run")
-    kind = "distillation run" if "method = 'tinymim'" in config else kind
+    if kind == kinds["student.pth"] and (env.get("inputs") or {}).get("teacher"):
+        kind = "distillation run"
     plain = {name: points for name, points in metrics.items() if not is_health_metric(name)}
     files = ("segmentor.pth", "student.pth", "classifier.pth", "config.py", "metrics.jsonl")
     left = [folder / name for name in files]
