@@ -13,7 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from tinymim.distill import TinyMIM, read, relation_logits
-from tinymim.distill.targets import read_from
+from tinymim.distill.targets import Relation, read_from
 from tinymim.errors import ConfigError
 from tinymim.models.tokens import num_heads, patch_grid
 
@@ -59,7 +59,7 @@ def method_head_kl(method: TinyMIM, student_images: Tensor, teacher_images: Tens
     Returns:
         Relation, named as the method names its loss (``qk``; ``qk@18:12`` where several blocks compare it) -> (M,).
     """
-    targets = [target for target in method.targets if target.kind == "relation"]
+    targets = [target for target in method.targets if isinstance(target, Relation)]
     if not targets:
         return {}
     learned = read(method.student, student_images, read_from(targets, "student"))

@@ -9,7 +9,7 @@ from typing import Any
 from tinymim.compat import is_first_process
 from tinymim.distill.recipe_keys import Key, Number
 from tinymim.distill.taps import QKV
-from tinymim.distill.targets import Target, parse_target
+from tinymim.distill.targets import Relation, Target, parse_target
 from tinymim.errors import CheckpointError, ConfigError
 from tinymim.models import create_model
 from tinymim.models.teachers import Teacher, default_target_block, load_teacher, state_sha256, teacher_prefix
@@ -110,7 +110,7 @@ class Reading:
 
     def describe(self, method: Any, *, asked: bool) -> None:
         """Print which relations are read; ``asked``: the recipe itself names the number of heads."""
-        relations = [target for target in method.targets if target.kind == "relation"]
+        relations = [target for target in method.targets if isinstance(target, Relation)]
         if not relations or not is_first_process():
             return
         whose = "asked for" if asked else "of its own relations" if self.heads else "of its blocks"
@@ -171,7 +171,7 @@ def _where(wish: Mapping[str, Any], teacher: Teacher, student_depth: int) -> tup
     block = wish["target_block"] or at
     words = [wish["targets"]] if isinstance(wish["targets"], str) else wish["targets"]
     targets = [parse_target(word, depth, student_depth, block) for word in words]
-    read = {target.teacher_block for target in targets if target.kind == "relation"}
+    read = {target.teacher_block for target in targets if isinstance(target, Relation)}
     if learned is None or at not in read:
         return block, None
     if len(read) > 1 and not wish["relation_heads"]:

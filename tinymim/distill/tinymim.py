@@ -17,7 +17,7 @@ from tinymim.distill.recipe_keys import Choice, Key, Number
 from tinymim.distill.several import SeveralTeachers
 from tinymim.distill.sources import LiveTeacher, TargetSource
 from tinymim.distill.taps import read
-from tinymim.distill.targets import Target, parse_target, read_from
+from tinymim.distill.targets import Relation, Target, parse_target, read_from
 from tinymim.distill.teachers import TEACHER_KEYS, each_teacher, load_for_recipe
 from tinymim.errors import ConfigError
 from tinymim.models.mae import MAE
@@ -265,5 +265,5 @@ class TinyMIM(Method):
 
     def learned_relations(self) -> tuple[int, int] | None:
         """The student's deepest block whose relations were learned, and their heads; it teaches with the same."""
-        blocks = [target.student_block for target in self.targets if target.kind == "relation"]
+        blocks = [target.student_block for target in self.targets if isinstance(target, Relation)]
         return (max(blocks), self.relation_heads) if blocks else None

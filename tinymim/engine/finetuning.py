@@ -1,6 +1,6 @@
 """``finetune``: a pre-trained or distilled encoder becomes a classifier of your photos."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,7 @@ class FinetuneJob(Job):
     recipe_name = "finetune_tiny"
     settings_type = FinetuneSettings
     product = "classifier.pth"
+    scores = tuple(each.name for each in fields(FinetuneResult))
     settings: FinetuneSettings
     model: ClassifyModel
 

@@ -39,6 +39,7 @@ class Job(ABC):
         recipe_name: The recipe where none is named.
         settings_type: Its settings.
         product: The file of weights it leaves in the run folder.
+        scores: What its ``result.json`` holds; empty: it writes none.
         config: The resolved recipe.
         place: "cpu" or "cuda".
         rank: This process.
@@ -54,6 +55,7 @@ class Job(ABC):
     recipe_name: ClassVar[str]
     settings_type: ClassVar[type[Settings]]
     product: ClassVar[str]
+    scores: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, recipe: str, settings: Any) -> None:
         self.recipe, self.settings = recipe, settings

@@ -4,13 +4,13 @@ import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 
-from tinymim.engine.finetuning import FinetuneResult
+from tinymim.engine import JOBS
 from tinymim.engine.recipe import FOLDER as RECIPES
 from tinymim.errors import ConfigError
 from tinymim.study.stages import Folder, Stage, make_stages, settings, stage_names, unknown
@@ -256,7 +256,8 @@ def _cell(given: dict[str, Any], stages: dict[str, Any], scores: list[str]) -> C
         if name not in changed:
             raise unknown("stage", name, changed)
         verb = changed[name]["verb"]
-        if verb == "finetune" and key not in (known := [f.name for f in fields(FinetuneResult)]):
+        known = JOBS[verb].scores if verb in JOBS else ()
+        if known and key not in known:
             raise unknown(f"score of {name!r}:", key, known)
     for score in paper:
         if score not in scores:
