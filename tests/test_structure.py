@@ -1,6 +1,8 @@
 """The house rules that a reader of the tree relies on: who may import whom, what is packaged, how long files are."""
 
 import ast
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -376,3 +378,15 @@ def test_the_rule_finds_a_vit_by_name(tmp_path: Path) -> None:
     ):
         (tmp_path / "a.py").write_text(text)
         assert bool(vit_by_name(tmp_path / "a.py")) is wrong, text
+
+
+def test_public_names_of_export_need_one_import() -> None:
+    """The functions that the README names, from ``import tinymim_export`` alone, before and after their floors load."""
+    code = (
+        "import tinymim_export as e\n"
+        "for _ in range(2):\n"
+        "    names = [e.export, e.verify, e.bench, e.evaluate, e.build_report, e.build_web, e.masks.predict]\n"
+        "    names += [e.quantize.quantize, e.sensitivity.sensitivity, e.tune.tune, e.Predictor, e.runtime.open_engine]\n"
+        "    assert all(map(callable, names))\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
