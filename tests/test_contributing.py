@@ -3,6 +3,8 @@
 import importlib
 import os
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -44,6 +46,36 @@ def examples(tmp_path_factory):
     for registry, content in zip(registries, before, strict=True):
         registry.clear()
         registry.update(content)
+
+
+def test_a_file_in_its_room_is_enough(tmp_path):
+    """Each example, and a recipe of the method, dropped into a copy of the packages: found without another line."""
+    shutil.copytree(ROOT / "tinymim", tmp_path / "tinymim")
+    shutil.copytree(ROOT / "export", tmp_path / "tinymim_export")
+    rooms = (
+        "tinymim/models",
+        "tinymim/distill",
+        "tinymim/models",
+        "tinymim_export/precision",
+        "tinymim_export/runtime/engines",
+    )
+    for i, (room, block) in enumerate(zip(rooms, re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL), strict=True)):
+        (tmp_path / room / f"mine{i}.py").write_text(block)
+    (tmp_path / "tinymim/recipes/mine.py").write_text("method = 'patch_colours'\nstudent = 'toy'\n")
+    code = (
+        "import sys, tinymim\n"
+        "from tinymim.engine import load_recipe, recipe_names\n"
+        "from tinymim.models.teachers import load_teacher\n"
+        "from tinymim_export.precision import PRECISIONS\n"
+        "from tinymim_export.runtime.engines import RUNTIMES\n"
+        "assert tinymim.__file__.startswith(sys.argv[1])\n"
+        "assert 'mine' in recipe_names('pretrain') and load_recipe('mine').colour_weight == 1.0\n"
+        "assert tinymim.create_model('toy', img_size=32).depth == 1\n"
+        "assert load_teacher('mine/x', img_size=32).model.depth == 2\n"
+        "assert '12-bit' in PRECISIONS and 'one-thread' in RUNTIMES\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, env=env, cwd=tmp_path)
 
 
 def test_the_recipe_is_the_file():

@@ -1,6 +1,7 @@
-"""Names of a package that are imported when they are first asked for (PEP 562)."""
+"""When modules are imported: names on first use (PEP 562), or every module of a package, so that all register."""
 
 import importlib
+import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,3 +21,13 @@ def lazy(package: str, places: Mapping[str, str]) -> Callable[[str], Any]:
         return getattr(module, name) if places[name] else module
 
     return getattr_
+
+
+def import_all(package: str) -> None:
+    """Import every module of a package: a file that registers something needs no line elsewhere.
+
+    Args:
+        package: Its ``__name__``; called at the end of its ``__init__``.
+    """
+    for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        importlib.import_module(f"{package}.{module.name}")

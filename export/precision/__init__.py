@@ -1,7 +1,9 @@
 """Files of other precisions and graphs from a verified FP32 file. onnx is imported inside the functions, torch never.
 
-Importing the package registers the precisions, in the order in which help texts and reports list them.
+Importing the package registers every precision in it; help texts and reports list those named here first, in this order.
 """
+
+from tinymim.lazy import import_all
 
 # isort: off
 from tinymim_export.precision.base import PRECISIONS, Built, Precision, Tolerance, register_precision
@@ -24,3 +26,5 @@ __all__ = [
     "Tolerance",
     "register_precision",
 ]
+
+import_all(__name__)  # those that are not named above, too

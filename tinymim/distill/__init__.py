@@ -9,6 +9,7 @@ from tinymim.distill.sources import LiveTeacher, TargetSource
 from tinymim.distill.taps import qkv_at, read
 from tinymim.distill.targets import Target, parse_target
 from tinymim.distill.tinymim import TinyMIM
+from tinymim.lazy import import_all
 
 __all__ = [
     "METHODS",
@@ -31,3 +32,5 @@ __all__ = [
     "relation_smooth_l1",
     "whiten",
 ]
+
+import_all(__name__)  # methods register

@@ -1,5 +1,6 @@
 """Vision transformers, teachers, and one reader for every checkpoint format."""
 
+from tinymim.lazy import import_all
 from tinymim.models.backbone import Backbone, Stage, register_backbone
 from tinymim.models.checkpoints import (
     Checkpoint,
@@ -26,3 +27,5 @@ __all__ = [
     "register_backbone",
     "save_student",
 ]
+
+import_all(__name__)  # backbones and teachers register

@@ -1,9 +1,10 @@
-"""Runtimes: one file each, registered by :func:`register_runtime`. Add one by importing a file of your own.
+"""Runtimes: one file each, registered by :func:`register_runtime`; a file in this folder is found by itself.
 
 ``--runtime``, ``--provider``, ``--precision`` of ``tinymim bench``, ``eval`` and ``predict``, ``tinymim-export
 --runtimes``, ``tinymim doctor`` and the reports read the registry.
 """
 
+from tinymim.lazy import import_all
 from tinymim_export.runtime.engines.base import (
     RUNTIMES,
     Engine,
@@ -35,3 +36,5 @@ __all__ = [
     "random_input",
     "register_runtime",
 ]
+
+import_all(__name__)  # those that are not named above, too
