@@ -1,6 +1,6 @@
 """Files of other precisions and graphs from a verified FP32 file. onnx is imported inside the functions, torch never.
 
-Importing the package registers every precision in it; help texts and reports list those named here first, in this order.
+Importing the package registers every precision in it. Help texts and reports list those named here first.
 """
 
 from tinymim.lazy import import_all
