@@ -211,8 +211,8 @@ def test_grey_and_transparent_photos_are_read(tmp_path):
     ("change", "error", "words"),
     [
         (dict(imagenet=None), ConfigError, "nothing to evaluate"),
-        (dict(limit=0), ConfigError, "no photos asked for"),
-        (dict(batch_size=0), ConfigError, "no photos asked for"),
+        (dict(limit=0), ConfigError, "no photos to score"),
+        (dict(batch_size=0), ConfigError, "no photos to score"),
         (dict(a="x", c="x", classes=ALL[:2]), ConfigError, "scored on imagenet-a, imagenet-c\n.*it has 2 of its own"),
         (dict(a="/nowhere"), DataError, "no folder at /nowhere"),
         (dict(classes=ALL[:2]), ConfigError, "gives .2, 1000. for 2 photos"),

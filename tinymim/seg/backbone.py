@@ -67,7 +67,7 @@ class TinyMIMBackbone(Shell):
         if hasattr(inner, "norm"):
             self.norm = nn.Identity()  # the taps carry no final norm
         inner.set_grad_checkpointing(with_cp)
-        for part in inner.parts_behind(self.out_indices[-1]):
+        for part in inner.parts_after(self.out_indices[-1]):
             part.requires_grad_(False)  # never run: DDP would wait for their gradients
         self.fpn_names: tuple[str, ...] = ()
         self.out_channels = tuple(stage.width for stage in stages)
@@ -132,15 +132,15 @@ def check_student(backbone: Any, checkpoint: Checkpoint) -> None:
     Raises:
         ConfigError: they differ.
     """
-    told = checkpoint.config
-    keys = [key for key in backbone.must_match if key in told and told[key] != backbone.config[key]]
+    stored = checkpoint.config
+    keys = [key for key in backbone.must_match if key in stored and stored[key] != backbone.config[key]]
     if keys:
         hint = " (and the in_channels of both heads)" if "embed_dim" in keys else ""
         raise ConfigError(
             f"{checkpoint.path} is another model than the segmentation config: "
-            + ", ".join(f"{key}={told[key]} (the config has {backbone.config[key]})" for key in keys),
+            + ", ".join(f"{key}={stored[key]} (the config has {backbone.config[key]})" for key in keys),
             "the file stores how its model was built",
-            f"add --cfg-options {' '.join(f'model.backbone.{key}={told[key]}' for key in keys)}{hint}, "
+            f"add --cfg-options {' '.join(f'model.backbone.{key}={stored[key]}' for key in keys)}{hint}, "
             "or choose the config of that size",
         )
 
