@@ -159,7 +159,7 @@ def test_folders_that_mean_something_else(tmp_path, make, kind, words):
 
 
 def test_unknown_kind(tmp_path):
-    with pytest.raises(ConfigError, match="no data set 'imagenet-v2'"):
+    with pytest.raises(ConfigError, match="no dataset 'imagenet-v2'"):
         check_layout(tmp_path, "imagenet-v2")
 
 

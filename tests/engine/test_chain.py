@@ -147,9 +147,9 @@ def test_options_of_the_first_teacher_alone(photos, tmp_path, capsys):
 
 def test_a_later_hop_is_checked_before_the_first(photos, teacher, tmp_path):
     for change, words in (
-        ({"targets": ["qk+vv@3"]}, "target block 3 leaves the teacher"),
+        ({"targets": ["qk+vv@3"]}, "target block 3 does not exist in the teacher"),
         ({"teachers": [dict(teacher=str(teacher))]}, "teachers in addition to a chain"),
-        ({"hops": [HOPS[0], HOPS[1] | {"target_block": 3}]}, "target block 3 leaves the teacher"),
+        ({"hops": [HOPS[0], HOPS[1] | {"target_block": 3}]}, "target block 3 does not exist in the teacher"),
     ):
         with pytest.raises(ConfigError, match=words):
             distill_chain(**options(photos, teacher, out=tmp_path / "x", cfg_options={"hops": HOPS} | change))

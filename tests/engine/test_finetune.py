@@ -361,7 +361,7 @@ def test_bad_input(folders, tmp_path, change, kind, words):
 
 def test_teacher_of_other_classes_is_refused(folders, tmp_path):
     save_classifier(Classifier(ViT(img_size=32, embed_dim=24, depth=1, num_heads=2), 7), tmp_path / "c.pth", "abcdefg")
-    with pytest.raises(ConfigError, match="knows 7 classes, the photos have 3"):
+    with pytest.raises(ConfigError, match="has 7 classes, the photos have 3"):
         finetune(**options(folders, out=tmp_path / "run", teacher=str(tmp_path / "c.pth")))
 
 

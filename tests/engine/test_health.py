@@ -292,7 +292,7 @@ def test_a_damaged_photo_is_left_out_of_the_probe(classes, tmp_path):
 
 
 def test_labels_for_a_run_that_is_not_watched_are_refused(classes, teacher, tmp_path):
-    with pytest.raises(ConfigError, match="not watched"):
+    with pytest.raises(ConfigError, match="a run without health metrics"):
         distill(**options(classes, teacher, out=tmp_path / "r", probe_data=classes, cfg={"watch_every": 0}))
 
 
