@@ -1,4 +1,4 @@
-"""Names of a package that are imported when they are first asked for (PEP 562)."""
+"""Names of a package that are imported on first access (PEP 562)."""
 
 import importlib
 from collections.abc import Callable, Mapping

@@ -340,7 +340,7 @@ def test_damaged_photo_is_replaced_with_its_neighbours_label(folders):
         (dict(cfg_options={"ema": 2}), ConfigError, "ema=2"),
         (dict(cfg_options={"alpha": 2}), ConfigError, "alpha=2"),
         (dict(cfg_options={"aa": "foo"}), ConfigError, "timm does not know this augmentation"),
-        (dict(out="/proc/nowhere/x"), ConfigError, "cannot make the folder"),
+        (dict(out="/proc/nowhere/x"), ConfigError, "cannot create the folder"),
         (dict(cfg_options={"distillation": "warm"}), ConfigError, "one of hard, soft"),
         (dict(cfg_options={"crop_scale": [0.5]}), ConfigError, "two numbers are needed"),
         (dict(cfg_options={"crop_scale": [0.9, 0.1]}), ConfigError, "least <= most"),
