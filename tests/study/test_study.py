@@ -252,7 +252,7 @@ def test_interrupt_lets_the_children_save(fake, folders, capsys, number):
 
     threading.Thread(target=interrupt, daemon=True).start()
     assert run(path, folders, "--parallel", "2") == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command continues them" in capsys.readouterr().err
     assert len(list(fake.glob("out/stages/distill-*/run/saved"))) == 2
     (stage,) = [p.parent for p in fake.glob("out/stages/*/done.json")]
     assert stage.name.startswith("pretrain")
@@ -359,7 +359,7 @@ def test_bad_commands(tmp_path, folders, capsys):
         ([str(path), "--data", str(folders / "photos/train")], "no train and val"),
         ([str(path), "--data", str(folders / "photos"), "--only", "a-c"], "did you mean 'a-b'"),
         ([str(path), "--data", str(folders / "photos"), "--parallel", "0"], "--parallel 1"),
-        ([str(path), "--data", str(folders / "photos"), "--seeds", "0", "-1"], "use --seeds 0 1 2"),
+        ([str(path), "--data", str(folders / "photos"), "--seeds", "0", "-1"], "use e.g. --seeds 0 1 2"),
         ([str(tmp_path / "none.py")], "unknown study"),
     ):
         assert main(["study", *argv, "--out", str(tmp_path / "out")]) == 2
