@@ -2,7 +2,7 @@
 
     python segment_photo.py model.onnx photo.jpg     ->  photo_mask.png (class ids), photo_overlay.png
 
-The file says in its metadata how photos are resized and normalised and what the classes are. Whole photos, no windows.
+The file's metadata define resizing, normalisation and classes. Whole photos only, no sliding windows.
 """
 
 import json
@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 
 def steps(have, want, at, clamp):
-    """Of one side: two source indices and two weights for every target pixel that lies at ``at`` in the source."""
+    """For one side: two source indices and two weights for every target pixel, whose source position is ``at``."""
     first = np.floor(at).astype(int)
     part = at - first.astype(np.float32)
     part[(first < 0) | (first >= have - 1)] *= not clamp
@@ -50,11 +50,11 @@ def resize_logits(logits, height, width, align_corners):
 
 def main(file, path):
     session = ort.InferenceSession(file, providers=["CPUExecutionProvider"])
-    told = session.get_modelmeta().custom_metadata_map
-    told = {key[8:]: json.loads(value) for key, value in told.items() if key.startswith("tinymim.")}
-    rule, given = told.get("resize") or {}, session.get_inputs()[0]
-    if rule.get("pad") or told.get("part") != "segmentor":
-        sys.exit("a file that pads photos, or none of tinymim-export's segmentors: use tinymim predict")
+    metadata = session.get_modelmeta().custom_metadata_map
+    metadata = {key[8:]: json.loads(value) for key, value in metadata.items() if key.startswith("tinymim.")}
+    rule, given = metadata.get("resize") or {}, session.get_inputs()[0]
+    if rule.get("pad") or metadata.get("part") != "segmentor":
+        sys.exit("the file pads photos, or is not a segmentor of tinymim-export: use tinymim predict")
     photo = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
     size, scale = photo.shape[:2], rule.get("scale")
     wanted = scale[::-1] if scale else size
@@ -62,11 +62,11 @@ def main(file, path):
         factor = min(max(scale) / max(size), min(scale) / min(size))
         wanted = (int(side * factor + 0.5) for side in size)
     sides = [side if isinstance(side, int) else free for side, free in zip(given.shape[2:], wanted, strict=True)]
-    image = resize_photo(photo, *sides)  # a file of one size: the photo is stretched to it
+    image = resize_photo(photo, *sides)  # a file with a fixed size: the photo is stretched to it
     if given.type != "tensor(uint8)":
-        image = (image.astype(np.float32) - np.float32(told["mean"])) / np.float32(told["std"])
+        image = (image.astype(np.float32) - np.float32(metadata["mean"])) / np.float32(metadata["std"])
     result = session.run(None, {given.name: np.ascontiguousarray(image.transpose(2, 0, 1)[None])})[0][0]
-    if result.ndim == 2:  # the file decides itself
+    if result.ndim == 2:  # the file returns a mask
         ys, xs = (np.arange(want) * have // want for have, want in zip(result.shape, size, strict=True))
         mask = result[ys[:, None], xs]
     else:
@@ -74,10 +74,10 @@ def main(file, path):
         mask = logits.argmax(0) if len(logits) > 1 else 1 / (1 + np.exp(-logits[0])) > (rule.get("threshold") or 0.3)
     out = Path(path).with_suffix("")
     picture = Image.fromarray(mask.astype(np.uint8))
-    picture.putpalette(np.uint8(told["palette"]).tobytes())
+    picture.putpalette(np.uint8(metadata["palette"]).tobytes())
     picture.save(f"{out}_mask.png")
     Image.blend(Image.fromarray(photo), picture.convert("RGB"), 0.5).save(f"{out}_overlay.png")
-    for name, count in zip(told["classes"], np.bincount(np.ravel(picture), minlength=256), strict=False):
+    for name, count in zip(metadata["classes"], np.bincount(np.ravel(picture), minlength=256), strict=False):
         print(f"{100 * count / mask.size:5.1f} %  {name}")
 
 

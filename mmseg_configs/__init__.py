@@ -1,1 +1,1 @@
-"""MMSegmentation configs, data only: one file an experiment, what they share in ``_base_``."""
+"""MMSegmentation configs, data only: one file per experiment, shared parts in ``_base_``."""

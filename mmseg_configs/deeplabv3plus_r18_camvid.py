@@ -1,5 +1,5 @@
 # DeepLabV3+ with ResNet-18 of MMSegmentation (deeplabv3plus_r18-d8_4xb2-80k_cityscapes-512x1024.py) on CamVid, from
-# scratch: its model and SGD, data and steps as for ours.
+# scratch: its model and SGD, our data and steps.
 _base_ = ["_base_/camvid.py"]
 norm_cfg = dict(type="SyncBN", requires_grad=True)
 data_preprocessor = dict(

@@ -1,5 +1,5 @@
 # PIDNet-S of MMSegmentation (pidnet-s_2xb6-120k_1024x1024-cityscapes.py) on CamVid, from scratch: its model, losses and
-# SGD, data and steps as for ours. It takes sides that are multiples of 8 only: others are padded when tested.
+# SGD, our data and steps. It needs sides that are multiples of 8: others are padded in testing.
 _base_ = ["_base_/camvid.py"]
 norm_cfg = dict(type="SyncBN", requires_grad=True)
 data_preprocessor = dict(
@@ -52,7 +52,7 @@ train_pipeline = [
     dict(type="RandomCrop", crop_size=(240, 320), cat_max_ratio=0.75),
     dict(type="RandomFlip", prob=0.5),
     dict(type="PhotoMetricDistortion"),
-    dict(type="GenerateEdge", edge_width=4),  # the boundary loss compares with it
+    dict(type="GenerateEdge", edge_width=4),  # target of the boundary loss
     dict(type="PackSegInputs"),
 ]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))

@@ -1,5 +1,5 @@
 # SegFormer-B0 of MMSegmentation (segformer_mit-b0_8xb2-160k_ade20k-512x512.py) on CamVid, from scratch: its model and
-# AdamW, data and steps as for ours; the rate is ours, too (its own 6e-5 is for pre-trained weights).
+# AdamW, our data and steps; the learning rate is ours, too (its own 6e-5 is for pre-trained weights).
 _base_ = ["_base_/camvid.py"]
 norm_cfg = dict(type="SyncBN", requires_grad=True)
 data_preprocessor = dict(

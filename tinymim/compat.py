@@ -1,10 +1,10 @@
-"""The one place that bends MMEngine, MMCV and timm to today's PyTorch and Pillow, and to machines without a GPU.
+"""The one place that adapts MMEngine, MMCV and timm to current PyTorch and Pillow, and to machines without a GPU.
 
 - ``install_mmcv_stand_in``: MMSegmentation imports MMCV's compiled operators although a plain UperNet needs none;
-  with ``mmcv-lite`` they do not exist. A stand-in module lets the import pass and complains when an operator is used.
-- ``use_device``: MMEngine picks the first accelerator it sees, once, at import.
-- ``let_timm_posterize``: timm's RandAugment now and then posterizes to 0 bits, which newer Pillow refuses.
-- ``start_cpu_processes``: MMEngine's launcher calls ``torch.cuda.set_device`` whatever the machine has.
+  ``mmcv-lite`` does not have them. A stand-in module lets the import pass and raises an error if an operator is called.
+- ``use_device``: MMEngine chooses the first accelerator it sees, once, at import.
+- ``let_timm_posterize``: timm's RandAugment sometimes posterizes to 0 bits, which newer Pillow refuses.
+- ``start_cpu_processes``: MMEngine's launcher calls ``torch.cuda.set_device`` even on machines without a GPU.
 """
 
 import importlib.machinery
@@ -62,7 +62,7 @@ def let_timm_posterize() -> None:
 
 
 def launched_processes() -> int:
-    """Processes that ``torchrun`` started for this job; 1 without it."""
+    """Number of processes that ``torchrun`` started for this job; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
 
 
@@ -75,7 +75,7 @@ def use_device(device: str | None) -> str:
     """Make MMEngine use ``device`` ("cpu", "cuda", "cuda:1", ...; None: a GPU where there is one) and return its kind.
 
     Raises:
-        ConfigError: a GPU is asked for and there is none.
+        ConfigError: an unknown device, or a GPU on a machine without one.
     """
     import mmengine.device.utils as mmengine_device
     import torch
@@ -86,7 +86,7 @@ def use_device(device: str | None) -> str:
     if kind == "cuda":
         if not torch.cuda.is_available():
             raise ConfigError(
-                f"device {device!r} was asked for, but PyTorch sees no GPU",
+                f"device {device!r} was requested, but PyTorch sees no GPU",
                 "there is none, its driver is missing, or this is a CPU build of PyTorch",
                 "use --device cpu, or install a CUDA build of PyTorch",
             )
@@ -99,8 +99,8 @@ def use_device(device: str | None) -> str:
 def start_cpu_processes(cfg: Any) -> None:
     """Join the gloo process group under ``torchrun`` on a machine without a GPU, and set ``cfg`` to match.
 
-    MMEngine's own launcher cannot (it calls ``torch.cuda.set_device``), and its DDP wrapper asks for a GPU id. A
-    second call in one process joins nothing again.
+    MMEngine's own launcher cannot (it calls ``torch.cuda.set_device``), and its DDP wrapper needs a GPU id. A second
+    call in the same process has no effect on the group.
     """
     import torch.distributed as dist
 

@@ -21,23 +21,23 @@ def confusion_matrix(
     """Count the pixels of a photo.
 
     Args:
-        label: Class of every pixel, from 0; whole numbers of any shape.
+        label: Class of every pixel, from 0; integers of any shape.
         prediction: Predicted class of every pixel, same shape.
-        classes: How many there are.
+        classes: Number of classes.
         ignore: Label of pixels that do not count; None: all count.
-        name: Who predicted, for the error.
+        name: What made the prediction, for the error.
 
     Returns:
         int64 (classes, classes), rows = label, columns = prediction.
 
     Raises:
-        DataError: a label or a prediction that is none of the classes.
+        DataError: a label or a prediction outside the classes.
     """
     counted = np.full(label.shape, True) if ignore is None else label != ignore
     labelled, predicted = label[counted].astype(np.int64), prediction[counted].astype(np.int64)
     for who, found, advice in (
         (f"{name} predicts", predicted, "score it on the data it was trained for"),
-        ("a label holds", labelled, "name ids that are no class in dataset.json, or with --ignore-label ID"),
+        ("a label holds", labelled, "list ids that are not classes in dataset.json, or with --ignore-label ID"),
     ):
         if found.size and not 0 <= found.min() <= found.max() < classes:
             wrong = found.max() if found.max() >= classes else found.min()
@@ -48,7 +48,7 @@ def confusion_matrix(
 
 
 def class_counts(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pixels of each class that are predicted right, labelled, and predicted: (C,) each, of a (C, C) matrix."""
+    """Correct, labelled and predicted pixels of each class, (C,) each, from a (C, C) matrix."""
     return confusion.diagonal(), confusion.sum(1), confusion.sum(0)
 
 
@@ -76,12 +76,12 @@ def mean_iou(right: np.ndarray, labelled: np.ndarray, predicted: np.ndarray) -> 
 
 
 def scores(right_C: np.ndarray, labelled_C: np.ndarray, predicted_C: np.ndarray) -> dict[str, Any]:
-    """All scores of a data set from its :func:`class_counts`.
+    """All scores of a dataset from its :func:`class_counts`.
 
     Returns:
-        Fractions from 0 to 1: ``miou``; ``macc``, the mean share of right pixels of the labelled classes; ``aacc``, the
-        share of right pixels; ``class_iou``, a list; ``constant_miou``, the mIoU of the best constant prediction. The
-        numbers are NaN where no pixel is labelled.
+        Fractions from 0 to 1: ``miou``; ``macc``, the mean share of correct pixels of the labelled classes; ``aacc``,
+        the share of correct pixels; ``class_iou``, a list; ``constant_miou``, the mIoU of the best constant prediction.
+        They are NaN if no pixel is labelled.
     """
     total, present = int(labelled_C.sum()), int((labelled_C > 0).sum())
     iou = class_iou(right_C, labelled_C, predicted_C)
@@ -100,7 +100,7 @@ def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 
 def _mean_of_known(values: np.ndarray) -> np.ndarray:
-    """Mean over the last axis without NaN; NaN where there is nothing else."""
+    """Mean over the last axis without NaN; NaN if all values are NaN."""
     known = ~np.isnan(values)
     count = known.sum(-1)
     return np.where(count > 0, np.where(known, values, 0.0).sum(-1) / np.maximum(count, 1), np.nan)

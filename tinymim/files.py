@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, hashes, run folders, the machine stamp. Standard library only."""
+"""Files that are complete or absent: atomic writes, hashes, run folders, the machine record. Standard library only."""
 
 import contextlib
 import hashlib
@@ -34,7 +34,7 @@ PACKAGES = (
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary path beside ``path``; rename it into place if the block succeeds, remove it if not.
+    """Yield a temporary path next to ``path``; rename it to ``path`` if the block succeeds, else remove it.
 
     Raises:
         TinyMIMError: the disk is full or the folder cannot be written.
@@ -48,8 +48,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     except OSError as error:
         raise TinyMIMError(
             f"cannot write {path}",
-            f"{error.strerror or error} (nothing is left of it)",
-            "free some space or choose another place for it, then run the command again",
+            f"{error.strerror or error} (no partial file is left)",
+            "free some space or choose another folder, then run the command again",
         ) from error
     finally:
         with contextlib.suppress(OSError):
@@ -57,13 +57,13 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write ``value`` as indented JSON, atomically."""
+    """Write ``value`` as indented JSON, atomically; the folder is created if missing."""
     with atomic_path(path) as part:
         part.write_text(json.dumps(value, indent=1) + "\n")
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text, atomically; its folder is made if absent."""
+    """Write text, atomically; the folder is created if missing."""
     with atomic_path(path) as part:
         part.write_text(text)
 
@@ -91,15 +91,15 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
 
 
 def describe_file(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Name (without folders) and sha256 of a file, as ``env.json`` records what a run was made from."""
+    """Name (without folders) and sha256 of a file, as recorded in ``env.json`` for the inputs of a run."""
     return {"file": Path(path).name, "sha256": sha256_file(path)}
 
 
 def describe_files(folder: str | os.PathLike[str], paths: Iterable[str | os.PathLike[str]]) -> dict[str, Any]:
-    """A data set in three values: the folder's name, how many files, and a hash of their relative names and sizes.
+    """A dataset in three values: the folder's name, the number of files, and a hash of their relative names and sizes.
 
-    Reading every photo to hash it would take longer than many runs; a photo replaced by another of the very same size
-    in bytes goes unnoticed.
+    Hashing the content of every photo would take longer than many runs; so a photo that is replaced by another of the
+    same size in bytes is not noticed.
     """
     lines = sorted(f"{os.path.relpath(path, folder)}\t{os.path.getsize(path)}\n".replace(os.sep, "/") for path in paths)
     digest = hashlib.sha256("".join(lines).encode()).hexdigest()
@@ -107,10 +107,10 @@ def describe_files(folder: str | os.PathLike[str], paths: Iterable[str | os.Path
 
 
 def write_env(folder: str | Path, inputs: dict[str, Any]) -> None:
-    """Write ``env.json`` of a run folder: the machine stamp, what the run is made from, and (later) what it made.
+    """Write ``env.json`` of a run folder: machine, inputs of the run, and (later) its outputs.
 
-    A resumed run keeps the stamp it was begun with under "earlier" where the machine or an input changed; an input
-    that is None was not given again and stays what it was.
+    If the machine or an input has changed, a resumed run keeps the former record under "earlier"; an input that is
+    None was not given again and keeps its value.
 
     Args:
         folder: The run folder.
@@ -134,11 +134,11 @@ def note_output(folder: str | Path, name: str) -> None:
 
 
 def prepare_out(out: str | Path, *, resume: bool = False, overwrite: bool = False, make: bool = True) -> Path:
-    """Make a run folder, refusing to mix two runs; with ``make=False`` only refuse, and touch nothing.
+    """Create a run folder, refusing to mix two runs; with ``make=False``, only check, and change nothing.
 
     Raises:
         ConfigError: the folder already holds files and neither ``resume`` nor ``overwrite`` was given, or ``resume``
-            was given and there is nothing to resume; or the folder cannot be made.
+            was given and there is nothing to resume; or the folder cannot be created.
     """
     out = Path(out)
     used = out.is_dir() and any(out.iterdir())
@@ -152,19 +152,19 @@ def prepare_out(out: str | Path, *, resume: bool = False, overwrite: bool = Fals
         free = next(name for i in range(2, 10_000) if not (name := out.with_name(f"{out.name}-{i}")).exists())
         raise ConfigError(
             f"{out} already holds a run",
-            "two runs in one folder could not be told apart",
-            f"add --resume to go on, --overwrite to start again, or --out {free}",
+            "two runs in one folder would mix their files",
+            f"add --resume to continue it, --overwrite to start again, or --out {free}",
         )
     if make:
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"cannot make the folder {out}", str(error), "choose another --out") from None
+            raise ConfigError(f"cannot create the folder {out}", str(error), "choose another --out") from None
     return out
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of the packages that matter, without importing them."""
+    """Installed versions of :data:`PACKAGES` and of Python, without importing them."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -178,7 +178,7 @@ def cores() -> int:
 
 
 def environment() -> dict[str, Any]:
-    """The machine and software stamp kept in ``env.json`` and in every result."""
+    """The machine and its software versions, as recorded in ``env.json`` and in every result."""
     cpu = platform.processor() or platform.machine()
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""When modules are imported: names on first use (PEP 562), or every module of a package, so that all register."""
+"""When modules are imported: names on first access (PEP 562), or every module of a package, so that all register."""
 
 import importlib
 import pkgutil

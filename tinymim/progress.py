@@ -1,4 +1,4 @@
-"""One live line for long work: step, ETA, rate, data wait, losses; plain lines when not a terminal."""
+"""One progress line for long work: step, ETA, rate, data wait, losses; plain lines if the stream is no terminal."""
 
 import sys
 import time
@@ -6,13 +6,14 @@ from typing import TextIO
 
 
 class Progress:
-    """A live line ``title 120/936  ETA 1m05s  310 images/s  data wait 3%  loss 0.123``.
+    """A progress line ``title 120/936  ETA 1m05s  310 images/s  data wait 3%  loss 0.123``.
 
     Args:
-        title: What is going on.
+        title: Name of the work.
         total: Steps in all.
         start: Steps already done (resume).
-        plain_every: Seconds between lines where the stream is no terminal.
+        plain_every: Seconds between lines if the stream is not a terminal.
+        stream: Where to write; None: standard output.
     """
 
     def __init__(
@@ -33,7 +34,7 @@ class Progress:
             step: Steps done so far, ``start`` included.
             images: Photos seen in this step.
             waited: Seconds this step waited for data.
-            values: Losses and the like to show.
+            values: Numbers to show, e.g. losses.
         """
         self.images += images
         self.waited += waited

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""Our segmentor and what a user would pick instead: same data, same steps, one table of size, speed and mIoU.
+"""Our segmentor and common alternatives: same data, same steps, one table of size, speed and mIoU.
 
     python tools/compare_segmentors.py --data-root ../shared/data/camvid --student student.pth --steps 2000
 
-Trainings may run side by side; the measuring comes last and alone:
+Trainings can run in parallel; measure last, with nothing else running:
 
     OMP_NUM_THREADS=1 ... --models pidnet_s_camvid --stages train export score &
     OMP_NUM_THREADS=1 ... --models segformer_b0_camvid --stages train export score; wait; ... --stages measure

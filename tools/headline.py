@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The paper's headline rows: exact command lines, and what each costs by its dry run; writes docs/headline.md.
+"""The paper's headline rows: exact command lines, and the cost of each by its dry run; writes docs/headline.md.
 
 python tools/headline.py --data imagenet/train --seg-data ADE20K
 """

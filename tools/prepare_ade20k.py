@@ -12,7 +12,7 @@ from tinymim.data.ade20k_release import NAME, SHA1, URL, check, prepare
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the tool."""
-    parser.add_argument("--out", type=Path, default=Path("data"), metavar="FOLDER", help=f"{NAME} is put there")
+    parser.add_argument("--out", type=Path, default=Path("data"), metavar="FOLDER", help=f"folder for {NAME}")
     parser.add_argument("--check", type=Path, metavar="FOLDER", help="only check this folder")
     parser.add_argument("--keep-zip", action="store_true", help="keep the archive")
     parser.add_argument("--url", default=URL, help=argparse.SUPPRESS)

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""Distilled against scratch on real photos: teacher, student and segmentor of several seeds, one table.
+"""Distilled or from scratch on real photos: teacher, student and segmentor for several seeds, one table.
 
     python tools/study_camvid.py --photos ../shared/data/imagenette224/train --labels ../shared/data/camvid
 
-Seeds may run side by side: OMP_NUM_THREADS=1 ... --seeds 0 & ... --seeds 1.
+Seeds can run in parallel: OMP_NUM_THREADS=1 ... --seeds 0 & ... --seeds 1.
 """
 
 import sys

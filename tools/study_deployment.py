@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""What deployment costs and gives: one segmentor as every file and runtime we have, and what others would export.
+"""Speed and quality of deployment: one segmentor in every precision and runtime, compared with plain exports.
 
 python tools/study_deployment.py --checkpoint runs/seg/segmentor.pth --data-root FOLDER --out runs/deployment
 """

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""``tinymim segment --test`` by its older name. On n GPUs: torchrun --nproc_per_node=N tools/test_seg.py ..."""
+"""``tinymim segment --test`` under its former name. On n GPUs: torchrun --nproc_per_node=N tools/test_seg.py ..."""
 
 import argparse
 import sys

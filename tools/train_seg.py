@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""``tinymim segment`` by its older name. On n GPUs: torchrun --nproc_per_node=N tools/train_seg.py CONFIG ..."""
+"""``tinymim segment`` under its former name. On n GPUs: torchrun --nproc_per_node=N tools/train_seg.py CONFIG ..."""
 
 import argparse
 import sys

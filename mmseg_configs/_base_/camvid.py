@@ -1,5 +1,5 @@
-# CamVid (480 x 360, 11 classes), 4000 steps of 8 crops of 240 x 320, minutes on a GPU. Photos are tested at their own
-# size, whole. The names of the classes come from the folder's dataset.json.
+# CamVid (480 x 360, 11 classes), 4000 steps of 8 crops of 240 x 320, minutes on a GPU. Photos are tested whole, at
+# their own size. The class names come from the folder's dataset.json.
 _base_ = ["runtime.py"]
 data_root = "data/camvid"
 train_pipeline = [

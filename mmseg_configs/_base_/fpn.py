@@ -1,4 +1,4 @@
-# Semantic FPN on a plain ViT, as D-MAE-Lite measured its students: a 128-wide head on a pyramid of 48-wide levels.
+# Semantic FPN on a plain ViT, as D-MAE-Lite evaluates its students: a 128-wide head on a pyramid of 48-wide levels.
 _base_ = ["upernet.py"]
 model = dict(
     backbone=dict(pyramid_dim=48),

@@ -1,4 +1,4 @@
-# What every run needs, whatever it trains: loops with exact resume, the run folder, plug-in, seeds.
+# Shared by all runs: loops with exact resume, the run folder, the plug-in, seeds.
 train_cfg = dict(type="ResumableTrainLoop")
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
@@ -15,6 +15,6 @@ env_cfg = dict(
     dist_cfg=dict(backend="nccl"),
 )
 randomness = dict(seed=0)
-log_level = "ERROR"  # RunFolderHook prints what matters; "INFO" brings MMEngine's log back
+log_level = "ERROR"  # RunFolderHook prints what matters; "INFO" shows MMEngine's log
 load_from = None
 resume = False

@@ -1,5 +1,5 @@
-# SegFormer's MLP head on a plain ViT: a 1 x 1 convolution brings every level to the head's width (the backbone's), all
-# are up-sampled to stride 4, another fuses them.
+# SegFormer's MLP head on a plain ViT: 1 x 1 convolutions map every level to the head's width (the backbone's), all
+# levels are up-sampled to stride 4, and another convolution fuses them.
 _base_ = ["upernet.py"]
 model = dict(
     decode_head=dict(

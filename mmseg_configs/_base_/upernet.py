@@ -1,7 +1,7 @@
 # UperNet on a plain ViT, as TinyMIM published it: head width 768, auxiliary FCN head, slide test 512 / 341.
-# The settings of ViT-T with 12 blocks; the files one level up give what differs. Any head can be made narrower:
+# The settings are those of ViT-T with 12 blocks; the files one level up give the differences. To narrow the heads:
 # --cfg-options model.decode_head.channels=64 model.auxiliary_head.channels=64
-# SyncBN becomes BN where training is not distributed over GPUs.
+# SyncBN becomes BN if training is not distributed over GPUs.
 norm_cfg = dict(type="SyncBN", requires_grad=True)
 data_preprocessor = dict(
     type="SegDataPreProcessor",
@@ -27,7 +27,7 @@ model = dict(
         drop_path_rate=0.1,
         out_indices=(3, 5, 7, 11),
         norm_cfg=norm_cfg,
-        with_cp=False,  # True saves memory, costs a quarter of the speed
+        with_cp=False,  # True saves memory but costs a quarter of the speed
         init_cfg=None,  # dict(type="Pretrained", checkpoint="student.pth"), or --student student.pth
     ),
     decode_head=dict(

@@ -1,5 +1,5 @@
 # UperNet on Hiera-T (27.1 M), whose four levels need no pyramid. The settings are the plain ViT's: no numbers are
-# published for this pair. --student takes timm's hiera_tiny_224 (224 pixels, resized here) or a student of ours.
+# published for this pair. --student accepts timm's hiera_tiny_224 (224 pixels, resized here) or one of our students.
 _base_ = ["upernet.py"]
 model = dict(
     backbone=dict(

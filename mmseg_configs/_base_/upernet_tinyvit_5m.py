@@ -1,5 +1,5 @@
 # UperNet on TinyViT-5M (5.1 M), whose four levels need no pyramid. The settings are the plain ViT's: no numbers are
-# published for this pair. --student takes timm's tiny_vit_5m_224 or a student of ours.
+# published for this pair. --student accepts timm's tiny_vit_5m_224 or one of our students.
 _base_ = ["upernet.py"]
 model = dict(
     backbone=dict(

@@ -47,7 +47,7 @@ def test_a_validation_folder_keeps_the_training_ids(tmp_path):
     ("names", "words"),
     [
         ([], "no folder at"),
-        ([""], "1 photos lie in it side by side"),
+        ([""], "its 1 photos are not in class folders"),
         (["train", "val"], "holds train, val and no classes"),
     ],
 )
@@ -142,7 +142,7 @@ def nested(root):
         (lambda d: write_classes(d, ["tench", "goldfish"]), "imagenet", "2 folders .*: goldfish, tench\n.*by wnids"),
         (lambda d: write_classes(d, [ALL[0], "n00000001"]), "imagenet", "1 folder .*n00000001\n.*not among its 1000"),
         (lambda d: write_classes(d, [ALL[6], "misc"]), "imagenet-a", "1 folder .*misc\n.*would be a class"),
-        (lambda d: write_classes(d, [""]), "imagenet-r", "side by side"),
+        (lambda d: write_classes(d, [""]), "imagenet-r", "are not in class folders"),
         (lambda d: d.mkdir(), "imagenet-r", "it holds no folder"),
         (lambda d: None, "imagenet", "no folder at"),
         (lambda d: write_classes(d, ALL[:2]), "imagenet-c", "no corruption folder"),
@@ -159,7 +159,7 @@ def test_folders_that_mean_something_else(tmp_path, make, kind, words):
 
 
 def test_unknown_kind(tmp_path):
-    with pytest.raises(ConfigError, match="no data set 'imagenet-v2'"):
+    with pytest.raises(ConfigError, match="no dataset 'imagenet-v2'"):
         check_layout(tmp_path, "imagenet-v2")
 
 
@@ -180,7 +180,7 @@ def test_imagenet_c_with_and_without_groups(tmp_path, grouped):
     report = check_layout(tmp_path, "imagenet-c")
     assert set(names) - set(report.corruptions) == {"fog"}
     assert report.warnings[:3] == [
-        "left out, no corruptions of ImageNet-C: style",
+        "left out, not corruptions of ImageNet-C: style",
         "fog is left out, it has no severity 4",
         "no mCE without fog",
     ]

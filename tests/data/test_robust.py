@@ -211,14 +211,18 @@ def test_grey_and_transparent_photos_are_read(tmp_path):
     ("change", "error", "words"),
     [
         (dict(imagenet=None), ConfigError, "nothing to evaluate"),
-        (dict(limit=0), ConfigError, "no photos asked for"),
-        (dict(batch_size=0), ConfigError, "no photos asked for"),
-        (dict(a="x", c="x", classes=ALL[:2]), ConfigError, "scored on imagenet-a, imagenet-c\n.*it has 2 of its own"),
+        (dict(limit=0), ConfigError, "no photos to score"),
+        (dict(batch_size=0), ConfigError, "no photos to score"),
+        (
+            dict(a="x", c="x", classes=ALL[:2]),
+            ConfigError,
+            "scored on imagenet-a, imagenet-c\n.*it has 2 other classes",
+        ),
         (dict(a="/nowhere"), DataError, "no folder at /nowhere"),
-        (dict(classes=ALL[:2]), ConfigError, "gives .2, 1000. for 2 photos"),
+        (dict(classes=ALL[:2]), ConfigError, "returns .2, 1000. for 2 photos"),
         (dict(classes=["a", "b"]), DataError, "2 unknown classes"),
         (dict(predict=lambda x: torch.zeros(len(x), 10)), ConfigError, "needed: 1000 classes"),
-        (dict(predict=lambda x: torch.full((len(x), 1000), torch.nan)), CheckpointError, "no numbers"),
+        (dict(predict=lambda x: torch.full((len(x), 1000), torch.nan)), CheckpointError, "returns NaN"),
     ],
 )
 def test_bad_input(tmp_path, change, error, words):

@@ -1,4 +1,4 @@
-"""The demo: the diary that resumes it, the score of an ONNX file, the checks that fail it, and (slow) the whole."""
+"""The demo: the record that resumes it, the score of an ONNX file, the checks that fail it, and (slow) the whole."""
 
 import json
 import subprocess
@@ -26,28 +26,28 @@ def test_a_finished_stage_is_not_run_again(tmp_path: Path) -> None:
         ran.append(1)
         return {"value": 7}
 
-    first = demo.Diary(tmp_path, settings, resume=False).stage("data", work)
-    again = demo.Diary(tmp_path, settings, resume=True).stage("data", work)
+    first = demo.DemoRecord(tmp_path, settings, resume=False).stage("data", work)
+    again = demo.DemoRecord(tmp_path, settings, resume=True).stage("data", work)
     assert first == again
     assert first["value"] == 7
     assert first["peak_mib"] > 1
     assert len(ran) == 1
-    demo.Diary(tmp_path, settings, resume=False).stage("data", work)
+    demo.DemoRecord(tmp_path, settings, resume=False).stage("data", work)
     assert len(ran) == 2
 
 
 def test_a_stage_that_fails_is_run_again(tmp_path: Path) -> None:
-    diary = demo.Diary(tmp_path, {}, resume=False)
-    diary.save()
+    record = demo.DemoRecord(tmp_path, {}, resume=False)
+    record.save()
     with pytest.raises(ZeroDivisionError):
-        diary.stage("data", lambda: {"x": 1 // 0})
-    assert demo.Diary(tmp_path, {}, resume=True).stage("data", lambda: {"x": 1})["x"] == 1
+        record.stage("data", lambda: {"x": 1 // 0})
+    assert demo.DemoRecord(tmp_path, {}, resume=True).stage("data", lambda: {"x": 1})["x"] == 1
 
 
 def test_a_demo_is_resumed_with_the_options_it_was_begun_with(tmp_path: Path) -> None:
-    demo.Diary(tmp_path, {"seed": 0, "minutes": 6}, resume=False).save()
+    demo.DemoRecord(tmp_path, {"seed": 0, "minutes": 6}, resume=False).save()
     with pytest.raises(ConfigError, match="another seed"):
-        demo.Diary(tmp_path, {"seed": 1, "minutes": 6}, resume=True)
+        demo.DemoRecord(tmp_path, {"seed": 1, "minutes": 6}, resume=True)
 
 
 @pytest.mark.parametrize("minutes", [0, -3, 1e9])
@@ -86,7 +86,7 @@ def colour_classifier(path: Path, size: tuple[int, int]) -> None:
 
 
 @pytest.fixture
-def finished(tmp_path: Path) -> tuple[Path, demo.Diary]:
+def finished(tmp_path: Path) -> tuple[Path, demo.DemoRecord]:
     """A demo folder in which everything but the last words is done; its segmentor is the colour classifier."""
     out = tmp_path / "demo"
     write_scenes(out / "data", train=2, val=3, size=(64, 48), seed=5)
@@ -129,9 +129,9 @@ def finished(tmp_path: Path) -> tuple[Path, demo.Diary]:
         "shape": [1, 3, 48, 64],
         "provider": "CPUExecutionProvider",
     }
-    diary = demo.Diary(out, {"data": None, "seed": 5, "minutes": 6.0}, resume=False)
-    diary.value["environment"] = environment()
-    diary.value["stages"] = {
+    record = demo.DemoRecord(out, {"data": None, "seed": 5, "minutes": 6.0}, resume=False)
+    record.value["environment"] = environment()
+    record.value["stages"] = {
         "data": {
             "source": "scenes <drawn>",
             "train": 2,
@@ -164,12 +164,12 @@ def finished(tmp_path: Path) -> tuple[Path, demo.Diary]:
         }
         | time,
     }
-    return out, diary
+    return out, record
 
 
-def test_score_of_an_onnx_file(finished: tuple[Path, demo.Diary]) -> None:
+def test_score_of_an_onnx_file(finished: tuple[Path, demo.DemoRecord]) -> None:
     """Against a plain recomputation: normalisation, ignored pixels, absent classes, order of the photos."""
-    out, diary = finished
+    out, record = finished
     right, union = np.zeros(12), np.zeros(12)
     for photo_path, label_path in read_layout(out / "data").val:
         red, _, blue = np.asarray(Image.open(photo_path).convert("RGB"), np.float64).transpose(2, 0, 1)
@@ -181,16 +181,16 @@ def test_score_of_an_onnx_file(finished: tuple[Path, demo.Diary]) -> None:
             a, b = (guess == k) & (truth != 255), truth == k
             right[k] += (a & b).sum()
             union[k] += (a | b).sum()
-    score = diary.value["stages"]["measure"]["onnx"]
+    score = record.value["stages"]["measure"]["onnx"]
     assert score["images"] == 3
     assert score["mIoU"] == pytest.approx((right[union > 0] / union[union > 0]).mean(), abs=1e-4)
     values = [value for value, _ in score["shown"]]
     assert values == sorted(values, reverse=True)
 
 
-def test_report_of_the_demo(finished: tuple[Path, demo.Diary], capsys: pytest.CaptureFixture) -> None:
-    out, diary = finished
-    result = demo._finish(out, diary)
+def test_report_of_the_demo(finished: tuple[Path, demo.DemoRecord], capsys: pytest.CaptureFixture) -> None:
+    out, record = finished
+    result = demo._finish(out, record)
     page = check_self_contained(Path(result.report))
     for words in (
         "scenes <drawn>",
@@ -209,9 +209,9 @@ def test_report_of_the_demo(finished: tuple[Path, demo.Diary], capsys: pytest.Ca
 
 
 @pytest.mark.parametrize("what", ["mIoU", "loss", "pixels", "onnx"])
-def test_a_check_that_fails_fails_the_demo(finished: tuple[Path, demo.Diary], what: str) -> None:
-    out, diary = finished
-    stages = diary.value["stages"]
+def test_a_check_that_fails_fails_the_demo(finished: tuple[Path, demo.DemoRecord], what: str) -> None:
+    out, record = finished
+    stages = record.value["stages"]
     if what == "mIoU":
         stages["segmentor"]["constant_mIoU"] = stages["segmentor"]["mIoU"] / 2.9
     elif what == "loss":
@@ -221,7 +221,7 @@ def test_a_check_that_fails_fails_the_demo(finished: tuple[Path, demo.Diary], wh
     else:
         stages["measure"]["onnx"]["mIoU"] += 0.01
     with pytest.raises(CheckFailed) as failure:
-        demo._finish(out, diary)
+        demo._finish(out, record)
     assert failure.value.exit_code == 1
     assert (out / "report.html").is_file()
     assert sum(not good for good in json.loads((out / "demo.json").read_text())["checks"].values()) == 1

@@ -163,7 +163,10 @@ def test_windowed_blocks_of_sam():
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("vit_base_patch16_xp_224", "does not attend first"), ("vit_dwee_patch16_reg1_gap_256", "a difference of two")],
+    [
+        ("vit_base_patch16_xp_224", "does not apply attention first"),
+        ("vit_dwee_patch16_reg1_gap_256", "uses differential attention"),
+    ],
 )
 def test_other_kinds_of_blocks_are_refused(name, words):
     model = timm.create_model(name, **SMALL).eval()
@@ -184,12 +187,12 @@ def test_tokens_that_are_compared():
 @pytest.mark.parametrize(
     ("name", "wanted", "keep", "words"),
     [
-        ("vit_base_patch16_224.mae", {4: QKV}, False, "block 4 leaves the model"),
-        ("vit_base_patch16_224.mae", {0: QKV}, False, "block 0 leaves the model"),
+        ("vit_base_patch16_224.mae", {4: QKV}, False, "block 4 does not exist"),
+        ("vit_base_patch16_224.mae", {0: QKV}, False, "block 0 does not exist"),
         ("vit_base_patch16_224.mae", {1: ("x",)}, False, "no tap 'x'"),
         ("samvit_base_patch16", {1: QKV}, False, "global attention: 3"),
-        ("beit_base_patch16_224", {1: QKV}, True, "patches cannot be left out"),
-        ("eva02_tiny_patch14_224", {1: QKV}, True, "patches cannot be left out"),
+        ("beit_base_patch16_224", {1: QKV}, True, "patches cannot be dropped"),
+        ("eva02_tiny_patch14_224", {1: QKV}, True, "patches cannot be dropped"),
     ],
 )
 def test_what_cannot_be_read(name, wanted, keep, words):

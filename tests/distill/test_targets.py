@@ -323,13 +323,13 @@ def test_a_timm_teacher_of_a_grid(tmp_path):
         (None, dict(targets=()), "no targets"),
         (None, dict(mask="all"), "mask='all' is unknown"),
         (None, dict(align="crop"), "align='crop' is unknown"),
-        (None, dict(mask="student", mask_ratio=1.0), "share between 0 and 1"),
+        (None, dict(mask="student", mask_ratio=1.0), "must be between 0 and 1"),
         (None, dict(reconstruct={}), "needs a masked student"),
         (None, dict(mask="both", align="tokens"), "masked teacher"),
-        (None, dict(teacher_drop_path=1.0), "share from 0"),
+        (None, dict(teacher_drop_path=1.0), "must be from 0 to below 1"),
         (None, dict(relation_heads=5), "do not divide"),
         ("100", {}, "pads such photos"),
-        ("dist", dict(mask="student", reconstruct={}), "needs a class token only"),
+        ("dist", dict(mask="student", reconstruct={}), "needs a class token as the only prefix token"),
     ],
 )
 def test_what_does_not_fit(teacher, options, words):

@@ -147,9 +147,9 @@ def test_options_of_the_first_teacher_alone(photos, tmp_path, capsys):
 
 def test_a_later_hop_is_checked_before_the_first(photos, teacher, tmp_path):
     for change, words in (
-        ({"targets": ["qk+vv@3"]}, "target block 3 leaves the teacher"),
-        ({"teachers": [dict(teacher=str(teacher))]}, "teachers beside a chain"),
-        ({"hops": [HOPS[0], HOPS[1] | {"target_block": 3}]}, "target block 3 leaves the teacher"),
+        ({"targets": ["qk+vv@3"]}, "target block 3 does not exist in the teacher"),
+        ({"teachers": [dict(teacher=str(teacher))]}, "teachers in addition to a chain"),
+        ({"hops": [HOPS[0], HOPS[1] | {"target_block": 3}]}, "target block 3 does not exist in the teacher"),
     ):
         with pytest.raises(ConfigError, match=words):
             distill_chain(**options(photos, teacher, out=tmp_path / "x", cfg_options={"hops": HOPS} | change))
@@ -311,10 +311,13 @@ def test_bad_teachers(photos, teacher, tmp_path):
         (dict(teacher=[str(teacher), str(teacher)], teacher_weights=["a.pth"]), "2 teachers and 1 files"),
         (dict(teacher=[str(teacher), f"{teacher}=abc"]), "the weight 'abc'"),
         (dict(teacher=[str(teacher), f"{teacher}=-1"]), "the weight '-1'"),
-        (dict(cfg_options={"teachers": [dict(teacher=str(teacher), wait=1)]}), "its keys are teacher"),
+        (dict(cfg_options={"teachers": [dict(teacher=str(teacher), wait=1)]}), "the keys of an entry are teacher"),
         (dict(cfg_options={"teachers": [dict(teacher=str(teacher), weight=0), dict(teacher=str(teacher))]}), "above 0"),
         (dict(cfg_options={"teacher": ""}), "no teacher"),
-        (dict(teacher=str(teacher), cfg_options={"teachers": [dict(teacher=str(teacher))]}), "they are named twice"),
+        (
+            dict(teacher=str(teacher), cfg_options={"teachers": [dict(teacher=str(teacher))]}),
+            "teachers are named twice",
+        ),
     ):
         with pytest.raises(ConfigError, match=words):
             distill(**shared, overwrite=True, **change)

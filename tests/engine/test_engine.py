@@ -199,7 +199,7 @@ def test_padding_is_said(photos, teacher, tmp_path, capsys):
     """Sizes that are no whole patches work, and nobody has to find out what happens to them."""
     assert padding(96, 16) == []
     distill(**options(photos, teacher, out=tmp_path / "run", img_size=33, max_steps=1))
-    assert "33 pixels are no multiple of the patch of 16: images are padded to 48" in capsys.readouterr().out
+    assert "33 pixels are not a multiple of the patch size 16: images are zero-padded to 48" in capsys.readouterr().out
 
 
 def test_resume_refuses_other_settings(photos, teacher, tmp_path):
@@ -217,7 +217,7 @@ def test_resume_knows_its_teacher_by_content(photos, teacher, tmp_path):
     content = torch.load(copy, weights_only=True)
     content["model"]["norm.weight"] += 1
     torch.save(content, copy)
-    with pytest.raises(ConfigError, match="the teacher is another one than the run was begun with"):
+    with pytest.raises(ConfigError, match="the run was started with another teacher"):
         distill(**options(photos, copy, out=tmp_path / "run", max_steps=2, resume=True))
 
 
@@ -369,7 +369,7 @@ def test_empty_folder(teacher, tmp_path):
 def test_small_data_set_lowers_batch_and_rate(photos, teacher, tmp_path, capsys):
     distill(**options(photos, teacher, out=tmp_path / "run", batch_size=4096, max_steps=1))
     printed = capsys.readouterr().out
-    assert "24 photos are fewer than the batch of 4096: batch 24, and the rate follows it" in printed
+    assert "24 photos are fewer than the batch of 4096: batch 24, and the rate is scaled with it" in printed
     assert f"peak rate {1.5e-4 * 24 / 256:.3g}" in printed
 
 

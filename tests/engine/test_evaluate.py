@@ -109,7 +109,7 @@ def test_own_classes(tmp_path, capsys):
     assert "no photos to score on" in capsys.readouterr().err
     state = {k.removeprefix("backbone."): v for k, v in network.state_dict().items()}
     torch.save({"model": state}, tmp_path / "foreign.pth")
-    with pytest.raises(ConfigError, match="nobody knows the 2 classes"):
+    with pytest.raises(ConfigError, match=r"the 2 classes of .* are unknown"):
         evaluate_classifier(tmp_path / "foreign.pth", data=tmp_path / "val", num_heads=2, device="cpu")
     with pytest.raises(CheckpointError, match="head count of"):
         evaluate_classifier(tmp_path / "foreign.pth", data=tmp_path / "val", device="cpu")

@@ -277,13 +277,13 @@ def test_what_is_said_of_a_file_and_a_folder(folders, tmp_path, capsys):
         )
     )
     said = capsys.readouterr().out
-    assert "its shape holds, not tinymim_vit_tiny's" in said
-    assert "has no photos of green: the score is over 2 classes" in said
+    assert "its shape is used, not tinymim_vit_tiny's" in said
+    assert "has no photos of green: the score covers 2 classes" in said
     load_classifier(tmp_path / "run/classifier.pth")
     said = capsys.readouterr().out
     assert "loaded the classifier" in said
     assert "missing" not in said
-    with pytest.raises(ConfigError, match=r"student_args.embed_dim=48 is not the student's"):
+    with pytest.raises(ConfigError, match=r"student_args.embed_dim=48 contradicts the student file"):
         finetune(
             **options(
                 folders,
@@ -323,7 +323,11 @@ def test_damaged_photo_is_replaced_with_its_neighbours_label(folders):
     [
         (dict(data="nowhere"), DataError, "no folder"),
         (dict(recipe="mae_tiny"), ConfigError, "tinymim pretrain runs such recipes"),
-        (dict(recipe="finetune_star_tiny", cfg_options={"teacher": ""}), ConfigError, "nobody to teach"),
+        (
+            dict(recipe="finetune_star_tiny", cfg_options={"teacher": ""}),
+            ConfigError,
+            "has a distillation token but no teacher",
+        ),
         (dict(batch_size=9, cfg_options={"mixup": 0.8}), ConfigError, "mixed"),
         (dict(teacher="timm/nothing"), ConfigError, "timm has no model"),
         (dict(student="nowhere.pth"), CheckpointError, "no checkpoint"),
@@ -335,8 +339,8 @@ def test_damaged_photo_is_replaced_with_its_neighbours_label(folders):
         (dict(cfg_options={"drop_path": 1.5}), ConfigError, "drop_path=1.5"),
         (dict(cfg_options={"ema": 2}), ConfigError, "ema=2"),
         (dict(cfg_options={"alpha": 2}), ConfigError, "alpha=2"),
-        (dict(cfg_options={"aa": "foo"}), ConfigError, "timm knows no such augmentation"),
-        (dict(out="/proc/nowhere/x"), ConfigError, "cannot make the folder"),
+        (dict(cfg_options={"aa": "foo"}), ConfigError, "timm does not know this augmentation"),
+        (dict(out="/proc/nowhere/x"), ConfigError, "cannot create the folder"),
         (dict(cfg_options={"distillation": "warm"}), ConfigError, "one of hard, soft"),
         (dict(cfg_options={"crop_scale": [0.5]}), ConfigError, "two numbers are needed"),
         (dict(cfg_options={"crop_scale": [0.9, 0.1]}), ConfigError, "least <= most"),
@@ -344,7 +348,7 @@ def test_damaged_photo_is_replaced_with_its_neighbours_label(folders):
         (dict(cfg_options={"micro_batch": -3}), ConfigError, "micro_batch=-3"),
         (dict(cfg_options={"warmup_epochs": -1}), ConfigError, "warmup_epochs=-1"),
         (dict(cfg_options={"mixup_prob": 2}), ConfigError, "mixup_prob=2"),
-        (dict(cfg_options={"aa": "foo"}, dry_run=True), ConfigError, "timm knows no such augmentation"),
+        (dict(cfg_options={"aa": "foo"}, dry_run=True), ConfigError, "timm does not know this augmentation"),
         (dict(cfg_options={"layer_dekay": 0.5}), ConfigError, "did you mean 'layer_decay'"),
     ],
 )
@@ -357,7 +361,7 @@ def test_bad_input(folders, tmp_path, change, kind, words):
 
 def test_teacher_of_other_classes_is_refused(folders, tmp_path):
     save_classifier(Classifier(ViT(img_size=32, embed_dim=24, depth=1, num_heads=2), 7), tmp_path / "c.pth", "abcdefg")
-    with pytest.raises(ConfigError, match="knows 7 classes, the photos have 3"):
+    with pytest.raises(ConfigError, match="has 7 classes, the photos have 3"):
         finetune(**options(folders, out=tmp_path / "run", teacher=str(tmp_path / "c.pth")))
 
 
@@ -464,7 +468,7 @@ def test_command_dry_run_and_eval(folders, tmp_path, capsys):
     assert (tmp_path / "run/report.html").is_file()
     assert main(["finetune", *words, "--dry-run", "--out", str(tmp_path / "dry"), *small]) == 0
     said = capsys.readouterr().out
-    assert "hours on one such cpu" in said
+    assert "hours on one cpu like this" in said
     assert "GFLOP per image" in said
     assert not (tmp_path / "dry").exists()
     assert main(["finetune", "--recipe", "finetune_base", "--print-config", "--model", "tinymim_vit_small"]) == 0

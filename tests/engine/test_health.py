@@ -222,7 +222,7 @@ def test_outliers_are_announced_once_with_what_to_type(classes, teacher, tmp_pat
     out = tmp_path / "run"
     distill(**options(classes, teacher, out=out, init_from=str(tmp_path / "loud.pth"), max_steps=2))
     printed = capsys.readouterr().out
-    assert printed.count("outliers announce trouble for INT8") == 1
+    assert printed.count("outliers will hurt INT8") == 1
     assert "in block 1 the largest input of fc1 (channel 7)" in printed
     commands = [line.split() for line in printed.splitlines() if line.strip().startswith("tinymim-export")]
     assert len(commands) == 2
@@ -292,7 +292,7 @@ def test_a_damaged_photo_is_left_out_of_the_probe(classes, tmp_path):
 
 
 def test_labels_for_a_run_that_is_not_watched_are_refused(classes, teacher, tmp_path):
-    with pytest.raises(ConfigError, match="not watched"):
+    with pytest.raises(ConfigError, match="a run without health metrics"):
         distill(**options(classes, teacher, out=tmp_path / "r", probe_data=classes, cfg={"watch_every": 0}))
 
 

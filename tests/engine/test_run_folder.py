@@ -106,8 +106,8 @@ def test_damaged_photos_are_named_once_and_counted(capsys):
     for batch in (["a.jpg"], [], ["a.jpg", "b.jpg"]):
         photos.note(batch)
     said = capsys.readouterr().out
-    assert said.count("skipped damaged photo a.jpg (another took its place; 1 so far)") == 1
-    assert said.count("skipped damaged photo b.jpg (another took its place; 2 so far)") == 1
+    assert said.count("skipped damaged photo a.jpg (another one is used; 1 so far)") == 1
+    assert said.count("skipped damaged photo b.jpg (another one is used; 2 so far)") == 1
     assert photos.summary() == "warning: 2 damaged photo(s) skipped, 3 times in all"
 
 
@@ -139,7 +139,7 @@ def test_the_cost_of_a_run_is_what_its_numbers_multiply_to():
     for words in (
         "450 steps of 8 images of 64x96 on each of 2 process(es)",
         "2.50 M trained parameters; about 1.2 GiB per process (3.0 MiB per image)",
-        "about 1.0 hours on one such cpu (2.00 images/s",
+        "about 1.0 hours on one cpu like this (2.00 images/s",
         "4000.0 GFLOP per image",
         "0.0288 EFLOP, 0.2 hours at 40 TFLOP/s",
     ):

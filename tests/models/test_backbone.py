@@ -62,7 +62,7 @@ def test_nothing_behind_a_tap_gets_a_gradient(name):
     count = model.stage_info[-1].taps.stop
     for index in range(count - 1):
         model.requires_grad_(True).zero_grad()
-        for part in model.parts_behind(index):
+        for part in model.parts_after(index):
             part.requires_grad_(False)
         found = model.forward_intermediates(
             torch.randn(2, 3, 64, 64), indices=[index], stop_early=True, intermediates_only=True
@@ -99,7 +99,7 @@ def test_a_toy_backbone_is_one_class(monkeypatch):
         def forward_map(self, images):
             return self.forward_intermediates(images)[0]
 
-        def parts_behind(self, index, tap="output"):
+        def parts_after(self, index, tap="output"):
             return []
 
         def group_matcher(self, coarse=False):

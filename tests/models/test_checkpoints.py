@@ -248,7 +248,10 @@ def test_head_count_of_a_foreign_file(tmp_path):
         (lambda: {"model": make(embed_dim=48, num_heads=2).state_dict()}, "width 48"),
         (lambda: {"model": make(depth=3).state_dict()}, "3 blocks"),
         (lambda: {"model": make(patch_size=8).state_dict()}, "patch 8"),
-        (lambda: {"model": {"layer1.0.conv1.weight": torch.zeros(3, 3, 1, 1)}}, "no vision transformer"),
+        (
+            lambda: {"model": {"layer1.0.conv1.weight": torch.zeros(3, 3, 1, 1)}},
+            "a model that this reader does not know",
+        ),
         (lambda: {"epoch": 3}, "no tensors"),
     ],
 )

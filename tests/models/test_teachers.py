@@ -63,7 +63,7 @@ def test_a_file_that_a_plain_model_cannot_hold_is_refused(name, monkeypatch, tmp
     _, file, _ = source(name, monkeypatch, tmp_path)
     with pytest.raises(CheckpointError) as error:
         load_teacher(str(file), num_heads=4)
-    assert "is no plain vision transformer" in error.value.what or "distillation token" in error.value.what
+    assert "is not a plain vision transformer" in error.value.what or "distillation token" in error.value.what
     if "plain" in error.value.what:
         assert "--teacher timm/NAME --teacher-weights" in error.value.fix
     with pytest.raises(CheckpointError, match="does not fit timm's Beit"):

@@ -133,14 +133,14 @@ def test_ids_above_255_and_coloured_labels(tmp_path):
     with pytest.raises(DataError, match="label id 300"):
         read_layout(tmp_path)
     Image.fromarray(np.zeros((1, 2, 3), np.uint8)).save(path)
-    with pytest.raises(DataError, match="no label map"):
+    with pytest.raises(DataError, match="is not a label map"):
         read_layout(tmp_path)
 
 
 def test_wrong_folders(tmp_path):
     with pytest.raises(DataError, match="there is no folder"):
         read_layout(tmp_path / "absent")
-    with pytest.raises(DataError, match="no labelled folder"):
+    with pytest.raises(DataError, match="is not a labelled folder"):
         read_layout(tmp_path)
     make(tmp_path / "inner", BOTH)
     with pytest.raises(DataError, match="inner has that layout"):

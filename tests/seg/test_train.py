@@ -191,7 +191,7 @@ def test_damaged_photos_are_skipped_counted_and_named(scenes, small, tmp_path, c
         options = small(**{"train_dataloader.num_workers": workers, "train_dataloader.persistent_workers": workers > 0})
         result = train_segmentor(DEMO, work_dir=tmp_path / f"run{workers}", data_root=root, cfg_options=options)
         out = capsys.readouterr().out
-        assert out.count(f"{photo.name} (another took its place; 1 so far)") == 1
+        assert out.count(f"{photo.name} (another one is used; 1 so far)") == 1
         assert out.count("1 damaged photo(s) skipped, 1 times in all") == 1
         assert lines(result.work_dir)[-2]["skipped_photos"] == 1
         assert not multiprocessing.active_children()  # data workers ended with the run

@@ -116,7 +116,7 @@ def test_what_is_not_the_same_is_left_alone(former, folders, capsys):  # noqa: F
     write(path.parent, seeds=[0], cells=[*CELLS[:2], dict(CELLS[2], set={"finetune.top1": 0.9})])
     assert run(path, folders, "--rename-stages") == 1
     said = capsys.readouterr().err
-    assert re.search(r"a-b/seed0.json: its settings do not give the names of its stages", said)
+    assert re.search(r"a-b/seed0.json: its settings do not give its stage names", said)
     assert re.search(r"d-plain/seed0.json: \w+: .* the study has", said)
     assert edited.read_text() == text
     assert texts(out)["mine/cells/d-plain/seed0.json"] == before["mine/cells/d-plain/seed0.json"]

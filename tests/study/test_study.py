@@ -191,7 +191,7 @@ def test_other_data_is_another_run(fake, folders, tmp_path, capsys):
     assert len(started(path)) == 2 * count
     assert [row["n"] for row in table(path)["rows"]] == [2, 0]
     assert main(["study", str(path), "--out", str(tmp_path / "out"), "--table"]) == 2
-    assert "several data sets" in capsys.readouterr().err
+    assert "several datasets" in capsys.readouterr().err
 
 
 def test_what_was_made_from_another_teacher_is_made_again(fake, folders):
@@ -252,7 +252,7 @@ def test_interrupt_lets_the_children_save(fake, folders, capsys, number):
 
     threading.Thread(target=interrupt, daemon=True).start()
     assert run(path, folders, "--parallel", "2") == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command continues them" in capsys.readouterr().err
     assert len(list(fake.glob("out/stages/distill-*/run/saved"))) == 2
     (stage,) = [p.parent for p in fake.glob("out/stages/*/done.json")]
     assert stage.name.startswith("pretrain")
@@ -322,7 +322,7 @@ def test_time_limit_and_dry_run(fake, folders, capsys):
         (dict(titel="x"), "did you mean 'title'"),
         (dict(title=""), "has no 'title'"),
         (dict(cells=[dict(name="x", sets={})]), "did you mean 'set'"),
-        (dict(cells=[dict(name="A"), dict(name="a.")]), "each with a name of its own"),
+        (dict(cells=[dict(name="A"), dict(name="a.")]), "their names must differ"),
         (dict(cells=[]), "there must be one"),
         (dict(cells=[dict(name="x", set={"distil.lr": 1})]), "did you mean 'distill'"),
         (dict(cells=[dict(name="x", set={"distill.lr.x": 1})]), "distill.cfg_options.KEY"),
@@ -359,7 +359,7 @@ def test_bad_commands(tmp_path, folders, capsys):
         ([str(path), "--data", str(folders / "photos/train")], "no train and val"),
         ([str(path), "--data", str(folders / "photos"), "--only", "a-c"], "did you mean 'a-b'"),
         ([str(path), "--data", str(folders / "photos"), "--parallel", "0"], "--parallel 1"),
-        ([str(path), "--data", str(folders / "photos"), "--seeds", "0", "-1"], "use --seeds 0 1 2"),
+        ([str(path), "--data", str(folders / "photos"), "--seeds", "0", "-1"], "use e.g. --seeds 0 1 2"),
         ([str(tmp_path / "none.py")], "unknown study"),
     ):
         assert main(["study", *argv, "--out", str(tmp_path / "out")]) == 2

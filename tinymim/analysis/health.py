@@ -1,4 +1,4 @@
-"""Signs of health of a vision transformer while it learns: relations head by head, attention entropy, outliers.
+"""Health metrics of a vision transformer during training: relations per head, attention entropy, outliers.
 
 Legend: B = batch, T = tokens, D = width, M = relation heads, H = heads, L = blocks.
 """
@@ -17,8 +17,8 @@ from tinymim.distill.targets import Relation, read_from
 from tinymim.errors import ConfigError
 from tinymim.models.tokens import num_heads, patch_grid
 
-LAYERS = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}  # what INT8 multiplies
-USUAL, ORDINARY = 0.999, 0.9  # quantiles of a channel's values, and of the channels: see outlier
+LAYERS = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}  # layers that INT8 quantises
+VALUE_QUANTILE, CHANNEL_QUANTILE = 0.999, 0.9  # of the values of a channel, and of the channels: see outlier
 OUTLIER_LIMIT = 20.0  # largest value over the quantile; see activation_outliers
 PART = 8  # images whose attention maps are held at once
 
@@ -26,10 +26,10 @@ PART = 8  # images whose attention maps are held at once
 def head_kl(
     student: dict[str, Tensor], teacher: dict[str, Tensor], heads: int, relations: Sequence[str] = ("qk", "vv")
 ) -> dict[str, Tensor]:
-    """KL(teacher || student) of token relations, a number a head; its mean is the loss (TinyMIM, equation 9).
+    """KL(teacher || student) of token relations per head; its mean is the loss (TinyMIM, equation 9).
 
     Args:
-        student: ``q``, ``k``, ``v`` as the relations need them, each (B, T, D_s).
+        student: ``q``, ``k`` and ``v``, as far as the relations need them, each (B, T, D_s).
         teacher: The same, each (B, T, D_t).
         heads: Relation heads; must divide both widths.
         relations: Two letters each.
@@ -49,15 +49,15 @@ def head_kl(
 
 @torch.no_grad()
 def method_head_kl(method: TinyMIM, student_images: Tensor, teacher_images: Tensor) -> dict[str, Tensor]:
-    """:func:`head_kl` of every relation a method compares, on whole photos (a mask of the method is left out).
+    """:func:`head_kl` of every relation that a method compares, on whole photos (its mask is not applied).
 
     Args:
         method: In evaluation mode.
         student_images: (B, 3, S, S), normalised.
-        teacher_images: The same crops, normalised the teacher's way.
+        teacher_images: The same crops, normalised for the teacher.
 
     Returns:
-        Relation, named as the method names its loss (``qk``; ``qk@18:12`` where several blocks compare it) -> (M,).
+        Relation, named like the method's loss (``qk``; ``qk@18:12`` if it is compared at several blocks) -> (M,), nats.
     """
     targets = [target for target in method.targets if isinstance(target, Relation)]
     if not targets:
@@ -72,7 +72,7 @@ def method_head_kl(method: TinyMIM, student_images: Tensor, teacher_images: Tens
 
 @torch.no_grad()
 def attention_entropy(model: Any, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Entropy of the attention maps: low where a head looks at few tokens, log T where it looks at all alike.
+    """Entropy of the attention maps: low if a head attends to few tokens, log T if it attends to all equally.
 
     Args:
         model: Our ViT, or a timm model whose attention adds nothing to its scores (VisionTransformer, Eva).
@@ -82,13 +82,13 @@ def attention_entropy(model: Any, images: Tensor) -> tuple[Tensor, Tensor]:
         (L, H) in nats, mean over batch and query rows; and the same as a share of log T, 0 to 1.
 
     Raises:
-        ConfigError: another kind of model.
+        ConfigError: the model adds a bias to its scores that cannot be read.
     """
     own = hasattr(model, "attention_bias")
     if not (own or isinstance(model, VisionTransformer | Eva)):
         raise ConfigError(
-            f"no attention maps of a {type(model).__name__}",
-            "it adds a bias to its scores, which is not read",
+            f"cannot compute the attention maps of a {type(model).__name__}",
+            "it adds a bias to its scores, which cannot be read",
             "use one of ViT, VisionTransformer, Eva",
         )
     grid = patch_grid(model, (images.shape[2], images.shape[3]))
@@ -108,12 +108,12 @@ def attention_entropy(model: Any, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Outlier(NamedTuple):
-    """The largest activation of a tensor beside its ordinary ones.
+    """The largest activation of a tensor compared with its usual ones.
 
     Attributes:
-        largest: Absolute value.
-        usual: What 99.9 % of the absolute values of a channel stay below, in nine channels of ten.
-        channel: Which channel holds the largest, from 0.
+        largest: Largest absolute value.
+        usual: In nine of ten channels, 99.9 % of the absolute values are below this.
+        channel: The channel of the largest value, from 0.
     """
 
     largest: float
@@ -122,50 +122,50 @@ class Outlier(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """How often the usual value goes into the largest."""
+        """Largest value divided by the usual one."""
         return self.largest / self.usual if self.usual else math.inf if self.largest else 1.0
 
 
 def outlier(x: Tensor) -> Outlier:
     """:class:`Outlier` of a tensor (..., D).
 
-    The 99.9 % quantile is taken a channel, and the 90 % quantile of those over the channels: of the whole tensor it
-    would be blind where it matters. Outliers sit in a few channels, at every token; one channel is 1 / D of the values,
-    more than 0.1 % in any model narrower than 1,000. (Planted 40 times the usual value in one channel of a trained
-    128-wide ViT: the quantile of the whole tensor tells a ratio of 2.)
+    The 99.9 % quantile is taken per channel, then the 90 % quantile over the channels: a quantile of the whole tensor
+    would miss what matters. Outliers are in a few channels, at every token; one channel is 1 / D of the values, more
+    than 0.1 % in any model narrower than 1,000. (With 40 times the usual value in one channel of a trained 128-wide
+    ViT, the quantile of the whole tensor gives a ratio of 2.)
     """
     size_DN = x.detach().abs().float().flatten(0, -2).T.contiguous()
-    above = size_DN.shape[1] - round(USUAL * size_DN.shape[1])
+    above = size_DN.shape[1] - round(VALUE_QUANTILE * size_DN.shape[1])
     top_DK = size_DN.topk(max(above, 1), dim=1).values
     largest, channel = top_DK[:, 0].max(0)
-    return Outlier(float(largest), float(top_DK[:, -1].quantile(ORDINARY)), int(channel))
+    return Outlier(float(largest), float(top_DK[:, -1].quantile(CHANNEL_QUANTILE)), int(channel))
 
 
 @torch.no_grad()
 def activation_outliers(model: Any, images: Tensor) -> list[dict[str, Outlier]]:
-    """Largest activation against the 99.9 % quantile, block by block, where INT8 would cut it into levels.
+    """Largest activation compared with the 99.9 % quantile, per block, for the tensors that INT8 quantises.
 
-    Our INT8 files quantise what enters the four linear layers of a block, and nothing else in it
-    (``tinymim_export.precision.qdq``); these are looked at. ``stream`` is the block's output: float in our files,
+    Our INT8 files quantise the inputs of the four linear layers of a block, and nothing else in it
+    (``tinymim_export.precision.qdq``); these are measured. ``stream`` is the block's output: float in our files,
     quantised by tools that put every sum into INT8, and the place where outliers grow.
 
-    :data:`OUTLIER_LIMIT`: with one scale a tensor, largest / 127, whatever is below largest / 254 rounds to 0, and at a
-    ratio r the ordinary values keep 127 / r levels on either side. Rounding noise is scale^2 / 12; for bell-shaped
-    values (usual = 3.3 sigma) that leaves them 42.5 - 20 log10 r dB: 22 at 10, 16 at 20, 10 at 40. Measured with one
-    channel scaled up in front of every qkv, proj and fc1 of two trained ViTs (its weights scaled down: the same float
-    model), all four inputs in INT8: the error of the features, a share of their variance, is 0.02 % without, 0.2 % at
-    10, 1 % at 20, 4 to 6 % at 40, 23 to 37 % at 80. The limit is where it passes 1 %.
+    :data:`OUTLIER_LIMIT`: with one scale per tensor, largest / 127, everything below largest / 254 rounds to 0, and at
+    a ratio r the usual values keep 127 / r levels on either side. Rounding noise is scale^2 / 12; for normally
+    distributed values (usual = 3.3 sigma) the signal-to-noise ratio is 42.5 - 20 log10 r dB: 22 at 10, 16 at 20, 10 at
+    40. Measured with one channel scaled up before every qkv, proj and fc1 of two trained ViTs (its weights scaled down:
+    the same float model), all four inputs in INT8: the error of the features, as a share of their variance, is 0.02 %
+    without, 0.2 % at 10, 1 % at 20, 4 to 6 % at 40, 23 to 37 % at 80. The limit is where it passes 1 %.
 
     Args:
         model: Our ViT, or timm's VisionTransformer.
         images: (B, 3, H, W), normalised for this model.
 
     Returns:
-        A dict a block: ``qkv``, ``proj``, ``fc1``, ``fc2`` (the input of that layer) and ``stream``.
+        A dict per block: ``qkv``, ``proj``, ``fc1``, ``fc2`` (the input of that layer) and ``stream``.
     """
     found: list[dict[str, Outlier]] = [{} for _ in model.blocks]
 
-    def watch(seen: dict[str, Outlier], name: str) -> Any:
+    def record(seen: dict[str, Outlier], name: str) -> Any:
         def note(_: Any, args: Any, result: Tensor | None = None) -> None:
             seen[name] = outlier(args[0] if result is None else result)
 
@@ -174,9 +174,9 @@ def activation_outliers(model: Any, images: Tensor) -> list[dict[str, Outlier]]:
     handles = []
     for seen, block in zip(found, model.blocks, strict=True):
         handles += [
-            block.get_submodule(path).register_forward_pre_hook(watch(seen, name)) for name, path in LAYERS.items()
+            block.get_submodule(path).register_forward_pre_hook(record(seen, name)) for name, path in LAYERS.items()
         ]
-        handles.append(block.register_forward_hook(watch(seen, "stream")))
+        handles.append(block.register_forward_hook(record(seen, "stream")))
     try:
         model.forward_features(images)
     finally:

@@ -1,4 +1,4 @@
-"""What frozen features are worth: k-NN and a linear probe, quick looks during pre-training.
+"""Quality of frozen features: k-NN and a linear probe, fast enough to run during pre-training.
 
 Legend: N = photos, D = width, C = classes, K = neighbours.
 """
@@ -16,11 +16,11 @@ CHUNK = 1024  # validation photos compared at once
 
 
 def trained_depth(model: Any) -> int:
-    """The deepest block (1-based) of which every part is trained; the last block if none is.
+    """The deepest block (from 1) whose every part is trained; the last block if there is none.
 
-    TinyMIM's published form reads q, k, v of the last block: what lies behind them there keeps its start values, and
-    :class:`tinymim.distill.TinyMIM` freezes it, so that block's output is noise and the one before is the deepest that
-    means something. MAE trains all blocks.
+    TinyMIM's published form reads q, k, v of the last block: the parts after them keep their initial values, and
+    :class:`tinymim.distill.TinyMIM` freezes them, so that block's output is noise and the one before is the deepest
+    useful one. MAE trains all blocks.
     """
     whole = [i for i, block in enumerate(model.blocks, 1) if all(p.requires_grad for p in block.parameters())]
     return max(whole, default=int(model.depth))
@@ -28,7 +28,7 @@ def trained_depth(model: Any) -> int:
 
 @torch.no_grad()
 def embed(model: Any, batches: Iterable[Tensor], block: int | None = None) -> Tensor:
-    """Mean of the patch tokens behind a block.
+    """Mean of the patch tokens after a block.
 
     Args:
         model: In evaluation mode.
@@ -60,11 +60,11 @@ def knn_accuracy(
         labels_train: (N,) class ids from 0.
         features_val: (N_val, D).
         labels_val: (N_val,).
-        k: Neighbours; all there are if fewer.
-        temperature: Of the votes.
+        k: Neighbours; all photos if there are fewer.
+        temperature: Temperature of the votes.
 
     Returns:
-        Share of right votes, 0 to 1.
+        Share of correct predictions, 0 to 1.
     """
     train_ND, val_ND = F.normalize(features_train.float(), dim=1), F.normalize(features_val.float(), dim=1)
     votes_NC = F.one_hot(labels_train.long()).float()
@@ -80,17 +80,17 @@ def knn_accuracy(
 def linear_probe(
     features_train: Tensor, labels_train: Tensor, features_val: Tensor, labels_val: Tensor, decay: float = 1e-3
 ) -> float:
-    """Top-1 of a logistic regression on frozen features: standardised, full batch, L-BFGS; nothing random.
+    """Top-1 of a logistic regression on frozen features: standardised, full batch, L-BFGS; deterministic.
 
     Args:
         features_train: (N, D).
         labels_train: (N,) class ids from 0.
         features_val: (N_val, D).
         labels_val: (N_val,).
-        decay: Of 0.5 |weights|^2 beside the mean cross entropy.
+        decay: Factor of 0.5 |weights|^2, which is added to the mean cross entropy.
 
     Returns:
-        Share of right answers, 0 to 1.
+        Share of correct predictions, 0 to 1.
     """
     mean_D, std_D = features_train.float().mean(0), features_train.float().std(0, correction=0).clamp(min=1e-6)
     train_ND, val_ND = ((x.float() - mean_D) / std_D for x in (features_train, features_val))

@@ -1,1 +1,1 @@
-"""Measured comparisons of whole models: what tools/ scripts of the same options run. Results lie in docs/."""
+"""Measured comparisons of whole models, which the scripts in tools/ run. Results are in docs/."""

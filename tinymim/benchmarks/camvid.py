@@ -1,8 +1,8 @@
-"""Distilled against scratch on real photos: teacher, student and segmentor of several seeds, one table.
+"""Distilled or from scratch on real photos: teacher, student and segmentor for several seeds, one table.
 
 One small MAE teacher is pre-trained on the photos. For each seed a tiny student is distilled from it (TinyMIM) and a
 light UperNet trained on that; then the same segmentor is trained from scratch with the same steps and rates. Every
-stage's result is written when it ends and not run again, a stage that was cut short is resumed, and the table is
+stage's result is written when it ends, and the stage is not run again; an interrupted stage is resumed. The table is
 written from the results alone.
 """
 
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def cpu_minutes() -> float:
-    """CPU time of this process and its ended children, minutes."""
+    """CPU time of this process and its finished children, minutes."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(u.ru_utime + u.ru_stime for u in used) / 60
 
@@ -123,7 +123,7 @@ def run_stage(stage: str, seed: int, args: argparse.Namespace) -> dict[str, Any]
 
 
 def table(results: dict[str, Any]) -> str:
-    """The Markdown table of what has been measured so far."""
+    """The Markdown table of the results so far."""
     env, settings = results["environment"], results["settings"]
     lines = [
         "# Distilled against scratch, CamVid",

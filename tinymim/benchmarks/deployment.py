@@ -1,10 +1,10 @@
-"""What deployment costs and gives: one segmentor as every file and runtime we have, and what others would export.
+"""Speed and quality of deployment: one segmentor in every precision and runtime, compared with plain exports.
 
 Files: the plain ``torch.onnx.export`` of the PyTorch model, the same weights in MMSegmentation's own VisionTransformer
-and Feature2Pyramid exported plainly, and ours in each precision and graph variant; ``--others`` adds files of other
-architectures (tools/compare_segmentors.py). Every file is run by every runtime that can, all are timed in turns in one
-process, and each is scored itself on the validation photos. A second table does the same for the bare backbone at
-``--backbone-size``: time, and cosine of its features on real photos. Files and scores are kept and not made again.
+and Feature2Pyramid with a plain export, and ours in each precision and graph variant; ``--others`` adds files of other
+architectures (tools/compare_segmentors.py). Every file runs on every runtime that supports it, all are timed in turn in
+one process, and each is scored on the validation photos. A second table does the same for the bare backbone at
+``--backbone-size``: time, and cosine of its features on real photos. Existing files and scores are reused.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def score(candidate: Candidate, args: argparse.Namespace) -> dict[str, Any]:
-    """mIoU of one candidate, kept in a file of its own."""
+    """mIoU of one candidate, cached in its own file."""
     from tinymim_export.runtime.miou import evaluate
 
     kept = args.out / "scores" / f"{candidate.key.replace(' ', '_')}.json"
@@ -61,7 +61,7 @@ def score(candidate: Candidate, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure(rows: list[Candidate], args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[list[float]]]:
-    """Open all, time them in turns: (what each is, its milliseconds)."""
+    """Open all candidates and time them in turn; returns a description and the milliseconds of each."""
     from tinymim_export.bench.timing import interleave
     from tinymim_export.runtime.engines import open_engine
 
@@ -70,7 +70,7 @@ def measure(rows: list[Candidate], args: argparse.Namespace) -> tuple[list[dict[
     ]
     shapes = [(1, 3, *(side or 0 for side in engine.size)) for engine in engines]
     if any(0 in shape for shape in shapes):
-        raise ConfigError("a file leaves its size free", "one size is compared", "export it with --size")
+        raise ConfigError("a file has a dynamic size", "all files are compared at one size", "export it with --size")
     times = interleave(
         [engine.timer(shape) for engine, shape in zip(engines, shapes, strict=True)], runs=None, seconds=args.seconds
     )
@@ -94,7 +94,7 @@ def measure(rows: list[Candidate], args: argparse.Namespace) -> tuple[list[dict[
 
 
 def backbone(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """The bare backbone: every precision and runtime, time and cosine of its features on real photos."""
+    """Measure the bare backbone in every precision and runtime: time, and cosine of its features on real photos."""
     from tinymim_export import export
     from tinymim_export.bench.stats import bootstrap_median
     from tinymim_export.bench.timing import interleave
@@ -158,7 +158,7 @@ def backbone(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Markdown of everything measured."""
+    """All results as Markdown."""
     from tinymim_export.tables import billions, markdown_table, millions
     from tinymim_export.tune.verdict import signed
 
@@ -232,7 +232,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make, score, time, write."""
+    """Make the files, score and time them, write the tables."""
     from types import SimpleNamespace
 
     from tinymim_export.bench.stats import bootstrap_median, bootstrap_miou_drop, ratio_interval

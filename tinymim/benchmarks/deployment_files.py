@@ -1,4 +1,4 @@
-"""The files whose deployment is measured: plain exports, MMSegmentation's own backbone, and ours in each precision."""
+"""The files of the deployment benchmark: plain exports, MMSegmentation's own backbone, and ours in each precision."""
 
 import argparse
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Any
 from tinymim.errors import ConfigError
 from tinymim.files import atomic_path
 
-CALIBRATION = 64  # photos, from the training split
+CALIBRATION = 64  # number of calibration photos, from the training split
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Candidate:
 
 
 def plain_export(model: Any, file: Path, size: tuple[int, int], contract: dict[str, Any]) -> None:
-    """``torch.onnx.export`` with its defaults, batch 1, then our metadata so that the file can be scored."""
+    """``torch.onnx.export`` with its defaults, batch 1, plus our metadata so that the file can be scored."""
     import torch
 
     from tinymim_export.runtime.metadata import load_proto, write_metadata
@@ -54,7 +54,11 @@ def plain_export(model: Any, file: Path, size: tuple[int, int], contract: dict[s
 
 
 def stock_segmentor(model: Any, cfg: Any) -> Any:
-    """The same weights in MMSegmentation's VisionTransformer with its Feature2Pyramid neck."""
+    """The same weights in MMSegmentation's VisionTransformer with its Feature2Pyramid neck.
+
+    Raises:
+        ConfigError: the weights do not fit it.
+    """
     import torch
     from mmseg.registry import MODELS
 
@@ -107,7 +111,7 @@ def stock_segmentor(model: Any, cfg: Any) -> Any:
 
 
 def openvino_compute_types() -> list[str]:
-    """OpenVINO's compute types that this processor has."""
+    """OpenVINO's compute types that this processor supports."""
     from tinymim_export.runtime.engines import OpenVINOEngine
 
     found = []
@@ -121,7 +125,7 @@ def openvino_compute_types() -> list[str]:
 
 
 def make_files(args: argparse.Namespace) -> list[Candidate]:
-    """Write what is missing; the candidates: plain exports, ours, then the others."""
+    """Write the missing files; return the candidates: plain exports, ours, then the others."""
     from tinymim.seg import load_segmentor
     from tinymim_export import export
     from tinymim_export.graph.torch_model import load_torch_model

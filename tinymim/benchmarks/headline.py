@@ -1,4 +1,4 @@
-"""The paper's headline rows: exact command lines, and what each costs by its dry run; writes docs/headline.md.
+"""The paper's headline rows: exact command lines, and the cost of each by its dry run; writes docs/headline.md.
 
 Photos are only counted, not opened: a folder of 1,281,167 empty files in 1,000 sub-folders gives the same page.
 """
@@ -31,11 +31,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def dry_run(argv: list[str]) -> str:
-    """The cost that a command of ours prints."""
+    """The cost that a command prints with --dry-run.
+
+    Raises:
+        CheckFailed: the command failed.
+    """
     with contextlib.redirect_stdout(io.StringIO()) as output:
         code = tinymim([*argv, "--dry-run"])
     if code:
-        raise CheckFailed(f"{' '.join(argv)} ended with {code}", "its message is above", "correct that first")
+        raise CheckFailed(f"{' '.join(argv)} ended with {code}", "its error is printed above", "correct that first")
     return "\n".join(line for line in output.getvalue().splitlines() if line.strip())
 
 

@@ -1,8 +1,8 @@
-"""Our segmentor and what a user would pick instead: same data, same steps, one table of size, speed and mIoU.
+"""Our segmentor and common alternatives: same data, same steps, one table of size, speed and mIoU.
 
-Every model is trained by its own configuration (losses, optimizer, learning rate) on the same photos, crops, batch and
-number of steps, exported at the same size, scored as an .onnx file and timed against the others in one process. Each
-stage's result is written when it ends and not run again, a training that was cut short is resumed.
+Every model is trained with its own configuration (losses, optimizer, learning rate) on the same photos, crops, batch
+and number of steps, exported at the same size, scored as an .onnx file and timed with the others in one process. Each
+stage's result is written when it ends, and the stage is not run again; an interrupted training is resumed.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def configuration(name: str, args: argparse.Namespace, seed: int) -> Any:
-    """A model's configuration with the data, crops, steps and seed that all share."""
+    """A model's configuration with the shared data, crops, steps and seed."""
     from tinymim.seg.config import find_config, merge_options
 
     cfg = find_config(name)
@@ -93,7 +93,7 @@ def onnx_of(folder: Path) -> Path:
 
 
 def train(name: str, folder: Path, args: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """Train one model with one seed; go on where an earlier call stopped."""
+    """Train one model with one seed; resume an interrupted training."""
     from tinymim.seg import train_segmentor
 
     cfg = configuration(name, args, seed)
@@ -133,15 +133,19 @@ def train(name: str, folder: Path, args: argparse.Namespace, seed: int) -> dict[
 
 
 def require_same(path: Path, args: argparse.Namespace) -> None:
-    """Raise :class:`ConfigError` where a finished training had another budget or other photos."""
+    """Refuse a finished training with other options.
+
+    Raises:
+        ConfigError: steps, batch size, size, crop or precision differ.
+    """
     before = json.loads(path.read_text()) if path.is_file() else {}
     wanted = {key: getattr(args, key) for key in ("steps", "batch_size", "size", "crop", "amp")}
     differ = [key for key in wanted if before and before[key] != wanted[key]]
     if differ:
         raise ConfigError(
             f"{path.parent} was trained with {', '.join(f'{key}={before[key]}' for key in differ)}",
-            "one table compares models of one budget",
-            f"repeat its options, or give another --out than {args.out}",
+            "all models in a table need the same training budget",
+            f"use the same options, or another --out than {args.out}",
         )
 
 
@@ -171,13 +175,15 @@ def score(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """The first seed's file of every model, timed in turns."""
+    """Time the first seed's file of every model, in turn."""
     from tinymim_export import bench
 
     files = sorted(args.out.glob(f"*/seed{args.seeds[0]}/*.onnx"))
     if not files:
         raise ConfigError(
-            f"no exported model in {args.out}", "nothing was trained there yet", "run the stages train and export first"
+            f"no exported model in {args.out}",
+            "nothing was trained and exported there yet",
+            "run the stages train and export first",
         )
     result = bench(files, threads=args.threads, seconds=args.seconds)
     result.print()
@@ -185,7 +191,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def collect(out: Path) -> dict[str, Any]:
-    """Everything done so far: model -> seed -> stage -> numbers, and the timings by sha256 of the file."""
+    """All results so far: model -> seed -> stage -> numbers, and the timings by sha256 of the file."""
     models: dict[str, Any] = {}
     for path in sorted(out.glob("*/seed*/*.json")):
         if path.stem in STAGES:
@@ -196,7 +202,7 @@ def collect(out: Path) -> dict[str, Any]:
 
 
 def without_folders(path: Path) -> dict[str, Any]:
-    """A stage's numbers; files by name, without their folder."""
+    """A stage's numbers; file names without their folder."""
     numbers = json.loads(path.read_text())
     for row in (numbers, *numbers.get("rows", [])):
         if "file" in row:
@@ -205,7 +211,7 @@ def without_folders(path: Path) -> dict[str, Any]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """The Markdown table of what has been done so far, fastest first."""
+    """The Markdown table of the results so far, fastest first."""
     from tinymim_export.tables import markdown_table
 
     timing = results["measure"] or {"rows": []}
@@ -270,7 +276,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def percent(scores: list[float]) -> str:
-    """Mean and, of several seeds, standard deviation."""
+    """Mean in percent and, for several seeds, standard deviation."""
     if not scores:
         return ""
     spread = f" +- {100 * statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
@@ -305,7 +311,7 @@ def run_stage(stage: str, name: str, folder: Path, args: argparse.Namespace, see
 
 
 def write(out: Path) -> str:
-    """compare.json and compare.md of what there is; return the table."""
+    """Write compare.json and compare.md from the results so far; return the table."""
     results = collect(out)
     write_json(out / "compare.json", results)
     text = table(results)

@@ -15,10 +15,10 @@ from tinymim.errors import TinyMIMError
 
 VERBS = {
     "demo": "photos to a deployed, measured segmentor in minutes (start here)",
-    "pretrain": "pre-train a masked autoencoder (MAE) to be a teacher",
+    "pretrain": "pre-train a masked autoencoder (MAE) as a teacher",
     "distill": "distil a small student from a masked-image-modelling teacher",
     "finetune": "train a classifier on a student, with mixing, layer decay or a teacher",
-    "segment": "train a segmentor on a student, or with --test score one",
+    "segment": "train a segmentor on a student, or score one with --test",
     "study": "a table of distillation variants x seeds, next to the paper's",
     "bench": "measure .onnx files: latency, memory, where the milliseconds go",
     "eval": "score a segmentor .onnx in mIoU, or a classifier on ImageNet-1k, -A, -R, -C",
@@ -36,7 +36,15 @@ def run_command(
     run: Callable[[argparse.Namespace], int],
     argv: Sequence[str] | None = None,
 ) -> int:
-    """Parse, run, and turn our own errors into a message and an exit code. Every command and tool goes through here."""
+    """Parse, run, and turn our own errors into a message and an exit code; used by every command and tool.
+
+    Args:
+        prog: Name of the command, for its messages.
+        description: Text of ``--help``.
+        add_arguments: Adds the options to a parser.
+        run: Parsed options -> exit code.
+        argv: Arguments; None: those of the process.
+    """
     parser = argparse.ArgumentParser(
         prog=prog, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -53,7 +61,7 @@ def run_command(
     except TinyMIMError as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:  # its output goes to "head", which has seen enough
+    except BrokenPipeError:  # e.g. the output is piped into "head", which has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
@@ -65,7 +73,7 @@ def run_command(
 
 
 def spelled(args: argparse.Namespace, *names: str) -> str:
-    """The options that were given, as they are typed, for a command to paste: " --mode slide --limit 10"."""
+    """The given options as text for a command to paste: " --mode slide --limit 10"."""
     usual = {"runtime": "onnxruntime", "provider": "cpu", "split": "val", "batch_size": 64, "workers": 2}
     words: list[str] = []
     for name in names:

@@ -1,7 +1,7 @@
-"""Golden numbers that ``tinymim doctor`` replays: a sample of the project's references, small enough to ship.
+"""Golden numbers that ``tinymim doctor`` reproduces: a sample of the project's references, small enough to ship.
 
 Computed once with the published implementations (TinyMIM at d084705) on tiny models, float32, CPU, evaluation mode.
-Weights are not stored: :func:`tensor` makes each from its name. Inputs: ``numpy.random.RandomState(input_seed)``.
+Weights are not stored: :func:`tensor` draws each from its name. Inputs: ``numpy.random.RandomState(input_seed)``.
 """
 
 import zlib
@@ -120,7 +120,7 @@ GOLDEN: dict[str, Any] = {
 
 
 def tensor(name: str, shape: tuple[int, ...], scale: float = 0.15) -> np.ndarray:
-    """The float32 array that stands for parameter ``name`` of ``shape``."""
+    """The float32 array of a parameter: the same name and shape always give the same values."""
     draw = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape) * scale
     if name.endswith("running_var"):
         draw = 1 + np.abs(draw)

@@ -1,4 +1,4 @@
-"""What the verbs ``pretrain``, ``distill`` and ``finetune`` share: options, and what is printed at the end."""
+"""Shared by the verbs ``pretrain``, ``distill`` and ``finetune``: options, and the output at the end."""
 
 import argparse
 import shlex
@@ -10,7 +10,7 @@ from mmengine.config import DictAction
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, verb: str) -> None:
-    """The options of a job; their names are the fields of its settings."""
+    """Add the options of a job; their names are the fields of its settings."""
     from tinymim.engine import JOBS, recipe_names
     from tinymim.engine.settings import add_options
 
@@ -33,10 +33,10 @@ def run_verb(
     """Call the job with the parsed options, write the report, print what to type next.
 
     Args:
-        args: As parsed.
+        args: The parsed options.
         verb: The command.
-        job: Its function.
-        next_lines: Commands to paste, with {student}, {data} and {val} in them.
+        job: Its Python function.
+        next_lines: Commands to paste; {student}, {data} and {val} are filled in.
         report: Writes the page of the run folder; None: :func:`tinymim_export.report.page.run_report`.
     """
     from tinymim.compat import is_first_process

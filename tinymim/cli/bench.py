@@ -10,7 +10,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     from tinymim_export.runtime.engines import RUNTIMES, compute_types, provider_names
 
-    parser.add_argument("files", nargs="*", metavar="FILE.onnx", help="timed in turns, in one process")
+    parser.add_argument("files", nargs="*", metavar="FILE.onnx", help="timed in turn, in one process")
     parser.add_argument(
         "--runtime",
         action="append",
@@ -22,17 +22,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--provider",
         choices=provider_names(),
         default="cpu",
-        help="ONNX Runtime's; one that is not here is an error, never replaced",
+        help="ONNX Runtime's provider; one that is not available is an error, never replaced",
     )
     parser.add_argument(
         "--precision",
         action="append",
         choices=compute_types(),
         default=None,
-        help="compute type of OpenVINO (not the precision of the file), default f32; give it twice for both",
+        help="compute type of OpenVINO (not the precision of the file); default f32; give it twice for both",
     )
     parser.add_argument("--threads", type=int, default=None, help="CPU threads; default: every core of this process")
-    parser.add_argument("--batch", type=int, default=1, help="images at once")
+    parser.add_argument("--batch", type=int, default=1, help="images per run")
     parser.add_argument(
         "--size",
         nargs=2,
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs=2,
         metavar=("BEFORE.json", "AFTER.json"),
         default=None,
-        help="measure nothing: compare two stored results of one machine",
+        help="measure nothing: compare two stored results from the same machine",
     )
     parser.add_argument("--json", default=None, metavar="FILE", help="write the result as JSON")
     parser.add_argument("--markdown", default=None, metavar="FILE", help="write the result as Markdown")
@@ -94,10 +94,14 @@ def _compare(args: argparse.Namespace) -> int:
         *(f"--{name}" for name in ("split", "runtime", "precision", "runs", "size") if getattr(args, name)),
     ]
     if beside:
-        raise ConfigError("--compare measures nothing", f"{beside[0]} was given beside it", "leave it out")
+        raise ConfigError(
+            "--compare measures nothing",
+            f"{beside[0]} was also given, which only measuring uses",
+            f"leave {beside[0]} out",
+        )
     result = compare_benches(*args.compare)
     _show(args, result)
-    print("next: tinymim bench A.onnx B.onnx  (both in one session, where smaller differences count)")
+    print("next: tinymim bench A.onnx B.onnx  (both in one session, which resolves smaller differences)")
     return 0
 
 

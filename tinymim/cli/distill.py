@@ -1,4 +1,4 @@
-"""``tinymim distill``: a small student from a masked-image-modelling teacher (TinyMIM)."""
+"""``tinymim distill``: distil a small student from a masked-image-modelling teacher (TinyMIM)."""
 
 import argparse
 
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_chain(args: argparse.Namespace) -> int:
-    """Every hop, then one report for the chain."""
+    """Run every hop, then write one report for the chain."""
     from tinymim.engine import DistillJob, distill_chain
     from tinymim.errors import ConfigError
     from tinymim_export.report.chain_page import chain_report

@@ -1,4 +1,4 @@
-"""``tinymim doctor``: does this installation compute what the references say, and what can this machine do?"""
+"""``tinymim doctor``: does this installation reproduce the golden numbers, and what does this machine offer?"""
 
 import argparse
 import json
@@ -13,12 +13,12 @@ from tinymim.files import environment, write_json
 
 FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 SCALARS = 1e-5  # relative, for losses, gradient norms and norms of arrays
-ARRAYS = 5e-6  # of the largest value: rounding of one processor against another's
+ARRAYS = 5e-6  # of the largest value: processors round differently
 
 
 @dataclass
 class Check:
-    """One golden number against this machine's."""
+    """One golden number compared with this machine's."""
 
     name: str
     passed: bool
@@ -27,7 +27,7 @@ class Check:
 
 @dataclass
 class DoctorResult:
-    """What was replayed and what the machine offers; prints and writes JSON."""
+    """The checks and the description of the machine; prints and writes JSON."""
 
     checks: list[Check] = field(default_factory=list)
     machine: dict[str, Any] = field(default_factory=dict)
@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Replay, print, exit 1 where a number differs."""
+    """Run the checks, print, exit with 1 if a number differs."""
     result = doctor()
     result.print()
     if args.json:
@@ -71,14 +71,14 @@ def run(args: argparse.Namespace) -> int:
             "this installation does not reproduce the golden numbers",
             f"{bad.name}: {bad.detail}",
             "install the versions of constraints.txt (pip install -e . -c constraints.txt); "
-            "if that changes nothing, report this output",
+            "if that does not help, report this output",
         )
     print("next: tinymim demo")
     return 0
 
 
 def doctor() -> DoctorResult:
-    """Describe the machine and replay every golden number. An error in one check is that check's result."""
+    """Describe the machine and check every golden number. A check that raises an error has failed."""
     result = DoctorResult(machine=machine())
     for name, replay in (
         ("token-relation losses", relations),
@@ -93,7 +93,7 @@ def doctor() -> DoctorResult:
 def _guarded(name: str, replay: Callable[[], Iterator[Check]]) -> list[Check]:
     try:
         return list(replay())
-    except Exception as error:  # a broken package is what the doctor is for
+    except Exception as error:  # finding broken packages is the purpose of this command
         return [Check(name, False, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")]
 
 
@@ -128,7 +128,7 @@ def machine() -> dict[str, Any]:
 
 
 def _fill(model: Any, prefix: str) -> None:
-    """Give every tensor the value its published name stands for; positions made by the model stay."""
+    """Fill every tensor with the values of its published name; positions computed by the model are kept."""
     import torch
 
     from tinymim.cli._golden_numbers import tensor
@@ -150,7 +150,7 @@ def _near(name: str, got: float, wanted: float) -> Check:
 
 
 def relations() -> Iterator[Check]:
-    """The relation losses and the gradients they give a student."""
+    """Check the relation losses and the gradients of the student."""
     import numpy as np
     import torch
 
@@ -178,7 +178,7 @@ def relations() -> Iterator[Check]:
 
 
 def backbone(name: str) -> Iterator[Check]:
-    """The four levels of a segmentation backbone."""
+    """Check the four levels of a segmentation backbone."""
     import numpy as np
     import torch
 
@@ -200,7 +200,7 @@ def backbone(name: str) -> Iterator[Check]:
 
 
 def onnx_export() -> Iterator[Check]:
-    """A tiny ViT through torch.onnx and ONNX Runtime at several sizes."""
+    """Export a tiny ViT and compare ONNX Runtime with PyTorch at several sizes."""
     import contextlib
     import io
     import tempfile

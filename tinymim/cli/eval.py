@@ -17,26 +17,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--split", choices=["val", "train"], default="val", help="photos to score")
     parser.add_argument("--limit", type=int, metavar="N", help="score N photos, evenly spread over the split")
-    parser.add_argument("--ignore-label", type=int, nargs="+", metavar="ID", help="label ids that count for nothing")
+    parser.add_argument("--ignore-label", type=int, nargs="+", metavar="ID", help="label ids to ignore")
     parser.add_argument(
         "--reduce-zero-label", action=argparse.BooleanOptionalAction, default=None, help="label 0 means no class"
     )
-    parser.add_argument("--masks", metavar="FOLDER", help="write every predicted mask there")
+    parser.add_argument("--masks", metavar="FOLDER", help="write every predicted mask into this folder")
     add_engine_arguments(parser)
     parser.add_argument("--json", metavar="FILE", help="write the result as JSON")
     parser.add_argument("--markdown", metavar="FILE", help="write the result as Markdown")
     classifier = parser.add_argument_group("for a classifier")
-    for name, text in (("a", "scored among its 200 classes"), ("r", "the same"), ("c", "mCE, normalised by AlexNet")):
+    for name, text in (
+        ("a", "scored among its 200 classes"),
+        ("r", "scored among its 200 classes"),
+        ("c", "mCE, normalised by AlexNet"),
+    ):
         classifier.add_argument(f"--imagenet-{name}", metavar="FOLDER", help=f"ImageNet-{name.upper()}: {text}")
-    classifier.add_argument("--img-size", type=int, help="side in pixels; default: as it was fine-tuned")
-    classifier.add_argument("--num-heads", type=int, help="heads per block of a file that does not state them")
+    classifier.add_argument("--img-size", type=int, help="side in pixels; default: the size it was fine-tuned at")
+    classifier.add_argument("--num-heads", type=int, help="heads per block, for a file that does not store them")
     classifier.add_argument("--batch-size", type=int, default=64, help="photos per forward pass")
     classifier.add_argument("--workers", type=int, default=2, help="data-loading processes")
     classifier.add_argument("--device", help="cpu, cuda or cuda:N; default a GPU if there is one")
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
-    """How a file is opened and given its input; shared with ``tinymim predict``."""
+    """Add the options for loading a file and preparing its input; shared with ``tinymim predict``."""
     from tinymim_export.runtime.engines import RUNTIMES, compute_types, provider_names
 
     parser.add_argument(
@@ -52,15 +56,17 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         nargs=3,
         metavar=("R", "G", "B"),
-        help="for files without metadata: 0-255 units, or 0-1 as torchvision writes it",
+        help="mean per channel, for files without metadata: in 0-255 units, or in 0-1 units as in torchvision",
     )
-    parser.add_argument("--std", type=float, nargs=3, metavar=("R", "G", "B"), help="the same")
-    parser.add_argument("--runtime", choices=list(RUNTIMES), default="onnxruntime", help="what runs the file")
+    parser.add_argument(
+        "--std", type=float, nargs=3, metavar=("R", "G", "B"), help="standard deviation per channel, in the same units"
+    )
+    parser.add_argument("--runtime", choices=list(RUNTIMES), default="onnxruntime", help="runtime of the file")
     parser.add_argument(
         "--provider",
         choices=provider_names(),
         default="cpu",
-        help="of the runtime; one that is not here is an error, never replaced",
+        help="provider of the runtime; one that is not available is an error, never replaced",
     )
     parser.add_argument(
         "--precision", choices=compute_types(), help="compute type of OpenVINO (not the precision of the file)"
@@ -69,7 +75,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def engine_options(args: argparse.Namespace) -> dict[str, object]:
-    """The keywords :func:`add_engine_arguments` stands for."""
+    """The keywords that the options of :func:`add_engine_arguments` set."""
     return {"compute_type" if name == "precision" else name: getattr(args, name) for name in ENGINE}
 
 

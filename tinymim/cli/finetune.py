@@ -1,4 +1,4 @@
-"""``tinymim finetune``: a classifier of your photos from a distilled student (or any encoder this project reads)."""
+"""``tinymim finetune``: train a classifier of your photos on a distilled student, or on any encoder we can read."""
 
 import argparse
 

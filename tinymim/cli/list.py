@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print names, one line each with the first sentence of what they are."""
+    """Print one line per name, with the first sentence of its description."""
     import ast
     import re
     from itertools import takewhile
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     if args.what in (None, "teachers"):
         from tinymim.models.teachers import SUGGESTED, describe_teacher
 
-        print("teachers (--teacher), the block that is read if nothing is said, licence of the weights:")
+        print("teachers (--teacher), the block that is read by default, licence of the weights:")
         for name in SUGGESTED:
             t = describe_teacher(name)
             print(

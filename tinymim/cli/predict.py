@@ -23,14 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--alpha", type=float, default=0.5, help="share of colour in overlays")
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
     parser.add_argument(
-        "--classes", metavar="FILE", help="names for files that carry none: dataset.json, or one name per line"
+        "--classes", metavar="FILE", help="class names for files without any: dataset.json, or one name per line"
     )
     add_engine_arguments(parser)
     parser.add_argument("--json", metavar="FILE", help="write sizes, milliseconds and shares of the classes as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Segment, print, write; 1 where a photo could not be read."""
+    """Segment, print, write; return 1 if a photo could not be read."""
     from tinymim_export.runtime.predict import predict
 
     result = predict(
@@ -59,7 +59,7 @@ def read_names(path: str) -> list[str]:
     """Class names of a ``dataset.json``, or of a text file with one name per line.
 
     Raises:
-        DataError: neither.
+        DataError: the file is neither.
     """
     from tinymim.errors import DataError
 

@@ -1,4 +1,4 @@
-"""``tinymim pretrain``: a masked autoencoder on your own photos, to be a teacher."""
+"""``tinymim pretrain``: pre-train a masked autoencoder on your own photos, as a teacher."""
 
 import argparse
 

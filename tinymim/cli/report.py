@@ -11,15 +11,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "paths",
         nargs="*",
         metavar="PATH",
-        help="run folders, .onnx, .pth and result .json files, or folders searched for these. Two paths of one kind "
+        help="run folders, .onnx, .pth and result .json files, or folders to search for these. Two paths of one kind "
         "(run folders of the same job, .onnx files, folders, lineage.json) are compared; anything else is one lineage",
     )
-    parser.add_argument("--out", metavar="FILE.html", help="the page; default: report.html, or compare.html")
+    parser.add_argument("--out", metavar="FILE.html", help="page to write; default: report.html, or compare.html")
     parser.add_argument(
         "--line", action="store_true", help="put two paths of one kind into one lineage: do not compare them"
     )
     parser.add_argument("--data", metavar="FOLDER", help="labelled folder, or photos: show where files differ most")
-    parser.add_argument("--ignore-label", type=int, nargs="+", metavar="ID", help="label ids that count for nothing")
+    parser.add_argument("--ignore-label", type=int, nargs="+", metavar="ID", help="label ids to ignore")
     parser.add_argument(
         "--reduce-zero-label",
         action=argparse.BooleanOptionalAction,
@@ -39,9 +39,9 @@ def run(args: argparse.Namespace) -> int:
     if len(paths) == 2 and kinds[0] is not None and kinds[0] == kinds[1] and not args.line:
         if args.data:
             raise ConfigError(
-                "--data does not go with a comparison",
+                "--data does not work with a comparison",
                 "two paths of one kind are compared",
-                "add --line, or leave it out",
+                "add --line, or leave --data out",
             )
         difference = compare_reports(*paths, checked_out(args.out or "compare.html"))
         difference.print()

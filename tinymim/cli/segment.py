@@ -1,4 +1,4 @@
-"""``tinymim segment``: a segmentor (UperNet and others) on a student backbone; with ``--test``, its scores.
+"""``tinymim segment``: train a segmentor (UperNet and others) on a student backbone; with ``--test``, score one.
 
 On n GPUs: ``torchrun --nproc_per_node=N -m tinymim segment CONFIG ...``.
 """
@@ -28,11 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """``CONFIG [CHECKPOINT]``, as :func:`test` reads them."""
+    """Add ``CONFIG [CHECKPOINT]``, which :func:`test` reads."""
     parser.add_argument(
         "config",
         metavar="CONFIG",
-        help="file, or a name in mmseg_configs such as upernet_tinymim_b; may be left out to test a segmentor.pth",
+        help="file, or a name in mmseg_configs such as upernet_tinymim_b; optional for testing a segmentor.pth",
     )
     parser.add_argument(
         "checkpoint", nargs="?", metavar="CHECKPOINT", help="to test: segmentor.pth or checkpoints/iter_N.pth"
@@ -45,20 +45,20 @@ def add_training_options(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--student",
         metavar="FILE",
-        help="weights of the backbone: student.pth or any file "
+        help="weights of the backbone: student.pth or any file that "
         "tinymim.load_weights reads; without it training starts from scratch",
     )
-    parser.add_argument("--resume", action="store_true", help="go on exactly where the run in --work-dir stopped")
+    parser.add_argument("--resume", action="store_true", help="continue exactly where the run in --work-dir stopped")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --work-dir")
     parser.add_argument("--dry-run", action="store_true", help="one step on random pixels: memory and time, no files")
-    parser.add_argument("--amp", action="store_true", help="mixed precision: bfloat16, on GPUs without it float16")
+    parser.add_argument("--amp", action="store_true", help="mixed precision: bfloat16; float16 on GPUs without it")
 
 
 def add_testing_options(parser: argparse._ActionsContainer) -> None:
     """Options of testing."""
     parser.add_argument("--tta", action="store_true", help="average over sizes and mirror images")
-    parser.add_argument("--json", metavar="FILE", help="write the scores there")
-    parser.add_argument("--markdown", metavar="FILE", help="write a table there")
+    parser.add_argument("--json", metavar="FILE", help="write the scores as JSON")
+    parser.add_argument("--markdown", metavar="FILE", help="write a table of the scores")
 
 
 def add_data_options(parser: argparse._ActionsContainer) -> None:
@@ -80,7 +80,7 @@ def add_data_options(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--launcher",
         choices=("none", "pytorch"),
-        help="found by itself under torchrun; taken for compatibility with MMSegmentation",
+        help="detected under torchrun; accepted for compatibility with MMSegmentation",
     )
     parser.add_argument(
         "--cfg-options",
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
             continue
         word = "CHECKPOINT" if name == "checkpoint" else "--" + name.replace("_", "-")
         if args.test:
-            raise ConfigError(f"{word} and --test", f"{word} is for training", f"leave out {word} or --test")
+            raise ConfigError(f"{word} and --test", f"{word} is for training", f"leave {word} or --test out")
         raise ConfigError(f"{word} without --test", f"{word} is for testing", f"add --test, or leave {word} out")
     if not args.test and Path(args.config).suffix == ".pth":
         raise ConfigError(f"{args.config} is a checkpoint", "training starts from a config", "add --test to score it")

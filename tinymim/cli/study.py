@@ -1,4 +1,4 @@
-"""``tinymim study``: a grid of overrides x seeds, each stage run once, one table beside the paper's numbers."""
+"""``tinymim study``: a grid of overrides x seeds, each stage run once, and a table next to the paper's numbers."""
 
 import argparse
 import shlex
@@ -11,29 +11,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     parser.add_argument("study", help="a shipped study (tinymim list studies), or a .py file of the same keys")
     parser.add_argument(
-        "--data", metavar="FOLDER", help="class folders below train/ and val/; with --val-data the training photos"
+        "--data", metavar="FOLDER", help="class folders in train/ and val/; with --val-data, the training photos"
     )
     parser.add_argument("--val-data", metavar="FOLDER", help="class folders to score on")
     parser.add_argument(
         "--seg-data", metavar="FOLDER", help="labelled folder in ADE20K layout, for studies that segment"
     )
     parser.add_argument("--out", type=Path, default=Path("runs/studies"), help="folder of all studies")
-    parser.add_argument("--only", nargs="+", metavar="CELL", help="these cells")
+    parser.add_argument("--only", nargs="+", metavar="CELL", help="only these cells")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="default: the study's")
     parser.add_argument(
         "--parallel",
         type=int,
         default=1,
         metavar="N",
-        help="stages at a time; each gets its share of the cores and, where there are several GPUs, one of its own",
+        help="stages at a time; each gets its share of the cores and, if there are several GPUs, one of them",
     )
-    parser.add_argument("--time-limit", type=float, metavar="MINUTES", help="start no stage after so long")
-    parser.add_argument("--dry-run", action="store_true", help="print what would be run")
-    parser.add_argument("--table", action="store_true", help="only write the table of what is there")
+    parser.add_argument("--time-limit", type=float, metavar="MINUTES", help="start no stage after this time")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands that would be run")
+    parser.add_argument("--table", action="store_true", help="only write the table of existing results")
     parser.add_argument(
         "--rename-stages",
         action="store_true",
-        help="give results and stages of a release before 2026-12 their names of today; contents stay as they are",
+        help="give results and stages from before 2026-12 their current names; contents stay unchanged",
     )
 
 
@@ -48,12 +48,12 @@ def run(args: argparse.Namespace) -> int:
     from tinymim_export.report.study_page import write_study
 
     if args.parallel < 1:
-        raise ConfigError(f"--parallel {args.parallel}", "at least one stage runs at a time", "use --parallel 1")
+        raise ConfigError(f"--parallel {args.parallel}", "at least one stage must run at a time", "use --parallel 1")
     study = load_study(args.study)
     cells = choose_cells(study, args.only)
     seeds = list(dict.fromkeys(args.seeds or study.seeds))
     if min(seeds) < 0:
-        raise ConfigError(f"the seed {min(seeds)}", "seeds are numbers from 0", "use --seeds 0 1 2 or the like")
+        raise ConfigError(f"the seed {min(seeds)}", "seeds are numbers from 0", "use e.g. --seeds 0 1 2")
     data = find_data(args.data, args.val_data, args.seg_data)
 
     def write_tables(failed: Collection[Path] = ()) -> list[Path]:
@@ -69,14 +69,14 @@ def run(args: argparse.Namespace) -> int:
     if args.rename_stages:
         print("\n".join(rename(former, study, args.out)) or "nothing to rename")
         for path, why in former.left.items():
-            print(f"left as it is: {path}: {why}", file=sys.stderr)
+            print(f"unchanged: {path}: {why}", file=sys.stderr)
         print("\n".join(map(str, write_tables())))
         return 1 if former.left else 0
     if former:
         raise ConfigError(
             f"{len(former.results)} results and {len(former.folders)} stages in {args.out} are from before 2026-12",
-            "stages have other names now: these would not be found, and run again",
-            "run the same command with --rename-stages first (contents stay), or choose another --out",
+            "stages have new names now: these would not be found, and would be run again",
+            "run the same command with --rename-stages first (contents stay unchanged), or choose another --out",
         )
     if args.table:
         print("\n".join(map(str, write_tables())))
@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
             study, trials, data, parallel=args.parallel, minutes=args.time_limit, on_result=write_tables
         )
     except KeyboardInterrupt:
-        print("\nstopped; what was running is saved: the same command goes on with it", file=sys.stderr)
+        print("\nstopped; running stages were saved: the same command continues them", file=sys.stderr)
         return 130
     files = write_tables(failures)
     for path, why in failures.items():

@@ -58,7 +58,7 @@ def download(url: str, path: Path, sha1: str) -> None:
     """Fetch ``url``; ``path`` exists afterwards only if the checksum is right.
 
     Raises:
-        DataError: offline, or another file came.
+        DataError: offline, or the checksum is wrong.
     """
 
     def offline(error: Exception) -> DataError:
@@ -91,21 +91,21 @@ def download(url: str, path: Path, sha1: str) -> None:
 
 
 def verify(path: Path, sha1: str, source: str) -> None:
-    """Compare the sha1 of a file.
+    """Check the sha1 of a file; ``source`` names it in the message.
 
     Raises:
-        DataError: another one; ``source`` names the file in the message.
+        DataError: the sha1 differs.
     """
     if (found := sha1_of(path)) != sha1:
         raise DataError(
-            f"{source} is not the file expected",
+            f"{source} is not the expected file",
             f"its sha1 is {found}, not {sha1}: a broken download or another file",
             "remove it and run this command again",
         )
 
 
 def prepare(out: Path, *, url: str = URL, sha1: str = SHA1, keep_zip: bool = False) -> Path:
-    """The folder ADEChallengeData2016 in ``out``, downloaded and unpacked if it is not there; unchecked.
+    """The folder ADEChallengeData2016 in ``out``, downloaded and unpacked if it is missing; not checked here.
 
     Raises:
         DataError: see :func:`download`, :func:`verify` and :func:`unpack`.

@@ -1,9 +1,9 @@
-"""Labelled photo folders in ADE20K layout: which photo has which label, and what the label ids mean.
+"""Labelled photo folders in ADE20K layout: which label belongs to which photo, and what the label ids mean.
 
 ``images/{training,validation}/NAME.jpg`` beside ``annotations/{training,validation}/NAME.png`` (8-bit ids). What the
 ids mean comes from ``dataset.json`` {classes, palette, ignore: [ids], zero_is_ignored}; without it from the options
-``--ignore-label`` / ``--reduce-zero-label``; without those from ADE20K's own file names or a scan of all labels, and
-the reading is said aloud. 255 is always ignored. NumPy and Pillow only.
+``--ignore-label`` / ``--reduce-zero-label``; without those from ADE20K's own file names or a scan of all labels; the
+result is printed. 255 is always ignored. NumPy and Pillow only.
 """
 
 import colorsys
@@ -22,7 +22,7 @@ from tinymim.errors import DataError
 
 IGNORED = 255
 PHOTOS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-CHECKED_LABELS = 400  # labels looked at before work starts; every label is checked again when it is read
+CHECKED_LABELS = 400  # labels checked before work starts; every label is checked again when it is read
 Pair = tuple[Path, Path]
 
 
@@ -31,7 +31,7 @@ class Layout:
     """A labelled folder: (photo, label) pairs and the meaning of the ids.
 
     Attributes:
-        source: Where the meaning comes from: "dataset.json", "options", "ade20k" (file names) or "scan".
+        source: Where the meaning was read: "dataset.json", "options", "ade20k" (file names) or "scan".
     """
 
     root: Path
@@ -71,7 +71,7 @@ class Layout:
         """Label file as uint8 (H, W): training ids 0 .. classes - 1, and 255 where ignored.
 
         Raises:
-            DataError: unreadable, not single-channel, or an id that means nothing.
+            DataError: unreadable, not single-channel, or an undefined id.
         """
         raw = _read_ids(Path(path))
         table = self.id_table()
@@ -81,7 +81,7 @@ class Layout:
         return ids.astype(np.uint8)
 
     def id_table(self) -> np.ndarray:
-        """int16 (257,): file id -> training id, 255 for ignored ids, -1 for ids that mean nothing (256: too large)."""
+        """int16 (257,): file id -> training id, 255 for ignored ids, -1 for undefined ids (256: too large)."""
         table = np.full(257, -1, np.int16)
         first = 1 if self.zero_is_ignored else 0
         table[first : first + len(self.classes)] = np.arange(len(self.classes))
@@ -111,7 +111,7 @@ _SOURCES = {
 def read_layout(
     root: str | Path, *, ignore_label: int | Sequence[int] | None = None, reduce_zero_label: bool | None = None
 ) -> Layout:
-    """Read a labelled folder. The rule is at the top of this file.
+    """Read a labelled folder; see the top of this file for the rules.
 
     Args:
         root: Folder with ``images/`` and ``annotations/``.
@@ -120,15 +120,15 @@ def read_layout(
 
     Raises:
         DataError: missing or empty folders, photos without label, a bad ``dataset.json``, options that contradict it,
-            or ids that mean nothing.
+            or undefined ids.
     """
     root = Path(root)
     if not (root / "images").is_dir():
         inside = [p.name for p in sorted(root.iterdir()) if (p / "images").is_dir()] if root.is_dir() else []
         hint = f"; {root / inside[0]} has that layout" if inside else ""
         raise DataError(
-            f"{root} is no labelled folder" if root.is_dir() else f"there is no folder {root}",
-            f"images/{{training,validation}} and annotations/{{training,validation}} are looked for in it{hint}",
+            f"{root} is not a labelled folder" if root.is_dir() else f"there is no folder {root}",
+            f"it must hold images/{{training,validation}} and annotations/{{training,validation}}{hint}",
             "give the folder that holds images/ and annotations/ (--data-root), or run tools/prepare_ade20k.py",
         )
     pairs = {split: _pairs(root, folder) for split, folder in _SPLITS.items()}
@@ -198,14 +198,14 @@ def _read_meaning(
         return DataError(f"cannot use {path}", why, f"write it like {example}")
 
     try:
-        told: Any = json.loads(path.read_text())
+        meaning: Any = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise wrong(f"it is no JSON ({error})") from error
-    if not isinstance(told, dict) or not isinstance(told.get("classes"), list) or not told["classes"]:
+        raise wrong(f"it is not valid JSON ({error})") from error
+    if not isinstance(meaning, dict) or not isinstance(meaning.get("classes"), list) or not meaning["classes"]:
         raise wrong('it has no list of "classes"')
-    if unknown := set(told) - {"classes", "palette", "ignore", "zero_is_ignored", "name", "description"}:
+    if unknown := set(meaning) - {"classes", "palette", "ignore", "zero_is_ignored", "name", "description"}:
         raise wrong(f"unknown entries: {', '.join(sorted(unknown))}")
-    classes, palette = tuple(map(str, told["classes"])), told.get("palette")
+    classes, palette = tuple(map(str, meaning["classes"])), meaning.get("palette")
     if len(classes) > 254:
         raise wrong(f"{len(classes)} classes do not fit 8-bit labels (254 at most)")
     if palette is not None and (
@@ -214,7 +214,7 @@ def _read_meaning(
         or not all(isinstance(c, list) and len(c) == 3 and all(_is_byte(v) for v in c) for c in palette)
     ):
         raise wrong(f'"palette" needs one [red, green, blue] of 0 to 255 for each of the {len(classes)} classes')
-    ignore, zero = told.get("ignore", []), told.get("zero_is_ignored", False)
+    ignore, zero = meaning.get("ignore", []), meaning.get("zero_is_ignored", False)
     if not isinstance(ignore, list) or not all(_is_byte(v) for v in ignore):
         raise wrong('"ignore" is a list of ids from 0 to 255')
     if not isinstance(zero, bool):
@@ -238,7 +238,7 @@ def _read_ids(path: Path) -> np.ndarray:
         with Image.open(path) as image:
             if image.mode not in ("L", "P", "1", "I", "I;16"):
                 raise DataError(
-                    f"{path} is no label map (its mode is {image.mode})",
+                    f"{path} is not a label map (its mode is {image.mode})",
                     "a label has one channel of class ids; colours cannot be read back",
                     "save it as a single-channel 8-bit PNG",
                 )
@@ -253,13 +253,13 @@ def _ids_of_version(path: Path, modified: int, size: int) -> frozenset[int]:
 
 
 def _ids(path: Path) -> frozenset[int]:
-    """Ids in a label file, remembered while the file does not change."""
+    """Ids in a label file, cached while the file does not change."""
     stat = path.stat()
     return _ids_of_version(path, stat.st_mtime_ns, stat.st_size)
 
 
 def _check_labels(layout: Layout) -> None:
-    """Look at up to CHECKED_LABELS labels of each split, evenly spread."""
+    """Check up to CHECKED_LABELS labels of each split, evenly spread."""
     table = layout.id_table()
     for pairs in (layout.train, layout.val):
         for _, label in pairs[:: -(-len(pairs) // CHECKED_LABELS) or 1]:

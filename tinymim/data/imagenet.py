@@ -1,6 +1,6 @@
 """Labelled class folders, and checks of the official ImageNet, ImageNet-A, -R and -C layouts.
 
-A class folder has one sub-folder a class; class ids are the places of the sorted names. ImageNet's sub-folders are
+A class folder has one sub-folder per class; class ids are the positions of the sorted names. ImageNet's sub-folders are
 named by wnids (WordNet ids, "n01440764"), whose sorted order is the order of every ImageNet classifier's 1000 outputs.
 The lists of wnids come with timm.
 """
@@ -20,7 +20,7 @@ from tinymim.errors import ConfigError, DataError
 
 # kind -> photos of the official sets (ImageNet: validation, training; ImageNet-C: of each severity folder)
 PHOTOS = {"imagenet": (50_000, 1_281_167), "imagenet-a": (7_500,), "imagenet-r": (30_000,), "imagenet-c": (50_000,)}
-# ImageNet-C's downloads and the corruptions in each; those of "extra" are no part of mCE
+# ImageNet-C's downloads and the corruptions in each; those of "extra" do not count towards mCE
 CORRUPTIONS = {
     "noise": ("gaussian_noise", "shot_noise", "impulse_noise"),
     "blur": ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur"),
@@ -39,9 +39,9 @@ class ClassFolder:
     Attributes:
         root: The folder.
         files: Photos, (N,), sorted by class and name.
-        labels: Class ids, int64 (N,): places in ``classes``.
+        labels: Class ids, int64 (N,): positions in ``classes``.
         classes: Names of the classes, (K,).
-        index: For each class its place among ImageNet's 1000, (K,); None where a class is not one of them.
+        index: Position of each class among ImageNet's 1000, (K,); None if any class is not one of them.
     """
 
     root: Path
@@ -56,13 +56,13 @@ class ClassFolder:
 
 @dataclass(frozen=True)
 class LayoutReport:
-    """What a check of an official set found. Evaluation can go on, but not every number is then the official one.
+    """Result of checking an official set. With warnings, scores are possible, but not the official ones.
 
     Attributes:
         root: The folder.
         kind: A key of ``PHOTOS``.
         photos: Photos in it.
-        warnings: How it differs from the official set, a sentence each.
+        warnings: Differences from the official set, one sentence each.
         corruptions: ImageNet-C only: corruptions with all five severities, and their folders.
     """
 
@@ -87,7 +87,7 @@ def wnids(kind: str) -> tuple[str, ...]:
 
 
 def read_class_folder(folder: str | Path, classes: Sequence[str] | None = None) -> ClassFolder:
-    """Read a folder with one sub-folder a class; photos are searched in the whole of each sub-folder.
+    """Read a folder with one sub-folder per class; sub-folders are searched recursively.
 
     Args:
         folder: The folder.
@@ -95,7 +95,7 @@ def read_class_folder(folder: str | Path, classes: Sequence[str] | None = None) 
             lacks keep their ids. None: the names of the sub-folders, sorted.
 
     Raises:
-        DataError: no such folder, no sub-folders, a sub-folder that is no known class, a class without photos
+        DataError: no such folder, no sub-folders, a sub-folder that is not a known class, a class without photos
             (``classes`` not given), or no photo at all.
     """
     root = Path(folder)
@@ -105,7 +105,7 @@ def read_class_folder(folder: str | Path, classes: Sequence[str] | None = None) 
     if set(found) <= SPLITS:
         raise DataError(
             f"{root} holds {', '.join(found)} and no classes",
-            "one sub-folder a class is looked for",
+            "the folder must have one sub-folder per class",
             f"give {' or '.join(str(root / name) for name in found)}",
         )
     if classes is None:
@@ -113,8 +113,8 @@ def read_class_folder(folder: str | Path, classes: Sequence[str] | None = None) 
         if empty:
             raise DataError(
                 f"{_count(empty, 'sub-folder')} of {root} without photos: {_some(empty)}",
-                f"each would count as a class; files that end in {', '.join(sorted(SUFFIXES))} are looked for",
-                "put photos there, or remove what is no class",
+                f"each would count as a class; photos end in {', '.join(sorted(SUFFIXES))}",
+                "put photos there, or remove folders that are not classes",
             )
         classes = list(found)
     unknown = [name for name in found if name not in set(classes)]
@@ -122,7 +122,7 @@ def read_class_folder(folder: str | Path, classes: Sequence[str] | None = None) 
         raise DataError(
             f"{root} has {_count(unknown, 'unknown class', 'unknown classes')}: {_some(unknown)}",
             f"the {len(classes)} known ones are {_some(classes)}",
-            "give a folder with the classes that the model was trained on, or move the others out of it",
+            "give a folder with the classes that the model was trained on, or remove the others from it",
         )
     names = [name for name in classes if found.get(name)]
     files = [file for name in names for file in found[name]]
@@ -147,14 +147,16 @@ def check_layout(folder: str | Path, kind: str) -> LayoutReport:
         kind: "imagenet" (training or validation), "imagenet-a", "imagenet-r" or "imagenet-c".
 
     Returns:
-        Missing classes, corruptions and severities and unusual numbers of photos are its warnings.
+        The :class:`LayoutReport`; missing classes, corruptions and severities and unusual numbers of photos are
+        warnings.
 
     Raises:
-        DataError: scores of this folder would mean something else: no or other classes, another level, a flat folder.
+        DataError: scores of this folder would mean something else: no classes or different ones, folders at another
+            level, photos without class folders.
         ConfigError: an unknown ``kind``.
     """
     if kind not in PHOTOS:
-        raise ConfigError(f"no data set {kind!r}", f"known are {', '.join(PHOTOS)}", f"use one of {', '.join(PHOTOS)}")
+        raise ConfigError(f"no dataset {kind!r}", "it is not an official set", f"use one of {', '.join(PHOTOS)}")
     root = Path(folder)
     if kind == "imagenet-c":
         return _check_corruptions(root)
@@ -168,7 +170,7 @@ def check_layout(folder: str | Path, kind: str) -> LayoutReport:
 
 
 def _check_classes(root: Path, kind: str) -> tuple[list[str], int]:
-    """Classes without photos, and the number of photos. Raises DataError at other classes than those of ``kind``."""
+    """Classes without photos, and the number of photos. Raises DataError for classes that ``kind`` does not have."""
     found = {path.name: len(_photos(path)) for path in _subfolders(root)}
     if not found:
         raise _no_classes(root)
@@ -180,16 +182,16 @@ def _check_classes(root: Path, kind: str) -> tuple[list[str], int]:
     if unknown:
         deeper = [path for path in _subfolders(root) if any(p.name in known for p in _subfolders(path))]
         if deeper:
-            why, fix = "the class folders lie one level deeper", f"give {' or '.join(map(str, deeper))}"
+            why, fix = "the class folders are one level deeper", f"give {' or '.join(map(str, deeper))}"
         elif all(re.fullmatch(r"n\d{8}", name) for name in unknown):
             why = f"these are wnids, but not among its {len(known)}"
             fix = f"check that this is {kind}, or move them out of the folder"
         elif len(unknown) == len(found):
-            why = f"class folders are named by wnids, as {known[0]}"
+            why = f"class folders must be named by wnids, like {known[0]}"
             fix = "unpack the official download, or rename each folder to its wnid"
         else:
             why, fix = "every folder in it would be a class", "move them out of the folder"
-        raise DataError(f"{root} has {_count(unknown, 'folder')} that {kind} has not: {_some(unknown)}", why, fix)
+        raise DataError(f"{root} has {_count(unknown, 'folder')} that {kind} does not have: {_some(unknown)}", why, fix)
     return [name for name in known if not found.get(name)], sum(found.values())
 
 
@@ -201,7 +203,7 @@ def _check_corruptions(root: Path) -> LayoutReport:
         inside = [p for p in _subfolders(root) if {q.name for q in _subfolders(p)} & {*official, *CORRUPTIONS}]
         raise DataError(
             f"no corruption folder in {root}",
-            "the corruptions lie one level deeper" if inside else "gaussian_noise/1/n01440764/*.JPEG is looked for",
+            "the corruptions are one level deeper" if inside else "it must hold gaussian_noise/1/n01440764/*.JPEG",
             f"give {inside[0]}" if inside else "give the folder that holds the corruptions, or their groups (noise ..)",
         )
     twice = [path for path in places if found.get(path.name, path) != path]
@@ -212,7 +214,7 @@ def _check_corruptions(root: Path) -> LayoutReport:
     warnings = []
     unknown = [path.name for path in places if path.name not in official]
     if unknown:
-        warnings.append(f"left out, no corruptions of ImageNet-C: {_some(unknown)}")
+        warnings.append(f"left out, not corruptions of ImageNet-C: {_some(unknown)}")
     complete: dict[str, Path] = {}
     other_counts, lacking, photos = [], [], 0
     for name in (n for n in official if n in found):
@@ -248,7 +250,7 @@ def _check_corruptions(root: Path) -> LayoutReport:
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    """Folders directly in a folder, sorted, without hidden ones. Raises DataError if there is no such folder."""
+    """Direct sub-folders, sorted, without hidden ones. Raises DataError if there is no such folder."""
     if not folder.is_dir():
         raise DataError(f"no folder at {folder}", "a folder of class folders is needed", "check the path")
     with os.scandir(folder) as entries:
@@ -269,24 +271,24 @@ def _photos(folder: Path) -> list[Path]:
 
 
 def _no_classes(root: Path) -> DataError:
-    """Why a folder without sub-folders cannot be read."""
+    """The error for a folder without sub-folders."""
     photos = _photos(root)
     if len(photos) > 1000 and photos[0].name.startswith("ILSVRC2012_val_"):
         return DataError(
             f"{root} holds {len(photos)} validation photos and no class folders",
-            "ILSVRC2012_img_val.tar does not say the classes; they are in ILSVRC2012_devkit_t12.tar.gz",
+            "ILSVRC2012_img_val.tar does not hold the classes; they are in ILSVRC2012_devkit_t12.tar.gz",
             'put both files into an empty FOLDER, pip install scipy, and run: python -c "from torchvision.datasets '
             "import ImageNet; ImageNet('FOLDER', 'val')\"; then give FOLDER/val",
         )
     return DataError(
         f"no class folders in {root}",
-        f"{len(photos)} photos lie in it side by side" if photos else "it holds no folder",
-        "sort the photos into one sub-folder a class" if photos else "give the folder that holds the class folders",
+        f"its {len(photos)} photos are not in class folders" if photos else "it holds no folder",
+        "sort the photos into one sub-folder per class" if photos else "give the folder that holds the class folders",
     )
 
 
 def _some(names: Iterable[str], most: int = 5) -> str:
-    """Names joined by commas, the rest counted."""
+    """The first names joined by commas, and the number of the others."""
     names = list(names)
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest

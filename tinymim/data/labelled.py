@@ -1,4 +1,4 @@
-"""Labelled photos for fine-tuning, through timm's augmentation; every draw fixed by (seed, epoch, index)."""
+"""Labelled photos for fine-tuning with timm's augmentation; (seed, epoch, index) fixes all random numbers."""
 
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +17,7 @@ from tinymim.data.photos import open_near
 
 @contextmanager
 def fixed_draws(*key: int) -> Iterator[None]:
-    """Python's, NumPy's and PyTorch's generators start from ``key`` inside, and are as before afterwards."""
+    """Seed Python's, NumPy's and PyTorch's generators from ``key`` inside the block; restore them afterwards."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     start = int(np.random.SeedSequence(key).generate_state(1)[0])
     random.seed(start)
@@ -32,16 +32,16 @@ def fixed_draws(*key: int) -> Iterator[None]:
 
 
 class LabelledPhotos(Dataset[dict[str, Any]]):
-    """Photos with the number of their class.
+    """Photos with their class ids.
 
     Args:
         photos: Files.
-        labels: A class number each.
-        transform: RGB image -> normalised tensor (3, S, S), e.g. of ``timm.data.create_transform``.
-        seed: Together with epoch and index it fixes every draw of the transform.
+        labels: One class id per photo.
+        transform: RGB image -> normalised tensor (3, S, S), e.g. from ``timm.data.create_transform``.
+        seed: Fixes, with epoch and index, all random numbers of the transform.
 
-    An item is asked for as ``(epoch, index)`` and is ``{"image": (3, S, S) float32, "label": (), "skipped": files}``. A
-    photo that cannot be read is replaced by the next one, with its label, and named in ``skipped``.
+    The key of an item is ``(epoch, index)``, the item ``{"image": (3, S, S) float32, "label": (), "skipped": files}``.
+    An unreadable photo is replaced by the next one, with its label, and its path is in ``skipped``.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Photo folders for pre-training: one crop for teacher and student, every draw fixed by (seed, epoch, index).
+"""Photo folders for pre-training: one crop for teacher and student; (seed, epoch, index) fixes all random numbers.
 
 No state is kept between photos, so a run that is killed and resumed sees exactly the same pixels.
 """
@@ -43,7 +43,8 @@ def list_photos(folder: str | Path) -> list[Path]:
 
 
 def crop_box(size: tuple[int, int], scale: tuple[float, float], rng: random.Random) -> tuple[int, int, int, int]:
-    """A random resized crop's box (left, top, right, bottom): area share in ``scale``, aspect ratio 3/4 to 4/3.
+    """Box (left, top, right, bottom) of a random resized crop, in pixels: share of the area in ``scale``, aspect ratio
+    3/4 to 4/3.
 
     The rule of torchvision's RandomResizedCrop: ten tries, then the largest central box of an allowed ratio.
     """
@@ -62,7 +63,7 @@ def crop_box(size: tuple[int, int], scale: tuple[float, float], rng: random.Rand
 
 
 def color_jitter(image: Image.Image, strength: float, rng: random.Random) -> Image.Image:
-    """Brightness, contrast and saturation, each by a factor in 1 +- strength, in random order (no hue), always applied.
+    """Change brightness, contrast and saturation by factors in 1 +- strength, in random order; always applied, no hue.
 
     Source: TinyMIM's code (strength 0.4); it is not in the paper's main text.
     """
@@ -74,14 +75,14 @@ def color_jitter(image: Image.Image, strength: float, rng: random.Random) -> Ima
 
 
 def center_box(size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The largest central square."""
+    """Box (left, top, right, bottom) of the largest central square, in pixels."""
     side = min(size)
     left, top = (size[0] - side) // 2, (size[1] - side) // 2
     return left, top, left + side, top + side
 
 
 def read_photo(path: str | Path) -> Image.Image | None:
-    """A photo as RGB; None where it is damaged."""
+    """A photo as RGB; None if it is damaged."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -91,10 +92,10 @@ def read_photo(path: str | Path) -> Image.Image | None:
 
 
 def open_near(photos: Sequence[Path], index: int) -> tuple[Image.Image, int, list[str]]:
-    """Open a photo; where it cannot be read, the next one that can.
+    """Open a photo, or the next one that is readable.
 
     Returns:
-        The RGB image, the index it has, and the files that were skipped.
+        The RGB image, its index, and the files that were skipped.
 
     Raises:
         DataError: none can be read.
@@ -117,14 +118,14 @@ class Photos(Dataset[dict[str, Any]]):
         img_size: Side of the crop, pixels.
         scale: Area share of the random crop.
         jitter: Strength of the colour jitter on the student's copy; None for one view only (MAE).
-        seed: Together with epoch and index it fixes every draw.
+        seed: Fixes, with epoch and index, all random numbers.
         train: False: central square, no flip, no jitter.
-        extra: (photo, epoch) -> tensors of it that the method wants beside the pixels; None: none. Called in the data
-            workers, with the photo that took a damaged one's place.
+        extra: (photo, epoch) -> tensors that the method needs besides the pixels; None: none. Called in the data
+            workers; for a damaged photo, with the one that replaces it.
 
-    An item is asked for as ``(epoch, index)`` and is ``{"image": (3, S, S) uint8, "student_image": same or absent,
-    "skipped": list of files}`` and what ``extra`` gives. A photo that cannot be read is replaced by the next one and
-    named in ``skipped``.
+    The key of an item is ``(epoch, index)``, the item ``{"image": (3, S, S) uint8, "student_image": same or absent,
+    "skipped": list of files}`` plus the tensors of ``extra``. An unreadable photo is replaced by the next one, and its
+    path is in ``skipped``.
     """
 
     def __init__(
@@ -167,36 +168,36 @@ def to_tensor(image: Image.Image) -> Tensor:
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stack views and labels, join the lists of skipped files."""
+    """Stack views and labels: name -> (B, ...); join the lists of skipped files."""
     batch: dict[str, Any] = {key: torch.stack([s[key] for s in samples]) for key in samples[0] if key != "skipped"}
     batch["skipped"] = [path for s in samples for path in s["skipped"]]
     return batch
 
 
 def collate_readable(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """:func:`collate` for scores: damaged photos are left out and named in ``skipped``; without others it is alone."""
+    """:func:`collate` for scoring: damaged photos are left out and listed in ``skipped``, which may be the only key."""
     readable = [s for s in samples if not s["skipped"]]
     batch = collate(readable) if readable else {}
     return {**batch, "skipped": [s["skipped"][0] for s in samples if s["skipped"]]}
 
 
 def leave_signals_to_the_main_process(worker: int) -> None:
-    """Data-loading processes ignore Ctrl-C and SIGTERM: the main process ends its step, saves, and then ends them."""
+    """Make a data worker ignore Ctrl-C and SIGTERM: the main process ends its step, saves, and then stops it."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
 class StepSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, index) for one process, from any step on, without reading what came before.
+    """Batches of (epoch, index) for one process, starting at any step without reading earlier batches.
 
     Args:
-        num_photos: Photos in the data set.
+        num_photos: Photos in the dataset.
         batch_size: Global batch; the last incomplete batch of an epoch is dropped.
         steps: Optimizer steps in all.
         seed: Fixes the order.
         start: First step (resume).
-        rank: This process.
-        world: Processes.
+        rank: Number of this process.
+        world: Number of processes.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """Scores of a classifier on ImageNet, ImageNet-A, -R and -C: top-1, top-5, and the mean corruption error.
 
-All scores are fractions. Legend: B = photos of a batch, K = the classifier's outputs, C = columns that count.
+All scores are fractions. Legend: B = batch, K = the classifier's outputs, C = outputs that count.
 """
 
 import time
@@ -48,18 +48,18 @@ ALEXNET = {
 
 
 def top1(logits_BK: Tensor, labels_B: Tensor, columns_C: Tensor | None = None) -> Tensor:
-    """Whether the largest logit is the label's: bool (B,).
+    """Whether the label has the largest logit: bool (B,).
 
     Args:
         logits_BK: Logits.
         labels_B: Class ids, 0 .. K - 1.
-        columns_C: Class ids that count; the others are taken out first, as the authors of ImageNet-A and -R do.
+        columns_C: Class ids that count; the others are removed first, as the authors of ImageNet-A and -R do.
     """
     return _among(1, logits_BK, labels_B, columns_C)
 
 
 def top5(logits_BK: Tensor, labels_B: Tensor, columns_C: Tensor | None = None) -> Tensor:
-    """Whether the label is among the five largest logits: bool (B,), always true below six classes. As ``top1``."""
+    """Whether the label has one of the five largest logits: bool (B,), always true below six classes. As ``top1``."""
     return _among(5, logits_BK, labels_B, columns_C)
 
 
@@ -86,11 +86,11 @@ class CorruptionScore:
 
 
 def corruption_errors(errors: Mapping[str, Sequence[float]], *, allow_partial: bool = False) -> CorruptionScore:
-    """The mean corruption error (mCE) and what it is made of.
+    """The mean corruption error (mCE) and its parts.
 
     Args:
         errors: Corruption -> its top-1 errors at severities 1 to 5, fractions.
-        allow_partial: Take fewer than the 15 corruptions, and give no mCE then.
+        allow_partial: Accept fewer than the 15 corruptions; mCE is None then.
 
     Raises:
         DataError: missing corruptions, an unknown one, or not five fractions.
@@ -107,11 +107,11 @@ def corruption_errors(errors: Mapping[str, Sequence[float]], *, allow_partial: b
         )
     for name, values in errors.items():
         if name not in ALEXNET and name not in CORRUPTIONS["extra"]:
-            raise DataError(f"no corruption {name!r}", f"known are {', '.join(ALEXNET)}", "correct the name")
+            raise DataError(f"no corruption {name!r}", f"the corruptions are {', '.join(ALEXNET)}", "correct the name")
         if len(values) != len(SEVERITIES) or not all(0 <= value <= 1 for value in values):
             raise DataError(
                 f"the errors of {name} are {list(values)}",
-                "five fractions are needed, one a severity",
+                "five fractions are needed, one per severity",
                 "give five numbers between 0 and 1",
             )
     corruptions = {}
@@ -142,41 +142,41 @@ def evaluate_folders(
     """Score a classifier on labelled folders. All layouts are checked before the first photo is read.
 
     Args:
-        predict: Normalised photos (B, 3, H, W) on the CPU -> logits (B, K), any device; in evaluation mode.
+        predict: Normalised photos (B, 3, H, W) on the CPU -> logits (B, K), on any device; in evaluation mode.
         imagenet: Class folder; with ``classes`` any folder of those classes.
         a: ImageNet-A, scored among its 200 classes.
         r: ImageNet-R, likewise.
-        c: ImageNet-C. Its photos are 224 x 224 already and its authors do not resize them, only crop: give it a call of
-            its own where ``transform`` resizes.
+        c: ImageNet-C. Its photos are already 224 x 224 and its authors only crop them: use a separate call if
+            ``transform`` resizes.
         transform: RGB photo -> normalised (3, H, W).
         classes: Names of the classifier's outputs; None: the 1000 of ImageNet.
-        batch_size: Photos a call of ``predict``.
-        workers: Processes that read photos.
-        limit: Most photos of each set, of each severity for ImageNet-C, evenly spread.
-        progress: Show a live line, and print warnings.
+        batch_size: Photos per call of ``predict``.
+        workers: Data-loading processes.
+        limit: Most photos of each set (ImageNet-C: of each severity), evenly spread.
+        progress: Show a progress line, and print warnings.
 
     Returns:
-        ``{"imagenet": S, "imagenet-a": S, "imagenet-r": S, "imagenet-c": {"mce", "error", "corruptions"}}`` of the sets
-        asked for, S = {"top1", "top5"}, the rest as in ``CorruptionScore``; each also with "photos" (scored), "skipped"
-        (damaged files) and "warnings" (differences from the official set). It can be written as JSON.
+        ``{"imagenet": S, "imagenet-a": S, "imagenet-r": S, "imagenet-c": {"mce", "error", "corruptions"}}`` for the
+        given sets, S = {"top1", "top5"}, the rest as in :class:`CorruptionScore`; each also with "photos" (scored),
+        "skipped" (damaged files) and "warnings" (differences from the official set). It can be written as JSON.
 
     Raises:
-        ConfigError: no folder, other outputs than ``classes``, or A, R, C for a classifier of other classes.
-        CheckpointError: logits that are no numbers.
-        DataError: a folder that is not what it should be, or no photo of it can be read.
+        ConfigError: no folder, outputs other than ``classes``, or A, R, C for a classifier of other classes.
+        CheckpointError: logits are NaN.
+        DataError: a folder with another layout, or no photo of it can be read.
     """
     folders = {"imagenet": imagenet, "imagenet-a": a, "imagenet-r": r, "imagenet-c": c}
     chosen = {kind: Path(folder) for kind, folder in folders.items() if folder is not None}
     if not chosen:
         raise ConfigError("nothing to evaluate", "no folder was given", f"give one of {', '.join(folders)}")
     if batch_size < 1 or (limit is not None and limit < 1):
-        raise ConfigError("no photos asked for", f"batch_size {batch_size}, limit {limit}", "use numbers above 0")
+        raise ConfigError("no photos to score", f"batch_size {batch_size}, limit {limit}", "use numbers above 0")
     names = wnids("imagenet") if classes is None else tuple(classes)
     own_classes = names != wnids("imagenet")
     if own_classes and set(chosen) != {"imagenet"}:
         raise ConfigError(
             f"this classifier cannot be scored on {', '.join(kind for kind in chosen if kind != 'imagenet')}",
-            f"they need ImageNet's 1000 classes in their order, and it has {len(names)} of its own",
+            f"they need ImageNet's 1000 classes in their order, and it has {len(names)} other classes",
             "score it on a folder of its own classes, or fine-tune on ImageNet first",
         )
     reports = {} if own_classes else {kind: check_layout(folder, kind) for kind, folder in chosen.items()}
@@ -227,9 +227,9 @@ def _score(
 ) -> dict[str, Any]:
     """{"top1", "top5", "photos", "skipped"} of one folder."""
     right1, right5, photos, skipped = 0, 0, 0, []
-    asked = time.monotonic()
+    wait_start = time.monotonic()
     for step, (images_B3HW, labels_B, damaged) in enumerate(loader):
-        waited = time.monotonic() - asked
+        waited = time.monotonic() - wait_start
         skipped += damaged
         if damaged and line is not None:
             print("\n" + "\n".join(f"warning: skipped damaged photo {path}" for path in damaged))
@@ -241,7 +241,7 @@ def _score(
             photos += len(labels_B)
         if line is not None and photos:
             line.update(step + 1, images=len(labels_B), waited=waited, top1=right1 / photos)
-        asked = time.monotonic()
+        wait_start = time.monotonic()
     if not photos:
         raise DataError(
             f"no photo of {loader.dataset.root} can be read",  # type: ignore[attr-defined]
@@ -256,20 +256,20 @@ def _score(
 def _check_logits(logits_BK: Tensor, photos: int, outputs: int) -> None:
     if logits_BK.shape != (photos, outputs):
         raise ConfigError(
-            f"the classifier gives {tuple(logits_BK.shape)} for {photos} photos",
+            f"the classifier returns {tuple(logits_BK.shape)} for {photos} photos",
             f"{(photos, outputs)} is needed: {outputs} classes",
             "name its classes in the order of its outputs (classes), and give a folder of those classes",
         )
     if logits_BK.isnan().any():
         raise CheckpointError(
-            "the classifier gives logits that are no numbers (NaN)",
+            "the classifier returns NaN",
             "its weights are broken, or half precision overflows",
             "try another checkpoint, or full precision",
         )
 
 
 class _Photos(Dataset[tuple[Tensor | None, int, str]]):
-    """(photo as the transform gives it, label, path); None for a photo that cannot be read."""
+    """(transformed photo, label, path); None for a photo that cannot be read."""
 
     def __init__(self, data: ClassFolder, transform: Callable[[Image.Image], Tensor], limit: int | None) -> None:
         count = len(data.files)

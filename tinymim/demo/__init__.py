@@ -1,1 +1,1 @@
-"""``tinymim demo``: drawn scenes (or your photos) to a deployed, measured segmentor, and the page that shows it."""
+"""``tinymim demo``: from drawn scenes (or your photos) to a deployed, measured segmentor, and its HTML report."""

@@ -1,6 +1,6 @@
-"""The canvas scenes are drawn on: perspective, noise, smooth shapes, a photo and its label. NumPy and Pillow only.
+"""The canvas for drawing scenes: perspective, noise, smooth shapes, a photo and its label. NumPy and Pillow only.
 
-Legend: H, W = size in pixels; alpha_HW = how much of a pixel a shape covers, 0 to 1.
+Legend: H, W = size in pixels; alpha_HW = share of a pixel that a shape covers, 0 to 1.
 """
 
 from collections.abc import Sequence
@@ -32,17 +32,17 @@ class Canvas:
         self.horizon = height * rng.uniform(0.36, 0.52)
         self.vanish = width * rng.uniform(0.25, 0.75)  # where roads and furrows meet the horizon
         self.top, self.haze, self.light = (np.array(c, np.float32) for c in HOURS[rng.integers(len(HOURS))])
-        self.fade = 0.0  # share of haze in what is painted now
+        self.fade = 0.0  # share of haze in the next shapes
         self.grain_HW, self.patches_HW = self.noise(height / 5, width / 5, 2), self.noise(6, 6, 2)
         self.sun = 1.0 if rng.random() < 0.5 else -1.0  # light from the right or the left
 
     def pick(self, colours: Sequence[tuple[int, int, int]], spread: float = 14) -> np.ndarray:
-        """One of ``colours``, a little changed: (3,)."""
+        """One of ``colours``, slightly varied: (3,)."""
         base = np.array(colours[int(self.rng.integers(len(colours)))], np.float32)
         return base + self.rng.normal(0, spread) + self.rng.normal(0, spread / 3, 3).astype(np.float32)
 
     def noise(self, rows: float, columns: float, octaves: int = 3) -> np.ndarray:
-        """Smooth noise (H, W), mean 0 and about 1 deep, with ``rows`` x ``columns`` bumps in its widest octave."""
+        """Smooth noise (H, W), mean 0, amplitude about 1, with ``rows`` x ``columns`` bumps in its coarsest octave."""
         total = np.zeros((self.height, self.width), np.float32)
         for octave in range(octaves):
             grid = (max(2, round(rows * 2**octave)), max(2, round(columns * 2**octave)))
@@ -72,7 +72,7 @@ class Canvas:
     def paint(
         self, area: Area, colour: np.ndarray, label: int | None, shade: np.ndarray | float = 1, opacity: float = 1
     ) -> None:
-        """Lay ``colour``, (3,) or (H, W, 3), times ``shade``, (H, W), over the photo; label what is half covered."""
+        """Paint ``colour``, (3,) or (H, W, 3), times ``shade``, (H, W); label pixels that are at least half covered."""
         box, alpha_HW = area
         if not alpha_HW.size:
             return
@@ -89,7 +89,7 @@ class Canvas:
             self.label_HW[box][alpha_HW >= 0.5] = label
 
     def spread(self, alpha_HW: np.ndarray) -> Area:
-        """An area as large as the picture."""
+        """An area as large as the photo."""
         return (slice(None), slice(None)), alpha_HW
 
     def depth(self) -> np.ndarray:
@@ -97,7 +97,7 @@ class Canvas:
         return np.clip((self.y_HW - self.horizon) / (self.height - self.horizon), 0, 1)
 
     def size_at(self, y: float) -> float:
-        """Perspective: height in pixels of a thing one metre tall that stands at row ``y``."""
+        """Perspective: height in pixels of an object one metre tall that stands at row ``y``."""
         return (y - self.horizon) / 1.9 + 0.02 * self.height
 
     def below(self, line_W: np.ndarray) -> Area:
@@ -115,7 +115,7 @@ class Canvas:
 
 
 def trapeze(x: float, y0: float, half0: float, y1: float, half1: float) -> Points:
-    """A trapeze about column ``x``: half its width is ``half0`` at row ``y0`` and ``half1`` at row ``y1``."""
+    """A trapezium centred on column ``x``: half its width is ``half0`` at row ``y0`` and ``half1`` at row ``y1``."""
     return ((x - half0, y0), (x + half0, y0), (x + half1, y1), (x - half1, y1))
 
 

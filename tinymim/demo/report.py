@@ -39,7 +39,7 @@ def score_onnx(out: Path) -> dict[str, Any]:
     """Run ``segmentor.onnx`` over the validation photos; keep some predictions as ``predictions/*.png``.
 
     Returns:
-        ``mIoU`` (0 to 1), ``images``, ``shown``: (share of right pixels, photo), evenly spread from good to bad.
+        ``mIoU`` (0 to 1), ``images``, ``shown``: (share of correct pixels, photo), evenly spread from good to bad.
     """
     import onnxruntime as ort
 
@@ -66,7 +66,7 @@ def score_onnx(out: Path) -> dict[str, Any]:
 
 
 def next_commands(out: Path, data: str | None) -> list[tuple[str, str]]:
-    """What to do after the demo: (what for, command)."""
+    """What to run after the demo: (purpose, command)."""
     folder = data or "LABELLED_FOLDER"
     photos = f"{data}/images/training" if data else "PHOTOS"
     return [
@@ -100,9 +100,9 @@ def write_demo_report(out: Path, record: dict[str, Any]) -> Path:
     width, height = data["size"]
     given = record["settings"]["data"]
     lead = (
-        f"A segmentor made from nothing but {data['train']} {data['source']}, in {record['seconds'] / 60:.1f} minutes "
-        f"on {env['cores']} cores: a teacher learns to fill in hidden patches, a smaller student learns the teacher's "
-        "token relations, UperNet learns the classes, and what is deployed is checked against what was trained."
+        f"A segmentor from nothing but {data['train']} {data['source']}, in {record['seconds'] / 60:.1f} minutes "
+        f"on {env['cores']} cores: a teacher learns to predict masked patches, a smaller student learns the teacher's "
+        "token relations, UperNet learns the classes, and the exported file is compared with the trained model."
     )
     where = where_to_run(out)
     steps = [(what, command.replace(str(out), here(out, out))) for what, command in next_commands(out, given)]
@@ -115,16 +115,16 @@ def write_demo_report(out: Path, record: dict[str, Any]) -> Path:
         Section(
             "What it sees",
             [_pictures(out, data, measured["onnx"]["shown"])],
-            "Validation photos, evenly spread from good to bad, with their share of right pixels. The predictions are "
-            f"those of the exported file, run by ONNX Runtime at {width}x{height} pixels.",
+            "Validation photos, evenly spread from good to bad, with their share of correct pixels. The predictions "
+            f"are those of the exported file in ONNX Runtime at {width}x{height} pixels.",
         ),
         Section("How it learned", [_curves(out)], "Faint: every step. Strong: moving average. Dots: held-out photos."),
         Section("Classes", [_classes(seg, data)], f"Intersection over union on {seg['images']} validation photos."),
         Section("Where the milliseconds go", _latency(measured), _latency_note(measured)),
         Section(
-            "Does the ONNX file give what PyTorch gives?",
+            "Does the ONNX file match PyTorch?",
             [_parity(made)],
-            "Checked at every export; a file that fails is not written. Relative: of the largest value.",
+            "Checked at every export; a file that fails is not written. Relative: relative to the largest value.",
         ),
         Section("What to run next", [commands(steps)], where),
         Section(
@@ -143,7 +143,7 @@ def write_demo_report(out: Path, record: dict[str, Any]) -> Path:
         ),
         Section("Machine", [environment_table(env)]),
         footer=f"tinymim {env['versions'].get('tinymim', '')}, seed {record['settings']['seed']}. Every number on this "
-        "page comes from demo.json and the metrics.jsonl files beside it.",
+        "page comes from demo.json and the metrics.jsonl files next to it.",
     )
 
 
@@ -160,7 +160,7 @@ def _headline(record: dict[str, Any]) -> str:
                 f"{times:.0f} times the best constant prediction ({100 * seg['constant_mIoU']:.1f} %)",
                 "good" if next(iter(good.values())) else "bad",
             ),
-            ("right pixels", f"{100 * seg['aAcc']:.1f} %", "all validation pixels", ""),
+            ("correct pixels", f"{100 * seg['aAcc']:.1f} %", "all validation pixels", ""),
             (
                 "one photo, ONNX Runtime",
                 f"{row['p50_ms']:.1f} ms",
@@ -208,8 +208,8 @@ def _pipeline(stages: dict[str, Any]) -> str:
             (
                 "Photos",
                 [
-                    f"{data['train']} to learn from",
-                    f"{data['val']} to check",
+                    f"{data['train']} for training",
+                    f"{data['val']} for validation",
                     f"{len(data['classes'])} classes",
                     took("data"),
                 ],
@@ -218,7 +218,7 @@ def _pipeline(stages: dict[str, Any]) -> str:
             ("Student", ["TinyMIM relations", *vit(student), took("student")]),
             ("Segmentor", ["UperNet", f"{seg['steps']} steps", f"mIoU {100 * seg['mIoU']:.1f} %", took("segmentor")]),
             ("ONNX", [f"{row['file_mib']:.1f} MiB", f"{len(made['parity']['rows'])} checks passed", took("export")]),
-            ("Measured", [f"{row['p50_ms']:.1f} ms a photo", f"{row['peak_mib']:.0f} MiB memory", took("measure")]),
+            ("Measured", [f"{row['p50_ms']:.1f} ms per photo", f"{row['peak_mib']:.0f} MiB memory", took("measure")]),
         ]
     )
 
@@ -229,7 +229,7 @@ def _pictures(out: Path, data: dict[str, Any], shown: list[tuple[float, str]]) -
         photo = next((out / "data" / "images" / "validation").glob(f"{stem}.*"))
         truth = np.asarray(Image.open(out / "data" / "annotations" / "validation" / f"{stem}.png"))
         guess = np.asarray(Image.open(out / "predictions" / f"{stem}.png"))
-        caption = f"{100 * score:.0f} % right"
+        caption = f"{100 * score:.0f} % correct"
         rows.append((caption, np.asarray(Image.open(photo).convert("RGB")), truth, guess))
     return gallery(rows, data["classes"], data["palette"])
 
@@ -237,7 +237,7 @@ def _pictures(out: Path, data: dict[str, Any], shown: list[tuple[float, str]]) -
 def _curves(out: Path) -> str:
     figures = []
     for folder, title in (
-        ("teacher", "Teacher: error on hidden patches"),
+        ("teacher", "Teacher: error on masked patches"),
         ("student", "Student: relation loss"),
         ("segmentor", "Segmentor: cross entropy"),
     ):
@@ -299,7 +299,7 @@ def _latency_note(measured: dict[str, Any]) -> str:
     row, split = measured["rows"][0], measured["splits"][0]
     return (
         f"ONNX Runtime, {row['provider'].removesuffix('ExecutionProvider')}, {row['threads']} threads, input "
-        f"{'x'.join(map(str, row['shape']))}. The parts, timed apart, add up to {100 * split['ratio']:.0f} % of "
+        f"{'x'.join(map(str, row['shape']))}. The parts, timed separately, add up to {100 * split['ratio']:.0f} % of "
         "the whole."
     )
 

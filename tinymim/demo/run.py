@@ -1,8 +1,8 @@
-"""``tinymim demo``: from nothing to a deployed, measured segmentor in minutes, and a page that shows it.
+"""``tinymim demo``: from nothing to a deployed, measured segmentor in minutes, and its HTML report.
 
 Draw scenes (or shrink your labelled photos), pre-train a small teacher, distil a student from it, train UperNet on the
-student with MMSegmentation, export to ONNX and verify, measure, report. Every step is the same function the other
-commands call, on a small scale.
+student with MMSegmentation, export to ONNX and verify, measure, report. Every step calls the same function as the other
+commands, at a small scale.
 """
 
 import json
@@ -20,7 +20,7 @@ from tinymim.errors import CheckFailed, ConfigError
 from tinymim.files import environment, prepare_out, write_json
 from tinymim.progress import clock
 
-CONFIG = "upernet_tinymim_demo"  # of mmseg_configs; the student takes its shape from it
+CONFIG = "upernet_tinymim_demo"  # in mmseg_configs; it also gives the student's shape
 SIZE = (160, 128)  # width and height of the demo's photos, pixels
 PHOTOS = {"train": 480, "val": 80}
 CROP = 128  # pixels, pre-training
@@ -28,7 +28,7 @@ BATCH = 32  # pre-training
 STEPS = {"teacher": 180, "student": 120, "segmentor": 380}  # for MINUTES, twelve classes
 MINUTES = 6.0
 TEACHER = {"depth": 6, "embed_dim": 256, "num_heads": 4}  # ViT keywords
-TIMES_CONSTANT = 3.0  # how many times the mIoU of the best constant prediction must be reached
+TIMES_CONSTANT = 3.0  # the mIoU must be at least this many times that of the best constant prediction
 STAGES = {
     "data": "labelled photos",
     "teacher": "pre-train a teacher (MAE)",
@@ -41,16 +41,16 @@ STAGES = {
 
 @dataclass
 class DemoResult:
-    """What the demo found; everything else is in ``demo.json`` and ``report.html`` in ``out``.
+    """Result of the demo; everything else is in ``demo.json`` and ``report.html`` in ``out``.
 
     Attributes:
-        miou: Of the segmentor in PyTorch, 0 to 1.
-        constant_miou: Of the best constant prediction on the same validation labels.
-        onnx_miou: Of the ONNX file on the same photos, scored without PyTorch.
+        miou: mIoU of the segmentor in PyTorch, 0 to 1.
+        constant_miou: mIoU of the best constant prediction on the same validation labels.
+        onnx_miou: mIoU of the ONNX file on the same photos, scored without PyTorch.
         distill_val: Held-out distillation loss, (step, loss).
-        p50_ms: Median milliseconds of one photo in ONNX Runtime.
-        seconds: All stages together (of all sessions, where the demo was resumed).
-        peak_mib: Peak memory of this process.
+        p50_ms: Median time for one photo in ONNX Runtime, milliseconds.
+        seconds: Time of all stages (and all sessions, if the demo was resumed).
+        peak_mib: Peak memory of this process, MiB.
         checks: Sentence -> whether it holds.
     """
 
@@ -77,20 +77,20 @@ class DemoResult:
         return json.dumps(asdict(self), indent=1)
 
     def to_markdown(self) -> str:
-        """A short list."""
+        """A short list of the checks and costs."""
         lines = [f"- {'ok' if good else 'FAILED'}: {text}" for text, good in self.checks.items()]
         lines.append(
-            f"- {self.p50_ms:.1f} ms a photo, {clock(self.seconds)} in all, peak memory {self.peak_mib:.0f} MiB"
+            f"- {self.p50_ms:.1f} ms per photo, {clock(self.seconds)} in all, peak memory {self.peak_mib:.0f} MiB"
         )
         return "\n".join(lines) + "\n"
 
     def print(self) -> None:
-        """The list, for a terminal."""
+        """Print the list."""
         print("\n" + self.to_markdown(), end="", flush=True)
 
 
-class Diary:
-    """``demo.json``: settings and what each finished stage gave; a stage that is in it is not run again."""
+class DemoRecord:
+    """``demo.json``: settings and the result of each finished stage; a stage that is in it is not run again."""
 
     def __init__(self, out: Path, settings: dict[str, Any], *, resume: bool) -> None:
         self.out, self.path = out, out / "demo.json"
@@ -100,14 +100,14 @@ class Diary:
             changed = [key for key, value in settings.items() if before["settings"].get(key) != value]
             if changed:
                 raise ConfigError(
-                    f"{out} was begun with another {' and '.join(changed)}",
-                    "a demo is resumed with the options it was begun with",
+                    f"{out} was started with another {' and '.join(changed)}",
+                    "a demo can only be resumed with the options it was started with",
                     "repeat the first command with --resume, or start again with --overwrite",
                 )
             self.value["stages"] = before["stages"]
 
     def stage(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Run a stage, or take what it gave before; note time and peak memory."""
+        """Run a stage, or return its earlier result; record time and peak memory."""
         stages = self.value["stages"]
         print(f"\n[{list(STAGES).index(name) + 1}/{len(STAGES)}] {STAGES[name]}", flush=True)
         if name in stages:
@@ -134,22 +134,22 @@ def demo(
     resume: bool = False,
     overwrite: bool = False,
 ) -> DemoResult:
-    """Run the whole pipeline on a small scale and write ``report.html``.
+    """Run the whole pipeline at a small scale and write ``report.html``.
 
     Args:
         data: Labelled folder in ADE20K layout; None draws scenes.
-        out: Folder; every stage has its own folder in it.
-        seed: Fixes scenes, start values and order.
-        minutes: Time to aim at on two cores; scales the numbers of training steps.
-        resume: Go on where the demo in ``out`` stopped; finished stages are not run again.
+        out: Folder; every stage has its own sub-folder.
+        seed: Fixes scenes, initial weights and order.
+        minutes: Target duration on two cores; scales the numbers of training steps.
+        resume: Continue where the demo in ``out`` stopped; finished stages are not run again.
         overwrite: Replace the demo in ``out``.
 
     Raises:
-        CheckFailed: a check did not pass (the report is written all the same).
+        CheckFailed: a check did not pass (the report is still written).
         TinyMIMError: anything the user can fix.
     """
     # OpenMP's threads spin while they wait; on two busy cores that made training ten times slower (measured), and
-    # spinning briefly costs little on idle ones. Read when torch is first imported.
+    # spinning briefly costs little on idle cores. OpenMP reads this when torch is first imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     if not 1 <= minutes <= 600:
         raise ConfigError(f"{minutes:g} minutes are not possible", "the demo takes at least one", "try --minutes 6")
@@ -157,19 +157,19 @@ def demo(
         read_layout(data)  # an error here leaves no folder behind
     out = prepare_out(out, resume=resume, overwrite=overwrite)
     settings = {"data": None if data is None else str(data), "seed": seed, "minutes": minutes}
-    diary = Diary(out, settings, resume=resume)
-    diary.save()
-    known = diary.stage("data", lambda: _data(data, out / "data", seed))
-    # head and loss work at the photo's size for every class, so many classes cost steps
+    record = DemoRecord(out, settings, resume=resume)
+    record.save()
+    known = record.stage("data", lambda: _data(data, out / "data", seed))
+    # the cost of head and loss grows with the number of classes: with many classes, fewer steps
     share = (minutes - 1) / (MINUTES - 1) if minutes > 2 else 0.2 * minutes / 2
     steps = {name: max(round(count * share), 10) for name, count in STEPS.items()}
     steps["segmentor"] = max(round(steps["segmentor"] / (1 + max(len(known["classes"]) - 12, 0) / 40)), 10)
-    diary.stage("teacher", lambda: _teacher(out, seed, steps["teacher"]))
-    diary.stage("student", lambda: _student(out, seed, steps["student"]))
-    diary.stage("segmentor", lambda: _segmentor(out, seed, steps["segmentor"]))
-    diary.stage("export", lambda: _export(out))
-    diary.stage("measure", lambda: _measure(out))
-    return _finish(out, diary)
+    record.stage("teacher", lambda: _teacher(out, seed, steps["teacher"]))
+    record.stage("student", lambda: _student(out, seed, steps["student"]))
+    record.stage("segmentor", lambda: _segmentor(out, seed, steps["segmentor"]))
+    record.stage("export", lambda: _export(out))
+    record.stage("measure", lambda: _measure(out))
+    return _finish(out, record)
 
 
 def _data(data: str | Path | None, root: Path, seed: int) -> dict[str, Any]:
@@ -186,7 +186,7 @@ def _data(data: str | Path | None, root: Path, seed: int) -> dict[str, Any]:
 
         layout = read_layout(data)
         print(
-            f"{layout}\nat most {PHOTOS['train']} + {PHOTOS['val']} of them, cut and shrunk to {width}x{height}"
+            f"{layout}\nat most {PHOTOS['train']} + {PHOTOS['val']} of them, cropped and shrunk to {width}x{height}"
             f" pixels -> {root}",
             flush=True,
         )
@@ -204,7 +204,7 @@ def _data(data: str | Path | None, root: Path, seed: int) -> dict[str, Any]:
 
 
 def _student_shape() -> dict[str, Any]:
-    """Student arguments of the backbone in the demo's MMSegmentation configuration."""
+    """Arguments of the student, from the backbone of the demo's MMSegmentation config."""
     from tinymim.models.vit import SHAPE
     from tinymim.seg.config import find_config
 
@@ -244,7 +244,7 @@ def _pretraining(
     shape: dict[str, Any],
     **options: Any,
 ) -> dict[str, Any]:
-    """One run of the engine; resumes what was interrupted."""
+    """Run one job of the engine; resume it if it was interrupted."""
     from tinymim.models import read_checkpoint
 
     folder, photos = out / name, out / "data" / "images"
@@ -322,7 +322,7 @@ def _export(out: Path) -> dict[str, Any]:
 
 
 def _measure(out: Path) -> dict[str, Any]:
-    """mIoU of the ONNX file on the validation photos, predictions as pictures, then its latency by part."""
+    """Score the ONNX file on the validation photos, write its predictions, then measure its latency by part."""
     from tinymim.demo.report import score_onnx
     from tinymim_export import bench
 
@@ -334,12 +334,12 @@ def _measure(out: Path) -> dict[str, Any]:
     return {"onnx": score, "rows": figures["rows"], "splits": figures["splits"], "environment": figures["environment"]}
 
 
-def _finish(out: Path, diary: Diary) -> DemoResult:
+def _finish(out: Path, record: DemoRecord) -> DemoResult:
     """Checks and the report."""
     from tinymim.demo.report import write_demo_report
     from tinymim_export.report.page import run_report
 
-    stages = diary.value["stages"]
+    stages = record.value["stages"]
     seg, held_out = stages["segmentor"], [(step, loss) for step, loss in stages["student"]["val"]]
     miou, constant, onnx_miou = seg["mIoU"], seg["constant_mIoU"], stages["measure"]["onnx"]["mIoU"]
     checks = {
@@ -348,17 +348,17 @@ def _finish(out: Path, diary: Diary) -> DemoResult:
         f"the distillation loss on held-out photos fell from {held_out[0][1]:.3f} to {held_out[-1][1]:.3f}": (
             held_out[-1][1] < held_out[0][1]
         ),
-        f"the ONNX file gives the pixels of PyTorch and mIoU {100 * onnx_miou:.1f} %": (
+        f"the ONNX file predicts the same pixels as PyTorch, with mIoU {100 * onnx_miou:.1f} %": (
             stages["export"]["parity"]["passed"] and abs(onnx_miou - miou) < 0.005
         ),
     }
-    diary.value["seconds"] = sum(stage["seconds"] for stage in stages.values())
-    diary.value["peak_mib"] = max(stage["peak_mib"] for stage in stages.values())
-    diary.value["checks"] = checks
-    diary.save()
+    record.value["seconds"] = sum(stage["seconds"] for stage in stages.values())
+    record.value["peak_mib"] = max(stage["peak_mib"] for stage in stages.values())
+    record.value["checks"] = checks
+    record.save()
     for name in ("teacher", "student", "segmentor"):
         run_report(out / name)
-    report = write_demo_report(out, diary.value)
+    report = write_demo_report(out, record.value)
     result = DemoResult(
         out=str(out),
         report=str(report),
@@ -367,8 +367,8 @@ def _finish(out: Path, diary: Diary) -> DemoResult:
         onnx_miou=onnx_miou,
         distill_val=held_out,
         p50_ms=stages["measure"]["rows"][0]["p50_ms"],
-        seconds=diary.value["seconds"],
-        peak_mib=diary.value["peak_mib"],
+        seconds=record.value["seconds"],
+        peak_mib=record.value["peak_mib"],
         checks=checks,
     )
     result.print()
@@ -376,8 +376,8 @@ def _finish(out: Path, diary: Diary) -> DemoResult:
     if not result.passed:
         raise CheckFailed(
             "the demo did not pass: " + "; ".join(text for text, good in checks.items() if not good),
-            "too few steps for these photos, or something is broken ('tinymim doctor' tells)",
-            f"open {report}; more time: tinymim demo --minutes {2 * diary.value['settings']['minutes']:g} --out NEW",
+            "too few steps for these photos, or something is broken ('tinymim doctor' checks)",
+            f"open {report}; more time: tinymim demo --minutes {2 * record.value['settings']['minutes']:g} --out NEW",
         )
     return result
 

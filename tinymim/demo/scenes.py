@@ -1,9 +1,9 @@
-"""Drawn scenes with exact labels: the data of ``tinymim demo`` when no photos are at hand. NumPy and Pillow only.
+"""Drawn scenes with exact labels: the data of ``tinymim demo`` without your own photos. NumPy and Pillow only.
 
-Twelve classes share their colours on purpose (sky and water, grass, crops and leaves, asphalt, rock and plaster), so a
-model has to look at texture, shape and place. Every scene is a function of (seed, split, number) alone.
+The twelve classes share colours on purpose (sky and water, grass, crops and leaves, asphalt, rock and plaster), so a
+model must use texture, shape and position. Every scene is a function of (seed, split, number).
 
-Legend: H, W = photo size in pixels; m = pixels per metre at the place where a thing stands.
+Legend: H, W = photo size in pixels; m = pixels per metre where an object stands.
 """
 
 import math
@@ -123,12 +123,12 @@ def _cover(c: Canvas, alpha: np.ndarray, kind: int) -> None:
     t, area = c.depth(), c.spread(alpha)
     if kind == GRASS:
         c.paint(area, c.pick(GREENS), GRASS, 0.9 + 0.16 * c.noise(c.height / 5, c.width / 3, 2) + 0.08 * c.patches_HW)
-    elif kind == CROPS:  # furrows meet at the vanishing point
+    elif kind == CROPS:  # furrows that meet at the vanishing point
         across = (c.x_HW - c.vanish) / (t * c.width + 0.05 * c.width)
         wave = np.sin(across * c.rng.uniform(16, 30) + 0.35 * c.noise(8, 6, 2))
         tone = c.pick(STRAW) + (wave[..., None] > 0.2) * (c.pick(GREENS) - c.pick(STRAW)) * 0.55
         c.paint(area, tone, CROPS, 0.96 + 0.13 * wave * np.clip(t * 5, 0, 1) + 0.08 * c.grain_HW)
-    else:  # water mirrors the sky, in streaks that close up towards the horizon
+    else:  # water that mirrors the sky, in streaks that get narrower towards the horizon
         mirror = (c.haze + (c.top - c.haze) * t[..., None] * 0.9) * 0.82 - (8, 0, -4)
         streaks = c.noise(c.height / 4, 4, 2) * (0.35 + 0.65 * t) + 0.6 * c.noise(c.height / 2, 9, 1) * (1 - 0.8 * t)
         c.paint(area, mirror.astype(np.float32), WATER, 0.95 + 0.11 * streaks)
@@ -166,7 +166,7 @@ def _bricks(c: Canvas, x: float, y: float, brick: float) -> np.ndarray:
     row = np.floor((c.y_HW - y) / brick)
     along = (c.x_HW - x) / (2.2 * brick) + 0.5 * (row % 2)
     mortar = (((c.y_HW - y) / brick % 1) < 0.22) | ((along % 1) < 0.13)
-    tint = np.sin(row * 12.9898 + np.floor(along) * 78.233) * 43758.5453 % 1  # a hash: every brick has its own tone
+    tint = np.sin(row * 12.9898 + np.floor(along) * 78.233) * 43758.5453 % 1  # a hash: one tone per brick
     return np.where(mortar, np.float32(0.72), (0.9 + 0.24 * tint).astype(np.float32))
 
 
@@ -279,7 +279,7 @@ def _camera(c: Canvas) -> np.ndarray:
     return np.clip(photo, 0, 255).astype(np.uint8)
 
 
-# what stands on the ground, and how much it likes to stand on what: 0 never, 1 by default, 2 rather there
+# objects on the ground, and their preference for each kind of ground: 0 never, 1 by default, 2 preferred
 THINGS: tuple[tuple[Callable[[Canvas, float, float], None], dict[int, int]], ...] = (
     (_house, {WATER: 0, ROAD: 0}),
     (_tree, {WATER: 0, ROAD: 0}),
@@ -292,27 +292,27 @@ THINGS: tuple[tuple[Callable[[Canvas, float, float], None], dict[int, int]], ...
 def write_scenes(
     root: str | Path, *, train: int = 480, val: int = 80, size: tuple[int, int] = (160, 128), seed: int = 0
 ) -> Path:
-    """Write a data set of drawn scenes in ADE20K layout with ``dataset.json``.
+    """Write a dataset of drawn scenes in ADE20K layout with ``dataset.json``.
 
     Args:
         root: Folder to fill: ``images/{training,validation}/*.jpg``, ``annotations/{training,validation}/*.png``.
         train: Scenes for training.
         val: Scenes for validation; scene ``i`` of one split never equals scene ``i`` of the other.
         size: Width and height in pixels.
-        seed: Same seed and sizes, same bytes (with the same Pillow and NumPy).
+        seed: The same seed and sizes give the same bytes (with the same Pillow and NumPy).
 
     Returns:
         ``root``.
 
     Raises:
-        DataError: no scenes asked for, or smaller than 32 pixels.
+        DataError: a split without scenes, or scenes smaller than 32 pixels.
     """
     root, (width, height) = Path(root), size
     if min(train, val) < 1 or min(size) < 32:
         raise DataError(
             f"cannot draw {train} + {val} scenes of {width}x{height} pixels",
-            "both splits need a scene and the smallest scene is 32x32",
-            "ask for more scenes or a larger size",
+            "each split needs at least one scene, and the smallest size is 32x32",
+            "use more scenes or a larger size",
         )
     for split, (name, count) in enumerate((("training", train), ("validation", val))):
         for kind in ("images", "annotations"):

@@ -1,4 +1,4 @@
-"""Small copies of labelled folders, so that a first look at any data set takes minutes. NumPy and Pillow only."""
+"""Small copies of labelled folders, so that a first run on any dataset takes minutes. NumPy and Pillow only."""
 
 from pathlib import Path
 
@@ -15,8 +15,8 @@ def shrink_layout(
 ) -> dict[str, int]:
     """Write a copy of a labelled folder with few, small photos, in ADE20K layout with ``dataset.json``.
 
-    Photos are cut to the aspect ratio of ``size`` around their centre and scaled; labels take the nearest pixel and
-    training ids (0 .. classes - 1, 255 ignored). Photos that cannot be read are left out and named.
+    Photos are cropped around their centre to the aspect ratio of ``size`` and scaled (Lanczos); labels are scaled by
+    nearest neighbour and hold training ids (0 .. classes - 1, 255 ignored). Unreadable photos are left out and printed.
 
     Args:
         layout: The folder.
@@ -24,7 +24,7 @@ def shrink_layout(
         train: Most photos for training, drawn at random without repetition.
         val: Most photos for validation.
         size: Width and height in pixels.
-        seed: Of the draw.
+        seed: Seed of the draw.
 
     Returns:
         Photos written: ``{"train": ..., "val": ...}``.

@@ -1,4 +1,4 @@
-"""What to read from student and teacher, and how to compare."""
+"""Training methods: what is read from student and teacher, and how it is compared."""
 
 from tinymim.distill.features import class_token_kl, feature_loss, whiten
 from tinymim.distill.mae import MaskedPretraining

@@ -1,4 +1,4 @@
-"""Student, teacher and options that do not fit together, refused with what to type instead."""
+"""Checks that student, teacher and options fit together; the errors say what to type instead."""
 
 from typing import Any
 
@@ -15,12 +15,12 @@ def check_student(student: Any) -> None:
     """Refuse a student that cannot be read.
 
     Raises:
-        ConfigError: naming what can.
+        ConfigError: it is not a :class:`~tinymim.models.backbone.TapByTap`.
     """
     if not isinstance(student, TapByTap):
         raise ConfigError(
             f"the student is a {type(student).__name__}",
-            "what is compared is read inside its blocks, which it does not offer",
+            "distillation reads features inside its blocks, which this model does not expose",
             'use a plain model, e.g. tinymim.create_model("tinymim_vit_tiny")',
         )
 
@@ -29,12 +29,12 @@ def check_teacher(teacher: Any) -> None:
     """Refuse a teacher that cannot be read.
 
     Raises:
-        ConfigError: naming what can.
+        ConfigError: it is none of :data:`~tinymim.distill.taps.TAPPABLE`.
     """
     if not isinstance(teacher, TAPPABLE):
         raise ConfigError(
             f"the teacher is a {type(teacher).__name__}",
-            f"what is compared is read from {', '.join(kind.__name__ for kind in TAPPABLE)} (tinymim's ViT and timm's)",
+            f"distillation can read {', '.join(kind.__name__ for kind in TAPPABLE)} (tinymim's ViT and timm's)",
             "use one of these as teacher",
         )
 
@@ -42,32 +42,35 @@ def check_teacher(teacher: Any) -> None:
 def check_options(
     method: Any, student: Any, teacher: Any | None, class_token: bool | None, reconstruct: dict[str, Any] | None
 ) -> None:
-    """Refuse what does not fit together.
+    """Refuse options that do not fit together.
 
     Args:
-        method: With its targets and options.
+        method: The method, with its targets and options.
         student: The student.
-        teacher: The live teacher; None: targets come from elsewhere.
-        class_token: As given to the method.
-        reconstruct: As given to the method.
+        teacher: The live teacher; None if the targets come from elsewhere.
+        class_token: The method's argument of this name.
+        reconstruct: The method's argument of this name.
 
     Raises:
-        ConfigError: see the message.
+        ConfigError: an unknown word, a share out of range, a part that a model does not have, or patch grids that
+            cannot be paired.
     """
     for name, value, known in (("mask", method.mask, MASKS), ("align", method.align, ALIGNS)):
         if value not in known:
             words = ", ".join(map(repr, known))
-            raise ConfigError(f"{name}={value!r} is unknown", f"it is one of {words}", f"set {name}")
+            raise ConfigError(
+                f"{name}={value!r} is unknown", f"it must be one of {words}", f"set {name} to one of these"
+            )
     if method.mask is not None and not 0 < method.mask_ratio < 1:
-        raise ConfigError(f"mask_ratio={method.mask_ratio}", "it is a share between 0 and 1", "e.g. 0.75")
+        raise ConfigError(f"mask_ratio={method.mask_ratio}", "it must be between 0 and 1", "e.g. 0.75")
     if reconstruct is not None and method.mask not in ("student", "both"):
-        raise ConfigError("reconstruct needs a masked student", "hidden pixels are predicted", "add mask='student'")
+        raise ConfigError("reconstruct needs a masked student", "it predicts masked pixels", "add mask='student'")
     if reconstruct is not None and (
         student.num_prefix_tokens != 1 or any(s % student.patch_size for s in student.img_size)
     ):
         raise ConfigError(
             f"reconstruct with {student.num_prefix_tokens} prefix tokens at {student.img_size[0]} pixels",
-            "MAE's decoder needs a class token only, and whole patches",
+            "MAE's decoder needs a class token as the only prefix token, and whole patches",
             f"use a student without distillation token and a multiple of {student.patch_size} pixels",
         )
     for target in method.targets:
@@ -77,16 +80,18 @@ def check_options(
     needed = class_token or any(not target.patches for target in method.targets)
     for side, there in (("student", has_class_token(student)), ("teacher", method.source.class_token)):
         if needed and not there:
-            raise ConfigError(f"the {side} has no class token", "it was asked for", "compare patches only")
+            raise ConfigError(
+                f"the {side} has no class token", "the targets or class_token need one", "compare patches only"
+            )
 
 
 def _check_grids(method: Any, student: Any, teacher: Any) -> None:
-    """Patches of both sides must be paired one to one."""
+    """Refuse patch grids that cannot be paired one to one."""
     probe = (224, 224)
     grids = patch_grid(student, probe), patch_grid(teacher, probe)
     if grids[0] != grids[1] and method.align is None:
         raise ConfigError(
-            f"student and teacher cut a {probe[0]}-pixel photo into {grids[0]} and {grids[1]} patches",
+            f"student and teacher split a {probe[0]}-pixel photo into {grids[0]} and {grids[1]} patches",
             "tokens are paired one to one",
             f"choose a teacher with patch size {student.patch_size}, or align='image' (the teacher's photo is "
             "resized until its grid is the student's) or align='tokens' (its tokens are resampled)",
@@ -94,13 +99,13 @@ def _check_grids(method: Any, student: Any, teacher: Any) -> None:
     ragged = any(side % student.patch_size for side in student.img_size)
     if method.align is None and ragged and not isinstance(teacher, TapByTap):
         raise ConfigError(
-            f"{student.img_size[0]} pixels are no multiple of the patch of {student.patch_size}",
+            f"{student.img_size[0]} pixels are not a multiple of the patch size {student.patch_size}",
             "our student pads such photos, timm's teachers do not",
             f"use a multiple of {student.patch_size} pixels, or align='image' (the teacher's photo is stretched)",
         )
     if method.align == "tokens" and method.mask in ("teacher", "both"):
         raise ConfigError(
-            "align='tokens' does not go with a masked teacher",
-            "tokens that are not there cannot be resampled",
+            "align='tokens' does not work with a masked teacher",
+            "the masked tokens are missing and cannot be resampled",
             "use align='image'",
         )

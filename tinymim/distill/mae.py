@@ -11,21 +11,21 @@ from tinymim.errors import ConfigError
 from tinymim.models.mae import MAE
 
 MASKING: dict[str, Key] = {
-    "mask_ratio": Number(0.75, most=1, above=True, below=True),  # share of the patches that are hidden
-    "norm_pix": Choice(True, (True, False)),  # targets: each patch normalised
+    "mask_ratio": Number(0.75, most=1, above=True, below=True),  # share of the patches that are masked
+    "norm_pix": Choice(True, (True, False)),  # normalise each target patch
     "decoder": Key(dict(dim=512, depth=8, heads=16)),
 }
 
 
 def decoder_arguments(recipe: Any) -> dict[str, Any]:
-    """Keywords of :class:`~tinymim.models.mae.MAE` for a recipe's decoder."""
+    """Keywords of :class:`~tinymim.models.mae.MAE` for the decoder of a recipe."""
     d = recipe.decoder
     return dict(decoder_dim=d["dim"], decoder_depth=d["depth"], decoder_heads=d["heads"], norm_pix=recipe.norm_pix)
 
 
 @register_method("mae", verb="pretrain", title="pre-train")
 class MaskedPretraining(Method):
-    """Pixels of hidden patches are predicted from the visible ones.
+    """Predict the pixels of masked patches from the visible ones.
 
     Args:
         mae: The autoencoder; its ``encoder`` is the student.
@@ -43,7 +43,7 @@ class MaskedPretraining(Method):
         if student.num_prefix_tokens != 1 or recipe.img_size % student.patch_size:
             raise ConfigError(
                 f"{recipe.student} at {recipe.img_size} pixels cannot be masked",
-                "MAE needs a class token only and sizes that are whole patches",
+                "MAE needs a class token as the only prefix token, and a size of whole patches",
                 f"use a plain model and a multiple of {student.patch_size}",
             )
         return cls(MAE(student, mask_ratio=recipe.mask_ratio, **decoder_arguments(recipe)))

@@ -1,7 +1,7 @@
 """What a training method is, and the registry of methods: adding one is writing one file.
 
-A method names its losses; everything else a run needs of it, it says of itself: the recipe keys it adds, the command
-that runs it, how it is built from a recipe, what of it is kept. See ``tinymim/distill/tinymim.py`` for a whole one.
+A method names its losses and defines everything else a run needs from it: the recipe keys it adds, the command that
+runs it, how it is built from a recipe, what of it is kept. See ``tinymim/distill/tinymim.py`` for a full example.
 
     @register_method("my_method", verb="distill", title="distil")
     class MyMethod(Method):
@@ -12,7 +12,7 @@ that runs it, how it is built from a recipe, what of it is kept. See ``tinymim/d
 
         def losses(self, images): return {"loss": ...}
 
-A recipe of it says ``method = "my_method"`` and, where the file is not part of the package,
+Its recipe sets ``method = "my_method"`` and, if the file is not part of the package,
 ``custom_imports = dict(imports=["my_module"])``.
 """
 
@@ -29,17 +29,17 @@ from tinymim.models.vit import IMAGENET_MEAN, IMAGENET_STD
 
 Normalisation = tuple[
     Sequence[float], Sequence[float]
-]  # mean and standard deviation of each channel, of values in 0..1
+]  # mean and standard deviation of each channel, for values in 0..1
 PerPhoto = Callable[[Path, int], Mapping[str, Tensor]]  # (photo, epoch) -> tensors of that photo
 
 
 class Registered(Protocol):
-    """What the registry knows of whatever a recipe's word ``method`` stands for."""
+    """The class attributes of everything that a recipe's ``method`` can name."""
 
     name: ClassVar[str]
     verb: ClassVar[str]  # the command that runs it
-    title: ClassVar[str]  # start of the live line
-    base: ClassVar[str]  # recipe file with the defaults of the keys every run has
+    title: ClassVar[str]  # start of the progress line
+    base: ClassVar[str]  # recipe file with the defaults of the keys that every run has
     keys: ClassVar[Mapping[str, Key]]  # the recipe keys it adds
 
 
@@ -48,13 +48,13 @@ Kind = TypeVar("Kind", bound=type[Any])
 
 
 def register_method(name: str, *, verb: str, title: str, base: str = "_base.py") -> Callable[[Kind], Kind]:
-    """Enter a class under the word that recipes use.
+    """Decorator: register a class under the name that recipes use.
 
     Args:
         name: The recipe's ``method``.
         verb: The command that runs it: "pretrain" or "distill" for a :class:`Method`.
-        title: Start of the live line, e.g. "distil".
-        base: File of ``tinymim/recipes`` with the defaults of the keys every run has.
+        title: Start of the progress line, e.g. "distil".
+        base: File of ``tinymim/recipes`` with the defaults of the keys that every run has.
 
     Raises:
         ConfigError: another class has this name.
@@ -65,8 +65,8 @@ def register_method(name: str, *, verb: str, title: str, base: str = "_base.py")
         if known is not None and (known.__module__, known.__qualname__) != (kind.__module__, kind.__qualname__):
             raise ConfigError(
                 f"two methods are called {name!r}",
-                f"{known.__module__}.{known.__qualname__} has the name already",
-                "register yours under another one",
+                f"{known.__module__}.{known.__qualname__} already has this name",
+                "register yours under another name",
             )
         kind.name, kind.verb, kind.title, kind.base = name, verb, title, base
         METHODS[name] = kind
@@ -76,7 +76,7 @@ def register_method(name: str, *, verb: str, title: str, base: str = "_base.py")
 
 
 def find_method(name: Any) -> type[Registered]:
-    """The class behind a recipe's ``method``.
+    """The class that a recipe's ``method`` names.
 
     Raises:
         ConfigError: no method has this name.
@@ -85,7 +85,7 @@ def find_method(name: Any) -> type[Registered]:
         raise ConfigError(
             f"method={name!r}",
             f"it must be one of {', '.join(METHODS)}",
-            "correct the recipe; a method of yours is imported by custom_imports = dict(imports=['MODULE'])",
+            "correct the recipe; to import your own method, add custom_imports = dict(imports=['MODULE'])",
         )
     return METHODS[name]
 
@@ -93,13 +93,13 @@ def find_method(name: Any) -> type[Registered]:
 class Method(nn.Module):
     """A student, what it is compared with, and a dict of named losses.
 
-    Subclasses write :meth:`from_recipe` and :meth:`losses`, set ``student``, and override what differs.
+    Subclasses implement :meth:`from_recipe` and :meth:`losses`, set ``student``, and override what differs.
 
     Attributes:
         student: The network that is kept.
-        teachers: The frozen models the targets come from, for the records; empty where there are none.
-        per_photo: Called by the data workers for each photo: tensors that the method wants beside the pixels
-            (targets from a store, say). They arrive, stacked, as ``extra`` of :meth:`losses`. None: nothing more.
+        teachers: The frozen models that the targets come from, for the records; empty if there are none.
+        per_photo: Called by the data workers for each photo; returns tensors that the method needs besides the pixels
+            (e.g. targets from a store). They arrive, stacked, as ``extra`` of :meth:`losses`. None: no extra tensors.
     """
 
     name: ClassVar[str]
@@ -117,8 +117,8 @@ class Method(nn.Module):
         """Build the method.
 
         Args:
-            recipe: Every key with its value, as attributes.
-            student: The recipe's student, built.
+            recipe: Every key of the recipe, as attributes.
+            student: The recipe's student, already built.
             pretrained: False for a dry run: teachers may keep random weights.
 
         Raises:
@@ -127,10 +127,10 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def losses(self, *views: Tensor) -> dict[str, Tensor]:
-        """Named scalars, among them ``loss``.
+        """Named scalars; ``loss`` is the one that is minimised.
 
         Args:
-            views: (B, 3, H, W) each: the student's images, then those of each of :attr:`normalisations` after it.
+            views: The student's images, then each teacher's, in the order of :attr:`normalisations`; (B, 3, H, W) each.
 
         A method that sets :attr:`per_photo` also takes the keyword ``extra``: name -> (B, ...).
         """
@@ -142,18 +142,18 @@ class Method(nn.Module):
 
     @property
     def learned(self) -> nn.Module:
-        """Everything a checkpoint must hold to go on: never a teacher."""
+        """Everything a checkpoint must hold to resume: never a teacher."""
         return self.student
 
     @property
     def normalisations(self) -> list[Normalisation]:
-        """Of every view: the student's, then each teacher's."""
+        """The normalisation of each view: the student's, then each teacher's."""
         return [(IMAGENET_MEAN, IMAGENET_STD), *((teacher.mean, teacher.std) for teacher in self.teachers)]
 
     def relation_pairs(self, views: Sequence[Tensor]) -> Iterator[tuple[str, Any, Tensor]]:
-        """For the records of a run: (start of the losses' names, method of one teacher, that teacher's images)."""
+        """For metrics per relation head: (prefix of the loss names, method of one teacher, that teacher's images)."""
         return iter(())
 
     def learned_relations(self) -> tuple[int, int] | None:
-        """Student block and heads of the relations the student learned, for the runs it will teach; None: none."""
+        """Student block and heads of the relations that the student learned, for runs it will teach; None: none."""
         return None

@@ -1,4 +1,4 @@
-"""A recipe's keys: the default of each and the values it may have. Every method declares its own."""
+"""Recipe keys: the default of each and the values it may have. Every method declares its own keys."""
 
 import math
 from collections.abc import Mapping
@@ -13,18 +13,18 @@ class Key:
     """A recipe key whose value is checked elsewhere, or needs no check.
 
     Attributes:
-        default: Its value where a recipe does not name it.
+        default: Its value if a recipe does not set it.
     """
 
     default: Any = None
 
     def check(self, name: str, value: Any) -> None:
-        """Raise :class:`~tinymim.errors.ConfigError` for a value that the key cannot have."""
+        """Raise :class:`~tinymim.errors.ConfigError` for a value that is not allowed."""
 
 
 @dataclass(frozen=True)
 class Choice(Key):
-    """One of several words."""
+    """One of several values."""
 
     choices: tuple[Any, ...] = ()
 
@@ -38,7 +38,7 @@ class Choice(Key):
 
 @dataclass(frozen=True)
 class Number(Key):
-    """A number in a range; None where the default is None.
+    """A number in a range, or None.
 
     Attributes:
         least: Smallest value.
@@ -47,7 +47,7 @@ class Number(Key):
         above: The smallest value itself is excluded.
         below: The largest value itself is excluded.
         option: Whether the commands have an option of this name.
-        off: Whether False and an empty word mean None.
+        off: Whether False and an empty string mean None.
     """
 
     least: float = 0
@@ -80,7 +80,7 @@ class Pair(Key):
 
     Attributes:
         rule: "0 < least <= most <= 1" or "from 0 to below 1".
-        example: As ``--cfg-options`` takes it.
+        example: A valid value, in the syntax of ``--cfg-options``.
     """
 
     rule: str = ""

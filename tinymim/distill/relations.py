@@ -15,8 +15,8 @@ from tinymim.distill.features import BETA
 def relation_logits(a_BTD: Tensor, b_BTD: Tensor, heads: int) -> Tensor:
     """Scaled products A B^T / sqrt(C) per relation head, float32: (B, T, D) x2 -> (B, H, T, T).
 
-    Channels are regrouped into ``heads`` groups whatever the model's own head count, so student and teacher of any
-    width agree in shape (the paper's "adaptive last block" needs no module).
+    Channels are regrouped into ``heads`` groups, whatever the model's own head count, so that the shapes of student and
+    teacher agree at any width (the paper's "adaptive last block" needs no module).
     """
     B, T, D = a_BTD.shape
     C = D // heads
@@ -26,17 +26,20 @@ def relation_logits(a_BTD: Tensor, b_BTD: Tensor, heads: int) -> Tensor:
 
 
 def relation_kl(student_BHTT: Tensor, teacher_BHTT: Tensor) -> Tensor:
-    """KL(teacher || student) of two relation logits, in log space: mean over batch, heads and query rows."""
+    """KL(teacher || student) of relation logits (B, H, T, T), in nats, mean over batch, heads and query rows.
+
+    Computed in log space.
+    """
     log_s = student_BHTT.log_softmax(-1)
     log_t = teacher_BHTT.log_softmax(-1)
     return (log_t.exp() * (log_t - log_s)).sum(-1).mean()
 
 
 def relation_smooth_l1(student_BHTT: Tensor, teacher_BHTT: Tensor, beta: float = BETA) -> Tensor:
-    """The loss without softmax: smooth L1 of the scaled scores, mean over all of them.
+    """The loss without softmax: smooth L1 of the scaled scores (B, H, T, T), mean over all of them.
 
-    The paper has these rows (table 7) and does not name their loss; KL is undefined on signed scores. Smooth L1 with
-    the beta of the feature loss (equation 8) is our reading.
+    The paper reports such rows (table 7) but does not name their loss; KL is undefined for signed scores. Smooth L1
+    with the beta of the feature loss (equation 8) is our reading.
     """
     return F.smooth_l1_loss(student_BHTT, teacher_BHTT, beta=beta)
 
@@ -51,7 +54,7 @@ def relation_losses(
     """Losses of chosen relations; the default is the published pair.
 
     Args:
-        student: ``q``, ``k``, ``v`` as the relations need them, each (B, T, D_s).
+        student: ``q``, ``k`` and ``v``, as far as the relations need them, each (B, T, D_s).
         teacher: The same, each (B, T, D_t).
         heads: Relation heads; must divide both widths.
         relations: Two letters each, e.g. "qk" (the attention maps), "vv", "qq", "kk".

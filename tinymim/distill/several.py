@@ -1,4 +1,4 @@
-"""One student, several teachers at once: the weighted sum of their losses, the student run once."""
+"""One student, several teachers at once: the weighted sum of their losses, with one forward pass of the student."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,18 +13,19 @@ from tinymim.errors import ConfigError
 
 
 class SeveralTeachers(Method):
-    """Methods of one student, a teacher each.
+    """Several methods with the same student, one teacher each.
 
-    Every teacher has its own targets, blocks, relation heads and way to align its patches; all share one mask, so that
-    the student is run once.
+    Every teacher has its own targets, blocks, relation heads and patch alignment; all share one mask, so that the
+    student is run once.
 
     Args:
-        methods: :class:`~tinymim.distill.tinymim.TinyMIM` objects, all of the same student object; MAE's pixel loss
-            belongs to the first.
-        weights: Of their losses.
+        methods: :class:`~tinymim.distill.tinymim.TinyMIM` objects with the same student object; only the first may have
+            MAE's pixel loss.
+        weights: Weight of each method's loss; None: 1 each.
 
     Raises:
-        ConfigError: no methods, other students or masks, a pixel loss in a later method, or weights that do not fit.
+        ConfigError: no methods, different students or masks, a pixel loss in a later method, or weights that do not
+            fit.
     """
 
     def __init__(self, methods: Sequence[Any], weights: Sequence[float] | None = None) -> None:
@@ -33,7 +34,7 @@ class SeveralTeachers(Method):
         if not methods or len(weights) != len(methods) or min(weights) <= 0:
             raise ConfigError(
                 f"{len(methods)} teachers with the weights {weights}",
-                "each teacher has a weight above 0",
+                "each teacher needs a weight above 0",
                 "give one weight per teacher",
             )
         first = methods[0]
@@ -44,9 +45,9 @@ class SeveralTeachers(Method):
             for m in methods[1:]
         ):
             raise ConfigError(
-                "the teachers' methods do not go together",
+                "the teachers' methods do not fit together",
                 "the student is run once for all of them",
-                "give all the same student and mask, and reconstruct to the first only",
+                "give all of them the same student and mask, and reconstruct to the first only",
             )
         self.methods, self.weights = nn.ModuleList(methods), weights
         self.student, self.mae = first.student, first.mae
@@ -59,13 +60,13 @@ class SeveralTeachers(Method):
         freeze_unreached(self.student, self.taps, pixels=self.mae is not None)
 
     def _per_photo(self, photo: Path, epoch: int) -> dict[str, Tensor]:
-        """What all sources want of a photo; their names must differ."""
+        """The tensors that all sources need for a photo; their names must differ."""
         wanted = [method.per_photo for method in self.methods if method.per_photo]
         return {name: value for of in wanted for name, value in of(photo, epoch).items()}  # type: ignore[operator]
 
     @property
     def learned(self) -> nn.Module:
-        """Everything a checkpoint must hold to go on, the student's tensors once."""
+        """Everything a checkpoint must hold to resume, the student's tensors once."""
         maps = nn.ModuleList(method.maps for method in self.methods)  # type: ignore[misc]
         return nn.ModuleDict({"network": self.mae or self.student, "maps": maps})
 
@@ -73,12 +74,12 @@ class SeveralTeachers(Method):
         """Losses of one batch.
 
         Args:
-            views: The student's images (B, 3, H, W), normalised, and the same crops for each teacher, normalised its
-                way.
-            extra: What sources that are no live teachers have asked the loader for.
+            views: The student's images (B, 3, H, W), normalised, and the same crops for each teacher, normalised for
+                it.
+            extra: The stacked tensors of :attr:`per_photo`.
 
         Returns:
-            What one method's ``losses`` returns, each name after its teacher's number (``t1_qk``), and ``loss``.
+            The losses of each method, with the teacher's number before the name (``t1_qk``), and ``loss``.
         """
         first: Any = self.methods[0]
         order_BN = first.order(views[0])
@@ -96,6 +97,6 @@ class SeveralTeachers(Method):
             yield f"t{i + 1}_", method, images
 
     def learned_relations(self) -> tuple[int, int] | None:
-        """As of one teacher, where all agree; else None."""
+        """As for one teacher if all agree, else None."""
         found = {method.learned_relations() for method in self.methods} - {None}  # type: ignore[operator]
         return found.pop() if len(found) == 1 else None

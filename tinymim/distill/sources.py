@@ -1,7 +1,7 @@
-"""Where the targets of a distillation come from: a teacher that runs beside the student, or whatever acts like one.
+"""Where the targets of a distillation come from: a teacher that runs beside the student, or any other source.
 
-Whatever the source, its taps come in one form: the class token if the source has one, then the patches, on the
-student's grid; registers and distillation tokens are left out.
+Every source returns taps in the same form: the class token if the source has one, then the patches, on the student's
+grid; registers and distillation tokens are dropped.
 
 Legend: B = batch, T = tokens, N = patches, V = visible patches, D = width.
 """
@@ -24,14 +24,14 @@ Wanted = Mapping[int, Collection[str]]  # block (from 1) -> taps
 
 @runtime_checkable
 class TargetSource(Protocol):
-    """What a method asks of the place its targets come from.
+    """The interface of a source of targets.
 
     Attributes:
         width: D.
-        depth: Blocks.
-        heads: Heads of its blocks: the groups of its relations where nothing else is said.
+        depth: Number of blocks.
+        heads: Heads per block: the default number of relation heads.
         class_token: Whether the first token is a class token.
-        per_photo: What the data workers add for each photo (targets from a store); None for a live teacher.
+        per_photo: Called by the data workers for each photo, e.g. to read stored targets; None for a live teacher.
     """
 
     width: int
@@ -55,7 +55,7 @@ class TargetSource(Protocol):
             images: (B, 3, H, W), normalised for this source.
             wanted: Block (from 1) -> names of :data:`tinymim.distill.taps.TAPS`.
             grid: The student's patch rows and columns.
-            keep_BV: Patches the source may look at, row-major numbers; None: all.
+            keep_BV: Row-major indices of the patches that the source may see; None: all.
             extra: The stacked tensors of :attr:`per_photo`.
 
         Returns:
@@ -64,16 +64,16 @@ class TargetSource(Protocol):
 
 
 class LiveTeacher:
-    """A frozen model that runs beside the student and stops inside the deepest block it is asked for.
+    """A frozen model that runs beside the student and stops inside the deepest block that is read.
 
     Args:
-        model: One of :data:`tinymim.distill.taps.TAPPABLE`; frozen, and put into evaluation mode.
-        align: For patch grids that differ: "image" resizes its photo until its grid is the student's, "tokens"
+        model: One of :data:`tinymim.distill.taps.TAPPABLE`; frozen here, and put into evaluation mode.
+        align: For patch grids that differ: "image" resizes its photo so that its grid equals the student's, "tokens"
             resamples its tokens (bilinear; its photo is first resized up to whole patches). None: grids are equal.
-        drop_path: Stochastic depth of its blocks, constant (TinyMIM's table 13), while the student trains.
+        drop_path: Constant stochastic-depth rate of its blocks (TinyMIM's table 13) while the student trains.
 
     Raises:
-        ConfigError: a rate that is no share.
+        ConfigError: a rate outside [0, 1).
     """
 
     per_photo: PerPhoto | None = None
@@ -85,7 +85,7 @@ class LiveTeacher:
         self.drops = add_drop_path(model, drop_path)
 
     def train(self, mode: bool) -> None:
-        """Evaluation mode, but for the drop path while the student trains."""
+        """Evaluation mode, except for drop path while the student trains."""
         self.model.eval()
         for drop in self.drops:
             drop.train(mode)
@@ -101,18 +101,18 @@ class LiveTeacher:
     ) -> dict[int, dict[str, Tensor]]:
         """See :meth:`TargetSource.read`."""
         with torch.no_grad():
-            found = read(self.model, self.fit(images, grid), wanted, keep_BV)
+            found = read(self.model, self.resize(images, grid), wanted, keep_BV)
             return {
-                block: {name: self._in_one_form(x_BTD, grid) for name, x_BTD in taps.items()}
+                block: {name: self._to_common_form(x_BTD, grid) for name, x_BTD in taps.items()}
                 for block, taps in found.items()
             }
 
-    def _in_one_form(self, x_BTD: Tensor, grid: tuple[int, int]) -> Tensor:
+    def _to_common_form(self, x_BTD: Tensor, grid: tuple[int, int]) -> Tensor:
         x_BTD = pair_tokens(x_BTD, self.model, self.class_token)
         return resample(x_BTD, int(self.class_token), grid) if self.align == "tokens" else x_BTD
 
-    def fit(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
-        """The photos, resized with ``align``: "image" to the student's grid, "tokens" up to whole patches."""
+    def resize(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Resize the photos with ``align``: "image" to the student's grid, "tokens" up to whole patches."""
         if self.align is None:
             return images
         shown = images.shape[2:]
@@ -124,9 +124,13 @@ class LiveTeacher:
 
 
 def add_drop_path(model: Any, rate: float) -> list[nn.Module]:
-    """Stochastic depth for a frozen model; its modules, to be switched on while the student trains."""
+    """Add stochastic depth to a frozen model; returns the modules to switch on while the student trains.
+
+    Raises:
+        ConfigError: a rate outside [0, 1).
+    """
     if not 0 <= rate < 1:
-        raise ConfigError(f"teacher_drop_path={rate}", "it is a share from 0 to below 1", "e.g. 0.1")
+        raise ConfigError(f"teacher_drop_path={rate}", "it must be from 0 to below 1", "e.g. 0.1")
     drops: list[nn.Module] = []
     for block in model.blocks if rate else ():
         for name in ("drop_path", "drop_path1", "drop_path2"):  # ours has one, timm's have two

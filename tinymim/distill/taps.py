@@ -1,17 +1,17 @@
-"""What a vision transformer shows: q, k, v and the features of any block, computing nothing behind the deepest one.
+"""Read q, k, v and the features of any block of a vision transformer; nothing after the deepest one is computed.
 
     q, k, v      (B, T, D) as they enter the dot product: after q/k norm and rotary embedding, before any additive bias
     attn_pre     (B, T, D) H, what attention adds to the residual stream     (TinyMIM, arXiv 2301.01296, section 3.1)
-    attn_post    (B, T, D) H-hat, the stream after attention
+    attn_post    (B, T, D) H-hat, the residual stream after attention
     ffn_pre      (B, T, D) H-tilde, what the feed-forward layer adds
-    output       (B, T, D) F_i, the stream after the block
+    output       (B, T, D) F_i, the residual stream after the block
 
-Layer scale counts to what is added, drop path does not. Models of ours are run block by block; timm's are run as they
-are and watched with hooks, where their blocks attend first and then feed forward, by PyTorch's fused attention:
-VisionTransformer (MAE, DeiT, DINOv2, CLIP, SigLIP), BEiT and BEiT v2, EVA-02 and DINOv3, SAM's image encoder. Parallel
-blocks and differential attention are refused.
+``attn_pre`` and ``ffn_pre`` are read after layer scale and before drop path. Our models are run block by block. timm's
+are run unchanged and read through hooks; their blocks must apply attention first and then the feed-forward layer, with
+PyTorch's fused attention: VisionTransformer (MAE, DeiT, DINOv2, CLIP, SigLIP), BEiT and BEiT v2, EVA-02 and DINOv3,
+SAM's image encoder. Parallel blocks and differential attention are refused.
 
-Legend: B = batch, T = tokens, H = heads, C = channels a head, D = width, V = visible patches.
+Legend: B = batch, T = tokens, H = heads, C = channels per head, D = width, V = visible patches.
 """
 
 from collections.abc import Collection, Mapping
@@ -48,15 +48,15 @@ def read(
     Args:
         model: One of :data:`TAPPABLE`.
         images: (B, 3, H, W), normalised for this model.
-        wanted: Block (1-based) -> names of :data:`TAPS`.
-        keep_BV: Patches to look at, row-major numbers; the others are left out. None: all.
+        wanted: Block (from 1) -> names of :data:`TAPS`.
+        keep_BV: Row-major indices of the patches to keep; the others are dropped. None: all.
 
     Returns:
         Block -> name -> (B, T, D), prefix tokens (class, distillation, registers) first.
 
     Raises:
-        ConfigError: another kind of model, no such block or tap, a block of windowed attention, or patches left out
-            of a model whose attention depends on where they lie.
+        ConfigError: another class of model, no such block or tap, q, k, v of a block of windowed attention, or patches
+            dropped from a model whose attention depends on their positions.
     """
     _check(model, wanted, keep_BV)
     if isinstance(model, TapByTap):
@@ -65,19 +65,19 @@ def read(
 
 
 def qkv_at(model: Any, images: Tensor, block: int) -> dict[str, Tensor]:
-    """``q``, ``k``, ``v``, each (B, T, D), of one block (1-based); see :func:`read`."""
+    """``q``, ``k``, ``v``, each (B, T, D), of one block (from 1); see :func:`read`."""
     return read(model, images, {block: QKV})[block]
 
 
-# timm's -----------------------------------------------------------------------------------------------------------
+# timm's models ----------------------------------------------------------------------------------------------------
 
 
-class _Enough(Exception):
-    """The deepest tap has been read."""
+class _DeepestTapRead(Exception):
+    """The deepest tap has been read: stop the forward pass."""
 
 
-class _Watch(TorchFunctionMode):
-    """Sees q, k, v where they enter the fused attention of the block that is open; stops there if that is enough."""
+class _CaptureQKV(TorchFunctionMode):
+    """Captures q, k, v as they enter the fused attention of the current block; stops there if nothing else is read."""
 
     seen: dict[str, Tensor] | None = None
     stop = False
@@ -87,15 +87,15 @@ class _Watch(TorchFunctionMode):
         if self.seen is not None and func is F.scaled_dot_product_attention:
             if args[0].shape[-1] != args[2].shape[-1]:
                 raise ConfigError(
-                    "q and v of this teacher are of two widths",
-                    "its attention is a difference of two",
+                    "q and v of this teacher have different widths",
+                    "it uses differential attention",
                     "choose another teacher",
                 )
             for name, value in zip(QKV, args, strict=False):
                 value_BHTC = value if value.ndim == 4 else value.unflatten(0, (self.batch, -1))  # SAM's: (B * H, T, C)
                 self.seen[name] = value_BHTC.transpose(1, 2).flatten(2)
             if self.stop:
-                raise _Enough
+                raise _DeepestTapRead
         return func(*args, **(kwargs or {}))
 
 
@@ -103,14 +103,14 @@ def _read_timm(
     model: Any, images: Tensor, wanted: Mapping[int, Collection[str]], keep_BV: Tensor | None
 ) -> dict[int, dict[str, Tensor]]:
     out: dict[int, dict[str, Tensor]] = {block: {} for block in wanted}
-    watch, stream, handles = _Watch(), {}, []
+    capture, stream, handles = _CaptureQKV(), {}, []
 
     def hooks(block: int) -> list[Any]:
         module, last = model.blocks[block - 1], block == max(wanted)
 
         def enter(_: Any, args: Any) -> None:
-            watch.seen, watch.batch, stream["in"] = out[block], len(args[0]), args[0]
-            watch.stop = last and set(wanted[block]) <= set(QKV)
+            capture.seen, capture.batch, stream["in"] = out[block], len(args[0]), args[0]
+            capture.stop = last and set(wanted[block]) <= set(QKV)
 
         def between(_: Any, args: Any) -> None:
             stream["mid"] = args[0].reshape(stream["in"].shape)  # SAM's is flat from here on
@@ -122,18 +122,18 @@ def _read_timm(
             return note
 
         def leave(_: Any, args: Any, result: Tensor) -> None:
-            watch.seen = None
+            capture.seen = None
             if not set(wanted[block]) <= set(QKV):
-                windowed = len(stream["attn_pre"]) != watch.batch  # SAM's windows are put together behind it
+                windowed = len(stream["attn_pre"]) != capture.batch  # SAM merges its windows after this point
                 taps = {
                     "attn_pre": stream["mid"] - stream["in"] if windowed else stream["attn_pre"],
                     "attn_post": stream["mid"],
                     "ffn_pre": stream["ffn_pre"],
                     "output": result,
                 }
-                out[block] |= {name: value.reshape(watch.batch, -1, value.shape[-1]) for name, value in taps.items()}
+                out[block] |= {name: value.reshape(capture.batch, -1, value.shape[-1]) for name, value in taps.items()}
             if last:
-                raise _Enough
+                raise _DeepestTapRead
 
         before_drop_path = [
             module.get_submodule(part).register_forward_pre_hook(adds(name))
@@ -157,9 +157,9 @@ def _read_timm(
         handles += hooks(block)
         model.blocks[block - 1].attn.fused_attn = True
     try:
-        with watch:
+        with capture:
             model.forward_features(images)
-    except _Enough:
+    except _DeepestTapRead:
         pass
     finally:
         for handle in handles:
@@ -174,7 +174,7 @@ def _check(model: Any, wanted: Mapping[int, Collection[str]], keep_BV: Tensor | 
     if not isinstance(model, TAPPABLE):
         raise ConfigError(
             f"cannot read a {type(model).__name__}",
-            f"taps exist for tinymim's ViT and timm's {', '.join(kind.__name__ for kind in TIMM)}",
+            f"only tinymim's ViT and timm's {', '.join(kind.__name__ for kind in TIMM)} can be read",
             "use one of these as teacher or student",
         )
     blocks: Any = model.blocks  # type: ignore[union-attr]
@@ -182,34 +182,34 @@ def _check(model: Any, wanted: Mapping[int, Collection[str]], keep_BV: Tensor | 
     for block, names in wanted.items():
         if not 1 <= block <= depth:
             raise ConfigError(
-                f"block {block} leaves the model", f"it has {depth} blocks, counted from 1", f"choose 1 to {depth}"
+                f"block {block} does not exist", f"the model has {depth} blocks, counted from 1", f"choose 1 to {depth}"
             )
         if unknown := [name for name in names if name not in TAPS]:
-            raise ConfigError(f"no tap {unknown[0]!r}", f"the taps are {', '.join(TAPS)}", "choose of them")
+            raise ConfigError(f"no tap {unknown[0]!r}", f"the taps are {', '.join(TAPS)}", "choose one of these")
         module = blocks[block - 1]
         if not own and not (hasattr(module, "attn") and hasattr(module, "norm2")):
             raise ConfigError(
                 f"block {block} is a {type(module).__name__}",
-                "it does not attend first and then feed forward, which is what is read",
+                "it does not apply attention first and then the feed-forward layer",
                 "choose another teacher",
             )
         if getattr(module, "window_size", 0) and set(names) & set(QKV):
             whole = [i + 1 for i, each in enumerate(blocks) if not each.window_size]
             raise ConfigError(
-                f"block {block} attends within windows",
-                "its q, k, v are not those of the whole image",
+                f"block {block} has windowed attention",
+                "its q, k, v do not cover the whole image",
                 f"choose a block of global attention: {', '.join(map(str, whole))}",
             )
         if not own and not isinstance(module, PRE_NORM) and set(names) - set(QKV):
             raise ConfigError(
                 f"block {block} is a {type(module).__name__}",
-                "what attention and feed-forward layer add is read from blocks that normalise before them",
+                "features can only be read from pre-norm blocks",
                 "choose q, k, v, or another teacher",
             )
-    # positions of timm's VisionTransformer are added once: patches may be left out
+    # positions of timm's VisionTransformer are added once: patches can be dropped
     if keep_BV is not None and not (model.maskable if own else isinstance(model, VisionTransformer)):
         raise ConfigError(
-            f"patches cannot be left out of this {type(model).__name__}",
-            "its attention adds a position to every pair of tokens",
+            f"patches cannot be dropped from this {type(model).__name__}",
+            "its attention uses the relative position of every pair of tokens",
             "leave the mask out, or use a model with absolute positions",
         )

@@ -1,13 +1,13 @@
-"""What is compared, in one word: ``qk+vv``, ``output``, ``qkv@18``, ``attn_pre@12:6=0.5``.
+"""What is compared, as one word: ``qk+vv``, ``output``, ``qkv@18``, ``attn_pre@12:6=0.5``.
 
     WHAT[@TEACHER_BLOCK][:STUDENT_BLOCK][=WEIGHT]
 
     qk+vv, qq+kk+vv, ...                     relations, summed (TinyMIM's tables 7 and 8)
     output, attn_pre, attn_post, ffn_pre     features (table 6); ffn_post is another name of output
-    qkv                                      the features q, k and v, a loss each (table 6)
+    qkv                                      the features q, k and v, one loss each (table 6)
     class_token                              the class token of the block's output (table 5)
 
-Blocks count from 1. Without them: the teacher's block 18 of 24, else its last; the student's last.
+Blocks count from 1. Defaults: the teacher's block 18 of 24, else its last; the student's last.
 A new kind of target is a subclass of :class:`Target` in :data:`KINDS`.
 
 Legend: B = batch, T = tokens, D = width.
@@ -34,14 +34,14 @@ class Target:
     """One comparison of a teacher's block with a student's.
 
     Attributes:
-        parts: What has a loss of its own: relations ("qk", ...), taps ("output", "q", ...), or "class_token".
+        parts: The parts with a loss each: relations ("qk", ...), taps ("output", "q", ...), or "class_token".
         teacher_block: From 1.
         student_block: From 1.
         weight: Factor of its losses.
     """
 
     kind: ClassVar[str]
-    words: ClassVar[str]  # a regular expression
+    words: ClassVar[str]  # regular expression of the words that name such a target
     patches: ClassVar[bool] = True  # whether patches are compared
 
     parts: tuple[str, ...]
@@ -51,19 +51,19 @@ class Target:
 
     @staticmethod
     def parts_of(word: str) -> tuple[str, ...]:
-        """The parts that one of its words stands for."""
+        """The parts that a word names."""
         return (word,)
 
     @property
     def taps(self) -> tuple[str, ...]:
-        """What is read on both sides (:mod:`tinymim.distill.taps`)."""
+        """The taps that are read from both models (:mod:`tinymim.distill.taps`)."""
         return self.parts
 
     def check(self, student_width: int, teacher_width: int, heads: int) -> None:
-        """Raise ConfigError for widths that cannot be compared."""
+        """Raise :class:`~tinymim.errors.ConfigError` for widths that cannot be compared."""
 
     def make_maps(self, student_width: int, teacher_width: int) -> dict[str, nn.Module]:
-        """Part -> the layer that takes the student's tokens to the teacher's width, for the parts that need one."""
+        """Part -> the layer that maps the student's tokens to the teacher's width, for the parts that need one."""
         return {}
 
     def losses(
@@ -72,9 +72,9 @@ class Target:
         """Part -> differentiable scalar.
 
         Args:
-            student: Its taps.
-            teacher: The same taps, tokens paired one to one.
-            maps: What :meth:`make_maps` made.
+            student: The student's taps.
+            teacher: The teacher's taps; tokens are paired one to one.
+            maps: The layers of :meth:`make_maps`.
             heads: Relation heads.
             softmax: Whether relations are compared after a softmax.
         """
@@ -153,16 +153,16 @@ KINDS: tuple[type[Target], ...] = (Relation, ClassToken, Feature)
 
 
 def parse_target(word: str, teacher_depth: int, student_depth: int, teacher_block: int | None = None) -> Target:
-    """A word as a :class:`Target`.
+    """Parse a word into a :class:`Target`.
 
     Args:
-        word: See the head of this file.
+        word: See the top of this file.
         teacher_depth: Blocks of the teacher.
         student_depth: Blocks of the student.
-        teacher_block: Where the word names none; None: 18 of 24, else the last.
+        teacher_block: Default for words that name none; None: 18 of 24, else the last.
 
     Raises:
-        ConfigError: not such a word, or a block the model does not have.
+        ConfigError: an unknown word, or a block that the model does not have.
     """
     known = "|".join(f"(?P<k{i}>{kind.words})" for i, kind in enumerate(KINDS))
     match = re.fullmatch(
@@ -182,7 +182,7 @@ def parse_target(word: str, teacher_depth: int, student_depth: int, teacher_bloc
     for side, block, depth in zip(("teacher", "student"), blocks, (teacher_depth, student_depth), strict=True):
         if not 1 <= block <= depth:
             raise ConfigError(
-                f"target block {block} leaves the {side}",
+                f"target block {block} does not exist in the {side}",
                 f"it has {depth} blocks, counted from 1",
                 f"choose 1 to {depth}",
             )
@@ -191,7 +191,7 @@ def parse_target(word: str, teacher_depth: int, student_depth: int, teacher_bloc
 
 
 def read_from(targets: Any, side: str) -> dict[int, tuple[str, ...]]:
-    """What targets read from one side: block -> taps.
+    """The taps that targets read from one model: block -> taps.
 
     Args:
         targets: :class:`Target` objects.

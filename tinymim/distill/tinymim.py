@@ -26,44 +26,46 @@ from tinymim.models.tokens import has_class_token, keep_patches, pair_tokens, pa
 
 @register_method("tinymim", verb="distill", title="distil")
 class TinyMIM(Method):
-    """Distillation as TinyMIM studies it; the defaults are its winner: relations Q-K + V-V, KL.
+    """Distillation as TinyMIM studies it; the defaults are its best setting: relations Q-K + V-V, KL.
 
-    The teacher is frozen, in evaluation mode, and stops inside its deepest target block. The student is read up to its
-    deepest; what comes after that is never computed and needs no gradient, nor do its fixed positions.
+    The teacher is frozen, in evaluation mode, and stops inside its deepest target block. The student is run up to its
+    deepest target block; the parts after it are never computed and, like the fixed positions, need no gradient.
 
     Args:
-        student: A backbone that reads its own blocks (:class:`~tinymim.models.backbone.TapByTap`), as our ViT does.
+        student: A backbone that returns its own taps (:class:`~tinymim.models.backbone.TapByTap`), like our ViT.
         teacher: Our ViT, one of timm's (:data:`tinymim.distill.taps.TAPPABLE`), or any
             :class:`~tinymim.distill.sources.TargetSource`.
         targets: Words of :mod:`tinymim.distill.targets`, several for several pairs of blocks at once.
-        target_block: Teacher block of words that name none, 1-based; None: 18 of 24, else the last.
+        target_block: Default teacher block of words that name none, from 1; None: 18 of 24, else the last.
         relation_heads: Groups the channels of both sides are split into; None: the teacher's heads.
         softmax: False compares scaled scores (:func:`tinymim.distill.relations.relation_smooth_l1`).
-        class_token: Whether it takes part in relations and features; None: where both sides have one.
-        mask: Who sees only the visible patches: None, "student", "teacher" or "both". The paper does not say what its
-            masked rows (table 12) hide from whom. Here a masked side encodes the visible patches alone, the other one
-            all of them, and tokens are compared where both have one.
-        mask_ratio: Share of the patches hidden.
-        reconstruct: Add MAE's loss on the hidden pixels; keywords of :class:`tinymim.models.mae.MAE` for its decoder,
-            with a ``weight``. Needs a masked student.
-        teacher_drop_path: Stochastic depth of the teacher's blocks, constant (table 13); 0: none.
+        class_token: Whether relations and features include the class token; None: if both sides have one.
+        mask: Who sees only the visible patches: None, "student", "teacher" or "both". The paper does not say which side
+            its masked rows (table 12) mask. Here a masked side encodes the visible patches only, the other one all of
+            them, and tokens that both sides have are compared.
+        mask_ratio: Share of the patches that are masked.
+        reconstruct: Add MAE's loss on the masked pixels; keywords of :class:`tinymim.models.mae.MAE` for its decoder,
+            and its ``weight``. Needs a masked student.
+        teacher_drop_path: Constant stochastic-depth rate of the teacher's blocks (table 13); 0: none.
         align: For patch grids that differ, see :class:`~tinymim.distill.sources.LiveTeacher`.
 
     Raises:
-        ConfigError: unknown model class or word, other patch size without ``align``, no such block, or heads that do
-            not divide both widths.
+        ConfigError: unknown model class or word, different patch sizes without ``align``, no such block, or heads that
+            do not divide both widths.
     """
 
     keys: ClassVar[Mapping[str, Key]] = {
         **TEACHER_KEYS,
-        "teachers": Key([]),  # several at once: dicts of teacher, weight, and of teacher_weights .. align for its own
+        "teachers": Key(
+            []
+        ),  # several at once: dicts of teacher and weight; teacher_weights .. align override the recipe's
         "chain": Key(""),  # e.g. mae_large:base:small:tiny; hop by hop, every student is the next teacher
-        "hops": Key([]),  # of a chain: a dict of overrides per student
-        "softmax": Choice(True, (True, False)),  # of relations; False: smooth L1 of the scaled scores
-        "class_token": Choice(None, (None, True, False)),  # in relations, features; None: where both sides have one
+        "hops": Key([]),  # for a chain: a dict of overrides for each student
+        "softmax": Choice(True, (True, False)),  # for relations; False: smooth L1 of the scaled scores
+        "class_token": Choice(None, (None, True, False)),  # in relations and features; None: if both sides have one
         "mask": Key(None),  # who sees only the visible patches: None | "student" | "teacher" | "both"
-        "reconstruct": Number(0.0),  # masked student: weight of MAE's loss beside the others
-        "teacher_drop_path": Number(0.0, most=1, below=True),  # constant, in every block
+        "reconstruct": Number(0.0),  # weight of MAE's loss, added to the others; needs a masked student
+        "teacher_drop_path": Number(0.0, most=1, below=True),  # the same in every block
         **MASKING,
     }
 
@@ -113,45 +115,47 @@ class TinyMIM(Method):
 
     @classmethod
     def from_recipe(cls, recipe: Any, student: Any, *, pretrained: bool = True) -> Method:
-        """One method per teacher of the recipe; several are added up (:class:`SeveralTeachers`)."""
-        wishes = each_teacher(recipe)
-        methods = [cls._with_teacher(recipe, wish, student, pretrained, not i) for i, wish in enumerate(wishes)]
+        """One method for each teacher of the recipe; several are combined (:class:`SeveralTeachers`)."""
+        entries = each_teacher(recipe)
+        methods = [cls._with_teacher(recipe, entry, student, pretrained, not i) for i, entry in enumerate(entries)]
         if len(methods) == 1:
             return methods[0]
-        return SeveralTeachers(methods, [wish.get("weight", 1.0) for wish in wishes])
+        return SeveralTeachers(methods, [entry.get("weight", 1.0) for entry in entries])
 
     @classmethod
-    def _with_teacher(cls, recipe: Any, wish: dict[str, Any], student: Any, pretrained: bool, first: bool) -> "TinyMIM":
-        reading = load_for_recipe(recipe, wish, student, pretrained=pretrained)
+    def _with_teacher(
+        cls, recipe: Any, entry: dict[str, Any], student: Any, pretrained: bool, first: bool
+    ) -> "TinyMIM":
+        reading = load_for_recipe(recipe, entry, student, pretrained=pretrained)
         decoder = dict(decoder_arguments(recipe), weight=recipe.reconstruct)
         method = cls(
             student,
             reading.teacher.model,
-            targets=wish["targets"],
+            targets=entry["targets"],
             target_block=reading.block,
-            relation_heads=wish["relation_heads"] or reading.heads,
+            relation_heads=entry["relation_heads"] or reading.heads,
             softmax=recipe.softmax,
             class_token=recipe.class_token,
             mask=recipe.mask,
             mask_ratio=recipe.mask_ratio,
             reconstruct=decoder if recipe.reconstruct and first else None,
             teacher_drop_path=recipe.teacher_drop_path,
-            align=wish["align"],
+            align=entry["align"],
         )
         method.teachers = [reading.teacher]
         reading.check(method.targets)
-        reading.describe(method, asked=bool(wish["relation_heads"]))
+        reading.describe(method, heads_from_recipe=bool(entry["relation_heads"]))
         return method
 
     @property
     def learned(self) -> nn.Module:
-        """Everything a checkpoint must hold to go on, the student's tensors once."""
+        """Everything a checkpoint must hold to resume, the student's tensors once."""
         if not self.maps and self.mae is None:
             return self.student
         return nn.ModuleDict({"network": self.mae or self.student, "maps": self.maps})
 
     def train(self, mode: bool = True) -> "TinyMIM":
-        """Training mode for the student; the teacher stays in evaluation mode, but for its drop path if asked for."""
+        """Training mode for the student; the teacher stays in evaluation mode, except for its drop path."""
         super().train(mode)
         if isinstance(self.source, LiveTeacher):
             self.source.train(mode)
@@ -161,9 +165,9 @@ class TinyMIM(Method):
         """Losses of one batch.
 
         Args:
-            views: The student's images (B, 3, H, W), normalised; and the same crops, normalised the teacher's way
-                (a source that needs no pixels needs none).
-            extra: What a source that is no live teacher has asked the loader for.
+            views: The student's images (B, 3, H, W), normalised; and the same crops, normalised for the teacher
+                (not needed if the source reads no pixels).
+            extra: The stacked tensors of :attr:`per_photo`.
 
         Returns:
             A differentiable scalar for each relation or feature (``qk``, ``vv``; with several pairs of blocks
@@ -181,7 +185,7 @@ class TinyMIM(Method):
         order_BN: Tensor | None,
         extra: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """:meth:`losses` of a student that has been read at :meth:`student_taps`."""
+        """:meth:`losses` from taps of the student that were already read at :meth:`student_taps`."""
         losses: dict[str, Tensor] = {}
         total: Tensor | None = None
         pairs = self.compared(student_images, teacher_images, learned, self.targets, order_BN, extra)
@@ -207,7 +211,7 @@ class TinyMIM(Method):
         order_BN: Tensor | None = None,
         extra: Mapping[str, Tensor] | None = None,
     ) -> Iterator[tuple[Target, dict[str, Tensor], dict[str, Tensor]]]:
-        """Targets, each with the tokens of student and teacher that are compared: those both sides have, in pairs."""
+        """Each target with the tokens of student and teacher that are compared: those that both sides have, paired."""
         grid = patch_grid(self.student, (student_images.shape[2], student_images.shape[3]))
         keep = self.visible(order_BN, "teacher")
         taught = self.source.read(teacher_images, read_from(targets, "teacher"), grid, keep_BV=keep, extra=extra)
@@ -219,14 +223,14 @@ class TinyMIM(Method):
             }
             t = {name: taught[target.teacher_block][name] for name in target.taps}
             if target.patches:
-                s = self._those_of_both(s, "student", prefix[0], order_BN)
-                t = self._those_of_both(t, "teacher", prefix[1], order_BN)
+                s = self._shared_tokens(s, "student", prefix[0], order_BN)
+                t = self._shared_tokens(t, "teacher", prefix[1], order_BN)
             yield target, s, t
 
-    def _those_of_both(
+    def _shared_tokens(
         self, taps: dict[str, Tensor], side: str, prefix: int, order_BN: Tensor | None
     ) -> dict[str, Tensor]:
-        """Without a class token that takes no part, and without patches that a mask hides from the other side."""
+        """Drop a class token that is not compared, and patches that are masked on the other side."""
         if prefix and not self.class_token:
             taps = {name: x_BTD[:, 1:] for name, x_BTD in taps.items()}
         keep_BV = self.visible(order_BN)
@@ -235,27 +239,27 @@ class TinyMIM(Method):
         return {name: keep_patches(x_BTD, keep_BV, int(self.class_token)) for name, x_BTD in taps.items()}
 
     def order(self, student_images: Tensor) -> Tensor | None:
-        """A permutation of the patches of each image (B, N), the first ones visible; None without a mask."""
+        """A permutation of the patches of each image (B, N), the first V are visible; None without a mask."""
         if self.mask is None:
             return None
         grid = patch_grid(self.student, (student_images.shape[2], student_images.shape[3]))
         return torch.rand(len(student_images), grid[0] * grid[1], device=student_images.device).argsort(dim=1)
 
     def visible(self, order_BN: Tensor | None, side: str | None = None) -> Tensor | None:
-        """The visible patches (B, V), or those one side alone is shown; None: all."""
+        """Indices (B, V) of the visible patches, for ``side`` only if it is masked; None: all patches."""
         if order_BN is None or (side is not None and self.mask not in (side, "both")):
             return None
         return order_BN[:, : max(int(order_BN.shape[1] * (1 - self.mask_ratio)), 1)]
 
     def student_taps(self) -> dict[int, tuple[str, ...]]:
-        """What the losses read from the student: block -> taps."""
+        """The taps that the losses read from the student: block -> taps."""
         wanted = read_from(self.targets, "student")
         if self.mae is not None:
             wanted[self.student.depth] = (*wanted.get(self.student.depth, ()), "output")
         return wanted
 
     def loss_name(self, target: Target, name: str) -> str:
-        """What a loss is called: with its blocks where the same is compared at several."""
+        """Name of a loss; it includes the blocks if the same part is compared at several."""
         if sum(name in other.parts for other in self.targets) == 1:
             return name
         return f"{name}@{target.teacher_block}:{target.student_block}"
@@ -264,6 +268,6 @@ class TinyMIM(Method):
         yield "", self, views[-1]
 
     def learned_relations(self) -> tuple[int, int] | None:
-        """The student's deepest block whose relations were learned, and their heads; it teaches with the same."""
+        """The student's deepest block whose relations were learned, and their heads; used when it is a teacher."""
         blocks = [target.student_block for target in self.targets if isinstance(target, Relation)]
         return (max(blocks), self.relation_heads) if blocks else None

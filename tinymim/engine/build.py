@@ -1,4 +1,4 @@
-"""Recipe -> method: a student, its teachers, and what is compared."""
+"""Build the method of a recipe: a student, its teachers, and what is compared."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,11 @@ from tinymim.models.teachers import Teacher
 
 
 def student_outline(config: Config) -> Any:
-    """A recipe's student without its numbers (on the meta device): depth, stages, widths."""
+    """A recipe's student without weights (on the meta device): depth, stages, widths.
+
+    Raises:
+        ConfigError: see :func:`tinymim.create_model`.
+    """
     with torch.device("meta"):
         return create_model(config.student, img_size=config.img_size, **config.student_args)
 
@@ -30,14 +34,14 @@ def build_method(config: Config, *, pretrained: bool = True) -> tuple[Method, Se
     """
     arguments, rate = dict(config.student_args), float(config.drop_path)
     if rate and "drop_path_rate" not in arguments:
-        outline = student_outline(config)  # of one stage: constant, but for the last block, as published
+        outline = student_outline(config)  # one stage: a constant rate except for the last block, as published
         arguments["drop_path_rate"] = [rate] * (outline.depth - 1) + [0.0] if len(outline.stage_info) == 1 else rate
     student = create_model(config.student, img_size=config.img_size, **arguments)
     student.set_grad_checkpointing(bool(config.grad_checkpointing))
     kind = find_method(config.method)
     if not issubclass(kind, Method):
         raise ConfigError(
-            f"method {config.method!r} is no method on photos without labels",
+            f"method {config.method!r} does not train on photos without labels",
             f"'tinymim {kind.verb}' runs it",
             f"tinymim {kind.verb} --recipe NAME",
         )

@@ -1,4 +1,4 @@
-"""Sequential distillation: each student is the next teacher, in the head grouping of its own relations."""
+"""Sequential distillation: each student is the next teacher, read with the heads of the relations it learned."""
 
 import json
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ TEACHERS = {
 
 @dataclass
 class ChainResult:
-    """What a chain left behind: the last student, and the run of every hop."""
+    """Result of a chain: its folder, the file of the last student, and the result of every hop."""
 
     out: Path
     student: Path
@@ -33,14 +33,14 @@ class ChainResult:
 
 
 def parse_chain(text: str) -> tuple[str, list[str]]:
-    """``mae_large:base:small:tiny`` -> the first teacher and the students' registry names.
+    """``mae_large:base:small:tiny`` -> the first teacher, and the students' registry names.
 
     Args:
         text: The first word is one of :data:`TEACHERS`, ``timm/NAME`` or a checkpoint file; the others are registry
             names, with or without ``tinymim_vit_``.
 
     Raises:
-        ConfigError: no student, or one that is unknown.
+        ConfigError: no student, or an unknown one.
     """
     teacher, *students = text.split(":")
     names = [word if word in model_names() else f"tinymim_vit_{word}" for word in students]
@@ -49,7 +49,7 @@ def parse_chain(text: str) -> tuple[str, list[str]]:
         short = ", ".join(name.removeprefix("tinymim_vit_") for name in model_names())
         raise ConfigError(
             f"the chain {text!r} " + (f"has the unknown student {wrong[0]!r}" if wrong else "has no student"),
-            f"it is TEACHER:STUDENT:STUDENT..., students are {short}",
+            f"a chain is TEACHER:STUDENT:STUDENT..., students are {short}",
             "e.g. --chain mae_large:base:small:tiny",
         )
     return TEACHERS.get(teacher, teacher), names
@@ -69,24 +69,24 @@ def distill_chain(
 ) -> ChainResult:
     """Distil hop by hop; every hop is a run folder ``out/1_base``, ``out/2_small``, ... and starts from random weights.
 
-    The relations a student has learned at its last block are grouped into the heads of the chain's first teacher, not
-    into its own; as a teacher it is read in that grouping (its file says which). The published code reads its own
-    number of heads there (12 instead of 16 for the base model), or cannot pair the maps at all.
+    The relations that a student learns at its last block are grouped into the heads of the chain's first teacher, not
+    into its own; as a teacher it is read in that grouping, which its file stores. The published code uses the student's
+    own number of heads there (12 instead of 16 for the base model), or cannot pair the maps at all.
 
     Args:
         chain: e.g. ``mae_large:base:small:tiny``; None: the recipe's ``chain``.
         recipe: Settings of every hop; its ``hops`` (a dict of overrides for each) change single ones.
         out: Folder of the chain; None: ``runs/<recipe>``.
-        resume: Go on where the chain stopped, in the middle of a hop or between two.
-        overwrite: Replace what is in ``out``.
+        resume: Continue where the chain stopped, within a hop or between two.
+        overwrite: Replace the contents of ``out``.
         dry_run: One step of every hop, memory and time, no files.
         teacher_weights: File for a timm teacher (of the first hop).
-        cfg_options: Dotted recipe keys, for every hop; ``target_block`` and ``teacher_heads`` are the first teacher's
-            (students are read where they learned their relations; a hop's own overrides say otherwise).
+        cfg_options: Dotted recipe keys, for every hop; ``target_block`` and ``teacher_heads`` apply to the first
+            teacher only (students are read where they learned their relations, unless a hop's overrides change it).
         options: Other fields of :class:`~tinymim.engine.settings.DistillSettings`, for every hop.
 
     Raises:
-        TinyMIMError: a chain that cannot be, or what a hop raises.
+        TinyMIMError: a chain that does not fit together, or an error of a hop.
     """
     named = {"chain": chain, **(cfg_options or {})}
     config = load_recipe(recipe, named, "distill")
@@ -97,14 +97,14 @@ def distill_chain(
     if len(hops) != len(students):
         raise ConfigError(
             f"{recipe} has {len(hops)} hops for {len(students)} students",
-            "each student may have a dict of overrides",
-            "give one a student, {} for none",
+            "each student has a dict of overrides",
+            "give one dict per student, {} for none",
         )
     common = {k: v for k, v in (cfg_options or {}).items() if k not in ("chain", "hops")}
     if load_recipe(recipe).target_block:
         raise ConfigError(
             f"{recipe} has a target_block",
-            "it would be read of every student, too",
+            "it would apply to every student as teacher, too",
             "write it into the first of its hops: hops=[dict(target_block=18), {}, ...]",
         )
     first = {
@@ -117,67 +117,69 @@ def distill_chain(
     folder = Path(out or f"runs/{Path(recipe).stem}")
     if not dry_run and is_first_process():
         _open(folder, config.chain, resume=resume, overwrite=overwrite)
-    ended = _read(folder)["hops"] if resume else []
+    earlier = _read(folder)["hops"] if resume else []
     result = ChainResult(folder, Path())
-    told: list[dict[str, Any]] = []
-    scratch = TemporaryDirectory()  # of a dry run: untrained students, to measure the next hop with
+    done_hops: list[dict[str, Any]] = []
+    scratch = TemporaryDirectory()  # for a dry run: untrained students as teachers of the next hop
     for number, (student, hop) in enumerate(zip(students, overrides, strict=True), 1):
         name = f"{number}_{student.removeprefix('tinymim_vit_')}"
-        begun = (folder / name / "config.py").is_file()
+        started = (folder / name / "config.py").is_file()
         if is_first_process():
-            print(f"hop {number} of {len(students)}: {student} from {teacher if number == 1 else told[-1]['run']}")
-        done = distill(
+            print(f"hop {number} of {len(students)}: {student} from {teacher if number == 1 else done_hops[-1]['run']}")
+        run = distill(
             recipe,
             teacher=teacher,
             student=student,
             out=folder / name,
-            resume=resume and begun,
-            overwrite=not begun,
+            resume=resume and started,
+            overwrite=not started,
             dry_run=dry_run,
             title=f"hop {number}/{len(students)}",
             cfg_options=hop,
             **options,
         )
-        result.hops.append(done)
+        result.hops.append(run)
         entry = {
             "run": name,
             "student": student,
             "teacher": teacher,
-            "relations": done.relations,
-            "steps": done.steps,
-            "seconds": round(done.seconds, 1),
+            "relations": run.relations,
+            "steps": run.steps,
+            "seconds": round(run.seconds, 1),
         }
-        told.append(ended[number - 1] if number <= len(ended) else entry)
+        done_hops.append(earlier[number - 1] if number <= len(earlier) else entry)
         if not dry_run and is_first_process():
-            write_json(folder / "chain.json", {"chain": config.chain, "hops": told})
+            write_json(folder / "chain.json", {"chain": config.chain, "hops": done_hops})
         result.student = folder / name / "student.pth"
         teacher = str(result.student)
         if dry_run:
             teacher = str(Path(scratch.name) / f"{name}.pth")
-            save_student(_untrained(recipe, student, hop, options), teacher, {"relations": done.relations})
+            save_student(_untrained(recipe, student, hop, options), teacher, {"relations": run.relations})
     scratch.cleanup()
     return result
 
 
 def _untrained(recipe: str, student: str, overrides: dict[str, Any], options: dict[str, Any]) -> Any:
-    """The student of a hop, as the next hop of a dry run needs it."""
+    """The student of a hop with random weights, the teacher of the next hop of a dry run."""
     config = load_recipe(recipe, {"student": student, "img_size": options.get("img_size"), **overrides})
     return create_model(config.student, img_size=config.img_size, **config.student_args)
 
 
 def _check_hops(recipe: str, students: list[str], overrides: list[dict[str, Any]], options: dict[str, Any]) -> None:
-    """Refuse before the first hop what a later one would stumble over.
+    """Check the options of all hops before the first one starts.
 
     Raises:
         ConfigError: other teachers, an unknown key, or a block that a student does not have.
     """
-    depth = 0  # of the first teacher: not known yet
+    depth = 0  # of the first teacher: not yet known
     for student, hop in zip(students, overrides, strict=True):
         own = {key: value for key, value in {**options, "student": student}.items() if key in ("student", "targets")}
         config = load_recipe(recipe, {**own, **hop}, "distill")
         if config.teachers:
             raise ConfigError(
-                "teachers beside a chain", "each student is the next teacher, and the only one", "leave teachers out"
+                "teachers in addition to a chain",
+                "each student is the only teacher of the next one",
+                "leave teachers out",
             )
         deep = student_outline(config).depth
         for word in config.targets if depth else ():
@@ -186,21 +188,21 @@ def _check_hops(recipe: str, students: list[str], overrides: list[dict[str, Any]
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    """chain.json of a folder; an empty one where there is none."""
+    """chain.json of a folder; without one, an empty chain."""
     file = folder / "chain.json"
     try:
         return json.loads(file.read_text()) if file.is_file() else {"chain": None, "hops": []}
     except ValueError as error:
         raise ConfigError(
-            f"cannot read {file}", f"it is damaged ({error})", "start the chain anew with --overwrite"
+            f"cannot read {file}", f"it is damaged ({error})", "start the chain again with --overwrite"
         ) from None
 
 
 def _open(folder: Path, chain: str, *, resume: bool, overwrite: bool) -> None:
-    """Make or reopen the chain's folder.
+    """Create or reopen the folder of the chain.
 
     Raises:
-        ConfigError: it holds something else, or another chain.
+        ConfigError: it holds something else, or a different chain.
     """
     file = folder / "chain.json"
     if resume:
@@ -208,7 +210,7 @@ def _open(folder: Path, chain: str, *, resume: bool, overwrite: bool) -> None:
         if before != chain:
             raise ConfigError(
                 f"{folder} holds " + (f"the chain {before}" if before else "no chain to resume"),
-                f"{chain} was asked for",
+                f"the requested chain is {chain}",
                 "resume with the same chain, or choose another --out",
             )
         return

@@ -1,4 +1,4 @@
-"""What fine-tuning trains: a classifier behind our loop, timm's mixup, average of weights and schedule as hooks."""
+"""The model of fine-tuning: a classifier with its losses; timm's mixup, weight average and schedule as hooks."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -28,14 +28,14 @@ from tinymim.models.teachers import LabelTeacher
 class ClassifyModel(Trainable):
     """Cross entropy, and with a teacher DeiT's distillation: (1 - alpha) * labels + alpha * teacher.
 
-    The labels teach the class head, the teacher the second head of a model with a distillation token; without one both
-    teach the same head. In evaluation it scores the running average of the weights if there is one.
+    The labels train the class head, the teacher the second head of a model with a distillation token; without one both
+    train the same head. Evaluation scores the running average of the weights if there is one.
 
     Args:
         network: The classifier.
-        smoothing: Label smoothing where labels are not mixed (mixed ones are smoothed by timm's Mixup).
-        ema_decay: Of the running average of the weights; None: none is kept.
-        teacher: Frozen, with the same classes.
+        smoothing: Label smoothing for labels that are not mixed (timm's Mixup smooths mixed ones).
+        ema_decay: Decay of the running average of the weights; None: no average.
+        teacher: Frozen classifier with the same classes, or None.
         distillation: "hard" or "soft".
         alpha: Weight of the teacher (DeiT: 0.5).
         tau: Temperature of soft distillation (DeiT's published runs: 1).
@@ -44,17 +44,17 @@ class ClassifyModel(Trainable):
 
     keys: ClassVar[Mapping[str, Key]] = {
         "num_heads": Number(None, least=1, whole=True),  # heads per block; None: the file's, else the model's
-        "layer_decay": Number(0.65, most=1, above=True),  # rate of a layer over that of the next one
-        "aa": Key("rand-m9-mstd0.5-inc1"),  # timm's word for RandAugment; None: none
+        "layer_decay": Number(0.65, most=1, above=True),  # rate of a layer divided by that of the next one
+        "aa": Key("rand-m9-mstd0.5-inc1"),  # timm's name of a RandAugment policy; None: none
         "reprob": Number(0.25, most=1),  # random erasing with random pixels
         "mixup": Number(0.8),
         "cutmix": Number(1.0),
         "mixup_prob": Number(1.0, most=1),
-        "switch_prob": Number(0.5, most=1),  # of cutmix in place of mixup
+        "switch_prob": Number(0.5, most=1),  # probability of cutmix instead of mixup
         "smoothing": Number(0.1, most=1, below=True),
         "ema": Number(None, most=1, below=True, off=True),  # decay of a running average of the weights, e.g. 0.9999
         "teacher": Key(None),  # timm/NAME with a classifier, or a classifier.pth: DeiT's distillation
-        "teacher_weights": Key(None),  # file for a timm teacher
+        "teacher_weights": Key(None),  # weights file for a timm teacher
         "distillation": Choice("hard", ("hard", "soft")),
         "alpha": Number(0.5, most=1),  # weight of the teacher
         "tau": Number(1.0, above=True),  # temperature of soft distillation
@@ -84,7 +84,7 @@ class ClassifyModel(Trainable):
 
     @property
     def encoder(self) -> Classifier:
-        """The classifier that is written: the average of the weights where there is one."""
+        """The classifier that is saved: the average of the weights if there is one."""
         return self.network if self.ema is None else self.ema.module  # type: ignore[return-value]
 
     @property
@@ -101,23 +101,26 @@ class ClassifyModel(Trainable):
         return self
 
     def forward(self, image: Tensor, label: Tensor, mode: str = "loss") -> dict[str, Tensor]:  # type: ignore[override]
-        """Normalised (B, 3, S, S) and labels (B,), or mixed ones (B, K) -> named losses; shares in evaluation."""
+        """Normalised images (B, 3, S, S) and labels (B,), or mixed ones (B, K) -> named losses.
+
+        In evaluation: ``loss``, and ``top1`` and ``top5`` as fractions.
+        """
         self.last_batch = {"image": image, "label": label}
         with self.cast(image.device.type):
             if not self.training:
                 return self._scores(self.encoder(image).float(), label)
-            own_BK, taught_BK = self.network.answers(image)
+            class_BK, dist_BK = self.network.answers(image)
             criterion = self.criterion if label.ndim == 1 else SoftTargetCrossEntropy()
-            loss = criterion(own_BK.float(), label)
+            loss = criterion(class_BK.float(), label)
             if self.teacher is None or self.view is None:
                 return {"loss": loss}
             with torch.no_grad():
-                told_BK = self.teacher(self.view(image))
-            learner_BK = own_BK if taught_BK is None else taught_BK
+                teacher_BK = self.teacher(self.view(image))
+            student_BK = class_BK if dist_BK is None else dist_BK
             if self.distillation == "hard":
-                distilled = hard_distillation(learner_BK, told_BK)
+                distilled = hard_distillation(student_BK, teacher_BK)
             else:
-                distilled = soft_distillation(learner_BK, told_BK, self.tau)
+                distilled = soft_distillation(student_BK, teacher_BK, self.tau)
         return {"labels": loss, "teacher": distilled, "loss": (1 - self.alpha) * loss + self.alpha * distilled}
 
     @staticmethod
@@ -137,7 +140,7 @@ class ClassifyModel(Trainable):
 
 @HOOKS.register_module()
 class MixupHook(Hook):
-    """timm's mixup and cutmix on each process's share of the batch, fixed by (seed, step, process)."""
+    """timm's mixup and cutmix on each process's share of the batch; (seed, step, process) fixes the random numbers."""
 
     def __init__(self, mixup: Mixup, seed: int, device: str) -> None:
         self.mixup, self.seed, self.device = mixup, seed, device
@@ -159,7 +162,7 @@ class AverageHook(Hook):
 
 @HOOKS.register_module()
 class CosineHook(Hook):
-    """timm's cosine schedule by step: linear warm-up from 0, half a cosine down to ``final``, times ``lr_scale``."""
+    """timm's cosine schedule per step: linear warm-up from 0, half a cosine down to ``final``, times ``lr_scale``."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, steps: int, warmup: int, final: float) -> None:
         self.scheduler = CosineLRScheduler(

@@ -1,4 +1,4 @@
-"""What a training run costs, measured by one step on random pixels before it starts."""
+"""Cost of a training run, measured by one step on random pixels before it starts."""
 
 import time
 from collections.abc import Callable
@@ -19,15 +19,15 @@ class TrainingCost:
     """Cost of a training run.
 
     Attributes:
-        parameters: Trained ones.
-        bytes_per_image: What autograd keeps of an image for the backward pass.
+        parameters: Number of trained parameters.
+        bytes_per_image: Bytes that autograd keeps per image for the backward pass.
         gib: Memory per process, GiB: weights, gradients, AdamW's two moments, and the activations of the images of one
             pass, times 1.5.
         flop_per_image: Forward and backward, teachers included.
-        seconds_per_image: On this machine, without reading photos.
+        seconds_per_image: Forward and backward on this machine, without data loading.
         batch: Images per step and process.
-        processes: As launched.
-        steps: Of the schedule.
+        processes: Number of launched processes.
+        steps: Steps of the schedule.
         size: Height and width of an image, pixels.
         device: "cpu" or "cuda".
     """
@@ -54,11 +54,11 @@ class TrainingCost:
             f"dry run: {self.steps} steps of {self.batch} images of {self.size[0]}x{self.size[1]} on each of "
             f"{self.processes} process(es)\n"
             f"{self.parameters / 1e6:.2f} M trained parameters; about {self.gib:.1f} GiB per process "
-            f"({self.bytes_per_image / 2**20:.1f} MiB per image); about {hours:.1f} hours on one such {self.device} "
-            f"({1 / self.seconds_per_image:.2f} images/s without data loading and validation)\n"
+            f"({self.bytes_per_image / 2**20:.1f} MiB per image); about {hours:.1f} hours on one {self.device} like "
+            f"this ({1 / self.seconds_per_image:.2f} images/s without data loading and validation)\n"
             f"{self.flop_per_image / 1e9:.1f} GFLOP per image, forward and backward, teachers included: "
             f"{flop / 1e18:.3g} EFLOP, {flop / SUSTAINED / 3600:.1f} hours at {SUSTAINED / 1e12:.0f} TFLOP/s (a third "
-            "of a V100's peak), over the number of GPUs"
+            "of a V100's peak), divided by the number of GPUs"
         )
 
 
@@ -74,21 +74,21 @@ def measure_cost(
     device: str,
     timed: int = PROBE,
 ) -> TrainingCost:
-    """Forward and backward passes on random pixels; the model's gradients are left over, nothing is written.
+    """Measure forward and backward passes on random pixels; the model keeps their gradients, no file is written.
 
     Args:
         model: In training mode, on its device.
-        loss: Draws so many images and returns their loss, a scalar.
+        loss: Number of images -> their loss, a scalar.
         per_pass: Images that one pass of the run holds in memory.
         batch: Images per step and process.
-        processes: As launched.
-        steps: Of the run.
+        processes: Number of launched processes.
+        steps: Steps of the run.
         size: Height and width of an image, pixels.
         device: "cpu" or "cuda".
-        timed: Images of the passes that count FLOP and seconds.
+        timed: Images of the passes that measure FLOP and seconds.
     """
     per_image = saved_bytes(model, lambda: loss(PROBE)) // PROBE
-    with FlopCounterMode(display=False) as counter:  # warms up, too
+    with FlopCounterMode(display=False) as counter:  # also the warm-up
         loss(timed).backward()
     if device == "cuda":
         torch.cuda.synchronize()

@@ -1,4 +1,4 @@
-"""Scores of a classifier on ImageNet-1k, -A, -R and -C, or on the held-out photos of its own classes."""
+"""Score a classifier on ImageNet-1k, -A, -R and -C, or on held-out photos of its own classes."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +19,10 @@ NAMES = {"imagenet": "photos", "imagenet-a": "ImageNet-A", "imagenet-r": "ImageN
 
 @dataclass
 class ClassifierScores:
-    """Shares of right answers; for ImageNet-C errors, mCE normalised by AlexNet's.
+    """Shares of correct predictions; for ImageNet-C, errors, with mCE normalised by AlexNet's.
 
     Attributes:
-        file: The classifier, with its sha256.
+        file: Name and sha256 of the classifier.
         size: Side of the photos, pixels.
         scores: As :func:`tinymim.data.robust.evaluate_folders` returns them.
         machine: Versions and processor.
@@ -50,16 +50,16 @@ class ClassifierScores:
         return out
 
     def print(self) -> None:
-        """A line a set."""
+        """Print one line per set."""
         for name, text, photos in self.rows():
             print(f"{name.ljust(11)} {text} %  ({photos} photos)")
 
     def to_json(self, path: str | Path) -> None:
-        """Write everything."""
+        """Write file, size, scores and machine as JSON."""
         write_json(path, {"file": self.file, "size": self.size, "scores": self.scores, "machine": self.machine})
 
     def to_markdown(self, path: str | Path) -> None:
-        """Write the table, with the single corruptions."""
+        """Write the table, and one of the corruptions."""
         lines = ["| set | score, % | photos |", "|---|---|---|"]
         lines += [f"| {name} | {text} | {photos} |" for name, text, photos in self.rows()]
         corruptions = self.scores.get("imagenet-c", {}).get("corruptions", {})
@@ -90,25 +90,25 @@ def evaluate_classifier(
 
     Args:
         checkpoint: ``classifier.pth`` of a run, or a published fine-tuned file.
-        data: Folder with a sub-folder a class: ImageNet's validation photos, or the classifier's own classes.
+        data: Folder with one sub-folder per class: ImageNet's validation photos, or the classifier's own classes.
         imagenet_a: Official folder.
         imagenet_r: Official folder.
         imagenet_c: Official folder, with or without the groups of its archives.
         img_size: Side, pixels; None: the size it was fine-tuned at.
-        num_heads: Heads a block of a file that does not say.
-        batch_size: Photos a pass.
+        num_heads: Heads per block, for a file that does not store it.
+        batch_size: Photos per pass.
         workers: Data-loading processes.
         device: "cpu", "cuda" or "cuda:N"; None: a GPU if there is one.
         limit: Most photos of each set (of each severity).
 
     Raises:
-        TinyMIMError: no classifier, a folder that is not what it should be, or other classes.
+        TinyMIMError: no classifier, a folder with another layout, or other classes.
     """
     if not any((data, imagenet_a, imagenet_r, imagenet_c)):
         raise ConfigError(
             "no photos to score on",
             "no folder was given",
-            "add --data FOLDER (a sub-folder a class), --imagenet-a, -r or -c",
+            "add --data FOLDER (one sub-folder per class), --imagenet-a, -r or -c",
         )
     for option, value, least in (("img-size", img_size, 16), ("workers", workers, 0), ("batch-size", batch_size, 1)):
         if value is not None and value < least:
@@ -119,7 +119,7 @@ def evaluate_classifier(
     classes = found.meta.get("classes")
     if classes is None and model.num_classes != 1000:
         raise ConfigError(
-            f"nobody knows the {model.num_classes} classes of {checkpoint}",
+            f"the {model.num_classes} classes of {checkpoint} are unknown",
             "the file does not name them",
             "fine-tune it with tinymim finetune, which writes them into the file",
         )

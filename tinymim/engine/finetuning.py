@@ -1,4 +1,4 @@
-"""``finetune``: a pre-trained or distilled encoder becomes a classifier of your photos."""
+"""``finetune``: train a classifier of your photos on a pre-trained or distilled encoder."""
 
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -27,7 +27,7 @@ from tinymim.models.teachers import LabelTeacher, load_label_teacher
 
 @dataclass
 class FinetuneResult:
-    """What a fine-tuning run left behind; ``top1`` and ``top5`` are shares of the held-out photos, None without any."""
+    """Result of a fine-tuning run; ``top1`` and ``top5`` are fractions of the held-out photos, None without any."""
 
     out: Path
     classifier: Path
@@ -40,7 +40,7 @@ class FinetuneResult:
     top5: float | None = None
 
     def to_json(self) -> Path:
-        """Write ``result.json`` into the run folder."""
+        """Write ``result.json`` into the run folder; return its path."""
         values = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
         write_json(self.out / "result.json", values)
         return self.out / "result.json"
@@ -77,7 +77,7 @@ class FinetuneJob(Job):
         if self.held_out is not None and len(self.held_out.files) < self.world:
             raise ConfigError(
                 f"{len(self.held_out.files)} photos to score and {self.world} processes",
-                "each one scores its share",
+                "each process scores its share",
                 "give more validation photos, or use fewer processes",
             )
         self.augment = train_transform(self.config)
@@ -127,7 +127,7 @@ class FinetuneJob(Job):
             lines.append(
                 f"note: {self.settings.val_data} has no photos of {', '.join(names[i] for i in lacking[:5])}"
                 + (f" and {len(lacking) - 5} more" if len(lacking) > 5 else "")
-                + f": the score is over {len(names) - len(lacking)} classes"
+                + f": the score covers {len(names) - len(lacking)} classes"
             )
         return "\n".join(lines)
 
@@ -208,10 +208,10 @@ class FinetuneJob(Job):
 
 
 def build_classifier(config: Config, num_classes: int, student: str | None) -> Classifier:
-    """The classifier of a recipe, its encoder loaded from a file if one is given.
+    """The classifier of a recipe, with its encoder loaded from a file if one is given.
 
     Raises:
-        TinyMIMError: no such file, one whose head count nobody knows, or arguments that contradict it.
+        TinyMIMError: no such file, an unknown head count, or arguments that contradict the file.
     """
     backbone = create_model_for(
         config.student,
@@ -241,7 +241,7 @@ def _teacher(config: Config, network: Classifier, photos: ClassFolder, *, pretra
         )
     if network.head_dist is not None:
         raise ConfigError(
-            f"{config.student} has a distillation token and nobody to teach it",
+            f"{config.student} has a distillation token but no teacher for it",
             "no teacher is named",
             "add --teacher timm/regnety_160.deit_in1k, or a classifier.pth of these classes",
         )
@@ -249,10 +249,10 @@ def _teacher(config: Config, network: Classifier, photos: ClassFolder, *, pretra
 
 
 def train_transform(config: Config) -> Any:
-    """timm's training augmentation with a recipe's words.
+    """timm's training augmentation with the settings of a recipe: RGB image -> normalised (3, S, S).
 
     Raises:
-        ConfigError: a word for RandAugment or the like that timm does not know.
+        ConfigError: timm does not know the augmentation policy.
     """
     let_timm_posterize()
     try:
@@ -269,13 +269,13 @@ def train_transform(config: Config) -> Any:
     except (AssertionError, ValueError, KeyError) as error:
         raise ConfigError(
             f"aa={config.aa!r}",
-            f"timm knows no such augmentation ({error})",
+            f"timm does not know this augmentation ({error})",
             "e.g. --cfg-options aa=rand-m9-mstd0.5-inc1, or aa= for none",
         ) from None
 
 
 def eval_transform(img_size: int) -> Any:
-    """timm's evaluation view: short side 256 for 224 pixels (larger sizes: no margin), central crop, bicubic (MAE)."""
+    """timm's evaluation view: short side 256 for 224 pixels (above 224: no margin), central crop, bicubic (MAE)."""
     return create_transform(
         img_size, is_training=False, interpolation="bicubic", crop_pct=224 / 256 if img_size <= 224 else 1.0
     )

@@ -1,6 +1,6 @@
-"""Watching a run learn: health of the student, k-NN and linear probe, at its start, every so often, at its end.
+"""Health metrics during a run: the student's health, k-NN and linear probe at the start, at intervals, at the end.
 
-Nothing here touches training: evaluation mode, no gradients, random numbers put back. Only the first process looks.
+They do not affect training: evaluation mode, no gradients, random state restored. Only the first process measures.
 """
 
 import importlib.util
@@ -32,11 +32,11 @@ from tinymim.engine.model import PretrainModel
 from tinymim.engine.run_folder import bare
 from tinymim.errors import ConfigError
 
-LOOKED_AT = 32  # photos whose activations are looked at
+HEALTH_PHOTOS = 32  # photos whose activations are measured
 BATCH = 64  # photos embedded at once
 INT8 = "tinymim-export --checkpoint segmentor.pth --precision int8 --calibration PHOTOS --data FOLDER"
-A_CLASS = 5  # photos of a class that a probe has at least
-HELD_OUT = 5  # every so many photos of a folder that is not split are for validation
+MIN_PER_CLASS = 5  # smallest number of photos per class of a probe
+HOLD_OUT_EVERY = 5  # in a folder without train/ and val/, every fifth photo is for validation
 
 
 @dataclass
@@ -52,8 +52,8 @@ def read_probe(folder: str | Path, most: int) -> Probe:
 
     Args:
         folder: The folder.
-        most: Photos of each of the two, chosen by a draw that is always the same: as many of each class, and
-            :data:`A_CLASS` at least, of some classes only where there are too many (with 500, 100 of ImageNet's).
+        most: Largest number of photos of each part, drawn with a fixed seed: the same number per class, at least
+            :data:`MIN_PER_CLASS`; with too many classes only some of them (for 500 photos, 100 of ImageNet's classes).
 
     Raises:
         DataError: see :func:`tinymim.data.imagenet.read_class_folder`.
@@ -63,15 +63,15 @@ def read_probe(folder: str | Path, most: int) -> Probe:
         train = read_class_folder(folder / "train")
         val = read_class_folder(folder / "val", train.classes)
         return Probe(_draw(train, most, most), _draw(val, most, most))
-    pairs = _draw(read_class_folder(folder), HELD_OUT * most, most)
-    held_out = [pair for i, pair in enumerate(pairs) if i % HELD_OUT == 0][:most]
-    return Probe([pair for i, pair in enumerate(pairs) if i % HELD_OUT][:most], held_out)
+    pairs = _draw(read_class_folder(folder), HOLD_OUT_EVERY * most, most)
+    held_out = [pair for i, pair in enumerate(pairs) if i % HOLD_OUT_EVERY == 0][:most]
+    return Probe([pair for i, pair in enumerate(pairs) if i % HOLD_OUT_EVERY][:most], held_out)
 
 
 def _draw(folder: ClassFolder, count: int, most: int) -> list[tuple[Path, int]]:
-    """Photos of classes that are spread evenly over all, one of each class after the other."""
+    """Photos of evenly spread classes, one of each class in turn."""
     classes = len(folder.classes)
-    kept = max(min(classes, most // A_CLASS), min(classes, 2))
+    kept = max(min(classes, most // MIN_PER_CLASS), min(classes, 2))
     chosen = {i * classes // kept for i in range(kept)}
     order = torch.randperm(len(folder.files), generator=torch.Generator().manual_seed(0)).tolist()
     seen: dict[int, int] = {}
@@ -81,22 +81,22 @@ def _draw(folder: ClassFolder, count: int, most: int) -> list[tuple[Path, int]]:
         if label in chosen:
             seen[label] = seen.get(label, 0) + 1
             ranked.append((seen[label], i))
-    ranked.sort(key=lambda pair: pair[0])  # stable: within a rank as drawn
+    ranked.sort(key=lambda pair: pair[0])  # stable: keeps the drawn order within a rank
     return [(folder.files[i], int(folder.labels[i])) for _, i in ranked[:count]]
 
 
 def health_hooks(out: Path, config: Config, epoch: int, photos: list[Path], probe: Probe | None) -> list[Hook]:
-    """The hooks a recipe asks for: watching, TensorBoard.
+    """The hooks that a recipe enables: health metrics, TensorBoard.
 
     Args:
         out: Run folder.
         config: Recipe.
-        epoch: Steps.
+        epoch: Steps per epoch.
         photos: Held-out photos, or the training photos.
         probe: Labelled photos, or None.
 
     Raises:
-        ConfigError: labelled photos for a run that is not watched.
+        ConfigError: labelled photos, but health metrics are off.
     """
     hooks: list[Hook] = []
     every = epoch if config.watch_every is None else config.watch_every
@@ -104,11 +104,13 @@ def health_hooks(out: Path, config: Config, epoch: int, photos: list[Path], prob
         hooks.append(HealthHook(out, photos, config.img_size, every, probe))
     elif probe is not None:
         raise ConfigError(
-            "labelled photos for a run that is not watched", "watch_every is 0", "leave --probe-data or watch_every out"
+            "labelled photos for a run without health metrics",
+            "watch_every is 0",
+            "leave --probe-data or watch_every out",
         )
     if config.tensorboard and is_main_process():
         if importlib.util.find_spec("tensorboard") is None:
-            print("note: tensorboard is not installed, metrics.jsonl has it all; pip install 'tinymim[tensorboard]'")
+            print("note: tensorboard is not installed, see metrics.jsonl; pip install 'tinymim[tensorboard]'")
         else:
             hooks.append(TensorBoardHook(out))
     return hooks
@@ -116,56 +118,58 @@ def health_hooks(out: Path, config: Config, epoch: int, photos: list[Path], prob
 
 @HOOKS.register_module()
 class HealthHook(Hook):
-    """Looks at the student at step 0, every so many steps and at the end; writes scalars into metrics.jsonl.
+    """Measures the student at step 0, every ``every`` steps and at the end; writes scalars into metrics.jsonl.
 
     ``kl_qk/head_05`` (nats), ``entropy/block_03/head_02`` (share of log T), ``outlier/block_03/fc1`` and
     ``outlier_channel/block_03/fc1`` (see :func:`tinymim.analysis.health.activation_outliers`), ``outlier/limit``,
-    ``knn_top1``, ``linear_top1`` (shares), ``probe_classes`` (of how many classes). Of the block behind the last one
-    that is trained whole, only what enters qkv is looked at.
+    ``knn_top1``, ``linear_top1`` (fractions), ``probe_classes`` (number of classes). In the block after the last fully
+    trained one, only the input of qkv is measured.
 
     Args:
         out: Run folder.
-        photos: The photos the student is watched on are spread evenly over these.
+        photos: Photos to choose from, evenly spread.
         img_size: Side of the central crops, pixels.
-        every: Steps.
+        every: Steps between measurements.
         probe: Labelled photos, or None.
     """
 
     def __init__(self, out: Path, photos: list[Path], img_size: int, every: int, probe: Probe | None) -> None:
         self.out, self.img_size, self.every, self.probe = out, img_size, every, probe
         self.photos = (
-            [photos[i * len(photos) // LOOKED_AT] for i in range(LOOKED_AT)] if len(photos) > LOOKED_AT else photos
+            [photos[i * len(photos) // HEALTH_PHOTOS] for i in range(HEALTH_PHOTOS)]
+            if len(photos) > HEALTH_PHOTOS
+            else photos
         )
         self.outliers: list[dict[str, Outlier]] = []
 
     def before_train(self, runner: Any) -> None:
         if runner.iter == 0:
-            self._look(runner)
+            self._measure(runner)
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         if runner.iter % self.every == 0 or runner.iter == runner.max_iters:
-            self._look(runner)
+            self._measure(runner)
 
     def after_train(self, runner: Any) -> None:
         if text := outlier_warning(self.outliers):
             print(text)
 
     @torch.no_grad()
-    def _look(self, runner: Any) -> None:
+    def _measure(self, runner: Any) -> None:
         if not is_main_process():
             return
         model = bare(runner.model)
         device = next(model.parameters()).device
         model.eval()
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            values = self._health(model, self._pixels(self.photos, device))
+            values = self._health_values(model, self._pixels(self.photos, device))
             if self.probe is not None:
-                values |= self._probes(self.probe, model, device)
+                values |= self._probe_values(self.probe, model, device)
         runner.model.train()
         with open(self.out / "metrics.jsonl", "a") as file:
             file.write(json.dumps({"step": runner.iter, **values}) + "\n")
 
-    def _health(self, model: PretrainModel, pixels: Tensor) -> dict[str, float]:
+    def _health_values(self, model: PretrainModel, pixels: Tensor) -> dict[str, float]:
         encoder: Any = model.encoder
         views = model.views(pixels)
         own = views[0]
@@ -175,7 +179,7 @@ class HealthHook(Hook):
                 values |= {f"kl_{teacher}{relation}/head_{i:02d}": kl for i, kl in enumerate(kl_M.tolist(), 1)}
         for block, shares in enumerate(attention_entropy(encoder, own)[1].tolist(), 1):
             values |= {f"entropy/block_{block:02d}/head_{i:02d}": share for i, share in enumerate(shares, 1)}
-        whole = trained_depth(encoder)  # of the block behind it, q, k, v alone are trained
+        whole = trained_depth(encoder)  # of the block after it, only q, k, v are trained
         self.outliers = [
             found if block <= whole else {"qkv": found["qkv"]}
             for block, found in enumerate(activation_outliers(encoder, own), 1)
@@ -186,7 +190,7 @@ class HealthHook(Hook):
                 values[f"outlier_channel/block_{block:02d}/{name}"] = outlier.channel
         return values | {"outlier/limit": OUTLIER_LIMIT}
 
-    def _probes(self, probe: Probe, model: PretrainModel, device: torch.device) -> dict[str, float]:
+    def _probe_values(self, probe: Probe, model: PretrainModel, device: torch.device) -> dict[str, float]:
         train, train_labels = self._embed(probe.train, model, device)
         val, val_labels = self._embed(probe.val, model, device)
         return {
@@ -198,7 +202,7 @@ class HealthHook(Hook):
     def _embed(
         self, pairs: list[tuple[Path, int]], model: PretrainModel, device: torch.device
     ) -> tuple[Tensor, Tensor]:
-        """Features and labels of the photos that can be read."""
+        """Features (N, D) and labels (N,) of the photos that can be read."""
         crops = Photos([path for path, _ in pairs], img_size=self.img_size, train=False)
         labels: list[int] = []
 
@@ -222,7 +226,7 @@ class HealthHook(Hook):
 
 
 def outlier_warning(outliers: list[dict[str, Outlier]]) -> str:
-    """What to say of the last look: empty below :data:`OUTLIER_LIMIT`; the stream, which stays in float, aside."""
+    """Warning for the last measurement; empty below :data:`OUTLIER_LIMIT`. The stream stays in float: not counted."""
     worst = [
         (found[name].ratio, block, name) for block, found in enumerate(outliers, 1) for name in LAYERS if name in found
     ]
@@ -231,17 +235,18 @@ def outlier_warning(outliers: list[dict[str, Outlier]]) -> str:
         return ""
     ratio, block, name = over[0]
     return (
-        f"warning: outliers announce trouble for INT8: in block {block} the largest input of {name} (channel "
+        f"warning: outliers will hurt INT8: in block {block} the largest input of {name} (channel "
         f"{outliers[block - 1][name].channel}) is {ratio:.0f} times the usual one; {len(over)} of {len(worst)} inputs "
-        f"exceed {OUTLIER_LIMIT:g}\n  why: one scale a tensor leaves the usual values {127 / ratio:.0f} levels of 127\n"
-        "  fix: once a segmentor is trained, see what INT8 costs block by block and leave the worst in float:\n"
+        f"exceed {OUTLIER_LIMIT:g}\n"
+        f"  why: with one scale per tensor, {127 / ratio:.0f} of 127 levels are left for the usual values\n"
+        "  fix: once a segmentor is trained, measure the cost of INT8 per block and keep the worst in float:\n"
         f"       {INT8} --sensitivity\n       {INT8} --onnx int8.onnx --max-miou-drop 0.5"
     )
 
 
 @HOOKS.register_module()
 class TensorBoardHook(Hook):
-    """Copies every new line of metrics.jsonl to OUT/tensorboard; a resumed run goes on without doubling.
+    """Copies every new line of metrics.jsonl to OUT/tensorboard; a resumed run continues without duplicates.
 
     Args:
         out: Run folder.
@@ -255,7 +260,7 @@ class TensorBoardHook(Hook):
 
         folder, metrics = self.out / "tensorboard", self.out / "metrics.jsonl"
         metrics.touch()
-        known = folder.is_dir() and runner.iter > 0  # what metrics.jsonl holds up to here is in there, too
+        known = folder.is_dir() and runner.iter > 0  # the lines so far were copied before
         self.read = metrics.stat().st_size if known else 0
         self.writer = SummaryWriter(str(folder), purge_step=runner.iter + 1 if known else None)
         self._copy()
@@ -267,7 +272,7 @@ class TensorBoardHook(Hook):
         self.writer.close()
 
     def _copy(self) -> None:
-        """New lines only, flushed: what was killed after a checkpoint has lost nothing from before it."""
+        """Copy new lines only and flush, so that a killed run loses nothing from before its last checkpoint."""
         with open(self.out / "metrics.jsonl", "rb") as file:
             file.seek(self.read)
             lines = file.readlines()

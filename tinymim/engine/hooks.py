@@ -1,4 +1,4 @@
-"""Hooks of the training loop: the learning rate, what is written and printed while it runs, and checkpoints."""
+"""Hooks of the training loop: learning rate, metrics and progress line, checkpoints."""
 
 import time
 from pathlib import Path
@@ -47,7 +47,7 @@ class MonitorHook(Hook):
         last_val: All values of the last validation, ``val_`` before their names.
         val_photos: Photos in the last validation.
         val_damaged: Damaged photos left out of it.
-        skipped: Damaged training photos, and how often each was passed over.
+        skipped: Damaged training photos, and how often each was skipped.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class MonitorHook(Hook):
             values = torch.stack([value.float() for value in outputs.values()])
             all_reduce(values, "mean")  # over processes: the loss of the global batch
             self.last = dict(zip(outputs, values.tolist(), strict=True))
-            groups = runner.optim_wrapper.optimizer.param_groups  # the wrapper's own list has one more, never stepped
+            groups = runner.optim_wrapper.optimizer.param_groups  # the wrapper's own list has an extra, unused one
             self.folder.log({"step": step, **self.last, "lr": max(group["lr"] for group in groups)})
         self.skipped.note(data_batch["skipped"])
         if is_main_process():
@@ -97,7 +97,7 @@ class MonitorHook(Hook):
 
     @torch.no_grad()
     def _validate(self, runner: Any) -> None:
-        """Mean validation losses under fixed masks, over each process's share; the first process writes them."""
+        """Mean validation losses under fixed masks over the shares of all processes; the first one writes them."""
         if self.val_loader is None:
             return
         model = bare(runner.model)
@@ -130,14 +130,14 @@ class MonitorHook(Hook):
 
 @HOOKS.register_module()
 class SaveHook(Hook):
-    """Checkpoints (two newest kept) and a clean student file, each written aside and renamed.
+    """Writes checkpoints (the two newest are kept) and a clean student file, atomically.
 
     Args:
         out: Run folder.
         every: Steps between saves.
         save_student: Called with the encoder and the steps done; writes student.pth.
         state: Restored optimizer and scaler state, or None.
-        micro_batch: Kept for the resumed run.
+        micro_batch: Stored for a resumed run.
     """
 
     def __init__(

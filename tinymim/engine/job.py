@@ -1,6 +1,6 @@
-"""One training run, whatever it trains: plan, open, build, loop, result.
+"""One training run of any kind: plan, open, build, loop, result.
 
-A job is a subclass that gives data, model, hooks and result; see ``pretraining.py`` and ``finetuning.py``.
+A job is a subclass that provides data, model, hooks and result; see ``pretraining.py`` and ``finetuning.py``.
 """
 
 import json
@@ -32,22 +32,22 @@ class Job(ABC):
 
     Args:
         recipe: Name of a shipped recipe, or a file.
-        settings: What was asked for.
+        settings: The options of the run.
 
     Attributes:
         verb: The command.
-        recipe_name: The recipe where none is named.
-        settings_type: Its settings.
-        product: The file of weights it leaves in the run folder.
-        scores: What its ``result.json`` holds; empty: it writes none.
+        recipe_name: The default recipe.
+        settings_type: Class of its settings.
+        product: The file of weights it writes into the run folder.
+        scores: Names of the values in its ``result.json``; empty: it writes none.
         config: The resolved recipe.
         place: "cpu" or "cuda".
-        rank: This process.
-        world: Processes.
-        arithmetic: Steps, batch and rate.
+        rank: Number of this process.
+        world: Number of processes.
+        arithmetic: Steps, batch and learning rate.
         folder: Run folder.
-        state: The checkpoint a resumed run goes on from, or None.
-        model: What is trained.
+        state: The checkpoint that a resumed run continues from, or None.
+        model: The model that is trained.
         monitor: Losses and scores of the loop.
     """
 
@@ -76,7 +76,7 @@ class Job(ABC):
         return self.result(self.loop())
 
     def plan(self) -> None:
-        """Resolve the recipe, find the data, do the arithmetic."""
+        """Resolve the recipe, find the data, compute batch, steps and rate."""
         self.config: Config = load_recipe(self.recipe, self.settings.overrides(), self.verb)
         self.check_recipe()
         self.place = use_device(self.settings.device)
@@ -87,7 +87,7 @@ class Job(ABC):
         self.check_plan()
 
     def open(self) -> None:
-        """Refuse a folder that is taken, or find the checkpoint to go on from. Nothing is written yet."""
+        """Refuse a folder that is in use, or find the checkpoint to resume from. Nothing is written yet."""
         self.resolved = {
             **json.loads(json.dumps(self.config.to_dict())),
             "data": str(self.settings.data),
@@ -103,7 +103,7 @@ class Job(ABC):
             self.state = check_folder(self.folder, self.resolved, resume=resume, overwrite=overwrite)
 
     def build(self) -> None:
-        """Make the model on its device, and choose how many images go through it at once."""
+        """Build the model on its device, and choose the number of images per pass."""
         torch.manual_seed(self.config.seed)
         autocast, self.scaled = pick_precision(self.config.precision, self.place)
         self.model: Trainable = self.make_model(autocast).to(self.place)
@@ -118,7 +118,7 @@ class Job(ABC):
             print(self.describe())
 
     def loop(self) -> float:
-        """Train; the seconds it took, in all its sessions."""
+        """Train; return the seconds of all sessions."""
         plan, config = self.arithmetic, self.config
         start = int(self.state["step"]) if self.state else 0
         loader = train_loader(self.photos(), plan, config, self.place, start=start, rank=self.rank, world=self.world)
@@ -157,21 +157,21 @@ class Job(ABC):
         self.save(network, self.folder / self.product, step)
         note_output(self.folder, self.product)
 
-    # what a job gives ----------------------------------------------------------------------------------------------
+    # what a job provides -------------------------------------------------------------------------------------------
 
     def check_recipe(self) -> None:  # noqa: B027 (most jobs have nothing to refuse)
         """Refuse settings that contradict the recipe."""
 
     @abstractmethod
     def read_data(self) -> int:
-        """Find training and held-out photos; how many there are to train on."""
+        """Find training and held-out photos; return the number of training photos."""
 
     def check_plan(self) -> None:  # noqa: B027
         """Refuse a batch the job cannot train with."""
 
     @abstractmethod
     def more_settings(self) -> dict[str, Any]:
-        """What ``config.py`` of the run folder records besides the recipe and the common settings."""
+        """Settings that ``config.py`` of the run folder records in addition to the recipe and the common ones."""
 
     @abstractmethod
     def make_model(self, autocast: torch.dtype | None) -> Trainable:
@@ -180,15 +180,15 @@ class Job(ABC):
     @property
     @abstractmethod
     def patch_size(self) -> int:
-        """Of the network, pixels."""
+        """Patch size of the network, pixels."""
 
     def describe(self) -> str:
-        """What is printed before the run."""
+        """The text printed before the run."""
         return str(self.arithmetic)
 
     @abstractmethod
     def photos(self) -> Dataset[Any]:
-        """Training photos, asked for as (epoch, index)."""
+        """Training photos; keys are (epoch, index)."""
 
     @abstractmethod
     def val_loader(self) -> DataLoader | None:
@@ -196,19 +196,19 @@ class Job(ABC):
 
     @abstractmethod
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Of AdamW."""
+        """Parameter groups of AdamW."""
 
     @abstractmethod
     def hooks_before(self, optimizer: torch.optim.Optimizer) -> list[Hook]:
-        """Schedule, and what changes a batch or the weights: before the losses are written down."""
+        """Hooks that run before the losses are logged: the schedule, changes to a batch or the weights."""
 
     def hooks_after(self) -> list[Hook]:
-        """What looks at the model: before it is saved."""
+        """Hooks that run after the losses are logged and before the model is saved: measurements."""
         return []
 
     @abstractmethod
     def inputs(self) -> dict[str, Any]:
-        """What the run is made from, for ``env.json``."""
+        """The files the run reads, for ``env.json``."""
 
     @abstractmethod
     def save(self, network: nn.Module, path: Path, step: int) -> None:
@@ -216,7 +216,7 @@ class Job(ABC):
 
     @abstractmethod
     def result(self, seconds: float) -> Any:
-        """What the run left; of a dry run, with 0 seconds, the plan alone."""
+        """The result of the run; of a dry run, with 0 seconds, only the plan."""
 
 
 def run_job(job: type[Job], recipe: str, settings: Mapping[str, Any]) -> Any:

@@ -1,6 +1,6 @@
-"""The training loop: one step is one global batch; everything random follows from (seed, step, process).
+"""The training loop: one step is one global batch; (seed, step, process) fixes all random numbers.
 
-Nothing random is carried from step to step, so a killed run continues bit-identically from its last checkpoint.
+No random state is carried from step to step, so a killed run continues bit-identically from its last checkpoint.
 """
 
 import time
@@ -45,7 +45,7 @@ class StepLoop(BaseLoop):
 
     @property
     def epoch(self) -> int:
-        """MMEngine asks; one long epoch."""
+        """Required by MMEngine; the run is one long epoch."""
         return 0
 
     @property
@@ -55,7 +55,7 @@ class StepLoop(BaseLoop):
 
     @property
     def max_epochs(self) -> int:
-        """MMEngine asks; one long epoch."""
+        """Required by MMEngine; the run is one long epoch."""
         return 1
 
     def run(self) -> Any:

@@ -1,4 +1,4 @@
-"""What MMEngine's Runner trains: a method of ours behind the BaseModel interface, uint8 photos in, named losses out."""
+"""The model that MMEngine's Runner trains: one of our methods as a BaseModel, uint8 photos in, named losses out."""
 
 import weakref
 from collections.abc import Callable
@@ -21,7 +21,7 @@ class NonFiniteLoss(TinyMIMError):
 
 
 class Trainable(BaseModel):
-    """What our loop trains: named losses of a batch, checked before the update. Its parts are the subclasses' own.
+    """The model that our loop trains: named losses of a batch, checked before the update.
 
     Args:
         autocast: torch.bfloat16 or None. (float16 comes from MMEngine's AmpOptimWrapper, which scales the loss.)
@@ -34,7 +34,7 @@ class Trainable(BaseModel):
 
     @property
     def learned(self) -> nn.Module:
-        """Everything a checkpoint must hold to go on (never a teacher)."""
+        """Everything a checkpoint must hold to resume (never a teacher)."""
         raise NotImplementedError
 
     @property
@@ -43,31 +43,35 @@ class Trainable(BaseModel):
         raise NotImplementedError
 
     def example(self, config: Any, count: int, place: str) -> dict[str, Tensor]:
-        """A batch of random pixels, to measure with."""
+        """A batch of random pixels, for measuring memory and time."""
         raise NotImplementedError
 
     def cast(self, device: str) -> Any:
-        """The context of a forward pass; not a disabled autocast, which would undo AmpOptimWrapper's."""
+        """Autocast context of a forward pass; none at all if off, as a disabled one would undo AmpOptimWrapper's."""
         return nullcontext() if self.autocast is None else torch.autocast(device, dtype=self.autocast)
 
     def parse_losses(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
-        """MMEngine's hook between loss and update: refuse what is not finite."""
+        """Called by MMEngine between loss and update: refuse a loss that is not finite.
+
+        Raises:
+            NonFiniteLoss: the loss is NaN or infinite.
+        """
         if not torch.isfinite(losses["loss"]):
             raise NonFiniteLoss(
                 f"the loss is {float(losses['loss'].detach())}",
-                "the learning rate is too high, the precision too low, or a photo is broken",
+                "the learning rate is too high, the precision too low, or a photo is damaged",
                 "see the dumped batch, then resume with a lower --lr or --cfg-options precision=fp32",
             )
         return losses["loss"], {k: v.detach() for k, v in losses.items()}
 
 
 class PretrainModel(Trainable):
-    """Normalise each side its own way, run the method under autocast, check the loss.
+    """Normalises the images of student and teachers, runs the method under autocast, checks the loss.
 
     Args:
-        method: Named losses of a batch.
+        method: The method, with its student and teachers.
         autocast: torch.bfloat16 or None. (float16 comes from MMEngine's AmpOptimWrapper, which scales the loss.)
-        photo: One of the photos: :meth:`example` takes the method's own tensors from it.
+        photo: One of the photos, from which :meth:`example` reads the method's own tensors.
     """
 
     mean: Tensor
@@ -87,13 +91,13 @@ class PretrainModel(Trainable):
 
     @property
     def learned(self) -> nn.Module:
-        """Everything a checkpoint must hold to go on: student, linear maps, decoder (never a teacher)."""
+        """Everything a checkpoint must hold to resume: student, linear maps, decoder (never a teacher)."""
         return self.method.learned
 
     def forward(  # type: ignore[override]
         self, image: Tensor, student_image: Tensor | None = None, mode: str = "loss", **extra: Tensor
     ) -> dict[str, Tensor]:
-        """uint8 (B, 3, S, S) views, and what else the loader was asked for per photo -> named losses."""
+        """uint8 views (B, 3, S, S), and the method's extra tensors (B, ...) -> named losses."""
         self.last_batch = {
             "image": image,
             **({} if student_image is None else {"student_image": student_image}),
@@ -104,12 +108,14 @@ class PretrainModel(Trainable):
             return self.method(*views, **({"extra": extra} if extra else {}))
 
     def views(self, image: Tensor, student_image: Tensor | None = None) -> list[Tensor]:
-        """Pixels in 0..1 -> what each side sees: the student its own copy, every teacher the plain one, normalised."""
+        """Pixels in 0..1 -> normalised images, each (B, 3, S, S): the student's own copy, then the plain one for each
+        teacher.
+        """
         pixels = [image if student_image is None else student_image, *[image] * (len(self.mean) - 1)]
         return [(x - m) / s for x, m, s in zip(pixels, self.mean, self.std, strict=True)]
 
     def example(self, config: Any, count: int, place: str) -> dict[str, Tensor]:
-        """Random uint8 views of the recipe's size, and what the method wants of a photo."""
+        """Random uint8 views of the recipe's size, and the method's extra tensors of one photo."""
         views = ["image"] if config.color_jitter is None else ["image", "student_image"]
         shape = (count, 3, config.img_size, config.img_size)
         batch = {k: torch.randint(0, 256, shape, dtype=torch.uint8, device=place) for k in views}
@@ -129,9 +135,12 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def pick_precision(name: str, device: str) -> tuple[torch.dtype | None, bool]:
-    """Recipe word -> (autocast type or None, whether MMEngine's AmpOptimWrapper scales float16 losses).
+    """Recipe value -> (autocast type or None, whether MMEngine's AmpOptimWrapper scales float16 losses).
 
-    ``auto``: bfloat16 on a GPU that has it, else float16 there; on CPU bfloat16 where the processor multiplies it.
+    ``auto``: on a GPU bfloat16 if supported, else float16; on the CPU bfloat16 if supported in hardware, else float32.
+
+    Raises:
+        TinyMIMError: fp16 on the CPU.
     """
     if device == "cuda":
         if name == "auto":
@@ -140,7 +149,9 @@ def pick_precision(name: str, device: str) -> tuple[torch.dtype | None, bool]:
         name = "bf16" if cpu_has_bf16() else "fp32"
     elif name == "fp16":
         raise TinyMIMError(
-            "precision=fp16 needs a GPU", "the CPU has no float16 products", "use precision=auto (bf16 or fp32)"
+            "precision=fp16 needs a GPU",
+            "float16 training is not supported on the CPU",
+            "use precision=auto (bf16 or fp32)",
         )
     return (torch.bfloat16 if name == "bf16" else None), name == "fp16"
 
@@ -152,21 +163,21 @@ def cpu_has_bf16() -> bool:
 
 
 def saved_bytes_per_image(model: Trainable, batch: dict[str, Tensor]) -> int:
-    """:func:`saved_bytes` of one forward pass, an image."""
+    """:func:`saved_bytes` of one forward pass, per image."""
     return saved_bytes(model, lambda: model(**batch)["loss"]) // len(batch["image"])
 
 
 class _Saved:
-    """A tensor that autograd keeps; it dies with the part of the graph that saved it."""
+    """A tensor that autograd keeps; freed with the part of the graph that saved it."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
 
 
 def saved_bytes(model: nn.Module, loss: Callable[[], Tensor]) -> int:
-    """Bytes autograd keeps for a loss, counted through its saved tensors (any device), without the parameters.
+    """Bytes that autograd keeps for the backward pass of a loss (any device), without the parameters.
 
-    Only what is still kept once the loss is there counts: memory that was freed on the way may have been used again.
+    Only tensors that are still kept once the loss is computed count: memory freed before may have been reused.
     """
     alive: weakref.WeakSet[_Saved] = weakref.WeakSet()
 

@@ -1,4 +1,4 @@
-"""The arithmetic of a run before it starts: batch, steps, rate, micro-batch by memory, and the dry run."""
+"""The plan of a run before it starts: batch, steps, rate, micro-batch by memory, and the dry run."""
 
 import math
 import os
@@ -15,7 +15,7 @@ from tinymim.errors import ConfigError
 
 @dataclass
 class Plan:
-    """The arithmetic of a run, printed before it starts."""
+    """The plan of a run, printed before it starts."""
 
     photos: int
     batch: int
@@ -35,26 +35,26 @@ class Plan:
 
 
 def make_plan(config: Config, photos: int, world: int, lr: float | None, max_steps: int | None) -> Plan:
-    """Batch, steps and rate; a data set smaller than the batch lowers both, and says so.
+    """Batch, steps and rate; a dataset smaller than the batch lowers batch and rate, with a note.
 
     Raises:
-        ConfigError: a batch that the processes cannot share, no steps, or a rate that is none.
+        ConfigError: a batch that the processes cannot share, no steps, or an impossible rate.
     """
     if lr is not None and not 0 < lr < math.inf:
-        raise ConfigError(f"the rate is {lr}", "nothing would be learned, or nothing but noise", "use --lr 1e-3 or so")
+        raise ConfigError(f"the rate is {lr}", "it must be positive and finite", "use e.g. --lr 1e-3")
     if max_steps is not None and max_steps < 1:
-        raise ConfigError(f"--max-steps {max_steps}", "a run has at least one step", "use --max-steps 1 or more")
+        raise ConfigError(f"--max-steps {max_steps}", "a run needs at least one step", "use --max-steps 1 or more")
     batch, notes = config.batch_size, []
     if photos < batch:
         batch = max(photos // world, 1) * world
         notes.append(
             f"{photos} photos are fewer than the batch of {config.batch_size}: batch {batch}"
-            + ("" if lr else ", and the rate follows it")
+            + ("" if lr else ", and the rate is scaled with it")
         )
     if batch % world or photos < world:
         raise ConfigError(
             f"a global batch of {batch} cannot be shared by {world} processes",
-            "each takes an equal part",
+            "each process takes an equal part",
             f"use --batch-size {max(batch // world, 1) * world}",
         )
     per_epoch = photos // batch
@@ -69,9 +69,9 @@ def make_plan(config: Config, photos: int, world: int, lr: float | None, max_ste
 
 
 def padding(img_size: int, patch: int) -> list[str]:
-    """A note where images are no whole number of patches; else nothing."""
+    """A note if images are not a whole number of patches; else an empty list."""
     padded = -(-img_size // patch) * patch
-    return [f"{img_size} pixels are no multiple of the patch of {patch}: images are padded to {padded} with zeros"] * (
+    return [f"{img_size} pixels are not a multiple of the patch size {patch}: images are zero-padded to {padded}"] * (
         padded > img_size
     )
 
@@ -96,7 +96,7 @@ def micro_batch(config: Config, model: Trainable, share: int, place: str) -> int
 
 
 def measure(model: Trainable, config: Config, plan: Plan, place: str) -> TrainingCost:
-    """Print and return what the run costs, by a few passes on random pixels; nothing is written."""
+    """Measure, print and return the cost of the run with a few passes on random pixels; no file is written."""
     model.train()
     world = launched_processes()
     cost = measure_cost(

@@ -1,4 +1,4 @@
-"""``pretrain`` and ``distill``, the two long jobs on photos without labels, and what they return."""
+"""``pretrain`` and ``distill``, the jobs on photos without labels, and their result."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,18 +25,18 @@ from tinymim.models import load_weights, save_student
 
 @dataclass
 class RunResult:
-    """What a pre-training or distillation run left.
+    """Result of a pre-training or distillation run.
 
     Attributes:
         out: Run folder.
         student: ``student.pth``.
         metrics: ``metrics.jsonl``.
         steps: Optimizer steps.
-        seconds: Of all sessions.
-        losses: Of the last step.
+        seconds: Training time of all sessions.
+        losses: Losses of the last step.
         val: (step, held-out loss).
-        skipped: Damaged photo -> how often it was passed over.
-        relations: Student block and heads of the relations it learned.
+        skipped: Damaged photo -> how often it was skipped.
+        relations: Student block and heads of the relations it learned, or None.
     """
 
     out: Path
@@ -182,7 +182,7 @@ class PretrainJob(Job):
 
 
 class DistillJob(PretrainJob):
-    """The same, with teachers that the settings may name."""
+    """A :class:`PretrainJob` whose settings can name teachers."""
 
     verb = "distill"
     recipe_name = "tinymim_tiny_from_mae_base"
@@ -194,6 +194,6 @@ class DistillJob(PretrainJob):
         if named.get("teacher") and self.config.get("teachers"):
             raise ConfigError(
                 f"--teacher {self.settings.teacher} and the recipe's teachers",
-                "they are named twice",
+                "teachers are named twice",
                 "write it into teachers, or leave --teacher out",
             )

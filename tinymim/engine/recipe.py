@@ -1,4 +1,4 @@
-"""Recipes: data-only files, found by name, overridden by options, checked before any work starts."""
+"""Recipes: data-only files that are found by name, overridden by options and checked before any work starts."""
 
 import copy
 import difflib
@@ -15,10 +15,10 @@ from tinymim.models.backbone import backbone_names
 from tinymim.models.registry import model_names
 
 FOLDER = Path(__file__).resolve().parents[1] / "recipes"
-# Keys that runs have whatever their method; the defaults stand in recipes/_base.py and _finetune.py.
+# Keys that every run has, whatever its method; their defaults are in recipes/_base.py and _finetune.py.
 RUN_KEYS: dict[str, Key] = {
     "method": Key(),
-    "custom_imports": Key(),  # MMEngine's: dict(imports=["MODULE"]) brings in methods from elsewhere
+    "custom_imports": Key(),  # MMEngine's: dict(imports=["MODULE"]) imports methods from other packages
     "student": Key(),
     "student_args": Key(),
     "drop_path": Number(most=1, below=True),
@@ -46,7 +46,7 @@ RUN_KEYS: dict[str, Key] = {
 
 
 def recipe_names(verb: str | None = None) -> list[str]:
-    """Recipes that ship with the package, of one command or all."""
+    """Names of the recipes in the package, of one command or of all."""
     names = sorted(path.stem for path in FOLDER.glob("[!_]*.py"))
     if verb is None:
         return names
@@ -54,7 +54,7 @@ def recipe_names(verb: str | None = None) -> list[str]:
 
 
 def default_recipe(method: str | None) -> Config:
-    """Every key a recipe of this method may have, with its default."""
+    """Every key of this method's recipes, with its default."""
     kind = find_method(method)
     recipe = Config.fromfile(FOLDER / kind.base)
     for key, value in defaults(kind.keys).items():
@@ -75,7 +75,7 @@ def load_recipe(name: str, overrides: dict[str, Any] | None = None, verb: str | 
         Every key of the method with its value.
 
     Raises:
-        ConfigError: unknown recipe or key, a value of the wrong kind, or a recipe of another command.
+        ConfigError: unknown recipe or key, an invalid value, or a recipe of another command.
     """
     path = Path(name) if name.endswith(".py") else FOLDER / f"{name}.py"
     if not path.is_file() or path.name.startswith("_"):
@@ -112,15 +112,15 @@ def load_recipe(name: str, overrides: dict[str, Any] | None = None, verb: str | 
             near = difflib.get_close_matches(key, list(known), n=1)
             raise ConfigError(
                 f"unknown key {key!r} in the recipe",
-                f"a recipe has {', '.join(known)}",
-                f"did you mean {near[0]!r}?" if near else "remove it; --print-config shows what there is",
+                f"its keys are {', '.join(known)}",
+                f"did you mean {near[0]!r}?" if near else "remove it; --print-config shows all keys",
             )
     _check(recipe)
     return recipe
 
 
 def _check(recipe: Config) -> None:
-    """Refuse values a key cannot have."""
+    """Refuse invalid values."""
     if recipe.student not in backbone_names():
         near = difflib.get_close_matches(str(recipe.student), backbone_names(), n=1)
         raise ConfigError(
@@ -137,7 +137,7 @@ def learning_rate(step: int, *, steps: int, warmup: int, peak: float, final: flo
     """Linear warm-up from 0, then half a cosine down to ``final``, per step (MAE and TinyMIM).
 
     Args:
-        step: 0-based step.
+        step: Step, from 0.
         steps: Steps in all.
         warmup: Warm-up steps.
         peak: Rate at the end of the warm-up.

@@ -1,7 +1,7 @@
-"""What every training job shares around its steps: clean stops, and the files of its run folder.
+"""What all training jobs share: clean stops, and the files of the run folder.
 
 Pre-training, distillation, fine-tuning and segmentation write the same folder: ``metrics.jsonl`` with a line per logged
-step, ``checkpoints/`` with the two newest, and the batch behind a loss that is not finite. Each is written here, once.
+step, ``checkpoints/`` with the two newest, and the batch that gave a loss that is not finite. All are written here.
 """
 
 import json
@@ -24,16 +24,16 @@ from tinymim.errors import TinyMIMError
 from tinymim.files import atomic_path
 from tinymim.models.checkpoints import save_torch
 
-CHECKPOINTS = {"step": "step_{:08d}.pth", "iter": "iter_{}.pth"}  # our own format, and MMEngine's
+CHECKPOINTS = {"step": "step_{:08d}.pth", "iter": "iter_{}.pth"}  # our format, and MMEngine's
 Value = TypeVar("Value")
 
 
 @dataclass
 class StopRequest:
-    """Whether Ctrl-C or SIGTERM has asked this process to stop; false until then.
+    """True once Ctrl-C or SIGTERM has requested a stop.
 
     Attributes:
-        since: ``time.monotonic()`` of the first signal.
+        since: ``time.monotonic()`` at the first signal, or None.
     """
 
     since: float | None = None
@@ -48,11 +48,11 @@ def stop_signals(
 ) -> Iterator[StopRequest]:
     """Turn the first Ctrl-C or SIGTERM into a request to stop; the second one raises KeyboardInterrupt at once.
 
-    Outside the main thread nothing is caught. The handlers of before are put back at the end.
+    Outside the main thread no signal is caught. The previous handlers are restored at the end.
 
     Args:
         message: Printed by the first process when the first signal comes; "" prints nothing.
-        grace: Seconds after the first signal in which others count as the same one (``timeout`` sends two).
+        grace: Seconds after the first signal in which further ones are ignored (``timeout`` sends two).
     """
     request = StopRequest()
     owner = os.getpid()
@@ -64,7 +64,7 @@ def stop_signals(
         if request.since is None:
             request.since = now
             if message and is_main_process():
-                with suppress(OSError):  # not print(): the signal may have come in the middle of one
+                with suppress(OSError):  # not print(): the signal may have interrupted one
                     os.write(1, f"\n{message}\n".encode())
         elif now - request.since >= grace:
             raise KeyboardInterrupt
@@ -79,7 +79,7 @@ def stop_signals(
 
 
 def save_and_stop(runner: Any, step: int) -> None:
-    """Have every hook with a ``save_now(runner, step)`` write its checkpoint, then raise KeyboardInterrupt."""
+    """Call ``save_now(runner, step)`` of every hook that has it, then raise KeyboardInterrupt."""
     for hook in runner.hooks:
         if hasattr(hook, "save_now"):
             hook.save_now(runner, step)
@@ -87,7 +87,7 @@ def save_and_stop(runner: Any, step: int) -> None:
 
 
 def stop_workers(batches: Any) -> None:
-    """End the data workers of a loader's iterator: they ignore SIGTERM; after an error Python would wait."""
+    """Stop the data workers of a loader's iterator: they ignore SIGTERM, and after an error Python would wait."""
     if hasattr(batches, "_shutdown_workers"):
         batches._shutdown_workers()
 
@@ -117,33 +117,31 @@ def on_first_process(action: Callable[[], Value]) -> Value:
 
 
 class DamagedPhotos(dict[str, int]):
-    """Damaged photos that training passed over: path -> how often."""
+    """Damaged photos that training skipped: path -> how often."""
 
     def note(self, paths: Iterable[str]) -> None:
-        """Count the damaged photos of a batch; each is named once."""
+        """Count the damaged photos of a batch; each is printed once."""
         for path in paths:
             self[path] = self.get(path, 0) + 1
             if self[path] == 1:
-                print(
-                    f"\nwarning: skipped damaged photo {path} (another took its place; {len(self)} so far)", flush=True
-                )
+                print(f"\nwarning: skipped damaged photo {path} (another one is used; {len(self)} so far)", flush=True)
 
     def summary(self) -> str:
-        """The line for the end of the run; "" if there was none."""
+        """The line for the end of the run; "" if no photo was damaged."""
         times = sum(self.values())
         return f"warning: {len(self)} damaged photo(s) skipped, {times} times in all" if self else ""
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The files of a run that both trainers write; every one is whole or absent.
+    """The files that both trainers write; each is complete or absent.
 
-    All methods but :meth:`newest` are for the first process alone; called on another, they do nothing.
+    All methods but :meth:`newest` act on the first process only.
 
     Args:
         path: The folder.
         kind: "step" for ``step_00000012.pth``, "iter" for MMEngine's ``iter_12.pth``.
-        keep: Checkpoints kept.
+        keep: Number of checkpoints to keep.
     """
 
     path: Path
@@ -165,20 +163,20 @@ class RunFolder:
         return [found[step] for step in sorted(found)]
 
     def newest(self) -> Path | None:
-        """The checkpoint a resumed run goes on from; None, with a note, if it was stopped before the first one."""
+        """The checkpoint to resume from; None, with a note, if the run was stopped before the first one."""
         found = self.checkpoints()
         match = self._match(found[-1]) if found else None
         if is_main_process():
             print(
                 f"resuming at step {int(match[1])}"
                 if match
-                else f"note: {self.path} was stopped before its first checkpoint; it starts again from step 0",
+                else f"note: {self.path} was stopped before its first checkpoint; it starts again at step 0",
                 flush=True,
             )
         return found[-1] if found else None
 
     def rotate(self, written: Path) -> None:
-        """Remove all but the ``keep`` newest checkpoints; the one just written stays in any case."""
+        """Remove all but the ``keep`` newest checkpoints; the one just written is never removed."""
         if is_main_process():
             found = self.checkpoints()
             for old in [path for path in found if path != written][: max(len(found) - self.keep, 0)]:
@@ -201,9 +199,9 @@ class RunFolder:
             ) from error
 
     def log_until(self, step: int) -> list[dict[str, Any]]:
-        """Cut ``metrics.jsonl`` to the lines up to ``step`` (none at 0), and return them.
+        """Truncate ``metrics.jsonl`` after ``step`` (to nothing at 0), and return the lines kept.
 
-        A killed run may have written lines after its last checkpoint, the last of them cut short.
+        A killed run may have written lines after its last checkpoint, the last of them incomplete.
         """
         if not is_main_process():
             return []
@@ -218,12 +216,12 @@ class RunFolder:
 
 
 def dump_bad_batch(path: Path, step: int, **content: Any) -> Path:
-    """Write the batch behind a loss that is not finite, for a person to look at; return ``path``.
+    """Write the batch that gave a loss that is not finite, for inspection; return ``path``.
 
     Args:
         path: File to write; it loads with ``weights_only=True``.
         step: Step of the batch.
-        content: Tensors and plain values, also nested in lists and dicts; tensors are brought to the CPU.
+        content: Tensors and plain values, also nested in lists and dicts; tensors are moved to the CPU.
     """
     save_torch({"step": step, **_on_cpu(content)}, path)
     return path
@@ -240,5 +238,5 @@ def _on_cpu(value: Any) -> Any:
 def _step_of(text: str) -> float:
     try:
         return float(json.loads(text)["step"])
-    except (ValueError, KeyError, TypeError):  # cut short by a kill
+    except (ValueError, KeyError, TypeError):  # incomplete: the run was killed
         return float("inf")

@@ -1,4 +1,4 @@
-"""What pre-training, distillation and fine-tuning share: processes, settings of the run folder, MMEngine's Runner."""
+"""Shared by pre-training, distillation and fine-tuning: processes, settings of the run folder, MMEngine's Runner."""
 
 import hashlib
 import json
@@ -22,14 +22,14 @@ from tinymim.engine.run_folder import RunFolder, bare, dump_bad_batch, on_first_
 from tinymim.errors import ConfigError
 from tinymim.files import atomic_path, prepare_out, write_env
 
-WATCHING = {"watch_every", "probe_data", "probe_photos", "tensorboard"}
+HEALTH_KEYS = {"watch_every", "probe_data", "probe_photos", "tensorboard"}
 FILES = {"teacher", "teacher_weights", "student_file"}  # may have moved on resume: env.json has their sha256
-MAY_CHANGE = {"workers", "data", "val_data", *FILES, *WATCHING}  # on resume; all else would change the numbers
-PLACES = {*MAY_CHANGE, "teachers", "init_from"}  # paths; env.json has the sha256 of what they name
+MAY_CHANGE = {"workers", "data", "val_data", *FILES, *HEALTH_KEYS}  # on resume; other changes would change the numbers
+UNHASHED = {*MAY_CHANGE, "teachers", "init_from"}  # paths; env.json has the sha256 of the files
 
 
 def join_processes(place: str, options: dict[str, Any]) -> tuple[int, int]:
-    """Rank and number of processes; under torchrun the group is joined (nccl, or gloo on CPU)."""
+    """Join the process group under torchrun (nccl, or gloo on the CPU); return rank and number of processes."""
     if launched_processes() == 1:
         return 0, 1
     if place == "cpu":
@@ -41,7 +41,7 @@ def join_processes(place: str, options: dict[str, Any]) -> tuple[int, int]:
 
 
 def check_folder(folder: Path, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> dict[str, Any] | None:
-    """Refuse a run folder that is taken; the state of its newest checkpoint on resume. Nothing is written yet.
+    """Refuse a run folder that is in use; on resume, return the state of its newest checkpoint. Nothing is written yet.
 
     Raises:
         ConfigError: see :func:`tinymim.files.prepare_out` and :func:`resume_state`.
@@ -53,17 +53,17 @@ def check_folder(folder: Path, settings: dict[str, Any], *, resume: bool, overwr
 def open_folder(
     folder: Path, settings: dict[str, Any], inputs: dict[str, Any], *, resume: bool, overwrite: bool
 ) -> None:
-    """Make the run folder, with ``config.py`` (once) and ``env.json``; the first process does, when all is ready.
+    """Create the run folder with ``config.py`` (once) and ``env.json``; the first process, when all else is ready.
 
     Args:
         folder: Run folder.
         settings: Every resolved setting.
         inputs: Files the run reads, with their sha256.
-        resume: Go on with the run in it.
+        resume: Continue the run in it.
         overwrite: Replace the run in it.
 
     Raises:
-        ConfigError: a teacher or student that is not the one the run was begun with.
+        ConfigError: the run was started with another teacher or student.
     """
     noted = folder / "env.json"
     before = json.loads(noted.read_text()).get("inputs", {}) if resume and noted.is_file() else {}
@@ -71,7 +71,7 @@ def open_folder(
         old, new = ([item["sha256"] for item in _each(given.get(key))] for given in (before, inputs))
         if old and new and old != new:
             raise ConfigError(
-                f"the {key} is another one than the run was begun with",
+                f"the run was started with another {key}",
                 f"sha256 {', '.join(map(str, new))}, not {', '.join(map(str, old))}",
                 "resume with the same file, or start a new run with --overwrite",
             )
@@ -83,7 +83,7 @@ def open_folder(
                 + "".join(f"{k} = {v!r}\n" for k, v in settings.items())
             )
         (folder / "plots").mkdir(exist_ok=True)
-    content = json.dumps({key: value for key, value in settings.items() if key not in PLACES}, sort_keys=True)
+    content = json.dumps({key: value for key, value in settings.items() if key not in UNHASHED}, sort_keys=True)
     write_env(folder, {**inputs, "recipe_sha256": hashlib.sha256(content.encode()).hexdigest()})
 
 
@@ -93,14 +93,14 @@ def _each(given: Any) -> list[dict[str, Any]]:
 
 
 def resume_state(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The state of the newest checkpoint of a run, if the settings are the ones it was begun with.
+    """The state of the newest checkpoint of a run, if its settings are unchanged; None without a checkpoint.
 
     Raises:
-        ConfigError: settings differ, or the folder holds another kind of run.
+        ConfigError: settings differ, or the folder holds no run.
     """
     if not (folder / "config.py").is_file():
         raise ConfigError(f"{folder} holds no run to resume", "config.py is missing", "leave --resume out")
-    before = Config.fromfile(folder / "config.py").to_dict()  # a key that is newer than the run has its default
+    before = Config.fromfile(folder / "config.py").to_dict()  # keys that are newer than the run have their defaults
     before = json.loads(json.dumps({**default_recipe(before.get("method")).to_dict(), **before}))
     changed = [
         f"{k}: {before.get(k)!r} -> {v!r}" for k, v in settings.items() if k not in MAY_CHANGE and before.get(k) != v
@@ -118,7 +118,7 @@ def resume_state(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | Non
 def train_loader(
     photos: Any, plan: Plan, config: Config, place: str, *, start: int, rank: int, world: int
 ) -> DataLoader:
-    """This process's share of every batch of a plan, from step ``start`` on; items are asked for as (epoch, index)."""
+    """This process's share of every batch of a plan, from step ``start`` on; keys are (epoch, index)."""
     sampler = StepSampler(len(photos), plan.batch, plan.steps, seed=config.seed, start=start, rank=rank, world=world)
     return DataLoader(
         photos,
@@ -149,13 +149,13 @@ def make_runner(
         folder: Run folder.
         model: The BaseModel.
         loader: Batches from ``start`` on.
-        plan: The arithmetic.
+        plan: Batch, steps and rate.
         config: The recipe.
-        optimizer: With its parameter groups.
-        hooks: In the order they run.
+        optimizer: The optimizer, with its parameter groups.
+        hooks: In the order in which they run.
         scaled: Whether float16 losses are scaled.
         start: First step.
-        options: What :func:`join_processes` left.
+        options: Runner options set by :func:`join_processes`.
     """
     from mmengine.optim import AmpOptimWrapper, OptimWrapper
     from mmengine.runner import Runner
@@ -187,7 +187,7 @@ def train(runner: Any, folder: Path) -> float:
     """Run to the end; return the seconds it took.
 
     Raises:
-        NonFiniteLoss: the message says where the batch and the last good state are.
+        NonFiniteLoss: the message gives the files of the batch and of the last good state.
     """
     began = time.monotonic()
     try:

@@ -1,6 +1,6 @@
-"""What the training jobs can be asked for: each field is a keyword of the Python function and an option of the command.
+"""Settings of the training jobs: each field is a keyword of the Python function and an option of the command.
 
-A field's metadata say how the command shows it, and whether it is an override of a recipe key.
+A field's metadata hold its help text and arguments for the command, and the recipe key that it overrides, if any.
 """
 
 import argparse
@@ -16,9 +16,9 @@ def option(help: str, *, recipe: str | None = None, default: Any = None, **argum
     """A field of a settings class.
 
     Args:
-        help: What ``--help`` says.
-        recipe: The recipe key it overrides; None: it is no recipe key.
-        default: Where it is not given.
+        help: Text of ``--help``.
+        recipe: The recipe key it overrides, or None.
+        default: Default value.
         argument: Keywords of ``ArgumentParser.add_argument``.
     """
     return field(default=default, metadata={"help": help, "recipe": recipe, "argument": argument})
@@ -31,7 +31,7 @@ def flag(help: str) -> Any:
 
 @dataclass(kw_only=True)
 class Settings:
-    """What every job takes.
+    """Settings of every job.
 
     Attributes:
         data: Folder of photos.
@@ -40,13 +40,13 @@ class Settings:
         img_size: Side of the crops, pixels.
         epochs: Passes over the photos.
         batch_size: Global batch; split over processes and micro-batches.
-        lr: Peak rate as it is; None: base_lr * batch / 256.
-        max_steps: Stop after so many steps (the schedule is fitted to them).
+        lr: Peak learning rate, not scaled; None: base_lr * batch / 256.
+        max_steps: Largest number of steps; the schedule ends there.
         save_every: Steps between checkpoints; None: an epoch.
         workers: Data-loading processes.
-        seed: Fixes order, crops, augmentation, masks, drop path and start values.
+        seed: Fixes order, crops, augmentation, masks, drop path and initial weights.
         device: "cpu", "cuda" or "cuda:N"; None: a GPU if there is one.
-        resume: Go on exactly where the run in ``out`` stopped.
+        resume: Continue exactly where the run in ``out`` stopped.
         overwrite: Replace the run in ``out``.
         dry_run: One step, memory and time, no files.
         cfg_options: Dotted recipe keys.
@@ -62,40 +62,40 @@ class Settings:
     batch_size: int | None = option(
         "global batch; split over processes and micro-batches", recipe="batch_size", type=int
     )
-    lr: float | None = option("peak rate; default base_lr * batch / 256", type=float)
-    max_steps: int | None = option("stop after so many steps", type=int)
-    save_every: int | None = option("steps between checkpoints; default an epoch", recipe="save_every", type=int)
+    lr: float | None = option("peak learning rate; default base_lr * batch / 256", type=float)
+    max_steps: int | None = option("largest number of steps", type=int)
+    save_every: int | None = option("steps between checkpoints; default one epoch", recipe="save_every", type=int)
     workers: int | None = option("data-loading processes", recipe="workers", type=int)
-    seed: int | None = option("fixes order, crops, masks and start values", recipe="seed", type=int)
+    seed: int | None = option("fixes order, crops, masks and initial weights", recipe="seed", type=int)
     device: str | None = option("cpu, cuda or cuda:N; default a GPU if there is one")
-    resume: bool = flag("go on exactly where the run in --out stopped")
+    resume: bool = flag("continue exactly where the run in --out stopped")
     overwrite: bool = flag("replace the run in --out")
     dry_run: bool = flag("one step: memory and time, no files")
     cfg_options: dict[str, Any] | None = None
 
     def overrides(self) -> dict[str, Any]:
-        """Recipe key -> value, for everything that was given; ``cfg_options`` last."""
+        """Recipe key -> value; None where an option was not given; ``cfg_options`` come last and win."""
         given = {f.metadata["recipe"]: getattr(self, f.name) for f in fields(self) if f.metadata.get("recipe")}
         return {**given, **(self.cfg_options or {})}
 
 
 @dataclass(kw_only=True)
 class PretrainSettings(Settings):
-    """What jobs on photos without labels take besides.
+    """Additional settings of jobs on photos without labels.
 
     Attributes:
         model: Registry name of the student.
-        student: The same.
-        init_from: Checkpoint to start the student from.
-        probe_data: Folder with a sub-folder for each class, or with such folders train and val: k-NN and linear probe.
-        title: Start of the live line; None: the method's.
+        student: Another name of ``model``; wins if both are given.
+        init_from: Checkpoint to initialise the student from.
+        probe_data: Folder with one sub-folder per class, or with such folders train and val: k-NN and linear probe.
+        title: Start of the progress line; None: the method's.
     """
 
     model: str | None = option("registry name, e.g. tinymim_vit_tiny")
     student: str | None = None
-    init_from: str | Path | None = option("checkpoint to start from (a new run)", metavar="FILE")
+    init_from: str | Path | None = option("checkpoint to initialise the student from (a new run)", metavar="FILE")
     probe_data: str | Path | None = option(
-        "a sub-folder for each class (or train/ and val/ of such): k-NN and linear probe while it learns",
+        "one sub-folder per class (or train/ and val/ of such): k-NN and linear probe during training",
         metavar="FOLDER",
     )
     title: str | None = None
@@ -106,13 +106,13 @@ class PretrainSettings(Settings):
 
 @dataclass(kw_only=True)
 class DistillSettings(PretrainSettings):
-    """What distillation takes besides.
+    """Additional settings of distillation.
 
     Attributes:
         teacher: ``timm/NAME`` or a checkpoint; several, each ``NAME`` or ``NAME=WEIGHT``, teach at once.
-        teacher_weights: File for a timm teacher; for several one each, "-" where there is none.
+        teacher_weights: File for a timm teacher; for several teachers one each, "-" for none.
         targets: Words of :mod:`tinymim.distill.targets`.
-        teacher_heads: Heads of a teacher file that does not say.
+        teacher_heads: Heads per block, for a teacher file that does not store it.
     """
 
     model: str | None = None
@@ -123,7 +123,7 @@ class DistillSettings(PretrainSettings):
         metavar="TEACHER",
     )
     teacher_weights: str | Sequence[str] | None = option(
-        "weights for a timm teacher, instead of downloading; for several one each", nargs="+", metavar="FILE"
+        "weights for a timm teacher, instead of downloading; for several teachers one each", nargs="+", metavar="FILE"
     )
     targets: list[str] | None = option(
         "what is compared, WHAT[@TEACHER_BLOCK][:STUDENT_BLOCK][=WEIGHT]: qk+vv (default), output, attn_pre, "
@@ -133,7 +133,7 @@ class DistillSettings(PretrainSettings):
         metavar="WORD",
     )
     teacher_heads: int | None = option(
-        "heads per block of a teacher file that does not say", recipe="teacher_heads", type=int
+        "heads per block, for a teacher file that does not store it", recipe="teacher_heads", type=int
     )
 
     def overrides(self) -> dict[str, Any]:
@@ -142,12 +142,12 @@ class DistillSettings(PretrainSettings):
 
 @dataclass(kw_only=True)
 class FinetuneSettings(Settings):
-    """What fine-tuning takes besides; ``data`` and ``val_data`` have a sub-folder for each class.
+    """Additional settings of fine-tuning; ``data`` and ``val_data`` have one sub-folder per class.
 
     Attributes:
-        student: Checkpoint of the encoder; None: start from random weights.
-        model: Registry name; where a file is given its width, depth and patch size hold.
-        num_heads: Heads per block; None: the file's, else the model's. Another number than the file's regroups the same
+        student: Checkpoint of the encoder; None: random weights.
+        model: Registry name; a file's width, depth and patch size override it.
+        num_heads: Heads per block; None: the file's, else the model's. A number other than the file's regroups the same
             weights, as the published runs did (TinyMIM-T was pre-trained with 6 heads and fine-tuned with 3).
         teacher: ``timm/NAME`` or a ``classifier.pth``: DeiT's distillation.
         teacher_weights: File for a timm teacher.
@@ -157,10 +157,10 @@ class FinetuneSettings(Settings):
         metadata={"help": "photos, one sub-folder per class", "recipe": None, "argument": {"metavar": "FOLDER"}}
     )
     val_data: str | Path | None = option("held-out photos to score, the same sub-folders", metavar="FOLDER")
-    student: str | Path | None = option("encoder to start from; without it: random weights", metavar="FILE")
+    student: str | Path | None = option("encoder to start from; default random weights", metavar="FILE")
     model: str | None = option("registry name, e.g. tinymim_vit_tiny", recipe="student")
     num_heads: int | None = option(
-        "heads per block; another number than the file's regroups them", recipe="num_heads", type=int
+        "heads per block; a number other than the file's regroups its weights", recipe="num_heads", type=int
     )
     teacher: str | None = option(
         "timm/NAME with a classifier, or a classifier.pth: DeiT's distillation", recipe="teacher"
@@ -171,7 +171,7 @@ class FinetuneSettings(Settings):
 
 
 def add_options(parser: argparse.ArgumentParser, settings: type[Settings]) -> None:
-    """The options of a settings class; ``data`` may be left out there, so that the command can say what is missing."""
+    """Add the options of a settings class; ``--data`` is not required here: the command reports that it is missing."""
     for each in fields(settings):
         if "argument" in each.metadata:
             name = "--" + each.name.replace("_", "-")

@@ -1,7 +1,7 @@
-"""What any backbone says of itself, so that nobody outside this room asks what kind it is; and the list of backbones.
+"""The contract of a backbone, so that code outside this folder never checks which kind it is; and the registry.
 
-A backbone is one file: a class with what :class:`Backbone` names, and :func:`register_backbone` above it. timm's
-conventions hold wherever timm has one: ``forward_intermediates``, ``group_matcher``, ``no_weight_decay``.
+A backbone is one file: a class that implements :class:`Backbone`, decorated with :func:`register_backbone`. timm's
+conventions are followed wherever timm has one: ``forward_intermediates``, ``group_matcher``, ``no_weight_decay``.
 
 Legend: B = batch, D = width, H, W = image height and width in pixels.
 """
@@ -17,17 +17,18 @@ from torch import Tensor, nn
 from tinymim.errors import ConfigError
 
 QKV = ("q", "k", "v")
-TAPS = (*QKV, "attn_pre", "attn_post", "ffn_pre", "output")  # what is read of a block, in the order it is computed
+TAPS = (*QKV, "attn_pre", "attn_post", "ffn_pre", "output")  # what can be read from a block, in order of computation
 
 
 class Stage(NamedTuple):
-    """A run of blocks of one width on one grid.
+    """Consecutive blocks of the same width on the same grid.
 
     Attributes:
         width: Channels D of its maps.
-        stride: Pixels a step of its grid.
+        stride: Pixels per grid cell.
         blocks: Its blocks, numbered from 0 through the whole model.
-        taps: Its indices in ``forward_intermediates``: its blocks in a plain model, its number in a hierarchical one.
+        taps: Its indices in ``forward_intermediates``: block numbers in a plain model, the stage number in a
+            hierarchical one.
     """
 
     width: int
@@ -42,11 +43,11 @@ class Backbone(Protocol):
 
     Attributes:
         config: Constructor arguments as plain values: :func:`from_config` builds the same model again.
-        must_match: Keys of ``config`` in which a weight file and a model must agree.
+        must_match: Keys of ``config`` on which a weight file and a model must agree.
         img_size: Height and width (pixels) the model was built for.
-        depth: Number of blocks; layers for layer decay go from 0 (stem) to depth + 1 (what stands above the blocks).
+        depth: Number of blocks; layers for layer decay go from 0 (stem) to depth + 1 (everything after the blocks).
         num_prefix_tokens: Tokens before the patches.
-        stage_info: From the finest. (Not ``stages``: models have modules of that name.)
+        stage_info: The stages, finest first. (Not named ``stages``: models have modules of that name.)
     """
 
     config: dict[str, Any]
@@ -66,11 +67,11 @@ class Backbone(Protocol):
     def forward_map(self, images: Tensor) -> Tensor:
         """The final features as a map (B, D, ceil(H / stride), ceil(W / stride)) of the last stage."""
 
-    def parts_behind(self, index: int, tap: str = "output") -> list[Any]:
-        """Modules and parameters that a tap (of :data:`TAPS`) at an index of ``forward_intermediates`` needs not."""
+    def parts_after(self, index: int, tap: str = "output") -> list[Any]:
+        """Modules and parameters after a tap (of :data:`TAPS`) at an index of ``forward_intermediates``: not needed."""
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns of parameter names: ``stem``, and ``blocks`` with the block's number as a group."""
+        """Regular expressions for parameter names: ``stem``, and ``blocks`` with the block's number as a group."""
 
     def no_weight_decay(self) -> Iterable[str]:
         """Names, or last parts of names, of parameters that are not decayed; 1-D parameters never are."""
@@ -81,20 +82,20 @@ class Backbone(Protocol):
 
 @runtime_checkable
 class TapByTap(Protocol):
-    """A model that reads its own blocks tap by tap, as :func:`tinymim.distill.read` asks (others it watches)."""
+    """A model that returns its own taps to :func:`tinymim.distill.read`, which reads all others through hooks."""
 
-    maskable: bool  # whether patches may be left out
+    maskable: bool  # whether patches can be dropped
 
     def run_taps(
         self, images: Tensor, wanted: Mapping[int, Iterable[str]], keep_BV: Tensor | None = None
     ) -> dict[int, dict[str, Tensor]]:
-        """Block (from 1) -> name of :data:`TAPS` -> (B, T, D)."""
+        """See :func:`tinymim.distill.read`; returns block (from 1) -> name of :data:`TAPS` -> (B, T, D)."""
 
 
 class Shell(nn.Module):
-    """A module around another one whose parameters and modules it shows under their own names, without a prefix.
+    """A wrapper that exposes the parameters and modules of another module under their own names, without a prefix.
 
-    The two share them: names, order, state dict, ``.to()``. What the shell does not have itself is asked of ``inner``.
+    The two share them: names, order, state dict, ``.to()``. Other attributes are looked up on ``inner``.
     """
 
     def __init__(self, inner: nn.Module) -> None:
@@ -103,7 +104,7 @@ class Shell(nn.Module):
         vars(self).update({name: vars(inner)[name] for name in shared}, inner=inner)
 
     def train(self, mode: bool = True) -> "Shell":
-        """Both learn or both do not."""
+        """Set the mode of both."""
         vars(self)["inner"].train(mode)
         return super().train(mode)
 
@@ -122,7 +123,7 @@ class Shell(nn.Module):
 class Layers:
     """Layer of a parameter by its name, from a model's stem and block patterns (timm's ``group_matcher``).
 
-    0 = stem, 1 .. n = blocks in their order, ``above`` = n + 1 = everything no pattern knows.
+    0 = stem, 1 .. n = blocks in order, ``above`` = n + 1 = everything that no pattern matches.
     """
 
     def __init__(self, model: Any) -> None:
@@ -146,14 +147,14 @@ class Layers:
         """Layer of a parameter.
 
         Raises:
-            ConfigError: it is named as one of a block that the model does not have.
+            ConfigError: its name refers to a block that the model does not have.
         """
         key = self._key(name)
         if key is not None and key not in self.numbers:
             raise ConfigError(
                 f"parameter {name!r} belongs to no layer of this backbone",
                 f"it has {self.above - 1} blocks",
-                "give the name as named_parameters() says it",
+                "give the name as named_parameters() returns it",
             )
         return self.above if key is None else self.numbers[key]
 
@@ -174,13 +175,13 @@ def decay_groups(
     """Trainable parameters by layer and weight decay: none on parameters of one dimension and on ``undecayed`` names.
 
     Args:
-        parameters: As ``named_parameters`` gives them.
+        parameters: (name, parameter) pairs, as ``named_parameters`` returns them.
         layer_of: Name -> layer.
         undecayed: Names, or their last parts (:meth:`Backbone.no_weight_decay`).
 
     Returns:
-        Groups in the order in which they were met. The rate of layer i is ``layer_decay ** (depth + 1 - i)`` of the
-        base rate (BEiT, arXiv 2106.08254; MAE).
+        Groups in order of first occurrence. The learning rate of layer i is ``layer_decay ** (depth + 1 - i)`` times
+        the base rate (BEiT, arXiv 2106.08254; MAE).
     """
     free = tuple(f".{name}" for name in undecayed)
     groups: dict[tuple[int, bool], DecayGroup] = {}
@@ -194,17 +195,17 @@ def decay_groups(
     return list(groups.values())
 
 
-# the list of backbones --------------------------------------------------------------------------------------------
+# the registry of backbones ----------------------------------------------------------------------------------------
 
 _BUILDERS: dict[str, Callable[..., Any]] = {}
-PLAIN = "vit"  # what a config without a name is
+PLAIN = "vit"  # the backbone of a config without a name
 
 
 def register_backbone(*names: str) -> Callable[[Any], Any]:
     """Decorator: a class or function that builds the backbones of these names.
 
-    It is called with keywords: ``img_size``, ``drop_path_rate``, the arguments of its ``config``; and ``name`` if it
-    takes one.
+    It is called with keywords: ``img_size``, ``drop_path_rate``, the entries of its ``config``, and ``name`` if it
+    accepts one.
     """
 
     def add(builder: Any) -> Any:
@@ -215,7 +216,7 @@ def register_backbone(*names: str) -> Callable[[Any], Any]:
 
 
 def backbone_names() -> list[str]:
-    """All names :func:`build_backbone` (and ``tinymim.create_model``) takes."""
+    """All names that :func:`build_backbone` (and ``tinymim.create_model``) accepts."""
     return list(_BUILDERS)
 
 
@@ -228,7 +229,7 @@ def build_backbone(name: str, **arguments: Any) -> Any:
     if name not in _BUILDERS:
         raise ConfigError(
             f"no backbone {name!r}",
-            f"known are {', '.join(_BUILDERS)}",
+            f"the registered backbones are {', '.join(_BUILDERS)}",
             "choose one of these, or register another one: tinymim.models.backbone.register_backbone",
         )
     builder = _BUILDERS[name]
@@ -245,16 +246,21 @@ def build_backbone(name: str, **arguments: Any) -> Any:
 
 
 def from_config(config: Mapping[str, Any], **changes: Any) -> Any:
-    """The backbone that a ``config`` (of a model, or as our files store it) describes, with random weights."""
+    """Build the backbone that a ``config`` (of a model, or as stored in our files) describes, with random weights.
+
+    Raises:
+        ConfigError: see :func:`build_backbone`.
+    """
     arguments = {**config, **changes}
     return build_backbone(arguments.pop("name", PLAIN), **arguments)
 
 
 def pick_taps(model: Backbone, indices: int | Sequence[int] | None) -> list[int]:
-    """Indices of ``forward_intermediates`` as numbers from 0: negative ones count from the end, an int takes the last.
+    """Indices of ``forward_intermediates`` as numbers from 0: negative ones count from the end, an int n takes the
+    last n.
 
     Raises:
-        ConfigError: one that the model does not have.
+        ConfigError: an index that the model does not have.
     """
     count = model.stage_info[-1].taps.stop
     if indices is None:
@@ -264,7 +270,7 @@ def pick_taps(model: Backbone, indices: int | Sequence[int] | None) -> list[int]
     if not all(-count <= i < count for i in indices):
         what = "blocks" if count == model.depth else "stages"
         raise ConfigError(
-            f"indices={list(indices)} leaves the model",
+            f"indices={list(indices)} is out of range",
             f"the model has {count} {what}, numbered from 0",
             f"use numbers from 0 to {count - 1}",
         )

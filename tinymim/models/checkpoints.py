@@ -1,4 +1,4 @@
-"""Weights in, with a report of every key; clean student files out. The formats are read by ``formats.py``."""
+"""Load weights, with a report on every key, and write clean student files. ``formats.py`` reads the formats."""
 
 import json
 import os
@@ -27,12 +27,12 @@ from tinymim.models.formats import (
 from tinymim.models.position import resize_position, resize_relative_table
 from tinymim.models.vit import ARGUMENTS, IMAGENET_MEAN, IMAGENET_STD, SHAPE
 
-OTHER = re.compile(r"norm_pre\.|blocks\.|reg|rope|patch_embed\.")  # what a plain model lacks and another one needs
+OTHER = re.compile(r"norm_pre\.|blocks\.|reg|rope|patch_embed\.")  # tensors that a plain ViT lacks and others need
 
 
 @dataclass
 class LoadReport:
-    """What happened to every key of a load: parameter names, plus remarks a person should see."""
+    """What happened to every key of a load: parameter names, and notes for the user."""
 
     source: str = ""
     loaded: list[str] = field(default_factory=list)
@@ -66,22 +66,22 @@ def load_weights(
         model: :class:`~tinymim.models.ViT` or another backbone of ours, a segmentation backbone of ours, or a timm
             VisionTransformer / BEiT.
         source: File, state dict or :class:`Checkpoint`.
-        new_dist_token: Let a file without distillation token into a model with one: the token, its position and its
+        new_dist_token: Accept a file without distillation token for a model with one: the token, its position and its
             bias rows are copied from the class token.
-        say: Print the report (on the first process).
+        say: Print the report (first process only).
 
     Returns:
         The :class:`LoadReport`.
 
     Raises:
-        CheckpointError: nothing fits, another width, depth, patch or head count, or a distillation token on one side
-            only. The model is left as it was.
+        CheckpointError: nothing fits; width, depth, patch size or head count differ; or only one side has a
+            distillation token. The model stays as it was.
     """
     checkpoint = source if isinstance(source, Checkpoint) else read_checkpoint(source)
     target = model.state_dict()
     report = LoadReport(source=checkpoint.path, dropped=list(checkpoint.dropped))
-    if hasattr(model, "fit_state"):
-        return _load_fitting(model, target, checkpoint, report, say)
+    if hasattr(model, "adapt_state"):
+        return _load_adapted(model, target, checkpoint, report, say)
     state = rename(checkpoint.state, set(target))
     looks = f"the file looks like {describe(checkpoint.state, checkpoint.config)}"
     _check_shape(model, target, state, checkpoint, looks)
@@ -123,15 +123,15 @@ def load_weights(
     return _copy(model, state, report, say)
 
 
-def _load_fitting(model: Any, target: State, checkpoint: Checkpoint, report: LoadReport, say: bool) -> LoadReport:
-    """:func:`load_weights` for a backbone that brings a file's tensors to its size itself; none may lack."""
-    state, report.resized = model.fit_state(checkpoint.state, checkpoint.config)
+def _load_adapted(model: Any, target: State, checkpoint: Checkpoint, report: LoadReport, say: bool) -> LoadReport:
+    """:func:`load_weights` for a backbone that resizes a file's tensors itself; none may be missing."""
+    state, report.resized = model.adapt_state(checkpoint.state, checkpoint.config)
     _compare_names(target, state, checkpoint, report)
-    told = {"name": "ViT"} | checkpoint.config if checkpoint.config else model.config
+    stored = {"name": "ViT"} | checkpoint.config if checkpoint.config else model.config
     why = [
-        f"the file says {key}={told.get(key)!r}, the model has {model.config[key]!r}"
+        f"the file has {key}={stored.get(key)!r}, the model {model.config[key]!r}"
         for key in model.must_match
-        if told.get(key) != model.config[key]
+        if stored.get(key) != model.config[key]
     ]
     why += [f"the file has no {key}" for key in report.missing]
     why += [
@@ -142,7 +142,7 @@ def _load_fitting(model: Any, target: State, checkpoint: Checkpoint, report: Loa
     if why:
         raise CheckpointError(
             f"this checkpoint does not fit {model.config['name']}",
-            why[0] + (f" ({len(why)} such differences)" if len(why) > 1 else ""),
+            why[0] + (f" ({len(why)} differences in all)" if len(why) > 1 else ""),
             "choose the model of this file, or another file",
         )
     return _copy(model, state, report, say)
@@ -163,11 +163,11 @@ def _copy(model: nn.Module, state: State, report: LoadReport, say: bool) -> Load
 
 
 def unfinished(checkpoint: Checkpoint) -> list[str]:
-    """A remark on a file whose run was still going on, or was interrupted, when it was written; else nothing."""
+    """A note if the file was written before its run had ended; else an empty list."""
     step, steps = (checkpoint.meta.get(key) for key in ("step", "steps"))
     if not (isinstance(step, int) and isinstance(steps, int) and step < steps):
         return []
-    return [f"written after {step} of {steps} steps: its run was not at its end (--resume goes on with it)"]
+    return [f"written after {step} of {steps} steps: its run had not ended (continue it with --resume)"]
 
 
 def _check_shape(model: nn.Module, target: State, state: State, checkpoint: Checkpoint, looks: str) -> None:
@@ -186,8 +186,8 @@ def _check_shape(model: nn.Module, target: State, state: State, checkpoint: Chec
     heads, own = checkpoint.config.get("num_heads"), getattr(model, "num_heads", None)
     if heads is not None and own is not None and heads != own:
         raise CheckpointError(
-            f"the file was trained with {heads} heads a block, the model has {own}",
-            "weights of another head count load but compute something else",
+            f"the file was trained with {heads} heads per block, the model has {own}",
+            "weights of another head count would load but compute something else",
             f"build the model with num_heads={heads} (--num-heads {heads}, model.backbone.num_heads={heads})",
         )
 
@@ -220,30 +220,30 @@ def _resize(
 
 
 def stored_shape(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What a file decides of a ViT's blocks: patch, width, depth, heads (None: not known), MLP, tables, layer scale.
+    """The shape of a ViT's blocks in a file: patch, width, depth, heads (None: unknown), MLP, tables, layer scale.
 
-    A subset of :class:`~tinymim.models.ViT`'s keywords; empty for a file of another kind.
+    A subset of :class:`~tinymim.models.ViT`'s keywords; empty for other models.
     """
-    told = checkpoint.config or infer_config(checkpoint.state) or {}
-    return {key: told[key] for key in SHAPE if key in told}
+    config = checkpoint.config or infer_config(checkpoint.state) or {}
+    return {key: config[key] for key in SHAPE if key in config}
 
 
 def model_from_checkpoint(
     path: str | os.PathLike[str], *, num_heads: int | None = None, option: str = "--num-heads", say: bool = True
 ) -> tuple[Any, Checkpoint]:
-    """Build the backbone a file holds and load it.
+    """Build the backbone of a file and load its weights.
 
     Args:
         path: Any readable checkpoint.
-        num_heads: Heads a block, for files that do not store it.
-        option: The command-line option an error should name for it.
+        num_heads: Heads per block, for files that do not store it.
+        option: The command-line option for it, named in errors.
         say: Print what was loaded.
 
     Returns:
-        A :class:`~tinymim.models.ViT`, or the backbone that one of our files names; and the file.
+        A :class:`~tinymim.models.ViT`, or the backbone that one of our files names, in evaluation mode; and the file.
 
     Raises:
-        CheckpointError: no backbone this reader knows, or the head count is unknown.
+        CheckpointError: the backbone or its head count is unknown.
     """
     checkpoint = read_checkpoint(path)
     if "name" in checkpoint.config:
@@ -253,7 +253,7 @@ def model_from_checkpoint(
     config = dict(checkpoint.config) or infer_config(checkpoint.state)
     if not config:
         raise CheckpointError(
-            f"{path} holds no vision transformer this reader knows",
+            f"{path} holds no vision transformer that this reader knows",
             f"its first tensors are {', '.join(list(checkpoint.state)[:3])}",
             "give a ViT checkpoint (MAE, TinyMIM, BEiT, timm names or ours)",
         )
@@ -261,13 +261,15 @@ def model_from_checkpoint(
     if stored is None and num_heads is None:
         raise CheckpointError(
             f"the head count of {path} is unknown",
-            f"weights cannot tell it; the file looks like {describe(checkpoint.state)}",
+            f"weights do not show it; the file looks like {describe(checkpoint.state)}",
             f"add {option} N (usual: 3 at width 192, 6 at 384, 12 at 768, 16 at 1024)",
         )
     config["num_heads"] = num_heads or stored
     if checkpoint.meta and num_heads and stored and num_heads != stored:
         raise CheckpointError(
-            f"{path} was trained with {stored} heads, not {num_heads}", "our files store it", f"leave {option} out"
+            f"{path} was trained with {stored} heads, not {num_heads}",
+            "our files store the head count",
+            f"leave {option} out",
         )
     model = from_config({key: config[key] for key in ARGUMENTS if key in config})
     report = load_weights(model, checkpoint, say=say)
@@ -275,9 +277,9 @@ def model_from_checkpoint(
     lost += [key for key in report.unexpected if OTHER.match(key)]
     if lost:
         raise CheckpointError(
-            f"{path} is no plain vision transformer",
+            f"{path} is not a plain vision transformer",
             f"{lost[0]} is on one side only" + (f", as are {len(lost) - 1} other tensors" if len(lost) > 1 else ""),
-            "give the architecture too, as teacher: --teacher timm/NAME --teacher-weights FILE",
+            "for a teacher, name the architecture, too: --teacher timm/NAME --teacher-weights FILE",
         )
     return model.eval(), checkpoint
 
@@ -286,7 +288,7 @@ def save_student(model: Backbone, path: str | os.PathLike[str], meta: dict[str, 
     """Write ``{"model": tensors, "meta": plain dict}``, atomically; loads with ``weights_only=True``.
 
     Args:
-        model: The student; nothing but its own tensors is written.
+        model: The student; only its own tensors are written.
         path: File to write; ``.safetensors`` works too.
         meta: Added to name, constructor arguments, mean, std and versions.
     """
@@ -311,7 +313,7 @@ def save_student(model: Backbone, path: str | os.PathLike[str], meta: dict[str, 
 
 
 def save_torch(value: Any, path: str | os.PathLike[str]) -> None:
-    """``torch.save``, written aside and renamed; equal values give equal bytes, whatever the file is called.
+    """``torch.save`` to a temporary file that is then renamed; equal values give equal bytes, whatever the file name.
 
     Raises:
         TinyMIMError: the disk is full or the folder cannot be written; nothing is left behind.
@@ -320,5 +322,5 @@ def save_torch(value: Any, path: str | os.PathLike[str]) -> None:
         try:
             with open(part, "wb") as file:  # given a path, torch writes its name into the file
                 torch.save(value, file)
-        except RuntimeError as error:  # torch's zip writer reports a full disk so
+        except RuntimeError as error:  # how torch's zip writer reports a full disk
             raise OSError(f"writing failed ({str(error).splitlines()[0][:120]})") from error

@@ -1,4 +1,4 @@
-"""A classifier on our ViT, under timm's key names, as MAE and TinyMIM fine-tune it and as TinyMIM*-T must have been.
+"""A classifier on our ViT, under timm's key names, as in MAE's and TinyMIM's fine-tuning (TinyMIM*-T: our reading).
 
 Legend: B = batch, P = prefix tokens (class, distillation), N = patches, D = width, K = classes.
 """
@@ -24,24 +24,24 @@ HEADS = ("fc_norm", "head", "head_dist")
 class Classifier(nn.Module):
     """ViT -> mean of the patch tokens -> LayerNorm -> linear layer; the ViT's own final norm is left out, as published.
 
-    With a distillation token there is a second linear layer on it, and the two answers are averaged in evaluation
+    With a distillation token there is a second linear layer on it, and the logits of the two are averaged in evaluation
     (DeiT, arXiv 2012.12877, section 3). The authors' code of TinyMIM*-T is not published; its files hold ``conv1x1``,
     ``fc_norm``, ``head`` and ``head_dist``. Our reading: ``conv1x1`` (LayerNorm, Linear to 1280, GELU) acts on every
-    token, as in their segmentation code, one ``fc_norm`` of that width on both answers.
+    token, as in their segmentation code, and one ``fc_norm`` of that width precedes both heads.
 
     Args:
         backbone: The ViT; its parameters are shared, it is not changed.
         num_classes: K.
 
     Raises:
-        ConfigError: a backbone of another kind.
+        ConfigError: the backbone is not a ViT.
     """
 
     def __init__(self, backbone: ViT, num_classes: int) -> None:
         super().__init__()
         if not isinstance(backbone, ViT):
             raise ConfigError(
-                f"a classifier cannot stand on a {type(backbone).__name__}",
+                f"a classifier cannot be built on a {type(backbone).__name__}",
                 "it reads the patch tokens of a plain vision transformer",
                 "choose e.g. tinymim_vit_tiny",
             )
@@ -53,20 +53,20 @@ class Classifier(nn.Module):
         self.head_dist = _linear(width, num_classes) if backbone.dist_token is not None else None
 
     def answers(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Images (B, 3, H, W), normalised -> logits (B, K) of the class head and, if there is one, the second head."""
+        """Images (B, 3, H, W), normalised -> logits (B, K) of the class head and of the second head (None without)."""
         x_BTD = self.backbone(images)
         logits_BK = self.head(self.fc_norm(x_BTD[:, self.backbone.num_prefix_tokens :].mean(dim=1)))
         return logits_BK, None if self.head_dist is None else self.head_dist(self.fc_norm(x_BTD[:, 1]))
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W), normalised -> logits (B, K); with two heads their mean."""
-        own_BK, taught_BK = self.answers(images)
-        return own_BK if taught_BK is None else (own_BK + taught_BK) / 2
+        class_BK, dist_BK = self.answers(images)
+        return class_BK if dist_BK is None else (class_BK + dist_BK) / 2
 
     def layer_groups(self, layer_decay: float, weight_decay: float) -> list[dict[str, Any]]:
-        """Optimizer groups with ``lr_scale`` = layer_decay ** (depth + 1 - layer), by which timm's schedulers multiply.
+        """Optimizer groups with ``lr_scale`` = layer_decay ** (depth + 1 - layer), which timm's schedulers multiply by.
 
-        Layers and what takes no weight decay are the backbone's to say; the heads are the last layer.
+        The backbone defines the layers and what takes no weight decay; the heads are the last layer.
         """
         layers = Layers(self.backbone)
         groups = decay_groups(
@@ -85,7 +85,7 @@ class Classifier(nn.Module):
 
 
 def _linear(width: int, num_classes: int) -> nn.Linear:
-    """A head that starts almost at zero (MAE's fine-tuning: std 2e-5)."""
+    """A head with weights close to zero (MAE's fine-tuning: std 2e-5)."""
     layer = nn.Linear(width, num_classes)
     nn.init.trunc_normal_(layer.weight, std=2e-5)
     nn.init.zeros_(layer.bias)
@@ -95,11 +95,11 @@ def _linear(width: int, num_classes: int) -> nn.Linear:
 def save_classifier(
     model: Classifier, path: str | os.PathLike[str], classes: Sequence[str], meta: dict[str, Any] | None = None
 ) -> None:
-    """Write ``{"model": tensors under timm's names, "meta": plain dict}``; also a student for every other command.
+    """Write ``{"model": tensors under timm's names, "meta": plain dict}``; other commands read it as a student file.
 
     Args:
         model: The classifier.
-        path: File to write, aside and renamed.
+        path: File to write, atomically.
         classes: Names of the K classes.
         meta: Added to name, constructor arguments, classes, mean, std and versions.
     """
@@ -123,14 +123,17 @@ def save_classifier(
 
 
 def load_classifier(path: str | os.PathLike[str], *, num_heads: int | None = None) -> tuple[Classifier, Checkpoint]:
-    """Build the classifier a file holds: ours, or the published fine-tuned layouts (TinyMIM-FT, TinyMIM-FT-Tstar).
+    """Build the classifier of a file: ours, or the published fine-tuned layouts (TinyMIM-FT, TinyMIM-FT-Tstar).
 
     Args:
         path: The file.
-        num_heads: Heads a block, for files that do not store it.
+        num_heads: Heads per block, for files that do not store it.
+
+    Returns:
+        The classifier, in evaluation mode, and the file.
 
     Raises:
-        CheckpointError: no classifier's tensors in the file, or of another arrangement.
+        CheckpointError: the file holds no classifier, or one with another head layout.
     """
     backbone, checkpoint = model_from_checkpoint(path, num_heads=num_heads, say=False)
     state = checkpoint.state
@@ -155,7 +158,7 @@ def fill_heads(model: Classifier, state: dict[str, Tensor]) -> None:
     """Copy ``fc_norm``, ``head`` and ``head_dist`` into a classifier.
 
     Raises:
-        CheckpointError: one of them is missing or of another shape.
+        CheckpointError: one of them is missing or has another shape.
     """
     own = {k: v for k, v in model.state_dict().items() if k.startswith(HEADS)}
     for key, value in own.items():
@@ -163,7 +166,7 @@ def fill_heads(model: Classifier, state: dict[str, Tensor]) -> None:
             found = tuple(state[key].shape) if key in state else "absent"
             raise CheckpointError(
                 f"{key} is {found} in the file and {tuple(value.shape)} in the classifier",
-                "the file's head is arranged in another way (whose code was perhaps never published)",
+                "the file's head has another layout (possibly of unpublished code)",
                 "fine-tune its encoder again: tinymim finetune --student FILE",
             )
     with torch.no_grad():

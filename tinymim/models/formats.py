@@ -1,8 +1,8 @@
-"""Published checkpoint formats: find the encoder's tensors in a file, under timm's names, and say what they are.
+"""Published checkpoint formats: find the encoder's tensors in a file, rename them to timm's names, describe the model.
 
 MAE (encoder and full), TinyMIM (pre-trained, fine-tuned, starred), MAE-Lite, timm, BEiT, MMSegmentation and our own
-files, ``.pth`` and ``.safetensors``. Nothing in a file is ever run: tensors load with ``weights_only=True`` and unknown
-pickled globals become inert placeholders.
+files, ``.pth`` and ``.safetensors``. Nothing in a file is ever executed: tensors load with ``weights_only=True`` and
+unknown pickled globals become inert placeholders.
 """
 
 import json
@@ -23,7 +23,7 @@ from tinymim.models.position import num_extra_rows
 from tinymim.models.vit import TABLE
 
 State = dict[str, Tensor]
-DROPPED = re.compile(  # parts of a file that are no encoder: decoders, heads of a segmentor, teachers, adapters
+DROPPED = re.compile(  # parts of a file outside the encoder: decoders, heads of a segmentor, teachers, adapters
     r"^(decoder_|decoder\.|mask_token|decode_head\.|auxiliary_head\.|tch_model\.|attn_adapter\.|lm_head\."
     r"|rel_pos_bias\.relative_position_index)|relative_position_index$|num_batches_tracked$"
 )
@@ -43,7 +43,7 @@ RENAMES = [  # MMSegmentation's and BEiT's names -> timm's
 
 
 class _Inert(dict):
-    """Stands for any pickled object of a foreign file; accepts everything, does nothing."""
+    """Stands in for any pickled object of a foreign file; accepts everything, does nothing."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class _Inert(dict):
 
 @dataclass
 class Checkpoint:
-    """A file's encoder tensors (wrappers and foreign parts removed) and what our own files say about them."""
+    """A file's encoder tensors (prefixes and foreign parts removed) and the metadata that our own files store."""
 
     state: State
     meta: dict[str, Any]
@@ -65,12 +65,12 @@ class Checkpoint:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The backbone's constructor arguments our files store; empty for foreign files."""
+        """The backbone's constructor arguments, as our files store them; empty for foreign files."""
         config = self.meta.get("backbone") or self.meta.get("config")
         return dict(config) if isinstance(config, dict) else {}
 
     def regrouped(self, num_heads: int) -> "Checkpoint":
-        """The same file, taken as one of another head count (its weights are used in other groups); this one stays."""
+        """A copy with another head count: the same weights in other groups."""
         return replace(self, meta={**self.meta, "backbone": {**self.config, "num_heads": num_heads}})
 
 
@@ -89,14 +89,14 @@ def _torch_load(path: Path) -> Any:
             if found is None or found[1] in unsafe:
                 raise CheckpointError(
                     f"cannot read {path}",
-                    "it is no checkpoint of tensors" + (f" (it holds {found[1]})" if found else ""),
+                    "it is not a checkpoint of tensors" + (f" (it holds {found[1]})" if found else ""),
                     "give a .pth of tensors (torch.save(model.state_dict(), ...)) or a .safetensors file",
                 ) from error
             unsafe.add(found[1])
         except (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"cannot read {path}",
-                f"the file is damaged or no PyTorch checkpoint ({type(error).__name__}: {str(error)[:160]})",
+                f"the file is damaged or not a PyTorch checkpoint ({type(error).__name__}: {str(error)[:160]})",
                 "download or copy it again and compare its size and sha256 with the source",
             ) from error
 
@@ -108,7 +108,7 @@ def read_checkpoint(source: str | os.PathLike[str] | dict[str, Any]) -> Checkpoi
         source: Path of a ``.pth`` or ``.safetensors`` file, or a state dict, possibly wrapped.
 
     Returns:
-        The :class:`Checkpoint`; keys without ``module.``, ``backbone.``, ``model.`` or ``encoder.`` in front.
+        The :class:`Checkpoint`; its keys have no prefix ``module.``, ``backbone.``, ``model.`` or ``encoder.``.
 
     Raises:
         CheckpointError: no such file, damaged, or without tensors.
@@ -153,7 +153,7 @@ def read_checkpoint(source: str | os.PathLike[str] | dict[str, Any]) -> Checkpoi
 
 
 def _strip(state: State) -> tuple[State, list[str]]:
-    """Remove wrappers' prefixes and everything that is no encoder."""
+    """Remove prefixes of wrappers and everything outside the encoder."""
     dropped: list[str] = []
     for prefix in ("module.", "_orig_mod."):
         state = {k.removeprefix(prefix): v for k, v in state.items()}
@@ -167,15 +167,15 @@ def _strip(state: State) -> tuple[State, list[str]]:
 
 
 def describe(state: State, config: dict[str, Any] | None = None) -> str:
-    """Words for the model a state dict belongs to, e.g. ``ViT-Base (width 768, 12 blocks, patch 16, grid 14x14)``."""
-    if config and "name" in config:  # one of ours says it
+    """Describe the model of a state dict, e.g. ``ViT-Base (width 768, 12 blocks, patch 16, grid 14x14)``."""
+    if config and "name" in config:  # stored in our own files
         return str(config["name"])
     try:
         shape = infer_config(state, config)
     except CheckpointError as error:
         return f"a vision transformer; {error.what}"
     if shape is None:
-        return "no vision transformer that this reader knows"
+        return "a model that this reader does not know"
     names = {192: "Tiny", 384: "Small", 768: "Base", 1024: "Large", 1280: "Huge"}
     width, patch = shape["embed_dim"], shape["patch_size"]
     grid = "x".join(str(size // patch) for size in shape["img_size"])
@@ -190,7 +190,11 @@ def describe(state: State, config: dict[str, Any] | None = None) -> str:
 
 
 def infer_config(state: State, config: dict[str, Any] | None = None) -> dict[str, Any] | None:
-    """ViT constructor arguments readable from tensor shapes (``num_heads`` only from relative-position tables)."""
+    """ViT constructor arguments from tensor shapes (``num_heads`` only from relative-position tables); None: not a ViT.
+
+    Raises:
+        CheckpointError: the patch grid is unknown.
+    """
     state = rename(state, set())
     patch = state.get("patch_embed.proj.weight")
     blocks = {int(m[1]) for k in state if (m := re.match(r"blocks\.(\d+)\.", k))}
@@ -216,7 +220,7 @@ def infer_config(state: State, config: dict[str, Any] | None = None) -> dict[str
 
 
 def rename(state: State, wanted: set[str]) -> State:
-    """Foreign names to timm's; names the model has already (``wanted``) stay as they are."""
+    """Rename foreign keys to timm's; keys that the model already has (``wanted``) are kept."""
     out: State = {}
     for key, value in state.items():
         new = key
@@ -229,7 +233,7 @@ def rename(state: State, wanted: set[str]) -> State:
         v = out.pop(key.replace("q_bias", "v_bias"), torch.zeros_like(q))
         out[key.replace("q_bias", "qkv.bias")] = torch.cat([q, torch.zeros_like(q), v])
     shared = f"rel_pos_bias.{TABLE}"
-    if shared in out and shared not in wanted:  # BEiT's shared table -> one a block
+    if shared in out and shared not in wanted:  # BEiT's shared table -> one per block
         table = out.pop(shared)
         for i in sorted({int(m[1]) for k in out if (m := re.match(r"blocks\.(\d+)\.", k))}):
             out[f"blocks.{i}.attn.{TABLE}"] = table.clone()
@@ -244,10 +248,13 @@ def _square(n: int) -> int | None:
 def file_grid(
     state: State, config: dict[str, Any], model_grid: tuple[int, int] | None = None, model_prefix: int = 1
 ) -> tuple[int, tuple[int, int]]:
-    """Prefix tokens and patch grid of a file.
+    """Number of prefix tokens and patch grid of a file.
 
-    Our files say it. Others: a square grid, or with a relative-position table the sides it implies; the model's own
+    Our files store it. Others: a square grid, or the sides that a relative-position table implies; the model's own
     grid where the number of rows is the same.
+
+    Raises:
+        CheckpointError: the grid is unknown.
     """
     if config.get("img_size") is not None:
         size, patch = config["img_size"], config.get("patch_size", 16)
@@ -276,7 +283,7 @@ def file_grid(
         return prefixes[0], model_grid or (14, 14)
     raise CheckpointError(
         f"the file's patch grid is unknown ({'no positions' if pos is None else f'{pos.shape[1]} positions'})",
-        "it is not square, and only files of ours store their image size",
+        "it is not square, and only our own files store their image size",
         "load it into a model of its own img_size, save that with tinymim.models.save_student, and load the result",
     )
 

@@ -1,8 +1,8 @@
 """timm's hierarchical models as backbones: Hiera (arXiv 2306.00989) and TinyViT (arXiv 2207.10666), by timm's names.
 
-Four levels at strides 4, 8, 16 and 32, for images of any height and width. timm's Hiera knows one size only: here its
-blocks are run on a grid of the image's size, padded with zeros to whole mask units (32 pixels), and its positions are
-interpolated as the plain ViT's are. TinyViT's windows are padded with zeros, as timm does. Tensors keep timm's names;
+Four levels at strides 4, 8, 16 and 32, for images of any height and width. timm's Hiera accepts one size only: here its
+blocks run on the image's own grid, padded with zeros to whole mask units (32 pixels), and its positions are
+interpolated like the plain ViT's. TinyViT's windows are padded with zeros, as in timm. Tensors keep timm's names;
 there is no classifier, and no norm after the last stage.
 
 Legend: B = batch, N = tokens, D = width, H, W = a grid's rows and columns.
@@ -29,19 +29,19 @@ class Family(NamedTuple):
 
     Attributes:
         kind: timm's class.
-        blocks: Number of blocks of each stage.
+        blocks: Model -> number of blocks of each stage.
         run: (model, images padded to ``multiple``, number of stages) -> maps (B, D, H, W) of the stages.
-        prepare: Called with a new model.
-        behind: (model, stage) -> modules that no map up to this stage depends on.
-        multiple: Pixels the sides of an image must be multiples of.
-        sized: Whether timm's class takes ``img_size``.
+        prepare: Changes a new model in place.
+        parts_after: (model, stage) -> modules that no map up to this stage depends on.
+        multiple: Images are padded to a multiple of so many pixels.
+        sized: Whether timm's class accepts ``img_size``.
     """
 
     kind: type[nn.Module]
     blocks: Callable[[Any], Sequence[int]]
     run: Callable[[Any, Tensor, int], list[Tensor]]
     prepare: Callable[[Any], object]
-    behind: Callable[[Any, int], Sequence[nn.Module]]
+    parts_after: Callable[[Any, int], Sequence[nn.Module]]
     multiple: int
     sized: bool
 
@@ -57,7 +57,7 @@ def _recompute(model: Any, block: Any, x: Tensor) -> Tensor:
 
 
 class FlatAttention(Shell):
-    """timm's ``MaskUnitAttention`` with windows and heads on one axis: fast kernels and ONNX know four axes only."""
+    """timm's ``MaskUnitAttention`` with windows and heads on one axis: fast kernels and ONNX accept four axes only."""
 
     def forward(self, x_BND: Tensor) -> Tensor:
         its: Any = self.inner
@@ -77,7 +77,7 @@ def _prepare_hiera(model: Any) -> None:
 
 
 def _hiera_position(model: Any, grid: tuple[int, int]) -> Tensor:
-    """Positions (1, N, D) for a grid; of the "abswin" models the windows' own are tiled, the global ones stretched."""
+    """Positions (1, N, D) for a grid; in "abswin" models the window's part is tiled, the global part resized."""
     if model.pos_embed_win is None:
         return resize_position(model.pos_embed, tuple(model.tokens_spatial_shape), grid, 0)
     window = model.pos_embed_win.tile([side // unit for side, unit in zip(grid, model.mask_unit_size, strict=True)])
@@ -103,8 +103,8 @@ def _run_hiera(model: Any, images: Tensor, stages: int) -> list[Tensor]:
 
 
 def _tinyvit_block(block: Any) -> Callable[[Tensor], Tensor]:
-    """A block of windowed attention as a function (B, H, W, D) -> the same; without timm's choices by size, so that a
-    graph of it is right at every size.
+    """A block of windowed attention as a function (B, H, W, D) -> the same; without timm's branches on the size, so
+    that one traced graph is right at every size.
     """
 
     def run(x_BHWD: Tensor) -> Tensor:
@@ -140,7 +140,7 @@ def _run_tinyvit(model: Any, images: Tensor, stages: int) -> list[Tensor]:
 
 
 def _forget_biases(model: Any) -> None:
-    """timm keeps each block's table between calls in evaluation; a kept one hinders copies, graphs and gradients."""
+    """Clear timm's cache of each block's bias table, which breaks copies, traced graphs and gradients."""
     for stage in model.stages[1:]:
         for block in stage.blocks:
             block.attn.attention_bias_cache = {}
@@ -174,12 +174,12 @@ class Hierarchical(Shell):
 
     Args:
         name: timm's name, e.g. ``hiera_tiny_224``.
-        img_size: Height and width (pixels) at which positions are stored (Hiera) and that exports take by default.
+        img_size: Height and width (pixels) at which positions are stored (Hiera), and the default size of exports.
         drop_path_rate: Largest stochastic-depth rate of a linear ramp.
         options: Keywords of timm's class, e.g. ``embed_dims``.
 
     Raises:
-        ConfigError: arguments timm refuses.
+        ConfigError: arguments that timm rejects.
     """
 
     def __init__(
@@ -197,10 +197,10 @@ class Hierarchical(Shell):
         except (TypeError, AssertionError, IndexError, ValueError) as error:
             raise ConfigError(
                 f"cannot build {name}",
-                f"timm refuses its arguments: {error}",
+                f"timm rejects its arguments: {error}",
                 f"see help({family.kind.__module__}.{family.kind.__name__}) for the keywords",
             ) from None
-        model.head = nn.Identity()  # with it goes Hiera's norm, which no level passes
+        model.head = nn.Identity()  # also removes Hiera's norm, which none of the levels uses
         family.prepare(model)
         super().__init__(model)
         self.family = family
@@ -228,7 +228,7 @@ class Hierarchical(Shell):
 
         Args:
             images: (B, 3, H, W), normalised.
-            indices: Stages from 0 (negative from the end); an int takes the last so many; None takes all.
+            indices: Stages from 0 (negative from the end); an int n takes the last n; None takes all.
             norm: Must be False: the stages have no norm of their own.
             stop_early: Do not run stages after the last tap.
             output_fmt: "NCHW" -> (B, D, ceil(H/stride), ceil(W/stride)).
@@ -240,7 +240,7 @@ class Hierarchical(Shell):
         if norm or output_fmt != "NCHW":
             raise ConfigError(
                 f"norm={norm}, output_fmt={output_fmt!r}",
-                "the stages of a hierarchical model give maps, and have no norm",
+                "the stages of a hierarchical model return maps and have no norm",
                 "use norm=False and output_fmt='NCHW'",
             )
         wanted = pick_taps(self, indices)
@@ -268,19 +268,19 @@ class Hierarchical(Shell):
         """Same as :meth:`forward_map`."""
         return self.forward_map(images)
 
-    def parts_behind(self, index: int, tap: str = "output") -> list[Any]:
+    def parts_after(self, index: int, tap: str = "output") -> list[Any]:
         """Blocks after stage ``index`` (from 0)."""
-        return list(self.family.behind(self.inner, index))
+        return list(self.family.parts_after(self.inner, index))
 
-    def fit_state(self, state: dict[str, Tensor], config: dict[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
-        """A file's tensors at this model's size, and the names of those that were resized.
+    def adapt_state(self, state: dict[str, Tensor], config: dict[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
+        """A file's tensors resized to this model, and the names of those that were resized.
 
         Args:
-            state: timm's names; a classifier's are left out.
-            config: What the file says of its model; empty for foreign files.
+            state: Tensors under timm's names; a classifier's are dropped.
+            config: The model config that the file stores; empty for foreign files.
 
         Raises:
-            CheckpointError: positions of a grid that is neither said nor square.
+            CheckpointError: positions on a grid that is neither stored nor square.
         """
         state = {key: value for key, value in state.items() if not key.startswith(("head.", "norm.", "encoder_norm."))}
         own, pos = self.inner.state_dict().get("pos_embed"), state.get("pos_embed")
@@ -294,8 +294,8 @@ class Hierarchical(Shell):
         if old[0] * old[1] != pos.shape[1]:
             raise CheckpointError(
                 f"the file's grid is unknown ({pos.shape[1]} positions)",
-                "it is not square, and only files of ours store their image size",
-                "give a file of tinymim, or one of a square size",
+                "it is not square, and only our own files store their image size",
+                "give a file written by tinymim, or one of a square size",
             )
         if old == new:
             return state, []

@@ -19,7 +19,7 @@ class MAE(nn.Module):
         decoder_dim: Decoder width E.
         decoder_depth: Decoder blocks.
         decoder_heads: Decoder heads.
-        mask_ratio: Share of patches hidden.
+        mask_ratio: Share of patches that are masked.
         norm_pix: Normalise every target patch to zero mean and unit (unbiased) variance.
     """
 
@@ -66,7 +66,7 @@ class MAE(nn.Module):
         return self.encoder.norm(x_BTD)
 
     def decode(self, x_BVD: Tensor, ids_restore_BN: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Visible tokens and the order to put them back in -> predicted patches (B, N, P)."""
+        """Visible tokens (B, 1 + V, D) and the order that restores the patches -> predicted patches (B, N, P)."""
         x_BVE = self.decoder_embed(x_BVD)
         B, N = ids_restore_BN.shape
         hidden = self.mask_token.expand(B, N + 1 - x_BVE.shape[1], -1).to(x_BVE.dtype)
@@ -79,11 +79,11 @@ class MAE(nn.Module):
         return self.decoder_pred(self.decoder_norm(x_BTE))[:, 1:]
 
     def losses(self, images: Tensor, ids_shuffle_BN: Tensor | None = None) -> dict[str, Tensor]:
-        """Reconstruction error of the hidden patches.
+        """Reconstruction error of the masked patches.
 
         Args:
             images: (B, 3, H, W), normalised, H and W multiples of the patch.
-            ids_shuffle_BN: A permutation of the patches per image, the first ones visible; None draws one.
+            ids_shuffle_BN: A permutation of the patches of each image, the first V are visible; None draws one.
 
         Returns:
             ``pixel`` and ``loss`` (the same scalar).

@@ -31,13 +31,13 @@ def sincos_position(grid: tuple[int, int], dim: int, num_prefix: int = 1) -> Ten
 
 
 def _resize_map(map_1CHW: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bicubic, align_corners=False, no antialias: the one rule at load and at run time."""
+    """Bicubic, align_corners=False, no antialias: the same rule at load and at run time."""
     dtype = map_1CHW.dtype
     return F.interpolate(map_1CHW.float(), size=size, mode="bicubic", align_corners=False).to(dtype)
 
 
 def same_grid(a: tuple[int, int], b: tuple[int, int]) -> bool:
-    """Whether two grids are equal and known as numbers (symbolic sizes under export are never 'the same')."""
+    """Whether two grids are equal and known as numbers (symbolic sizes during export are never 'the same')."""
     return all(isinstance(size, int) for size in (*a, *b)) and tuple(a) == tuple(b)
 
 

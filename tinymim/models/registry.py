@@ -34,7 +34,7 @@ def _named_vit(name: str, **arguments: Any) -> ViT:
 
 
 def model_names() -> list[str]:
-    """Names of our own models; :func:`create_model` takes all of ``tinymim.models.backbone.backbone_names()``."""
+    """Names of our own models; :func:`create_model` accepts all of ``tinymim.models.backbone.backbone_names()``."""
     return list(SIZES)
 
 
@@ -48,8 +48,8 @@ def create_model(
 
     Args:
         name: ``tinymim_vit_tiny`` (192 wide, 3 heads), ``_small`` (384, 6), ``_base`` (768, 12) or ``_star_tiny``
-            (TinyMIM*-T: 192, 12 heads, distillation token, 1280-wide last layer); 12 blocks, patch 16. Or a
-            hierarchical one by timm's name, ``hiera_tiny_224``, ``tiny_vit_5m_224`` and their like.
+            (TinyMIM*-T: 192, 12 heads, distillation token, 1280-wide last layer); 12 blocks, patch 16. Or timm's name
+            of a hierarchical model, e.g. ``hiera_tiny_224`` or ``tiny_vit_5m_224``.
         img_size: Pixels at which the position embedding is stored.
         checkpoint: File to load through :func:`tinymim.load_weights`.
         overrides: Any keyword of :class:`ViT`, or of timm's class.
@@ -82,19 +82,19 @@ def create_model_for(
     num_heads: int | None = None,
     arguments: Mapping[str, Any],
 ) -> Any:
-    """A named model in the shape that a file of weights decides, with these weights; without a file as it is named.
+    """Build a named model; with a file of weights, in the file's shape and with its weights.
 
     Args:
-        name: As for :func:`create_model`; where a file is given its width, depth and patch size hold.
+        name: As for :func:`create_model`; a file's width, depth and patch size override it.
         file: Weights of an encoder, or None.
         img_size: Pixels at which the position embedding is stored.
-        num_heads: Heads per block; None: the file's, else the model's. Another number than the file's regroups the same
+        num_heads: Heads per block; None: the file's, else the model's. A number other than the file's regroups the same
             weights.
         arguments: Other keywords of the model.
 
     Raises:
         CheckpointError: no such file, or one that does not fit.
-        ConfigError: a head count nobody knows, or arguments that contradict the file.
+        ConfigError: an unknown head count, or arguments that contradict the file.
     """
     if file is None or name not in SIZES:
         heads = {"num_heads": num_heads} if num_heads else {}
@@ -108,18 +108,18 @@ def create_model_for(
     named = {"depth": 12, **SIZES[name], **arguments}
     if wrong := [key for key in shape if key in arguments and arguments[key] != shape[key]]:
         raise ConfigError(
-            f"student_args.{wrong[0]}={arguments[wrong[0]]} is not the student's",
+            f"student_args.{wrong[0]}={arguments[wrong[0]]} contradicts the student file",
             f"{file} has {shape[wrong[0]]}",
-            f"leave student_args.{wrong[0]} out: the file says it",
+            f"leave student_args.{wrong[0]} out: the file decides it",
         )
     if any(shape.get(key, named[key]) != named[key] for key in ("embed_dim", "depth")):
-        print(f"note: {file} is {describe(checkpoint.state, checkpoint.config)}; its shape holds, not {name}'s")
+        print(f"note: {file} is {describe(checkpoint.state, checkpoint.config)}; its shape is used, not {name}'s")
     if stored is None and shape.get("embed_dim") == named["embed_dim"]:
-        stored = named["num_heads"]  # a published file, and a model of its size was named
+        stored = named["num_heads"]  # a published file, and the named model has its size
     if stored is None and num_heads is None:
         raise ConfigError(
             f"the head count of {file} is unknown",
-            f"weights cannot tell it; the file looks like {describe(checkpoint.state)}",
+            f"weights do not show it; the file looks like {describe(checkpoint.state)}",
             "add --num-heads N (usual: 3 at width 192, 6 at 384, 12 at 768, 16 at 1024)",
         )
     if stored and num_heads and stored != num_heads:

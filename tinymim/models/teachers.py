@@ -33,8 +33,8 @@ TIMM = (
     Eva,
     VisionTransformerSAM,
 )  # MAE, DeiT, DINOv2, CLIP, SigLIP; BEiT; EVA-02, DINOv3; SAM
-TAPPABLE = (TapByTap, *TIMM)  # what tinymim.distill.read reads
-SUGGESTED = (  # by timm's names; any other of these kinds will do
+TAPPABLE = (TapByTap, *TIMM)  # models that tinymim.distill.read can read
+SUGGESTED = (  # timm's names; any other model of these classes works, too
     "vit_base_patch16_224.mae",
     "vit_large_patch16_224.mae",
     "vit_huge_patch14_224.mae",
@@ -58,17 +58,17 @@ SUGGESTED = (  # by timm's names; any other of these kinds will do
 )
 
 
-BEHIND = re.compile(r"(norm|fc_norm|head|head_dist|neck|attn_pool)\.")  # never read from a teacher
+UNREAD = re.compile(r"(norm|fc_norm|head|head_dist|neck|attn_pool)\.")  # never read from a teacher
 
 
 def default_target_block(depth: int) -> int:
-    """Where a teacher is read if nothing is said: block 18 of 24 (TinyMIM's table 10), else the last; from 1."""
+    """The block (from 1) a teacher is read at by default: 18 of 24 (TinyMIM's table 10), else the last."""
     return 18 if depth == 24 else depth
 
 
 @dataclass
 class TeacherFacts:
-    """What a timm teacher is, without its weights."""
+    """Facts about a timm teacher that need no weights."""
 
     name: str
     width: int
@@ -80,14 +80,14 @@ class TeacherFacts:
 
 
 def describe_teacher(name: str) -> TeacherFacts:
-    """Facts of a timm model by name (no download).
+    """Facts about a timm model by name (no download).
 
     Raises:
-        ConfigError: timm has no such model, or it is of another kind than :data:`TIMM`.
+        ConfigError: timm has no such model, or its class is not in :data:`TIMM`.
     """
     short = name.removeprefix("timm/")
     if not timm.is_model(short.split(".")[0]):
-        raise ConfigError(f"timm has no model {short!r}", "the name is another one", "see: tinymim list teachers")
+        raise ConfigError(f"timm has no model {short!r}", "the name is misspelt", "see: tinymim list teachers")
     with torch.device("meta"):
         model: Any = timm.create_model(short.split(".")[0], num_classes=0)
     kind = type(model)
@@ -101,18 +101,18 @@ def describe_teacher(name: str) -> TeacherFacts:
         depth,
         int(model.patch_embed.patch_size[0]),
         default_target_block(depth),
-        getattr(timm.get_pretrained_cfg(short), "license", None) or "not told",
+        getattr(timm.get_pretrained_cfg(short), "license", None) or "not stated",
     )
 
 
 @dataclass
 class Teacher:
-    """A frozen model and what a run must know of it.
+    """A frozen model and what a run must know about it.
 
     ``relations`` is (block, heads) for a student of ours that was itself distilled by relations: the block they were
     learned at and the number of heads they were grouped into, which is that of the chain's first teacher.
-    ``trained_depth`` is the deepest block of which every part was trained; of the one behind it, relations have trained
-    q, k and v alone.
+    ``trained_depth`` is the deepest block whose every part was trained; of the block after it, relations train only
+    q, k and v.
     """
 
     model: nn.Module
@@ -124,14 +124,14 @@ class Teacher:
     trained_depth: int | None = None
 
 
-TEACHERS: dict[str, Callable[..., Teacher]] = {}  # start of a name -> what loads teachers of such names
+TEACHERS: dict[str, Callable[..., Teacher]] = {}  # prefix of a name -> function that loads such teachers
 
 
 def register_teacher(prefix: str) -> Callable[[Callable[..., Teacher]], Callable[..., Teacher]]:
     """Decorator: a function that loads the teachers whose names start with ``prefix``, e.g. "timm/".
 
-    It is called as :func:`load_teacher` is, with all of its keywords, and returns a :class:`Teacher`: its model is of
-    :data:`TAPPABLE`, frozen and in evaluation mode.
+    It is called like :func:`load_teacher`, with all of its keywords, and returns a :class:`Teacher` whose model is one
+    of :data:`TAPPABLE`, frozen and in evaluation mode.
     """
 
     def register(load: Callable[..., Teacher]) -> Callable[..., Teacher]:
@@ -142,7 +142,7 @@ def register_teacher(prefix: str) -> Callable[[Callable[..., Teacher]], Callable
 
 
 def teacher_prefix(name: str) -> str | None:
-    """The registered start of a teacher's name; None: it is a file."""
+    """The registered prefix of a teacher's name; None if it is a file."""
     return next((prefix for prefix in TEACHERS if name.startswith(prefix)), None)
 
 
@@ -159,15 +159,15 @@ def load_teacher(
 
     Args:
         name: ``timm/NAME``, e.g. ``timm/vit_large_patch16_224.mae``, or a checkpoint file.
-        img_size: Side of the photos it will see, pixels; positions are resized to it.
+        img_size: Side of its photos, pixels; positions are resized to it.
         weights: File to load into a timm model instead of downloading.
-        num_heads: Heads a block, for checkpoint files that do not store it (``--teacher-heads``).
+        num_heads: Heads per block, for checkpoint files that do not store it (``--teacher-heads``).
         pretrained: False keeps random weights (``--dry-run`` only).
-        grid: Patches a side it will see, whatever its patch size; in place of ``img_size``.
+        grid: Patches per side, whatever the patch size; replaces ``img_size``.
 
     Raises:
-        ConfigError: unknown timm model, or one of another kind than :data:`TIMM`.
-        CheckpointError: the weights are absent, cannot be downloaded, or do not fit.
+        ConfigError: unknown timm model, or one whose class is not in :data:`TIMM`.
+        CheckpointError: the weights are missing, cannot be downloaded, or do not fit.
     """
     if prefix := teacher_prefix(name):
         return TEACHERS[prefix](
@@ -175,8 +175,8 @@ def load_teacher(
         )
     if weights is not None:
         raise ConfigError(
-            "--teacher-weights goes with a timm teacher",
-            f"{name} is a checkpoint file and brings its own weights",
+            "--teacher-weights needs a timm teacher",
+            f"{name} is a checkpoint file and has its own weights",
             "leave --teacher-weights out, or give --teacher timm/NAME",
         )
     if not Path(name).is_file():
@@ -210,7 +210,7 @@ def _timm_teacher(
     pretrained: bool,
     grid: int | None,
 ) -> Teacher:
-    """Any of timm's vision transformers; its head count is its own."""
+    """Any of timm's vision transformers; timm defines its head count."""
     timm_name = name.removeprefix("timm/")
     _check_name(timm_name)
     facts = describe_teacher(timm_name)
@@ -221,7 +221,7 @@ def _timm_teacher(
         raise _unsupported(name, "model without img_size") from error
     sha = None
     if weights is not None:
-        _fill(model, read_checkpoint(weights))
+        _load_resized(model, read_checkpoint(weights))
         sha = sha256_file(weights)
     own: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     for note in own.get("notes") or () if is_first_process() else ():
@@ -230,17 +230,17 @@ def _timm_teacher(
     return Teacher(model.eval().requires_grad_(False), name, mean, std, sha)
 
 
-def _fill(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Load a file into a timm model as timm would, resized to the model's size; what lies behind the blocks may lack.
+def _load_resized(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Load a file into a timm model as timm would, resized to the model's size; parts after the blocks may be missing.
 
     Raises:
-        CheckpointError: the file is of another model.
+        CheckpointError: the file belongs to another model.
     """
     state, looks = rename(checkpoint.state, set(model.state_dict())), describe(checkpoint.state)
     other = CheckpointError(
         f"{checkpoint.path} does not fit timm's {type(model).__name__}",
         f"the file looks like {looks}",
-        "name the architecture these weights are of: --teacher timm/NAME",
+        "name the architecture of these weights: --teacher timm/NAME",
     )
     try:
         state = sys.modules[type(model).__module__].checkpoint_filter_fn(state, model)
@@ -249,7 +249,7 @@ def _fill(model: nn.Module, checkpoint: Checkpoint) -> None:
         found = model.load_state_dict(state, strict=False)
     except (RuntimeError, KeyError, AttributeError, IndexError) as error:
         raise other from error
-    if wrong := [key for key in (*found.missing_keys, *found.unexpected_keys) if not BEHIND.match(key)]:
+    if wrong := [key for key in (*found.missing_keys, *found.unexpected_keys) if not UNREAD.match(key)]:
         other.why += f"; {wrong[0]} is on one side only" + (f", as are {len(wrong) - 1} others" * (len(wrong) > 1))
         raise other
 
@@ -273,7 +273,7 @@ def _check_name(timm_name: str) -> None:
         near = timm.list_models(f"*{timm_name.split('.')[0][:12]}*")[:4]
         raise ConfigError(
             f"timm has no model {timm_name!r}",
-            f"near names: {', '.join(near)}" if near else "no name is near",
+            f"similar names: {', '.join(near)}" if near else "no name is similar",
             "python -c \"import timm; print(timm.list_models('vit_*mae*', pretrained=True))\" lists them",
         )
 
@@ -306,7 +306,7 @@ def _create_timm(name: str, weights: str | os.PathLike[str] | None, pretrained: 
 
 @dataclass
 class LabelTeacher:
-    """A frozen classifier that teaches fine-tuning, and how it wants its photos."""
+    """A frozen classifier that teaches fine-tuning, and ``view``, which prepares its photos."""
 
     model: nn.Module
     view: Callable[[Tensor], Tensor]
@@ -328,14 +328,15 @@ def load_label_teacher(
     Args:
         name: ``timm/NAME``, e.g. ``timm/regnety_160.deit_in1k``, or a ``classifier.pth``.
         classes: Names of the photos' classes, in the order of their ids.
-        index: Their places among ImageNet's 1000 if they are such classes: a teacher of all 1000 then teaches these.
-        img_size: Side of the photos it will be given; a timm teacher sees them at its own size.
+        index: Their positions among ImageNet's 1000 classes, if they all are such: a teacher of all 1000 can then teach
+            them.
+        img_size: Side of the training photos, pixels; for a timm teacher they are resized to its own size.
         weights: File to load into a timm model instead of downloading.
         pretrained: False keeps random weights (``--dry-run`` only).
 
     Raises:
-        ConfigError: unknown timm model, or other classes.
-        CheckpointError: the weights are absent, cannot be downloaded, or do not fit.
+        ConfigError: unknown timm model, or different classes.
+        CheckpointError: the weights are missing, cannot be downloaded, or do not fit.
     """
     size, mean, std = img_size, IMAGENET_MEAN, IMAGENET_STD
     known: Sequence[str] | None = None
@@ -366,22 +367,22 @@ def load_label_teacher(
         model = nn.Sequential(model, _Columns(index))
     elif found != len(classes) or (known is None and not own and found == 1000):
         raise ConfigError(
-            f"the teacher {name} knows {found} classes, the photos have {len(classes)}"
+            f"the teacher {name} has {found} classes, the photos have {len(classes)}"
             + (" that are not named as ImageNet's" if found == 1000 else ""),
-            "its answers would not mean the same",
-            "take a teacher trained on these classes; for ImageNet's the sub-folders are named by wnids (n01440764)",
+            "its predictions would mean something else",
+            "use a teacher trained on these classes; for ImageNet's, sub-folders are named by wnid (n01440764)",
         )
     elif known is not None and (other := [(a, b) for a, b in zip(known, classes, strict=True) if a != b]):
         raise ConfigError(
             f"the classes of the teacher {name} are not those of the photos",
-            f"where it has {other[0][0]!r} they have {other[0][1]!r}: its answers would not mean the same",
-            "take a teacher trained on these classes",
+            f"where it has {other[0][0]!r} they have {other[0][1]!r}: its predictions would mean something else",
+            "use a teacher trained on these classes",
         )
     return LabelTeacher(model.eval().requires_grad_(False), renormalise(mean, std, size), name, sha)
 
 
 class _Columns(nn.Module):
-    """Some of a classifier's outputs, in the order of the photos' classes."""
+    """Selects outputs of a classifier, in the order of the photos' classes."""
 
     def __init__(self, index: Sequence[int]) -> None:
         super().__init__()
@@ -392,7 +393,7 @@ class _Columns(nn.Module):
 
 
 def renormalise(mean: tuple[float, ...], std: tuple[float, ...], size: int) -> Callable[[Tensor], Tensor]:
-    """A function from images in ImageNet's normalisation to another one, resized to ``size`` pixels (B, 3, S, S)."""
+    """A function that converts images from ImageNet's normalisation to another one, resized to (B, 3, size, size)."""
 
     def view(image: Tensor) -> Tensor:
         def row(values: tuple[float, ...]) -> Tensor:
@@ -410,7 +411,7 @@ def renormalise(mean: tuple[float, ...], std: tuple[float, ...], size: int) -> C
 def _unsupported(name: str, kind: str) -> ConfigError:
     return ConfigError(
         f"{name} is a {kind}",
-        f"what is distilled is read from timm's {', '.join(kind.__name__ for kind in TIMM)}",
+        f"distillation can read timm's {', '.join(kind.__name__ for kind in TIMM)}",
         "choose e.g. timm/vit_base_patch16_224.mae or timm/beit_base_patch16_224",
     )
 
@@ -428,7 +429,7 @@ def _go_offline_if_unreachable() -> None:
 
 
 def state_sha256(model: nn.Module) -> str:
-    """sha256 over a model's tensors, for teachers that came without a file."""
+    """sha256 over a model's tensors, for teachers that were not loaded from a file."""
     import hashlib
 
     digest = hashlib.sha256()

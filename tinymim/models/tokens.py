@@ -1,4 +1,4 @@
-"""What a vision transformer is made of: heads, patches, prefix tokens, and which tokens are compared.
+"""Facts about a vision transformer (heads, patches, prefix tokens), and selecting, pairing and resizing its tokens.
 
 Legend: B = batch, T = tokens, N = patches, V = visible patches, P = prefix tokens, D = width.
 """
@@ -14,18 +14,18 @@ from tinymim.errors import ConfigError
 
 
 def num_heads(model: Any) -> int:
-    """Heads of the model's blocks."""
+    """Attention heads per block."""
     return int(model.blocks[0].attn.num_heads)
 
 
 def patch_size(model: Any) -> int:
-    """Side of a patch, pixels."""
+    """Side of a patch in pixels."""
     patch = model.patch_embed.patch_size
     return int(patch if isinstance(patch, int) else patch[0])
 
 
 def patch_grid(model: Any, size: tuple[int, int]) -> tuple[int, int]:
-    """Patch rows and columns the model makes of an image of ``size`` pixels."""
+    """Patch rows and columns of an image of ``size`` (height, width) pixels."""
     return -(-size[0] // patch_size(model)), -(-size[1] // patch_size(model))
 
 
@@ -40,7 +40,7 @@ def has_class_token(model: Any) -> bool:
 
 
 def pair_tokens(x_BTD: Tensor, model: Any, class_token: bool) -> Tensor:
-    """The tokens that are compared: the class token if asked for, then the patches; registers are dropped."""
+    """The tokens that are compared: the class token if ``class_token``, then the patches; registers are dropped."""
     patches = x_BTD[:, num_prefix(model) :]
     if num_prefix(model) == int(class_token):
         return x_BTD
@@ -48,18 +48,24 @@ def pair_tokens(x_BTD: Tensor, model: Any, class_token: bool) -> Tensor:
 
 
 def keep_patches(x_BTD: Tensor, keep_BV: Tensor, prefix: int) -> Tensor:
-    """Prefix tokens and the chosen patches: (B, P + N, D) -> (B, P + V, D)."""
+    """Keep the prefix tokens and the chosen patches: (B, P + N, D) -> (B, P + V, D)."""
     patches = x_BTD[:, prefix:].gather(1, keep_BV.unsqueeze(-1).expand(-1, -1, x_BTD.shape[-1]))
     return torch.cat([x_BTD[:, :prefix], patches], dim=1)
 
 
 def resample(x_BTD: Tensor, prefix: int, grid: tuple[int, int]) -> Tensor:
-    """Patch tokens of a square grid on another one, bilinear; prefix tokens stay."""
+    """Resize the patch tokens of a square grid to another grid (bilinear); prefix tokens are kept.
+
+    Raises:
+        ConfigError: the number of patches is not a square.
+    """
     patches = x_BTD[:, prefix:]
     side = int(patches.shape[1] ** 0.5)
     if side * side != patches.shape[1]:
         raise ConfigError(
-            f"{patches.shape[1]} teacher tokens are no square", "their rows are not known", "use square crops"
+            f"{patches.shape[1]} teacher tokens do not form a square grid",
+            "their rows and columns are unknown",
+            "use square crops",
         )
     maps = patches.transpose(1, 2).unflatten(2, (side, side))
     maps = F.interpolate(maps, size=grid, mode="bilinear", align_corners=False, antialias=True)

@@ -51,7 +51,7 @@ class PatchEmbed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Fused multi-head self-attention with an optional relative-position bias table of its own."""
+    """Fused multi-head self-attention with an optional relative-position bias table."""
 
     def __init__(self, dim: int, num_heads: int, grid: tuple[int, int] | None, num_prefix: int) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class Attention(nn.Module):
     def attend(
         self, q_BHTC: Tensor, k_BHTC: Tensor, v_BHTC: Tensor, grid: tuple[int, int], index_TT: Tensor | None
     ) -> Tensor:
-        """Attention and output projection of q, k, v -> (B, T, D)."""
+        """Attention and output projection: q, k, v, each (B, H, T, C) -> (B, T, D)."""
         B, H, T, C = q_BHTC.shape
         bias = self.bias(grid, index_TT)
         x_BHTC = F.scaled_dot_product_attention(
@@ -118,7 +118,7 @@ class Block(nn.Module):
         return x_BTD + self.drop_path(self.ls2(self.mlp(self.norm2(x_BTD))))
 
     def steps(self, x_BTD: Tensor, grid: tuple[int, int], index_TT: Tensor | None) -> Iterator[tuple[str, Tensor]]:
-        """The same, tap by tap: pairs of a name of :data:`TAPS`, in their order, and (B, T, D)."""
+        """:meth:`forward` tap by tap: yields (name of :data:`TAPS`, tensor (B, T, D)) in order of computation."""
         q, k, v = self.attn.qkv(self.norm1(x_BTD)).chunk(3, dim=-1)
         yield from zip(QKV, (q, k, v), strict=True)
         q_BHTC, k_BHTC, v_BHTC = (x.unflatten(2, (self.attn.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
@@ -140,12 +140,12 @@ class ViT(nn.Module):
         patch_size: Patch side in pixels.
         embed_dim: Width D, a multiple of 4 and of ``num_heads``.
         depth: Number of blocks.
-        num_heads: Heads in every block.
-        mlp_ratio: Hidden width of the MLP over D.
-        rel_pos_bias: A zero-initialised relative-position bias table per block (BEiT).
-        init_values: Layer-scale start value; None for no layer scale.
+        num_heads: Attention heads per block.
+        mlp_ratio: Hidden width of the MLP divided by D.
+        rel_pos_bias: Add a zero-initialised relative-position bias table to each block (BEiT).
+        init_values: Initial value of the layer scale; None for no layer scale.
         drop_path_rate: Largest stochastic-depth rate of a linear ramp from 0, or one rate per block.
-        dist_token: A distillation token after the class token (DeiT, TinyMIM*-T).
+        dist_token: Add a distillation token after the class token (DeiT, TinyMIM*-T).
         last_dim: LayerNorm -> Linear -> GELU to this width after the last block, in place of the final norm
             (TinyMIM*-T: 1280).
 
@@ -239,7 +239,7 @@ class ViT(nn.Module):
         self.grad_checkpointing = enable
 
     def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Images (B, 3, H, W), normalised -> tokens with positions (B, T, D) and the patch grid."""
+        """Images (B, 3, H, W), normalised -> tokens with positions (B, T, D) and the patch grid (rows, columns)."""
         x_BND, grid = self.patch_embed(images)
         pos_1TD = resize_position(self.pos_embed, self.grid_size, grid, self.num_prefix_tokens)
         prefix = [self.cls_token] if self.dist_token is None else [self.cls_token, self.dist_token]
@@ -247,13 +247,13 @@ class ViT(nn.Module):
         return x_BTD + pos_1TD, grid
 
     def bias_index(self, grid: tuple[int, int]) -> Tensor | None:
-        """The (T, T) table index all blocks share, or None without relative-position bias."""
+        """The table index (T, T) that all blocks share, or None without relative-position bias."""
         if not self.rel_pos_bias:
             return None
         return relative_index(grid, self.num_prefix_tokens, self.pos_embed.device)
 
     def run_block(self, i: int, x_BTD: Tensor, grid: tuple[int, int], index_TT: Tensor | None) -> Tensor:
-        """One block (0-based), with gradient checkpointing when it is on."""
+        """Run block ``i`` (from 0), with gradient checkpointing when it is on."""
         if self.grad_checkpointing and self.training and torch.is_grad_enabled():
             return checkpoint(self.blocks[i], x_BTD, grid, index_TT, use_reentrant=False)
         return self.blocks[i](x_BTD, grid, index_TT)
@@ -284,8 +284,8 @@ class ViT(nn.Module):
 
         Args:
             images: (B, 3, H, W), normalised.
-            indices: 0-based blocks (negative from the end); an int takes the last so many; None takes all.
-            return_prefix_tokens: Give (map, prefix tokens) pairs.
+            indices: Blocks from 0 (negative from the end); an int n takes the last n; None takes all.
+            return_prefix_tokens: Return (map, prefix tokens) pairs.
             norm: Apply the final norm to every tap.
             stop_early: Do not run blocks after the last tap.
             output_fmt: "NCHW" -> (B, D, ceil(H/patch), ceil(W/patch)); "NLC" -> (B, N, D).
@@ -293,10 +293,13 @@ class ViT(nn.Module):
 
         Returns:
             List of taps, or the pair. With ``last_dim`` the tap of the last block is ``last_dim`` wide.
+
+        Raises:
+            ConfigError: an unknown ``output_fmt``, or a block that the model does not have.
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise ConfigError(
-                f"output_fmt={output_fmt!r} is unknown", "only maps and sequences exist", "use 'NCHW' or 'NLC'"
+                f"output_fmt={output_fmt!r} is unknown", "taps are maps or token sequences", "use 'NCHW' or 'NLC'"
             )
         wanted = pick_taps(self, indices)
         x_BTD, grid = self.embed(images)
@@ -317,16 +320,16 @@ class ViT(nn.Module):
             return intermediates
         return self.conv1x1(self.norm(x_BTD)), intermediates
 
-    # what it says of itself (tinymim.models.backbone) -------------------------------------------------------------
+    # the backbone contract (tinymim.models.backbone) --------------------------------------------------------------
 
     @property
     def stage_info(self) -> tuple[Stage, ...]:
-        """One: every block has the same width and grid."""
+        """One stage: every block has the same width and grid."""
         return (Stage(self.embed_dim, self.patch_size, range(self.depth), range(self.depth)),)
 
     @property
     def maskable(self) -> bool:
-        """Whether patches may be left out: positions are added once, not to every pair of tokens."""
+        """Whether patches can be dropped: only if positions are added once, not to every pair of tokens."""
         return not self.rel_pos_bias
 
     def forward_map(self, images: Tensor) -> Tensor:
@@ -359,15 +362,15 @@ class ViT(nn.Module):
         return out
 
     def attention_bias(self, index: int, grid: tuple[int, int]) -> Tensor | None:
-        """What block ``index`` (from 0) adds to its attention scores, (1, H, T, T), or None."""
+        """The bias (1, H, T, T) that block ``index`` (from 0) adds to its attention scores, or None."""
         block: Any = self.blocks[index]
         return block.attn.bias(grid, self.bias_index(grid))
 
     def fixed_parts(self) -> list[Any]:
-        """What pre-training never trains: the fixed positions, and the wide last layer, which only tuning uses."""
+        """Parts that pre-training never trains: the fixed positions, and the wide last layer of fine-tuning."""
         return [self.pos_embed, self.conv1x1]
 
-    def parts_behind(self, index: int, tap: str = "output") -> list[Any]:
+    def parts_after(self, index: int, tap: str = "output") -> list[Any]:
         """Modules and parameters that a tap of block ``index`` (from 0) does not depend on."""
         last: Any = self.blocks[index]
         unused: list[Any] = [self.norm, *self.blocks[index + 1 :]]
@@ -379,28 +382,28 @@ class ViT(nn.Module):
         return unused
 
     def without_norm(self) -> "ViT":
-        """The same model, every parameter shared, without its final norm; this one keeps it."""
+        """A copy without the final norm that shares all parameters; the original keeps its norm."""
         twin = copy.copy(self)
         twin._modules = {**self._modules, "norm": nn.Identity()}
         return twin
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Layers for layer decay: 0 embeddings and tokens, i + 1 block i, depth + 1 the rest (MAE)."""
+        """Layers for layer decay: 0 for embeddings and tokens, i + 1 for block i, depth + 1 for the rest (MAE)."""
         return dict(
             stem=r"(?:cls_token|dist_token|pos_embed)$|patch_embed(?:\.|$)", blocks=[(r"blocks\.(\d+)(?:\.|$)", None)]
         )
 
     def no_weight_decay(self) -> set[str]:
-        """Tokens, positions and relative-position tables are not decayed."""
+        """Tokens, positions and relative-position tables."""
         return {"pos_embed", "cls_token", "dist_token", TABLE}
 
 
-ARGUMENTS = tuple(key for key in inspect.signature(ViT).parameters if key != "drop_path_rate")  # what a file stores
-SHAPE = tuple(key for key in ARGUMENTS if key not in ("img_size", "dist_token", "last_dim"))  # of the blocks
+ARGUMENTS = tuple(key for key in inspect.signature(ViT).parameters if key != "drop_path_rate")  # stored in a file
+SHAPE = tuple(key for key in ARGUMENTS if key not in ("img_size", "dist_token", "last_dim"))  # shape of the blocks
 
 
 def _init_weights(module: nn.Module) -> None:
-    """Xavier-uniform linear layers with zero bias, as MAE and TinyMIM start."""
+    """Xavier-uniform linear layers with zero bias, as in MAE and TinyMIM."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         nn.init.zeros_(module.bias)

@@ -1,1 +1,1 @@
-"""Recipes: data only, one file an experiment, ``<method>_<student>_from_<teacher>.py``."""
+"""Recipes: data only, one file per experiment, ``<method>_<student>_from_<teacher>.py``."""

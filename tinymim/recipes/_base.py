@@ -1,4 +1,4 @@
-"""The keys every run on photos without labels has, with the published values (README and code of TinyMIM).
+"""The keys of every run on photos without labels, with the published values (README and code of TinyMIM).
 
 The method adds its own: ``keys`` of its class in ``tinymim/distill``; ``--print-config`` shows all of them.
 """
@@ -8,7 +8,7 @@ student = "tinymim_vit_base"
 student_args: dict = {}  # keywords of tinymim.models.ViT
 drop_path = 0.1  # constant, in every block before the last
 img_size = 224  # pixels
-crop_scale = (0.2, 1.0)  # area share of the random crop
+crop_scale = (0.2, 1.0)  # share of the photo's area in the random crop
 color_jitter = 0.4  # on the student's copy
 batch_size = 4096  # global
 epochs = 300
@@ -17,13 +17,15 @@ base_lr = 1.5e-4  # at batch 256; lr = base_lr * batch / 256
 min_lr = 0.0
 betas = (0.9, 0.95)
 weight_decay = 0.05  # not on 1-D parameters
-precision = "auto"  # auto | fp32 | bf16 | fp16; auto: bf16 where the processor has it
+precision = "auto"  # auto | fp32 | bf16 | fp16; auto: bf16 if the processor supports it
 grad_checkpointing = False
-micro_batch = None  # images a forward pass; None: by memory
-save_every = None  # steps; None: an epoch
-val_every = None  # steps; None: an epoch
-watch_every = None  # steps between looks at health and probes; None: an epoch; 0: never
-probe_photos = 500  # of --probe-data, at most, for training and as many for validation (ViT-T, two cores: 20 ms each)
-tensorboard = False  # metrics.jsonl also as OUT/tensorboard
+micro_batch = None  # images per forward pass; None: chosen by memory
+save_every = None  # steps; None: one epoch
+val_every = None  # steps; None: one epoch
+watch_every = None  # steps between health metrics and probes; None: one epoch; 0: never
+probe_photos = (
+    500  # most photos of --probe-data for training, and as many for validation (ViT-T, two cores: 20 ms each)
+)
+tensorboard = False  # also write metrics.jsonl as OUT/tensorboard
 seed = 0
 workers = 2

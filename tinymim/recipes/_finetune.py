@@ -1,10 +1,10 @@
-"""The keys every fine-tuning run has, with the published values for ViT-B (TinyMIM's README and code).
+"""The keys of every fine-tuning run, with the published values for ViT-B (TinyMIM's README and code).
 
 Fine-tuning adds its own, published values too: ``keys`` in ``tinymim/engine/classify.py``.
 """
 
 method = "finetune"
-student = "tinymim_vit_base"  # model where no file says it; its own name beside --student FILE
+student = "tinymim_vit_base"  # the model; with --student FILE, the file's shape overrides it
 student_args: dict = {}  # keywords of tinymim.models.ViT
 drop_path = 0.2  # linear from 0 to this
 img_size = 224  # pixels
@@ -15,12 +15,12 @@ base_lr = 5e-4  # at batch 256; lr = base_lr * batch / 256
 min_lr = 1e-6
 betas = (0.9, 0.999)
 weight_decay = 0.05  # not on 1-D parameters, tokens, positions
-crop_scale = (0.08, 1.0)  # area share of the random crop
+crop_scale = (0.08, 1.0)  # share of the photo's area in the random crop
 color_jitter = None  # timm: only without aa
-precision = "auto"  # auto | fp32 | bf16 | fp16; auto: bf16 where the processor has it
+precision = "auto"  # auto | fp32 | bf16 | fp16; auto: bf16 if the processor supports it
 grad_checkpointing = False
-micro_batch = None  # images a forward pass; None: by memory
-save_every = None  # steps; None: an epoch
-val_every = None  # steps; None: an epoch
+micro_batch = None  # images per forward pass; None: chosen by memory
+save_every = None  # steps; None: one epoch
+val_every = None  # steps; None: one epoch
 seed = 0
 workers = 2

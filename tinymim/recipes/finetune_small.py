@@ -5,7 +5,7 @@ The authors only say "higher learning rate and larger batch" than ViT-B (their i
 
 _base_ = "./_finetune.py"
 student = "tinymim_vit_small"
-batch_size = 2048  # and so a peak rate of 4e-3, twice that of B
+batch_size = 2048  # gives a peak learning rate of 4e-3, twice that of B
 layer_decay = 0.75
 drop_path = 0.1
 epochs = 200

@@ -6,7 +6,7 @@ drop path and layer decay 0.85 follow what MAE-Lite (arXiv 2205.14443) found for
 
 _base_ = "./_finetune.py"
 student = "tinymim_vit_tiny"
-batch_size = 2048  # and so a peak rate of 4e-3, twice that of B
+batch_size = 2048  # gives a peak learning rate of 4e-3, twice that of B
 layer_decay = 0.85
 drop_path = 0.0
 mixup = 0.2

@@ -1,4 +1,4 @@
-"""Masked autoencoder, ViT-Base: a teacher where none can be downloaded (decoder: 8 block(s), 512 wide)."""
+"""Masked autoencoder, ViT-Base: a teacher if none can be downloaded (decoder: 8 blocks, 512 wide)."""
 
 _base_ = "./_base.py"
 method = "mae"

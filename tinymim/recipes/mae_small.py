@@ -1,4 +1,4 @@
-"""Masked autoencoder, ViT-Small: a teacher where none can be downloaded (decoder: 1 block(s), 192 wide)."""
+"""Masked autoencoder, ViT-Small: a teacher if none can be downloaded (decoder: 1 block, 192 wide)."""
 
 _base_ = "./_base.py"
 method = "mae"

@@ -1,4 +1,4 @@
-"""Masked autoencoder, ViT-Tiny: a teacher where none can be downloaded (decoder: 1 block(s), 96 wide)."""
+"""Masked autoencoder, ViT-Tiny: a teacher if none can be downloaded (decoder: 1 block, 96 wide)."""
 
 _base_ = "./_base.py"
 method = "mae"

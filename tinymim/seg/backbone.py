@@ -1,7 +1,7 @@
-"""Any backbone of ours in MMSegmentation: levels at strides 4, 8, 16 and 32, or the map of one tap.
+"""Any of our backbones in MMSegmentation: levels at strides 4, 8, 16 and 32, or the map of one tap.
 
 Legend: B = batch, D = width, H, W = image height and width in pixels.
-Parameters sit directly under ``backbone.`` (``blocks``, ``fpn1`` .. ``fpn4``), as in the published TinyMIM models.
+Parameters are directly under ``backbone.`` (``blocks``, ``fpn1`` .. ``fpn4``), as in the published TinyMIM models.
 """
 
 from collections.abc import Sequence
@@ -19,23 +19,23 @@ from tinymim.seg.pyramid import STRIDES, Pyramid
 
 @MODELS.register_module()
 class TinyMIMBackbone(Shell):
-    """A backbone (``inner``) and, over a plain one, TinyMIM's four-level pyramid; any image height and width.
+    """A backbone (``inner``) and, for a plain one, TinyMIM's four-level pyramid; any image height and width.
 
-    Levels that are at strides 4, 8, 16 and 32 already pass through; so does a single one. Attributes of the backbone
-    (``config``, ``depth``, ``img_size``, ...) are this module's, too.
+    Levels that are already at strides 4, 8, 16 and 32 pass through unchanged; so does a single level. Attributes of
+    the backbone (``config``, ``depth``, ``img_size``, ...) are available on this module, too.
 
     Args:
         img_size: Size (pixels) at which positions are stored; other sizes are interpolated at run time.
         name: A backbone of ``tinymim.models.backbone.backbone_names()``; the plain ViT by default.
-        out_indices: What feeds the levels, indices of the backbone's ``forward_intermediates``: of a ViT four blocks
-            (from 0), by default (3, 5, 7, 11), or one, whose map is the only level, as it is; of a hierarchical model
-            stages, by default all. What comes after the last one is not run.
-        norm_cfg: MMSegmentation's normalisation of the pyramid. SyncBN becomes BN where training is not distributed.
-        pyramid_dim: Width of all four levels of a pyramid (TinyMIM*-T: 768); None keeps D and a parameter-free coarse
-            end.
-        init_cfg: ``dict(type="Pretrained", checkpoint=FILE)`` loads any file ``tinymim.load_weights`` reads.
+        out_indices: Indices of the backbone's ``forward_intermediates`` that feed the levels. ViT: four blocks (from
+            0), by default (3, 5, 7, 11), or one, whose map is the only level. Hierarchical model: stages, by default
+            all. The parts after the last one are not run.
+        norm_cfg: MMSegmentation's normalisation of the pyramid. SyncBN becomes BN if training is not distributed.
+        pyramid_dim: Width of all four levels of a pyramid (TinyMIM*-T: 768); None keeps D, and the two coarse levels
+            have no parameters.
+        init_cfg: ``dict(type="Pretrained", checkpoint=FILE)`` loads any file that ``tinymim.load_weights`` reads.
         with_cp: Recompute blocks in the backward pass to save memory (gradient checkpointing).
-        arguments: Keywords of the backbone: those of :class:`tinymim.models.ViT` (weights cannot tell the number of
+        arguments: Keywords of the backbone: those of :class:`tinymim.models.ViT` (weights do not show the number of
             heads: give the one the student was trained with), or of timm's class; ``drop_path_rate``.
 
     Raises:
@@ -65,16 +65,16 @@ class TinyMIMBackbone(Shell):
         _check_pyramid(inner, self.out_indices, strides, last_dim, pyramid_dim)
         self.init_cfg = _check_init_cfg(init_cfg)
         if hasattr(inner, "norm"):
-            self.norm = nn.Identity()  # the taps carry no final norm
+            self.norm = nn.Identity()  # the taps have no final norm
         inner.set_grad_checkpointing(with_cp)
-        for part in inner.parts_behind(self.out_indices[-1]):
+        for part in inner.parts_after(self.out_indices[-1]):
             part.requires_grad_(False)  # never run: DDP would wait for their gradients
         self.fpn_names: tuple[str, ...] = ()
         self.out_channels = tuple(stage.width for stage in stages)
         if len(set(strides)) < len(strides):
             width = stages[0].width
             pyramid = Pyramid(width, last_dim or width, dict(norm_cfg or dict(type="SyncBN")), pyramid_dim)
-            vars(self)["fpn"] = pyramid  # its modules are shown as this module's own
+            vars(self)["fpn"] = pyramid  # its modules are registered as this module's own
             self._modules.update(pyramid._modules)
             self.fpn_names, self.out_channels = tuple(pyramid._modules), (pyramid.width,) * len(strides)
 
@@ -83,7 +83,7 @@ class TinyMIMBackbone(Shell):
         return self.pyramid(self.trunk(images), images.shape[-2:])
 
     def trunk(self, images: Tensor) -> list[Tensor]:
-        """Images (B, 3, H, W) -> the taps (B, D, ceil(H/stride), ceil(W/stride)), one a level."""
+        """Images (B, 3, H, W) -> the taps (B, D, ceil(H/stride), ceil(W/stride)), one per level."""
         return self.inner.forward_intermediates(
             images, indices=self.out_indices, stop_early=True, intermediates_only=True
         )
@@ -93,7 +93,7 @@ class TinyMIMBackbone(Shell):
         return self.fpn(taps, size) if self.fpn_names else tuple(taps)
 
     def init_weights(self) -> None:
-        """Load the file of ``init_cfg`` and print the report, or say that training starts from scratch.
+        """Load the file of ``init_cfg`` and print the report; without one, print that training starts from scratch.
 
         Raises:
             CheckpointError: the file does not fit.
@@ -113,7 +113,7 @@ class TinyMIMBackbone(Shell):
             name: Parameter name, with or without the prefix ``backbone.``.
 
         Raises:
-            ConfigError: a name this backbone does not have.
+            ConfigError: this backbone has no parameter of this name.
         """
         name = name.removeprefix("backbone.")
         layer, (top, dot, _) = self.layer_ids.of(name), name.partition(".")
@@ -121,40 +121,40 @@ class TinyMIMBackbone(Shell):
             raise ConfigError(
                 f"parameter {name!r} belongs to no layer of this backbone",
                 f"its parts are {', '.join(self._modules)}",
-                "give a name of named_parameters()",
+                "give a name that named_parameters() returns",
             )
         return layer
 
 
 def check_student(backbone: Any, checkpoint: Checkpoint) -> None:
-    """Compare what one of our files says of its model with the backbone (weights cannot tell the head count).
+    """Compare the model config stored in one of our files with the backbone (weights do not show the head count).
 
     Raises:
         ConfigError: they differ.
     """
-    told = checkpoint.config
-    keys = [key for key in backbone.must_match if key in told and told[key] != backbone.config[key]]
+    stored = checkpoint.config
+    keys = [key for key in backbone.must_match if key in stored and stored[key] != backbone.config[key]]
     if keys:
         hint = " (and the in_channels of both heads)" if "embed_dim" in keys else ""
         raise ConfigError(
-            f"{checkpoint.path} is another model than the segmentation config: "
-            + ", ".join(f"{key}={told[key]} (the config has {backbone.config[key]})" for key in keys),
-            "the file stores how its model was built",
-            f"add --cfg-options {' '.join(f'model.backbone.{key}={told[key]}' for key in keys)}{hint}, "
+            f"{checkpoint.path} does not match the segmentation config: "
+            + ", ".join(f"{key}={stored[key]} (the config has {backbone.config[key]})" for key in keys),
+            "the file stores the arguments its model was built with",
+            f"add --cfg-options {' '.join(f'model.backbone.{key}={stored[key]}' for key in keys)}{hint}, "
             "or choose the config of that size",
         )
 
 
 def _check_taps(model: Any, out_indices: Sequence[int]) -> tuple[tuple[int, ...], list[Stage]]:
-    """The taps as rising numbers from 0, and the stage of each."""
+    """The taps as increasing numbers from 0, and the stage of each."""
     count, plain = model.stage_info[-1].taps.stop, len(model.stage_info) == 1
     taps = tuple(i % count for i in out_indices if -count <= i < count)
     if len(taps) not in (1, 4) or len(out_indices) != len(taps) or sorted(set(taps)) != list(taps):
         raise ConfigError(
             f"out_indices={tuple(out_indices)} does not fit {count} {'blocks' if plain else 'stages'}",
-            "the pyramid needs four different blocks in rising order, numbered from 0; one block needs no pyramid"
+            "the pyramid needs four different blocks in increasing order, numbered from 0; one block needs no pyramid"
             if plain
-            else "four levels are needed in rising order, or one",
+            else "four levels are needed in increasing order, or one",
             "for 12 blocks use (3, 5, 7, 11); for 4 blocks (0, 1, 2, 3); for a linear head (11,)"
             if plain
             else "leave out_indices out, or give one stage, e.g. (2,)",
@@ -165,20 +165,20 @@ def _check_taps(model: Any, out_indices: Sequence[int]) -> tuple[tuple[int, ...]
 def _check_pyramid(
     model: Any, taps: tuple[int, ...], strides: tuple[int, ...], last_dim: int | None, pyramid_dim: int | None
 ) -> None:
-    """Refuse strides that no pyramid makes levels of, and widths without one."""
+    """Refuse strides that the pyramid cannot turn into levels, and widths without a pyramid."""
     has_pyramid = len(taps) == 4 and strides != STRIDES
     if (has_pyramid or len(model.stage_info) == 1) and set(strides) != {16}:
         raise ConfigError(
             f"taps at strides {', '.join(map(str, strides))} give no levels at strides 4, 8, 16, 32",
-            "the pyramid scales one grid of 16 pixels a step by 4, 2, 1 and 1/2 (a ViT of patch_size=16)",
+            "the pyramid scales a grid of stride 16 by 4, 2, 1 and 1/2 (a ViT with patch_size=16)",
             "use patch_size=16, or a backbone with levels at these strides",
         )
     if not has_pyramid and (pyramid_dim is not None or last_dim is not None):
         raise ConfigError(
             f"out_indices={taps} with pyramid_dim={pyramid_dim}, last_dim={last_dim}",
-            "one block's map is handed on as it is, without a pyramid"
+            "one block's map is used as it is, without a pyramid"
             if len(taps) == 1
-            else "these levels are handed on as they are, without a pyramid",
+            else "these levels are used as they are, without a pyramid",
             "leave pyramid_dim and last_dim out, or give four blocks",
         )
     if last_dim is not None and (pyramid_dim is None or taps[-1] != model.depth - 1):
@@ -194,6 +194,6 @@ def _check_init_cfg(init_cfg: dict[str, Any] | None) -> dict[str, Any] | None:
         return init_cfg
     raise ConfigError(
         f"init_cfg={init_cfg} is not understood",
-        "the backbone only loads files",
+        "the backbone can only be initialised from a file",
         'use init_cfg=dict(type="Pretrained", checkpoint="student.pth"), or None to train from scratch',
     )

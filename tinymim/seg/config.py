@@ -36,7 +36,7 @@ def find_config(config: str | Path | Config) -> Config:
 
 
 def merge_options(cfg: Config, options: dict[str, Any] | None) -> None:
-    """Apply ``--cfg-options``; a changed ``train_cfg.max_iters`` takes the schedule with it, and says so.
+    """Apply ``--cfg-options``; a changed ``train_cfg.max_iters`` also changes the schedule, which is printed.
 
     Raises:
         ConfigError: an option that does not fit the config.
@@ -84,7 +84,7 @@ def set_data(
             raise ConfigError(
                 f"{name} uses {loader.dataset.type}",
                 "tinymim segment reads folders in ADE20K layout through TinyMIMSegDataset",
-                "use that data set, or MMSegmentation's own tools",
+                "use TinyMIMSegDataset, or MMSegmentation's own tools",
             )
         if loader.num_workers == 0:
             loader.persistent_workers = False
@@ -109,7 +109,7 @@ def set_data(
 
 
 def heads(cfg: Config) -> list[Any]:
-    """The nodes of all heads of a config; MMSegmentation takes one or a list under each name."""
+    """The nodes of all heads of a config; MMSegmentation accepts one head or a list under each name."""
     found = [cfg.model.get(name) for name in ("decode_head", "auxiliary_head")]
     return [head for part in found if part for head in (part if isinstance(part, list) else [part])]
 
@@ -152,7 +152,7 @@ def plain_batch_norm(node: Any) -> None:
 
 
 class RunConfig(Config):
-    """A config whose text takes milliseconds: MMEngine's own formatter needs a second, several times a run."""
+    """A config that is formatted in milliseconds: MMEngine's formatter takes a second, several times per run."""
 
     @property
     def pretty_text(self) -> str:
@@ -161,14 +161,14 @@ class RunConfig(Config):
 
 
 def config_text(cfg: Config) -> str:
-    """Python text of a config, ``Config.fromstring`` reads it back."""
+    """Python text of a config, which ``Config.fromstring`` reads back."""
     return "".join(
         f"{key} = {pprint.pformat(value, width=110, sort_dicts=False)}\n" for key, value in cfg.to_dict().items()
     )
 
 
 def name_run(cfg: Config) -> Config:
-    """The config as ``config.py``, under an experiment name of its own (MMEngine shares state between equal names)."""
+    """The config as ``config.py``, with a unique experiment name (MMEngine shares state between equal names)."""
     named = RunConfig(cfg.to_dict(), cfg_text="# tinymim", filename="config.py")
     named.experiment_name = f"tinymim_seg_{next(_runs)}"
     return named

@@ -1,7 +1,7 @@
-"""Labelled folders for MMSegmentation, and the order in which training sees them.
+"""Labelled folders for MMSegmentation, and the order in which training sees their photos.
 
-Every training sample is a function of (seed, position in the run) alone: random numbers are re-seeded for each one. So
-a resumed run starts at the right position without reading what was already seen, with any number of workers.
+Every training sample is a function of (seed, position in the run): the random generators are re-seeded for each sample.
+So a resumed run starts at the right position without reading earlier samples, with any number of workers.
 """
 
 import random
@@ -30,7 +30,7 @@ class UnreadablePhoto(DataError):
 class LoadPhoto(BaseTransform):
     """Read ``img_path`` as uint8 (H, W, 3), BGR as MMSegmentation expects, upright.
 
-    Pillow, not OpenCV: OpenCV fills the missing part of a truncated JPEG with grey and says nothing.
+    With Pillow, as OpenCV silently fills the missing part of a truncated JPEG with grey.
     """
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
@@ -58,7 +58,7 @@ class LoadLabel(BaseTransform):
             raise DataError(
                 f"{path} is {label.shape[1]} x {label.shape[0]} pixels, its photo {results['ori_shape'][1]} x "
                 f"{results['ori_shape'][0]}",
-                "a label gives a class to every pixel of its photo",
+                "a label must give a class to every pixel of its photo",
                 "make both the same size",
             )
         results["gt_seg_map"] = label
@@ -106,14 +106,17 @@ class TinyMIMSegDataset(BaseSegDataset):
         return [dict(img_path=str(photo), seg_map_path=str(label)) for photo, label in self.pairs]
 
     def get_data_info(self, idx: int) -> dict[str, Any]:
-        """The dict that the first transform of the pipeline is given."""
+        """The input of the first transform of the pipeline."""
         info = super().get_data_info(idx)
         return {**info, "seg_fields": [], "reduce_zero_label": False, "label_map": None, "layout": self.layout}
 
     def __getitem__(self, idx: int | tuple[int, int]) -> Any:
-        """A sample; ``(index, seed)`` fixes its random numbers and, in training, steps over damaged photos.
+        """A sample; the key ``(index, seed)`` also seeds its random numbers. Training skips damaged photos.
 
-        The paths of photos stepped over are in the sample's ``skipped``.
+        The paths of skipped photos are in the sample's ``skipped``.
+
+        Raises:
+            DataError: no photo can be read, or, in validation, this one cannot.
         """
         if isinstance(idx, tuple):
             idx, seed = idx
@@ -136,19 +139,19 @@ class TinyMIMSegDataset(BaseSegDataset):
         raise DataError(
             f"none of the {len(self)} training photos can be read",
             f"the first is {skipped[0]}",
-            "copy the data set again",
+            "copy the dataset again",
         )
 
 
 @DATA_SAMPLERS.register_module()
 class ResumableSampler(Sampler[tuple[int, int]]):
-    """Endless shuffled passes over a data set, as (index, seed of the sample); can start anywhere.
+    """Endless shuffled passes over a dataset, as (index, seed of the sample); can start anywhere.
 
     Position p of the run is photo ``shuffle(seed, p // n)[p % n]``. Process r of w takes positions r, r + w, ...
 
     Args:
-        dataset: The data set of n photos.
-        seed: Of the run.
+        dataset: The dataset of n photos.
+        seed: Seed of the run.
         shuffle: New order in each pass; False keeps the order of the folder.
     """
 
@@ -174,5 +177,5 @@ class ResumableSampler(Sampler[tuple[int, int]]):
 
 
 def mix_seed(*numbers: int) -> int:
-    """One 32-bit seed out of several numbers."""
+    """Combine several numbers into one 32-bit seed."""
     return int(np.random.SeedSequence(list(numbers)).generate_state(1)[0])

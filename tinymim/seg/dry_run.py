@@ -1,4 +1,4 @@
-"""What training a segmentor costs, before it starts: one step on random pixels."""
+"""Cost of training a segmentor, measured before it starts by one step on random pixels."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ from tinymim.seg.config import find_config, merge_options, set_data, set_device
 
 
 class SegCost(TrainingCost):
-    """Cost of training a segmentor; an image is a crop here, and has that name, too."""
+    """Cost of training a segmentor, where an image is a crop; ``..._per_crop`` are other names of ``..._per_image``."""
 
     @property
     def bytes_per_crop(self) -> int:

@@ -23,14 +23,14 @@ from tinymim.seg.config import config_text
 
 @HOOKS.register_module()
 class RunFolderHook(Hook):
-    """Writes the files of a run; takes the place of MMEngine's checkpoint and logger hooks.
+    """Writes the files of a run; replaces MMEngine's checkpoint and logger hooks.
 
-    ``checkpoints/iter_N.pth`` is MMEngine's format and resumable; ``segmentor.pth`` holds the weights and what is
-    needed to use them, no optimizer, and loads with ``weights_only=True``. Every file is whole or absent.
+    ``checkpoints/iter_N.pth`` has MMEngine's format and can be resumed; ``segmentor.pth`` holds the weights and the
+    metadata for using them, no optimizer, and loads with ``weights_only=True``. Every file is complete or absent.
 
     Args:
         interval: Steps between checkpoints; the last step always gets one.
-        keep: Checkpoints kept.
+        keep: Number of checkpoints to keep.
         log_interval: Steps between lines in metrics.jsonl.
     """
 
@@ -43,7 +43,7 @@ class RunFolderHook(Hook):
         self.progress: Progress | None = None
 
     def before_run(self, runner: Any) -> None:
-        """Before training: write env.json, check that the heads have the classes of the data."""
+        """Before training: write env.json, check that the heads have as many classes as the data."""
         if not _is_training(runner):
             return
         if is_main_process():
@@ -62,7 +62,7 @@ class RunFolderHook(Hook):
         _check_classes(bare(runner.model), runner.train_dataloader.dataset.metainfo["classes"])
 
     def before_train(self, runner: Any) -> None:
-        """Drop what a killed run wrote after the checkpoint that training goes on from; start the progress line."""
+        """Drop metrics that a killed run wrote after its last checkpoint; start the progress line."""
         folder = self._folder(runner)
         done = on_first_process(lambda: [line for line in folder.log_until(runner.iter) if "mIoU" in line])
         runner.train_loop.validated = {line["step"] for line in done}
@@ -71,7 +71,7 @@ class RunFolderHook(Hook):
             self.progress = Progress("train", runner.max_iters, start=runner.iter)
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
-        """Note the largest rate of the step."""
+        """Store the largest learning rate of the step."""
         self.rate = max(group["lr"] for group in runner.optim_wrapper.optimizer.param_groups)
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
@@ -90,13 +90,13 @@ class RunFolderHook(Hook):
             self.save_now(runner, step)
 
     def before_val_epoch(self, runner: Any) -> None:
-        """Leave the progress line; all processes validate the same model."""
+        """Average the buffers, so that all processes validate the same model; end the progress line."""
         average_buffers(runner.model)
         if self.progress is not None and self.progress.live:
             print(flush=True)
 
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
-        """Line in metrics.jsonl; the scores also go into a segmentor.pth of this step."""
+        """Write the scores to metrics.jsonl, and into a segmentor.pth of this step."""
         if not _is_training(runner):
             return
         self.scores = {"step": runner.iter, **(metrics or {})}
@@ -108,14 +108,18 @@ class RunFolderHook(Hook):
                 write_segmentor(runner, self.scores, runner.iter)
 
     def after_train(self, runner: Any) -> None:
-        """End of the progress line."""
+        """Close the progress line."""
         if self.progress is not None:
             self.progress.close(f"{runner.iter} steps, {Path(runner.work_dir) / 'segmentor.pth'}")
             if runner.train_loop.skipped:
                 print(runner.train_loop.skipped.summary())
 
     def save_now(self, runner: Any, step: int) -> None:
-        """Checkpoint and segmentor after ``step`` steps, atomically; old checkpoints go."""
+        """Write checkpoint and segmentor after ``step`` steps, atomically; remove old checkpoints.
+
+        Raises:
+            TinyMIMError: the disk is full or the folder cannot be written.
+        """
         average_buffers(runner.model)
         if is_main_process():
             folder = self._folder(runner)
@@ -124,7 +128,7 @@ class RunFolderHook(Hook):
                 with atomic_path(path) as part:
                     meta = {"iter": step, "epoch": 0}
                     runner.save_checkpoint(str(part.parent), part.name, meta=meta, by_epoch=False)
-            except RuntimeError as error:  # torch's writer on a full disk
+            except RuntimeError as error:  # how torch reports a full disk
                 raise TinyMIMError(
                     f"cannot write {path}",
                     f"{error} (no partial file is left, older checkpoints are kept)",
@@ -142,17 +146,17 @@ class RunFolderHook(Hook):
 
 
 def average_buffers(model: Any) -> None:
-    """Give all processes the mean of their batch-norm statistics (plain BN keeps its own in each)."""
+    """Average the batch-norm statistics over all processes (plain BN has its own in each)."""
     if is_distributed():
         all_reduce_params([b for b in model.buffers() if b.is_floating_point()], op="mean")
 
 
 def _is_training(runner: Any) -> bool:
-    return isinstance(runner._train_loop, BaseLoop)  # a dict where only validation or a test runs
+    return isinstance(runner._train_loop, BaseLoop)  # a dict if only validation or a test runs
 
 
 def _check_classes(model: Any, classes: list[str]) -> None:
-    """Heads must have as many classes as the data."""
+    """Refuse heads with another number of classes than the data."""
     heads: dict[str, Any] = {name: getattr(model, name, None) for name in ("decode_head", "auxiliary_head")}
     wrong = {
         name: head.num_classes
@@ -162,19 +166,19 @@ def _check_classes(model: Any, classes: list[str]) -> None:
     if wrong:
         raise ConfigError(
             f"the data have {len(classes)} classes, the config's heads have {next(iter(wrong.values()))}",
-            "tinymim segment sets the heads by the data; MMSegmentation's own tools do not",
+            "tinymim segment sets the heads to the data's classes; MMSegmentation's own tools do not",
             "add --cfg-options " + " ".join(f"model.{name}.num_classes={len(classes)}" for name in wrong),
         )
 
 
 def _student(cfg: Any) -> str | None:
-    """The file the backbone starts from, if there is one."""
+    """The file of the backbone's initial weights, or None."""
     source = (cfg.model.backbone.get("init_cfg") or {}).get("checkpoint")
     return source if source and os.path.isfile(source) else None
 
 
 def _plain_text(cfg: Any) -> str:
-    """The config as segmentor.pth stores it: weights come from the file itself."""
+    """The config as segmentor.pth stores it, without paths of weights."""
     plain = copy.deepcopy(cfg)
     plain.model.backbone.init_cfg = None
     plain.load_from, plain.resume = None, False

@@ -1,4 +1,4 @@
-"""The training loop: resumes without reading seen batches, stops cleanly on Ctrl-C and on a loss that is not finite."""
+"""The training loop: resumes without reading earlier batches, stops cleanly on Ctrl-C or a non-finite loss."""
 
 import math
 import time
@@ -30,22 +30,22 @@ class ResumableTrainLoop(IterBasedTrainLoop):
     """MMEngine's ``IterBasedTrainLoop`` with exact resume.
 
     The first Ctrl-C or SIGTERM finishes the iteration, saves and raises KeyboardInterrupt. Several processes would stop
-    at different iterations: there a signal ends the run at once, and ``--resume`` goes on from the last checkpoint.
+    at different iterations: there a signal ends the run at once, and ``--resume`` continues from the last checkpoint.
 
-    Random numbers of iteration i (drop path, dropout) depend on (seed, i, process) only, those of a sample on its
-    position; the sampler starts where the run stopped. Validation also follows the last iteration.
+    Random numbers of iteration i (drop path, dropout) depend only on (seed, i, process), those of a sample on its
+    position; the sampler starts where the run stopped. Validation also runs after the last iteration.
 
     Attributes:
         validated: Steps whose validation is in metrics.jsonl (filled by RunFolderHook).
         waited: Seconds the current iteration waited for data.
-        skipped: Damaged photos passed over so far.
-        stop: Whether a signal has asked for the end.
+        skipped: Damaged photos skipped so far.
+        stop: Whether a signal has requested a stop.
     """
 
     def __init__(
         self, runner: Any, dataloader: Any, max_iters: int, val_begin: int = 1, val_interval: int = 1000
     ) -> None:
-        BaseLoop.__init__(self, runner, dataloader)  # not IterBasedTrainLoop's: it starts the workers already
+        BaseLoop.__init__(self, runner, dataloader)  # not IterBasedTrainLoop's, which would start the workers
         self._max_iters, self._max_epochs, self._epoch, self._iter = int(max_iters), 1, 0, 0
         self.val_begin, self.val_interval = val_begin, val_interval
         self.stop_training = False
@@ -55,7 +55,7 @@ class ResumableTrainLoop(IterBasedTrainLoop):
         if not hasattr(self.dataloader.sampler, "skip"):
             raise ConfigError(
                 f"the sampler {type(self.dataloader.sampler).__name__} cannot skip to a position",
-                "ResumableTrainLoop resumes without reading seen batches",
+                "ResumableTrainLoop resumes without reading earlier batches",
                 'use train_dataloader.sampler=dict(type="ResumableSampler")',
             )
 
@@ -83,7 +83,7 @@ class ResumableTrainLoop(IterBasedTrainLoop):
         return runner.model
 
     def _step(self, batches: Iterator[Any]) -> None:
-        """One iteration with its data, and what is due after it."""
+        """One iteration with its data, then validation and a requested stop."""
         self.runner.model.train()
         began = time.monotonic()
         batch = self._next(batches)
@@ -122,12 +122,12 @@ class ResumableTrainLoop(IterBasedTrainLoop):
         try:
             return next(batches)
         except RuntimeError:
-            if self.stop:  # Ctrl-C reaches the workers too
+            if self.stop:  # Ctrl-C also reached the workers
                 save_and_stop(self.runner, self._iter)
             raise
 
     def _not_finite(self, batch: Any, outputs: dict[str, Any]) -> CheckFailed:
-        """Dump the batch; the weights in memory are already spoilt and are dropped with the process."""
+        """Dump the batch; the weights in memory are already corrupt and are not saved."""
         losses = {name: float(value.detach()) for name, value in outputs.items()}
         samples = batch["data_samples"]
         path = dump_bad_batch(
@@ -140,13 +140,14 @@ class ResumableTrainLoop(IterBasedTrainLoop):
         )
         return CheckFailed(
             f"the loss of step {self._iter + 1} is not finite ({losses})",
-            f"too high a rate, fp16 or broken weights; the batch is in {path}, the last good checkpoint is kept",
+            "the learning rate is too high, fp16 overflows, or weights are broken; "
+            f"the batch is in {path}, the last good checkpoint is kept",
             "continue with --resume and a lower rate (--cfg-options optim_wrapper.optimizer.lr=...) or without --amp",
         )
 
 
 def stop_loader(loader: Any, batches: Any = None) -> None:
-    """End the data workers of a loader at once; left to the garbage collector each would take 5 seconds."""
+    """Stop the data workers of a loader at once; the garbage collector would take 5 seconds for each."""
     for iterator in (batches, getattr(loader, "_iterator", None)):
         stop_workers(iterator)
     loader._iterator = None

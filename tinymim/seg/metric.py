@@ -1,4 +1,4 @@
-"""Mean intersection over union, exactly: one int64 confusion matrix over all validation pixels at original size."""
+"""Exact mean intersection over union: one int64 confusion matrix over all validation pixels at original size."""
 
 import json
 from collections.abc import Sequence
@@ -25,11 +25,12 @@ class SegResult:
     Attributes:
         miou: Mean IoU over classes that occur in the labels or the predictions.
         macc: Mean pixel accuracy over classes that occur in the labels.
-        aacc: Share of right pixels.
-        class_iou: IoU per class, NaN where a class never occurs.
+        aacc: Share of correct pixels.
+        class_iou: IoU per class, NaN for a class that never occurs.
+        classes: Names of the classes.
         constant_miou: mIoU of the best constant prediction on the same labels.
         confusion: int64 (classes, classes), rows = label, columns = prediction.
-        images: Photos seen.
+        images: Number of photos.
         files: Paths a run wrote: work_dir, segmentor, metrics (training only).
     """
 
@@ -71,7 +72,7 @@ class SegResult:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; NaN becomes None."""
+        """Plain values for JSON; NaN becomes None."""
         return {
             "mIoU": self.miou,
             "mAcc": self.macc,
@@ -119,7 +120,7 @@ class SegMetric(BaseMetric):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(prefix="seg", **kwargs)
-        self.prefix = None  # MMEngine warns when none is given; the names stand alone
+        self.prefix = None  # MMEngine warns if none is given, but the names need no prefix
         self.last: SegResult | None = None
         self.results: list[Any] = []
         self._clear()
@@ -159,7 +160,7 @@ class SegMetric(BaseMetric):
         if int(total[-1]) != size:
             raise CheckFailed(
                 f"validation counted {int(total[-1])} photos of {size}",
-                "the sampler gave some to two processes",
+                "the sampler gave some photos to two processes",
                 "set val_dataloader.sampler.round_up=False",
             )
         matrix = total[:-1].reshape(count, count).numpy()

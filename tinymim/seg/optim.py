@@ -1,4 +1,4 @@
-"""Layer-wise learning rates for fine-tuning (the deeper the layer, the larger its rate), and bfloat16 on the CPU."""
+"""Layer-wise learning rate decay for fine-tuning (deeper layers have larger rates), and bfloat16 on the CPU."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,12 +17,12 @@ from tinymim.models.backbone import DecayGroup, decay_groups
 class TinyMIMLayerDecayOptimizerConstructor:
     """Rate of a parameter = base rate * layer_decay ** (depth + 1 - layer), layers from ``backbone.get_layer_id``.
 
-    Heads keep the base rate. No weight decay on biases, other 1-D parameters, and what the backbone names (of a ViT
+    Heads keep the base rate. No weight decay on biases, other 1-D parameters, and those the backbone names (for a ViT
     tokens, positions and relative-position tables). Frozen parameters are left out.
 
     Args:
         optim_wrapper_cfg: MMEngine's ``optim_wrapper`` with its ``optimizer``.
-        paramwise_cfg: ``dict(layer_decay=0.75, published_quirks=False)``. ``published_quirks=True`` restores what the
+        paramwise_cfg: ``dict(layer_decay=0.75, published_quirks=False)``. ``published_quirks=True`` does what the
             published runs did: ``pos_embed``, ``cls_token`` and the tables are decayed, and ``dist_token`` is decayed
             and has the full rate.
 
@@ -50,7 +50,7 @@ class TinyMIMLayerDecayOptimizerConstructor:
         if not hasattr(backbone, "get_layer_id"):
             raise ConfigError(
                 f"{type(backbone).__name__} has no get_layer_id",
-                "layer decay asks the backbone which layer a parameter belongs to",
+                "layer decay needs the backbone's layer of each parameter",
                 "use TinyMIMBackbone, or another optim_wrapper.constructor",
             )
         last = backbone.depth + 1

@@ -1,4 +1,4 @@
-"""From taps at one stride to four levels at strides 4, 8, 16 and 32, as the published TinyMIM models do it.
+"""Taps at one stride -> four levels at strides 4, 8, 16 and 32, as in the published TinyMIM models.
 
 Legend: B = batch, D = width, H, W = image height and width in pixels.
 """
@@ -19,7 +19,7 @@ class Pyramid(nn.Module):
         width: Width D of the taps.
         last_width: Width of the last tap, which feeds the coarsest level.
         norm_cfg: MMSegmentation's normalisation.
-        dim: Width of all levels (TinyMIM*-T: 768); None keeps D, and the coarse end has no parameters.
+        dim: Width of all levels (TinyMIM*-T: 768); None keeps D, and the two coarse levels have no parameters.
     """
 
     def __init__(self, width: int, last_width: int, norm_cfg: dict[str, Any], dim: int | None = None) -> None:

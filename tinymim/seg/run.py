@@ -1,6 +1,6 @@
 """Train and test a segmentor: the functions of ``tinymim segment``."""
 
-# ruff: noqa: PT028  (test_segmentor is no pytest function)
+# ruff: noqa: PT028  (test_segmentor is not a pytest function)
 
 import re
 import warnings
@@ -40,23 +40,23 @@ def train_segmentor(
     ignore_label: int | Sequence[int] | None = None,
     reduce_zero_label: bool | None = None,
 ) -> SegResult:
-    """Train UperNet on a backbone with MMEngine's Runner and score it on the validation photos.
+    """Train a segmentor with MMEngine's Runner and score it on the validation photos.
 
     Args:
         config: File or name of a config, or a ``Config``.
         work_dir: Run folder: config.py, env.json, metrics.jsonl, checkpoints/, segmentor.pth.
         data_root: Labelled folder; default: the config's.
-        student: File with the backbone's weights, anything ``tinymim.load_weights`` reads.
-        resume: Go on from the last checkpoint in ``work_dir``, exactly.
+        student: File with the backbone's weights, any that ``tinymim.load_weights`` reads.
+        resume: Continue exactly from the last checkpoint in ``work_dir``.
         overwrite: Empty ``work_dir`` first.
         amp: Mixed precision: bfloat16 on CPUs and on GPUs that have it, else float16.
-        device: "cpu", "cuda", "cuda:N"; default: a GPU where there is one.
+        device: "cpu", "cuda", "cuda:N"; default: a GPU if there is one.
         cfg_options: Overrides of the config, ``{"optim_wrapper.optimizer.lr": 1e-3}``.
         ignore_label: Id or ids to ignore, for folders without ``dataset.json``.
         reduce_zero_label: Whether id 0 is "no class", for folders without ``dataset.json``.
 
     Returns:
-        Scores of the trained model, with the paths written (``.segmentor``, ``.metrics``, ``.work_dir``).
+        Scores of the trained model, with the paths of its files (``.segmentor``, ``.metrics``, ``.work_dir``).
 
     Raises:
         TinyMIMError: anything the user can fix (data, options, weights, a full disk).
@@ -108,7 +108,7 @@ def test_segmentor(
     """Score a segmentor on validation photos: logits resized to the photo's size, then argmax, every pixel counted.
 
     Args:
-        config: File or name; None takes the one stored in ``checkpoint``.
+        config: File or name; None: the one stored in ``checkpoint``.
         checkpoint: ``segmentor.pth`` or ``iter_N.pth``.
         data_root: Labelled folder; default: the config's.
         tta: Average over sizes and mirror images (the config's ``tta_pipeline``).
@@ -126,7 +126,7 @@ def test_segmentor(
     layout = set_data(cfg, data_root, ignore_label, reduce_zero_label, splits=("val",))
     if len(layout.classes) != trained:
         raise DataError(
-            f"{checkpoint} knows {trained} classes, {layout.root} has {len(layout.classes)}",
+            f"{checkpoint} has {trained} classes, {layout.root} has {len(layout.classes)}",
             "the segmentor was trained on other data",
             "give the folder it was trained for, or one whose dataset.json lists the same classes",
         )
@@ -168,7 +168,7 @@ setattr(test_segmentor, "__test__", False)  # noqa: B010  (pytest would collect 
 
 
 def _open_folder(cfg: Config, work_dir: Path, *, resume: bool, overwrite: bool) -> None:
-    """Make or reopen the run folder, once for all processes; set what ``cfg`` resumes from."""
+    """Create or reopen the run folder, once for all processes; set the checkpoint that ``cfg`` resumes from."""
     if compat.launched_processes() > 1 and not torch.distributed.is_initialized():
         from mmengine.dist import init_dist
 
@@ -200,15 +200,15 @@ def _last_checkpoint(cfg: Config, work_dir: Path) -> str | None:
         if differ:
             raise ConfigError(
                 f"{work_dir} was trained with another model ({', '.join(f'model.{key}' for key in differ)} differ)",
-                "a run goes on with the options it began with",
-                "repeat the first command with --resume, or start anew with another --work-dir",
+                "a run can only be resumed with the options it was started with",
+                "repeat the first command with --resume, or start a new run with another --work-dir",
             )
     newest = RunFolder(work_dir, "iter").newest()
     return str(newest) if newest else None
 
 
 def _plain(value: Any) -> Any:
-    """A config node without what may change between a run and its resume (weights, SyncBN or BN), as plain values."""
+    """A config node as plain values, without what may change on resume (initial weights, SyncBN or BN)."""
     if isinstance(value, dict):
         return {k: "BN" if v == "SyncBN" else _plain(v) for k, v in value.items() if k != "init_cfg"}
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
@@ -216,7 +216,7 @@ def _plain(value: Any) -> Any:
 
 @contextmanager
 def _our_errors() -> Iterator[None]:
-    """Bring back our own errors that PyTorch's data workers turned into text; keep MMSegmentation's chatter out."""
+    """Restore our own errors that PyTorch's data workers turned into text; hide MMSegmentation's warnings."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"mm(seg|engine|cv)\.")

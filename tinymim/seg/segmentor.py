@@ -1,4 +1,4 @@
-"""A trained segmentor from its file."""
+"""Load a trained segmentor from its file."""
 
 import re
 from pathlib import Path
@@ -16,14 +16,14 @@ from tinymim.seg.config import find_config, heads, plain_batch_norm
 
 
 def read_segmentor(checkpoint: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """State dict and meta of a ``segmentor.pth`` or of MMEngine's ``iter_N.pth``; nothing in the file is run.
+    """State dict and meta of a ``segmentor.pth`` or of MMEngine's ``iter_N.pth``; nothing in the file is executed.
 
     Raises:
         CheckpointError: no such file, or no segmentor.
     """
     if not Path(checkpoint).is_file():
         raise CheckpointError(f"no checkpoint at {checkpoint}", "the file does not exist", "check the path")
-    # MMEngine's log history pickles the built-in getattr, which PyTorch's message names without its module
+    # MMEngine's log history pickles the built-in getattr, which PyTorch's error names without its module
     with torch.serialization.safe_globals([(_Inert, "builtins.getattr")]):  # type: ignore[list-item]
         content = _torch_load(Path(checkpoint))
     state = content.get("state_dict") if isinstance(content, dict) else None
@@ -76,7 +76,7 @@ def load_segmentor(checkpoint: str | Path, config: str | Path | Config | None = 
 
 
 def _classes(state: dict[str, Any], cfg: Config) -> int:
-    """Classes of the file's last head; the config's own number where a head decides by threshold or has other names."""
+    """Classes of the file's last head; the config's number if the head uses a threshold or other parameter names."""
     head = cfg.model.decode_head
     last = head[-1] if isinstance(head, list) else head
     scores = [value for key, value in state.items() if re.fullmatch(r"decode_head\.(\d+\.)?conv_seg\.weight", key)]
@@ -84,7 +84,11 @@ def _classes(state: dict[str, Any], cfg: Config) -> int:
 
 
 def _load(model: nn.Module, state: dict[str, Any], checkpoint: str | Path) -> None:
-    """Load strictly."""
+    """Load strictly: every tensor must be present and have the right shape.
+
+    Raises:
+        CheckpointError: one is missing, unknown or of another shape.
+    """
     target = model.state_dict()
     state = {key.removeprefix("module."): value for key, value in state.items()}
     missing = [key for key in target if key not in state and not key.endswith("num_batches_tracked")]

@@ -1,1 +1,1 @@
-"""Studies: tables of stages x seeds, beside the numbers of a paper; above training and segmentation."""
+"""Studies: tables of cells x seeds, compared with the numbers of a paper; built on training and segmentation."""

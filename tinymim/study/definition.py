@@ -1,4 +1,4 @@
-"""Studies: a data-only file of stages and cells; cells x seeds are trials, and each trial leaves a result file."""
+"""Studies: a data-only file of stages and cells; cells x seeds are trials, and each trial writes a result file."""
 
 import itertools
 import json
@@ -36,10 +36,10 @@ class Cell:
     """A row of the table.
 
     Attributes:
-        name: As the table says it; :func:`slug` of it names files.
-        group: Cells are put in order within their group (the student's size, say).
-        paper: Score -> the paper's own number, as it prints it (percent).
-        stages: Stage -> {"verb", options ...}: the study's, changed as the cell says.
+        name: Name in the table; :func:`slug` of it names files.
+        group: Cells are ordered within their group (e.g. the student's size).
+        paper: Score -> the paper's number, as printed there (percent).
+        stages: Stage -> {"verb", options ...}: the study's, with the changes of the cell.
     """
 
     name: str
@@ -53,12 +53,12 @@ class Study:
     """A checked study file.
 
     Attributes:
-        name: Of the file.
+        name: Name of the file.
         title: One line.
-        paper: Where the paper's numbers are from (:data:`PAPER_KEYS`).
+        paper: Source of the paper's numbers (:data:`PAPER_KEYS`).
         cells: Rows of the table.
-        seeds: Each cell is run with each of them.
-        scores: "stage.key"; the first one is the study's own.
+        seeds: Each cell is run with each seed.
+        scores: "stage.key"; the first is the main score.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Study:
 
     @property
     def wanted(self) -> list[str]:
-        """The stages the scores are read from."""
+        """The stages that the scores are read from."""
         return list(dict.fromkeys(score.partition(".")[0] for score in self.scores))
 
 
@@ -81,7 +81,7 @@ class Trial:
     Attributes:
         cell: The cell.
         seed: The seed.
-        stages: Stage -> what is run for it, those that others need first.
+        stages: Name -> stage, dependencies first.
         file: Its result file.
     """
 
@@ -92,12 +92,12 @@ class Trial:
 
 
 def study_names() -> list[str]:
-    """Studies that ship with the package."""
+    """Names of the studies in the package."""
     return sorted(p.stem for p in FOLDER.glob("[!_]*.py"))
 
 
 def slug(name: str) -> str:
-    """A cell's name as files and ``--only`` have it: ``QK + VV, softmax`` -> ``qk-vv-softmax``."""
+    """A cell's name in file names and ``--only``: ``QK + VV, softmax`` -> ``qk-vv-softmax``."""
     return re.sub(r"[^a-z0-9.=_]+", "-", name.lower()).strip("-.")
 
 
@@ -108,8 +108,8 @@ def load_study(name: str) -> Study:
         name: e.g. ``table07_relations``, or a path ending in ``.py``.
 
     Raises:
-        ConfigError: unknown study, key, stage, verb, score or reference, cells of one name, or seeds that change
-            nothing.
+        ConfigError: unknown study, key, stage, verb, score or reference, cells of the same name, or seeds that have no
+            effect.
     """
     path = Path(name) if name.endswith(".py") else FOLDER / f"{name}.py"
     if not path.is_file() or path.name.startswith("_"):
@@ -131,7 +131,7 @@ def load_study(name: str) -> Study:
     if not cells or len(set(slugs)) < len(slugs) or "" in slugs:
         raise ConfigError(
             f"the cells of {path} are {slugs}",
-            "there must be one, each with a name of its own",
+            "there must be at least one cell, and their names must differ",
             "correct cells or grid",
         )
     study = Study(path.stem, given["title"], given.get("paper", {}), cells, list(given.get("seeds", [0])), scores)
@@ -139,14 +139,14 @@ def load_study(name: str) -> Study:
         if settings(cell.stages, study.wanted, 0) == settings(cell.stages, study.wanted, 1):
             raise ConfigError(
                 f"{path}: every seed of {cell.name!r} would be the same run",
-                "no stage of it has the seed among its options",
-                'write seed="{seed}" into the stages that should follow it',
+                "none of its stages has the seed among its options",
+                'write seed="{seed}" into the stages that should depend on it',
             )
     return study
 
 
 def choose_cells(study: Study, only: Iterable[str] | None) -> list[Cell]:
-    """The cells of these names, or all.
+    """The cells of the given names, or all.
 
     Raises:
         ConfigError: no such cell.
@@ -162,7 +162,7 @@ def choose_cells(study: Study, only: Iterable[str] | None) -> list[Cell]:
 def make_trials(
     study: Study, cells: Iterable[Cell], seeds: Iterable[int], data: Mapping[str, Folder], out: Path
 ) -> list[Trial]:
-    """What there is to run: seed by seed, so that a study cut short is whole for its first seeds.
+    """The trials to run, seed by seed, so that an interrupted study is complete for its first seeds.
 
     Raises:
         ConfigError: a stage needs data that was not given.
@@ -180,19 +180,19 @@ def make_trials(
 
 
 def result_file(study: Study, cell: Cell, seed: int, out: Path) -> Path:
-    """Where the numbers of a cell and seed are kept."""
+    """The result file of a cell and seed."""
     return Path(out) / study.name / "cells" / slug(cell.name) / f"seed{seed}.json"
 
 
 def read_result(
     study: Study, cell: Cell, seed: int, out: Path, data: Mapping[str, Folder] | None = None
 ) -> dict[str, Any] | None:
-    """A cell's result file; None where there is none, or its stages are others than the study has now.
+    """A cell's result; None if there is none, or if its stages differ from the study's current ones.
 
     Args:
         study: The study.
         cell: One of its cells.
-        seed: Of the result.
+        seed: Seed of the result.
         out: Folder of all studies.
         data: The data it must have been made with; None: any.
     """
@@ -226,14 +226,14 @@ def _check_kinds(where: str, given: Mapping[Any, Any], kind: Any) -> None:
 
 
 def _product(grid: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
-    """Every combination of the values as a cell."""
+    """One cell for every combination of the values."""
     for values in itertools.product(*grid.values()) if grid else ():
         changes = dict(zip(grid, values, strict=True))
         yield {"name": ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in changes.items()), "set": changes}
 
 
 def _cell(given: dict[str, Any], stages: dict[str, Any], scores: list[str]) -> Cell:
-    """A cell of the file, with the study's stages changed as it says."""
+    """A cell of the file: the study's stages with the cell's changes."""
     _check_keys("a cell", given, CELL_KEYS, needed=("name",))
     changed = json.loads(json.dumps(stages))  # a copy, tuples as lists
     for key, value in given.get("set", {}).items():

@@ -1,10 +1,10 @@
-"""Results and stage folders named by the rule of before 2026-12 get the names of today; their contents stay.
+"""Rename results and stage folders from before 2026-12 to their current names; their contents stay unchanged.
 
-The former rule hashed a stage's options, the lines of its recipe's own file and the sha256 of its MMSegmentation
-config without overrides: a renamed recipe was another stage, an edited default that recipes inherit was not. A result
-is renamed only if it is whole (its settings give the names that it holds) and if its settings resolve to what the study
-has now. Only the names change, to the byte; ``renamed.json`` beside the results has the proof, and a second call finds
-nothing to do.
+The former rule hashed a stage's options, the lines of its recipe's own file and the sha256 of its MMSegmentation config
+without overrides: a renamed recipe was another stage, a changed default that recipes inherit was not. A result is
+renamed only if it is consistent (its settings give the names that it holds) and if its settings resolve to the study's
+current values. Only the names change, byte for byte; ``renamed.json`` next to the results holds the proof, and a second
+call finds nothing to do.
 """
 
 import ast
@@ -36,13 +36,13 @@ FORMER = ("recipe_lines", "config_sha256")  # in settings of results before 2026
 
 @dataclass
 class Renames:
-    """What is to be renamed.
+    """The names to change.
 
     Attributes:
-        results: Result file -> former name of a stage -> name of today.
-        folders: Former folder of a stage -> folder of today, for those that exist.
+        results: Result file -> former name of a stage -> current name.
+        folders: Former folder of a stage -> current folder, for those that exist.
         left: Result file -> why it keeps its names.
-        names: Every known former name of a stage -> its name of today.
+        names: Every known former name of a stage -> its current name.
     """
 
     results: dict[Path, dict[str, str]] = field(default_factory=dict)
@@ -55,12 +55,12 @@ class Renames:
 
 
 def find_former(study: Study, seeds: list[int], data: Mapping[str, Folder], out: Path) -> Renames:
-    """Results and stage folders of a study that have names of the former rule. Nothing is written.
+    """Find results and stage folders of a study that have names of the former rule. Nothing is written.
 
     Args:
         study: The study.
-        seeds: Those of stage folders without a result; results are found with any seed.
-        data: The same: data that such stages read.
+        seeds: Seeds of stage folders without a result; results are found with any seed.
+        data: Data of stage folders without a result.
         out: Folder of all studies.
     """
     found = Renames()
@@ -90,20 +90,20 @@ def find_former(study: Study, seeds: list[int], data: Mapping[str, Folder], out:
 
 
 def rename(found: Renames, study: Study, out: Path) -> list[str]:
-    """Give stages their names of today, in results, as folders and where these refer to each other.
+    """Give stages their current names: in results, as folders, and where these refer to each other.
 
-    If it is interrupted, the next call goes on with it.
+    After an interruption, the next call continues.
 
     Args:
-        found: By :func:`find_former`.
+        found: Result of :func:`find_former`.
         study: The same study.
         out: Folder of all studies.
 
     Returns:
-        A sentence for each: of a result, the sha256 of its content and of the file before and after.
+        A line for each; for a result, the sha256 of its content and of the file before and after.
 
     Raises:
-        CheckFailed: a content would have changed; that file is left as it was.
+        CheckFailed: other content would have changed; that file is left as it was.
         ConfigError: a stage is running.
     """
     for old in found.folders:
@@ -127,7 +127,7 @@ def rename(found: Renames, study: Study, out: Path) -> list[str]:
             "stages": names,
         }
         noted = [*(old for old in noted if old["file"] != file or old["sha256_before"] != _sha256(before)), record]
-        write_json(manifest, {"content_sha256": CHECK, "results": noted})  # first, lest a result stand without a proof
+        write_json(manifest, {"content_sha256": CHECK, "results": noted})  # first: no result without proof
         _replace_names(path, names)
         lines.append(
             f"{file}: content {record['content_sha256']} before and after; "
@@ -137,7 +137,7 @@ def rename(found: Renames, study: Study, out: Path) -> list[str]:
 
 
 def content_sha256(text: str) -> str:
-    """sha256 of a result's text without the hashes in the names of its stages (:data:`CHECK`)."""
+    """sha256 of a result's text without the hashes in its stage names (:data:`CHECK`)."""
     return _sha256(NAME.sub(r"\1-", text))
 
 
@@ -151,15 +151,15 @@ def _with_names(text: str, names: Mapping[str, str]) -> str:
 
 
 def _replace_names(path: Path, names: Mapping[str, str]) -> None:
-    """Rename stages in a file; refuse if anything else would change, read back from what was written."""
+    """Rename stages in a file; read it back, and refuse if anything else would change."""
     text = path.read_text()
     with atomic_path(path) as part:
         part.write_text(_with_names(text, names))
         if content_sha256(part.read_text()) != content_sha256(text):
             raise CheckFailed(
-                f"{path} would change in more than the names of its stages",
-                "what was written is not what was read",
-                "the file is as it was; please report this",
+                f"{path} would change in more than its stage names",
+                "the renamed file has other content",
+                "the file is unchanged; please report this",
             )
 
 
@@ -182,7 +182,7 @@ def _is_former(result: Mapping[str, Any]) -> bool:
 
 
 def _former_settings(cell: Cell, now: Mapping[str, Any]) -> dict[str, Any]:
-    """What the former rule hashed, read from the files of today."""
+    """The values that the former rule hashed, from the current files."""
     found = {}
     for name, setting in now.items():
         found[name] = {key: value for key, value in setting.items() if key != "resolved"}
@@ -198,7 +198,7 @@ def _former_settings(cell: Cell, now: Mapping[str, Any]) -> dict[str, Any]:
 
 @functools.cache
 def _config_sha256(name: str) -> str:
-    """Of an MMSegmentation config with everything it inherits, without overrides."""
+    """sha256 of an MMSegmentation config with everything it inherits, without overrides."""
     from mmengine.config import Config
 
     values = Config.fromfile(config_file(name)).to_dict()
@@ -206,10 +206,10 @@ def _config_sha256(name: str) -> str:
 
 
 def _other(result: Mapping[str, Any], cell: Cell, now: Mapping[str, Any], contents: Mapping[str, str]) -> str:
-    """Why a result is not one of the study as it is now; nothing if it is."""
+    """Why a result does not belong to the study as it is now; "" if it does."""
     then = result["settings"]
     if hashed_names(then, contents) != result["stages"]:
-        return "its settings do not give the names of its stages: it was edited, or renamed for values of another time"
+        return "its settings do not give its stage names: it was edited, or renamed for other values"
     if then.keys() != now.keys():
         return f"it has the stages {', '.join(then)}, the study has {', '.join(now)}"
     for name, setting in _former_settings(cell, now).items():
@@ -225,7 +225,7 @@ def _other(result: Mapping[str, Any], cell: Cell, now: Mapping[str, Any], conten
 
 @functools.cache
 def _resolve_lines(lines: str, options: str) -> dict[str, Any]:
-    """What a recipe with these lines comes down to, beside the recipes of today."""
+    """The values of a recipe with these lines, next to the current recipes; {} if it cannot be read."""
     flat = json.loads(options)
     with tempfile.TemporaryDirectory() as folder:
         for path in RECIPES.glob("*.py"):

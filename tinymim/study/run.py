@@ -1,4 +1,4 @@
-"""Running a study: stages as child processes, dependencies first, several at a time, resumable at any moment."""
+"""Run a study: stages as child processes, dependencies first, several at a time, resumable at any point."""
 
 import contextlib
 import fcntl
@@ -21,20 +21,20 @@ from tinymim.progress import Progress
 from tinymim.study.definition import Study, Trial
 from tinymim.study.stages import Folder, Stage, data_words, settings, unknown
 
-POLL = 0.5  # seconds between looks at the children
-OURS = {"title", "out", "resume", "overwrite", "dry_run"}  # keywords that no stage sets
-MODELS = ("classifier.pth", "segmentor.pth", "student.pth")  # what a stage may leave
+POLL = 0.5  # seconds between checks of the children
+OURS = {"title", "out", "resume", "overwrite", "dry_run"}  # keywords that a stage cannot set
+MODELS = ("classifier.pth", "segmentor.pth", "student.pth")  # files that a stage may write
 
 
 @dataclass
 class Child:
-    """A running stage. Its lock is held by the process too, so it outlives a study that is killed."""
+    """A running stage. Its process holds the lock, too, so the lock survives if the study is killed."""
 
     stage: Stage
     process: subprocess.Popen[bytes]
     lock: IO[str]
     began: float
-    slot: int  # place among those that run at once; with several GPUs one of its own
+    slot: int  # number among the stages that run at once; chooses the GPU if there are several
 
 
 def command(stage: Stage) -> list[str]:
@@ -65,12 +65,12 @@ def command(stage: Stage) -> list[str]:
 
 
 def _option_text(value: Any) -> str:
-    """A value as ``--cfg-options`` reads it."""
+    """A value in the syntax of ``--cfg-options``."""
     return f"[{','.join(map(_option_text, value))}]" if isinstance(value, list) else str(value)
 
 
 def open_stages(trials: Sequence[Trial]) -> list[Stage]:
-    """What these trials still need, each stage once, those that others need first."""
+    """The stages that the trials still need, each once, dependencies first."""
     stages = {stage.folder: stage for trial in trials for stage in trial.stages.values()}
     return [stage for stage in stages.values() if not stage.done]
 
@@ -84,18 +84,18 @@ def run_trials(
     minutes: float | None = None,
     on_result: Callable[[], object] = lambda: None,
 ) -> dict[Path, str]:
-    """Run what some trials need and write the result file of each as soon as its last stage has ended.
+    """Run the stages of some trials, and write the result file of each trial as soon as its last stage has ended.
 
     Args:
-        study: Theirs.
-        trials: Those without a result.
-        data: The data folders they were made with.
-        parallel: Stages at a time; each gets its share of the cores, and with several GPUs one of them, in turn.
-        minutes: Start no stage after so long.
+        study: The study of the trials.
+        trials: Trials without a result.
+        data: The data folders of the trials.
+        parallel: Stages at a time; each gets its share of the cores, and with several GPUs one of them in turn.
+        minutes: Start no stage after this time.
         on_result: Called after every result file.
 
     Returns:
-        Result file -> why it is not there, for those that failed; what only ran out of time is not among them.
+        Result file -> why it is missing, for trials that failed (not for those that only ran out of time).
 
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM; the children have saved their state and stopped.
@@ -151,7 +151,7 @@ def run_trials(
 
 
 def _gpu(slot: int) -> dict[str, str]:
-    """The environment that gives a slot one of several GPUs, in turn; nothing where there is one or none."""
+    """The environment variable that gives a slot one of several GPUs in turn; empty with one GPU or none."""
     shown = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = [str(i) for i in range(torch.cuda.device_count())] if shown is None else shown.split(",")
     return {"CUDA_VISIBLE_DEVICES": names[slot % len(names)]} if len(names) > 1 else {}
@@ -172,7 +172,7 @@ def _start(stage: Stage, threads: int, slot: int) -> Child | None:
     reads, noted = stage.reads(), stage.folder / "reads.json"
     same = (json.loads(noted.read_text()) if noted.is_file() else {}) == reads
     again = ["--resume"] if same and (stage.run / "config.py").is_file() else ["--overwrite"] * stage.run.exists()
-    if not same:  # start over: an input was made again
+    if not same:  # start over: an input has changed
         for name in ("done.json", "seconds.txt"):
             (stage.folder / name).unlink(missing_ok=True)
     write_json(noted, reads)
@@ -184,13 +184,13 @@ def _start(stage: Stage, threads: int, slot: int) -> Child | None:
             stdin=subprocess.DEVNULL,
             env={**os.environ, "OMP_NUM_THREADS": str(threads), **_gpu(slot)},
             pass_fds=[lock.fileno()],
-            start_new_session=True,  # the terminal's Ctrl-C is for the study, which ends its stages one by one
+            start_new_session=True,  # the terminal's Ctrl-C goes to the study only, which stops its stages
         )
     return Child(stage, process, lock, time.monotonic(), slot)
 
 
 def _finish(child: Child, threads: int) -> str:
-    """Record what a finished child left and release its lock; the reason if it failed, else an empty string."""
+    """Record the results of a finished child and release its lock; the reason if it failed, else an empty string."""
     stage, code = child.stage, child.process.returncode
     times = stage.folder / "seconds.txt"
     with open(times, "a") as file:
@@ -223,7 +223,7 @@ def _finish(child: Child, threads: int) -> str:
 
 
 def _result(run: Path) -> dict[str, float]:
-    """The numbers a run has left: result.json, or else the last value of each in metrics.jsonl."""
+    """The numbers of a run: result.json, or else the last value of each in metrics.jsonl."""
     found: dict[str, Any] = {}
     if (run / "result.json").is_file():
         found = json.loads((run / "result.json").read_text())
@@ -240,9 +240,9 @@ def _write_result(study: Study, trial: Trial, data: Mapping[str, Folder]) -> str
     for score in study.scores:
         stage, _, key = score.partition(".")
         if key not in (found := done[stage]["result"]):
-            there = ", ".join(found) or "no number at all"
+            there = ", ".join(found) or "no numbers"
             return (
-                f"{trial.stages[stage].folder} holds no {key!r}, but {there}; correct the study's score, or delete "
+                f"{trial.stages[stage].folder} has no {key!r}, only {there}; correct the study's score, or delete "
                 "this folder to run the stage again"
             )
         scores[score] = found[key]
@@ -267,7 +267,7 @@ def _write_result(study: Study, trial: Trial, data: Mapping[str, Folder]) -> str
 
 @contextlib.contextmanager
 def _stopped_at_the_end(children: list[Child], threads: int) -> Iterator[None]:
-    """On leaving the block, ask children that still run to save and stop, and wait; a second Ctrl-C kills them."""
+    """On leaving the block, make running children save and stop, and wait; a second Ctrl-C kills them."""
     try:
         yield
     finally:

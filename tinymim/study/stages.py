@@ -1,11 +1,11 @@
-"""Stages of a study: one run of a verb each, in a folder whose name ends in a hash of what its numbers follow from.
+"""Stages of a study: one run of a verb each, in a folder named by a hash of everything that decides its result.
 
-That is the verb, every value of its resolved recipe or MMSegmentation config (:func:`tinymim.study.verbs.resolve`),
-the options that are no recipe keys, the content of the data, and the stages and files it reads. So a stage that several
-cells, seeds or studies have in common is one folder, whatever its recipe's file is called and wherever a value is
-written, and a changed value is another folder. The code itself does not enter: another release, another ``--out``.
+That is the verb, every value of its resolved recipe or MMSegmentation config (:func:`tinymim.study.verbs.resolve`), the
+options that are not recipe keys, the content of the data, and the stages and files it reads. So a stage that several
+cells, seeds or studies share is one folder, whatever the name of its recipe and wherever a value is written, and a
+changed value gives another folder. The code is not part of the hash: use another ``--out`` for another release.
 
-Options may hold references: ``{seed}``, a data folder (:data:`DATA`), or ``{stage.student}``, what another stage left.
+Options may hold references: ``{seed}``, a data folder (:data:`DATA`), or ``{stage.student}``, the student of a stage.
 """
 
 import difflib
@@ -23,15 +23,15 @@ from tinymim.errors import ConfigError, DataError
 from tinymim.files import describe_files, sha256_file
 from tinymim.study.verbs import PLACES, is_recipe_key, resolve
 
-DATA = {"photos": "--data", "val_photos": "--data", "segments": "--seg-data"}  # reference -> option that gives it
+DATA = {"photos": "--data", "val_photos": "--data", "segments": "--seg-data"}  # reference -> its option
 WORDS = {"photos": "training photos", "val_photos": "photos to score on", "segments": "labelled photos to segment"}
 FILES = ("teacher", "teacher_weights")  # recipe keys that may name a file
-TEXT = ("recipe", "config", "cfg_options")  # options that are in what is resolved
+TEXT = ("recipe", "config", "cfg_options")  # options that the resolved values already contain
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A data folder: where it is, and what it is (:func:`tinymim.files.describe_files`)."""
+    """A data folder: its path, and a description of its content (:func:`tinymim.files.describe_files`)."""
 
     path: Path
     content: dict[str, Any]
@@ -61,37 +61,37 @@ class Stage:
 
     @property
     def done(self) -> bool:
-        """Whether its numbers are there, and were made from the files that the stages it needs left."""
+        """Whether its result exists and was made from the current files of the stages it needs."""
         if (made := self.outcome()) is None or not all(need.done for need in self.needs):
             return False
         return made.get("reads", {}) in ({}, self.reads())
 
     def outcome(self) -> dict[str, Any] | None:
-        """What was recorded when it finished; None if it has not."""
+        """The content of ``done.json``; None if it has not finished."""
         path = self.folder / "done.json"
         return json.loads(path.read_text()) if path.is_file() else None
 
     def reads(self) -> dict[str, str | None]:
-        """Folder of each stage it needs -> sha256 of the file that stage left; call it when they have finished."""
+        """Folder of each stage it needs -> sha256 of that stage's model; call it when they have finished."""
         return {need.folder.name: (need.outcome() or {}).get("student_sha256") for need in self.needs}
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> ConfigError:
-    """The error for a name that is none of the known ones."""
+    """The error for an unknown name."""
     names = list(known)
     near = difflib.get_close_matches(name, names, n=1)
     return ConfigError(
         f"unknown {kind} {name!r}",
-        f"there is {', '.join(names)}",
+        f"the choices are {', '.join(names)}",
         f"did you mean {near[0]!r}?" if near else "choose one of these",
     )
 
 
 def find_data(photos: str | None, val_photos: str | None, segments: str | None) -> dict[str, Folder]:
-    """The data folders of a command line, by the word a study refers to them with.
+    """The data folders of a command line, by the word that a study uses for them.
 
     Args:
-        photos: Folder with ``train`` and ``val`` in it; or, with ``val_photos``, the training photos themselves.
+        photos: Folder that holds ``train`` and ``val``; or, with ``val_photos``, the training photos themselves.
         val_photos: Validation photos.
         segments: Folder in ADE20K layout.
 
@@ -106,8 +106,8 @@ def find_data(photos: str | None, val_photos: str | None, segments: str | None) 
         if not all(Path(folder).is_dir() for folder in folders.values()):
             raise DataError(
                 f"no train and val in {photos}",
-                "--data names a folder that holds both",
-                "give that, or --data TRAINING_PHOTOS --val-data VALIDATION_PHOTOS",
+                "--data must name a folder that holds both",
+                "give such a folder, or --data TRAINING_PHOTOS --val-data VALIDATION_PHOTOS",
             )
     return {
         word: Folder(Path(path).resolve(), describe_files(path, list_photos(path))) for word, path in folders.items()
@@ -115,16 +115,16 @@ def find_data(photos: str | None, val_photos: str | None, segments: str | None) 
 
 
 def settings(stages: Mapping[str, Any], wanted: Iterable[str], seed: int) -> dict[str, Any]:
-    """Stage -> its verb and options as a study gives them, and under "resolved" every value they come down to.
+    """Stage -> its verb and options as written in a study, and under "resolved" every value that follows from them.
 
-    The wanted stages and those they need, these first, with the seed filled in and files by their content; without
-    :data:`tinymim.study.verbs.PLACES`.
+    The wanted stages and their dependencies, dependencies first, with the seed filled in and files replaced by their
+    sha256; without :data:`tinymim.study.verbs.PLACES`.
 
     Raises:
         ConfigError: a reference to nothing, a stage that needs itself, or a recipe or config that cannot be resolved.
     """
     found: dict[str, Any] = {}
-    begun: list[str] = []
+    visiting: list[str] = []
 
     def known(word: str) -> Any:
         stage, _, what = word.partition(".")
@@ -137,14 +137,16 @@ def settings(stages: Mapping[str, Any], wanted: Iterable[str], seed: int) -> dic
     def visit(name: str) -> None:
         if name in found:
             return
-        if name in begun:
-            raise ConfigError(f"stage {name!r} needs itself", " -> ".join([*begun, name]), "let it read an earlier one")
-        begun.append(name)
+        if name in visiting:
+            raise ConfigError(
+                f"stage {name!r} needs itself", " -> ".join([*visiting, name]), "let it read an earlier stage"
+            )
+        visiting.append(name)
         flat = flat_options(stages[name])
         options = {key: _by_content(value) for key, value in _fill_references(flat, known).items() if key not in PLACES}
         values = _fill_references(resolve(flat["verb"], flat), known)
         found[name] = options | {"resolved": values | {k: _by_content(values[k]) for k in FILES if k in values}}
-        begun.pop()
+        visiting.pop()
 
     for name in wanted:
         visit(name)
@@ -155,14 +157,14 @@ def stage_names(settings: Mapping[str, Any], contents: Mapping[str, str]) -> dic
     """Stage -> name of its folder, ``<verb>-<hash>``.
 
     Args:
-        settings: Those of :func:`settings`, all stages that the last ones need among them.
+        settings: Result of :func:`settings`, with all dependencies.
         contents: Data word (:data:`DATA`) -> list_sha256 of the folder.
     """
-    return hashed_names({name: _what_counts(setting) for name, setting in settings.items()}, contents)
+    return hashed_names({name: _hashed_part(setting) for name, setting in settings.items()}, contents)
 
 
 def data_words(settings: Mapping[str, Any]) -> list[str]:
-    """The data (:data:`DATA`) that stages of such settings read."""
+    """The data (:data:`DATA`) that stages with these settings read."""
     text = json.dumps(settings)
     return [word for word in DATA if f'"{{{word}}}"' in text]
 
@@ -170,7 +172,7 @@ def data_words(settings: Mapping[str, Any]) -> list[str]:
 def make_stages(
     stages: Mapping[str, Any], wanted: Iterable[str], seed: int, data: Mapping[str, Folder], out: Path
 ) -> dict[str, Stage]:
-    """Stage -> what is run for it, those that others need first.
+    """Name -> stage, dependencies first.
 
     Raises:
         ConfigError: data that was not given.
@@ -197,8 +199,8 @@ def make_stages(
     return made
 
 
-def _what_counts(setting: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a stage's settings that its numbers follow from: an option that is a resolved value counts once."""
+def _hashed_part(setting: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a stage's settings that is hashed; an option that is also a resolved value is hashed once."""
     verb = setting["verb"]
     twice = {
         key for key, value in setting["resolved"].items() if setting.get(key) == value and is_recipe_key(verb, key)
@@ -207,7 +209,7 @@ def _what_counts(setting: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def hashed_names(hashed: Mapping[str, Any], contents: Mapping[str, str]) -> dict[str, str]:
-    """Stage -> verb and hash of some values, with data and other stages in them by their content."""
+    """Stage -> verb and hash of the given values, with references to data and stages replaced by their hashes."""
     names: dict[str, str] = {}
 
     def content(word: str) -> Any:
@@ -236,7 +238,7 @@ def flat_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fill_references(value: Any, known: Callable[[str], Any]) -> Any:
-    """A value with every "{reference}" in it replaced."""
+    """Replace every "{reference}" in a value."""
     if isinstance(value, dict):
         return {key: _fill_references(item, known) for key, item in value.items()}
     if isinstance(value, list):
@@ -249,5 +251,5 @@ _sha256 = functools.cache(sha256_file)
 
 
 def _by_content(value: Any) -> Any:
-    """A file by what is in it; other values as they are."""
+    """Replace the path of a file by its sha256; return other values unchanged."""
     return {"sha256": _sha256(value)} if isinstance(value, str) and Path(value).is_file() else value

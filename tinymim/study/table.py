@@ -1,4 +1,4 @@
-"""The table of a study as plain values: means, standard deviations, and the paper's order of the cells beside ours."""
+"""The table of a study as plain values: means, standard deviations, and the paper's order of the cells against ours."""
 
 import math
 import statistics
@@ -12,7 +12,7 @@ from tinymim.files import sha256_file
 from tinymim.study.definition import Cell, Study, read_result, result_file
 from tinymim.study.stages import Folder, settings
 
-LEVEL = 0.05  # two-sided
+LEVEL = 0.05  # significance level, two-sided
 APART = "a shared stage trained apart, no statement"
 
 
@@ -23,21 +23,20 @@ def study_table(
     data: Mapping[str, Folder] | None = None,
     failed: Collection[Path] = (),
 ) -> dict[str, Any]:
-    """Gather the result files of a study. What was not run is absent; nothing is filled in.
+    """Gather the result files of a study. Trials that were not run are missing; nothing is filled in.
 
     Args:
         study: The study.
         seeds: Columns of the table.
         out: Folder of all studies.
-        data: Only results of this data; None: of any.
-        failed: Result files of trials that failed just now.
+        data: Only results of this data; None: of any data.
+        failed: Result files of trials that failed in this run.
 
     Returns:
-        Plain values, ready for JSON. Scores are as the verbs wrote them (fractions), the paper's as it prints them
-        (percent).
+        Plain values for JSON. Our scores are fractions, as the verbs wrote them, the paper's are percent, as printed.
 
     Raises:
-        DataError: results of several data sets.
+        DataError: results of several datasets.
     """
     results = {
         (cell.name, seed): value
@@ -53,7 +52,7 @@ def study_table(
     }
     if mixed := [word for word, found in contents.items() if len(found) > 1]:
         raise DataError(
-            f"the results in {out / study.name} are of several data sets ({', '.join(mixed)})",
+            f"the results in {out / study.name} are from several datasets ({', '.join(mixed)})",
             "they cannot be compared",
             "add --data FOLDER to choose one, or give each its own --out",
         )
@@ -82,13 +81,13 @@ def study_table(
 
 
 def trained_apart(results: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Stages that results share by their settings, but not as a file: trained again elsewhere, with other weights.
+    """Stages with the same settings but different weights, because they were trained again elsewhere.
 
     Args:
-        results: What result files hold.
+        results: Contents of result files.
 
     Returns:
-        "name (folder)" of such a stage -> sha256 of each file it left.
+        "name (folder)" of such a stage -> sha256 of each model it wrote.
     """
     files: dict[str, list[str]] = {}
     for item in results:
@@ -130,7 +129,7 @@ def _row(
 
 
 def _pairs(study: Study, score: str, results: Mapping[tuple[str, int], Any]) -> Iterator[dict[str, Any]]:
-    """Every pair of cells that the paper puts in order; neighbours in that order are marked."""
+    """Every pair of cells that the paper orders; neighbours in that order are marked."""
     for group in dict.fromkeys(cell.group for cell in study.cells):
         members = [cell for cell in study.cells if cell.group == group and score in cell.paper]
         order = sorted(members, key=lambda cell: -cell.paper[score])
@@ -156,7 +155,7 @@ def _pairs(study: Study, score: str, results: Mapping[tuple[str, int], Any]) -> 
 
 
 def holm(pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Pairs with ``p_holm``: their p values corrected for how many of them were tested (Holm 1979), None without p."""
+    """Pairs with ``p_holm``: their p values corrected for the number of tests (Holm 1979); None without p."""
     known = sorted((pair for pair in pairs if pair["p"] is not None), key=lambda pair: pair["p"])
     corrected, least = {}, 0.0
     for i, pair in enumerate(known):
@@ -166,19 +165,19 @@ def holm(pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def compare(better: Mapping[int, float], worse: Mapping[int, float]) -> dict[str, Any]:
-    """Whether the scores of one cell really exceed those of another.
+    """Test whether the scores of one cell exceed those of another.
 
-    A t-test of the difference of the means: paired by seed where both have the same seeds, else Welch's. The verdict is
-    "reproduced" or "reversed" where p is below :data:`LEVEL`, else "within noise". Pairs are judged one at a time;
+    A t-test of the difference of the means: paired by seed if both have the same seeds, else Welch's. The verdict is
+    "reproduced" or "reversed" if p is below :data:`LEVEL`, else "within noise". Each pair is tested on its own;
     :func:`holm` corrects for their number.
 
     Args:
-        better: Seed -> score of the cell that the paper puts first.
+        better: Seed -> score of the cell that is better in the paper.
         worse: Seed -> score of the other.
 
     Returns:
         ``difference`` of the means and its ``standard_error``, ``test``, ``t``, ``df``, ``p`` and ``verdict``; all but
-        the last are None where they cannot be known.
+        the last are None if they cannot be computed.
     """
     from scipy import stats
 

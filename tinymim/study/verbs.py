@@ -1,4 +1,4 @@
-"""The verbs a stage may run, and what a stage comes down to: every value that its numbers follow from."""
+"""The verbs that a stage may run, and the resolved values of a stage: everything that decides its result."""
 
 import contextlib
 import functools
@@ -12,10 +12,10 @@ from typing import Any
 from tinymim.engine import JOBS
 from tinymim.engine.recipe import load_recipe
 
-ADDED: dict[str, Any] = {}  # key that recipes have got since stages are hashed by value -> value that changes nothing
-PLACES = ("workers", "device")  # options and keys that leave the numbers alone
+ADDED: dict[str, Any] = {}  # recipe key added since stages are hashed by value -> the value that keeps old results
+PLACES = ("workers", "device")  # options and keys that do not change results
 CONFIG_PLACES = ("num_workers", "persistent_workers")  # the same, at any depth of an MMSegmentation config
-UNUSED = (  # top-level keys that training and its validation do not read
+UNUSED = (  # top-level keys that training and validation do not read
     "custom_imports",
     "log_level",
     "test_cfg",
@@ -27,24 +27,24 @@ UNUSED = (  # top-level keys that training and its validation do not read
 )
 
 
-VERBS = (*JOBS, "segment")  # the last one has configs of MMSegmentation in place of recipes
+VERBS = (*JOBS, "segment")  # the last has MMSegmentation configs instead of recipes
 
 
 def resolve(verb: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Every value of a stage's recipe or MMSegmentation config, inherited and overridden ones too.
+    """Every value of a stage's recipe or MMSegmentation config, including inherited and overridden ones.
 
-    A changed default changes what is resolved; comments, formatting, the file's name and where a value is written do
-    not. Keys of a recipe that are None are left out, and so is a key of :data:`ADDED` with the value noted there: a key
-    that recipes get later changes nothing where its default is None, or is noted because it keeps what was done before.
-    :data:`PLACES`, :data:`CONFIG_PLACES` and :data:`UNUSED` are left out, and a config's ``data_root`` where the option
-    of that name takes its place.
+    A changed default changes the result; comments, formatting, the file's name and where a value is written do not.
+    Recipe keys that are None are left out, and so are keys of :data:`ADDED` with the value given there: a key that is
+    added to recipes later changes no hash if its default is None or is listed there. :data:`PLACES`,
+    :data:`CONFIG_PLACES` and :data:`UNUSED` are left out, and a config's ``data_root`` if the option of that name
+    replaces it.
 
     Args:
         verb: One of :data:`VERBS`.
-        options: The stage's, with ``cfg_options`` as dotted keys; "{references}" stay what they are.
+        options: The stage's options, with ``cfg_options`` as dotted keys; "{references}" are kept.
 
     Raises:
-        ConfigError: what the verb itself would say of the recipe or config and its overrides.
+        ConfigError: an invalid recipe, config or override.
     """
     if verb == "segment":
         overrides = dict(options.get("cfg_options", {}))
@@ -60,11 +60,11 @@ def is_recipe_key(verb: str, option: str) -> bool:
 
 
 def recipe_overrides(verb: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Recipe key -> value, for the options of a stage that stand for one, ``cfg_options`` last."""
+    """Recipe key -> value, for the options of a stage that set one; ``cfg_options`` come last and win."""
     kind = JOBS[verb].settings_type
     names = {each.name for each in fields(kind)} - {"data"}
-    asked = kind(data="", **{key: value for key, value in options.items() if key in names})
-    return {key: value for key, value in asked.overrides().items() if value is not None}
+    given = kind(data="", **{key: value for key, value in options.items() if key in names})
+    return {key: value for key, value in given.overrides().items() if value is not None}
 
 
 @functools.cache
@@ -73,7 +73,7 @@ def _recipe_values(name: str, verb: str, overrides: str) -> str:
     given = json.loads(overrides)
     later = {key: value for key, value in given.items() if re.search(r'"\{[\w.]+\}"', json.dumps(value))}
     recipe = load_recipe(name, {key: value for key, value in given.items() if key not in later}, verb)
-    recipe.merge_from_dict(later)  # references: no value to be checked yet
+    recipe.merge_from_dict(later)  # references: their values cannot be checked yet
     values = json.loads(json.dumps(recipe.to_dict()))
     return json.dumps(
         {
@@ -90,7 +90,7 @@ def _config_values(name: str, overrides: str, places: tuple[str, ...]) -> str:
     from tinymim.seg.config import find_config, merge_options
 
     config = find_config(name)
-    with contextlib.redirect_stdout(io.StringIO()):  # the run itself will say what it changes
+    with contextlib.redirect_stdout(io.StringIO()):  # the run itself prints what it changes
         merge_options(config, json.loads(overrides))
 
     def without_places(value: Any) -> Any:

@@ -551,7 +551,7 @@ def test_verb(made, tmp_path, capsys, monkeypatch):
         ([], "nothing to report on"),
         (["absent"], "nothing at absent"),
         (["empty"], "holds nothing"),
-        ([*both, "--data", "empty"], "does not go with a comparison"),
+        ([*both, "--data", "empty"], "does not work with a comparison"),
         ([str(made.root), "--data", "empty"], "no photos in empty"),
         ([*both, "--line", "--out", "page.txt"], "is not an .html file"),
     ):
