@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _reduced(args: argparse.Namespace) -> bool:
-    """Whether the file asked for is another one than the plain FP32 export."""
+    """Whether the requested file is not the plain FP32 export."""
     return args.precision not in (None, "fp32") or bool(args.graph) or args.max_miou_drop is not None
 
 

@@ -1,6 +1,6 @@
 """Two stored results of ``tinymim bench`` side by side: refused unless one machine and one setting made both.
 
-Times of two sessions differ by a few percent for reasons nobody controls (placement in memory, clock, neighbours), so
+Times of two sessions differ by a few percent for reasons no one controls (placement in memory, clock, neighbours), so
 a difference counts only beyond :data:`SESSION_SPREAD`. To be sure, time both files in one ``tinymim bench``.
 """
 

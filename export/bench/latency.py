@@ -1,4 +1,4 @@
-"""How fast is an .onnx file, on this machine, with this runtime? numpy and onnxruntime only; OpenVINO if asked for.
+"""How fast is an .onnx file, on this machine, with this runtime? numpy and onnxruntime only; OpenVINO if requested.
 
 Several files (or one file on several runtimes) are timed in turns in one process, the order rotated every round, so a
 busy or throttling machine hits all of them alike. Input and outputs stay on the device. Medians and their ratios carry
@@ -67,7 +67,7 @@ class BenchResult:
     """Latency of several files on one machine; prints, writes JSON and Markdown."""
 
     rows: list[BenchRow]
-    splits: list[Any] = field(default_factory=list)  # SplitResult, one per file, where asked for
+    splits: list[Any] = field(default_factory=list)  # SplitResult, one per file, if requested
     settings: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
 
@@ -257,7 +257,7 @@ def settings_of(runtime: str | Sequence[str], compute_type: str | Sequence[str] 
 
 
 def _provider_on(runtime: str, wanted: str) -> str:
-    """The provider asked for; a runtime that has only one is timed on that one beside the others."""
+    """The requested provider; a runtime that has only one is timed on that one."""
     only = find_runtime(runtime).providers
     return only[0].name if len(only) == 1 else wanted
 

@@ -1,4 +1,4 @@
-"""Where the milliseconds go: backbone, pyramid, head and up-sampling cut out of one file and timed beside the whole.
+"""Where the milliseconds go: backbone, pyramid, head and up-sampling cut out of one file and timed next to the whole.
 
 The tensors between the parts are named at export (``tinymim.cost`` lists them), so cutting needs onnx and nothing else.
 """
@@ -16,8 +16,8 @@ from tinymim_export.runtime.metadata import load_proto, proto_metadata
 from tinymim_export.runtime.sessions import open_session, runner
 from tinymim_export.tables import billions, markdown_table, millions, text_table
 
-TOLERANCE = 0.15  # how far the sum of the parts may be from the whole
-WORTH = 0.1  # share of the time that a proposal must save
+TOLERANCE = 0.15  # largest relative difference between the sum of the parts and the whole
+WORTH = 0.1  # smallest share of the time that a proposal must save
 LIGHT = {192: "upernet_tinymim_t_light", 384: "upernet_tinymim_s_light", 768: "upernet_tinymim_b_light"}
 
 
@@ -27,7 +27,7 @@ class SplitRow:
 
     part: str
     params: int
-    macs: int  # multiply-adds of one image at the size of export
+    macs: int  # multiply-adds for one image at the exported size
     ms: float  # median
     share: float  # of the sum of the parts' times, 0 to 1
 
@@ -41,7 +41,7 @@ class SplitResult:
     cost_size: tuple[int, int]  # the multiply-adds hold for this size
     rows: list[SplitRow]
     whole_ms: float
-    ratio: float  # sum of the parts over the whole
+    ratio: float  # sum of the parts divided by the whole
     remarks: list[str]
 
     def table(self) -> list[list[str]]:
@@ -70,7 +70,7 @@ class SplitResult:
 def split_file(
     path: Path, *, provider: str, threads: int, shape: tuple[int, ...], runs: int | None, seconds: float
 ) -> SplitResult:
-    """Cut a file at its named tensors and time every part beside the whole.
+    """Cut a file at its named tensors and time every part next to the whole.
 
     Raises:
         ConfigError: onnx is not installed, or the file names no parts.
@@ -115,7 +115,7 @@ def split_file(
 
 
 def remarks(cost: dict[str, Any], rows: Sequence[SplitRow], ratio: float) -> list[str]:
-    """Plain sentences: what dominates, what to change and what that would save, and whether the figures may be trusted.
+    """Plain sentences: what dominates, what to change and what that would save, and whether the figures are reliable.
 
     Savings are estimates: a part's measured time, scaled by the multiply-adds it would have.
     """
@@ -161,7 +161,7 @@ def remarks(cost: dict[str, Any], rows: Sequence[SplitRow], ratio: float) -> lis
 
 
 def _narrower(cost: dict[str, Any], rows: dict[str, SplitRow], whole: float) -> list[tuple[str, float]]:
-    """(training options, estimated milliseconds of the whole) of every narrower head or pyramid the file knows of."""
+    """(training options, estimated milliseconds of the whole) of every narrower head or pyramid listed in the file."""
     found = []
     for other in cost.get("narrower", []):
         saved = sum(
@@ -172,15 +172,15 @@ def _narrower(cost: dict[str, Any], rows: dict[str, SplitRow], whole: float) -> 
 
 
 def cut(proto: Any, parts: dict[str, Sequence[str]]) -> dict[str, Any]:
-    """Every node of a graph into exactly one model per part.
+    """Split a graph into one model per part; every node is in exactly one of them.
 
     Args:
-        proto: The whole.
-        parts: Part -> names of the tensors it ends in, in the order of the graph.
+        proto: The whole model.
+        parts: Part -> names of its output tensors, in the order of the graph.
 
     Returns:
-        Part -> ModelProto. Its inputs are the image and what it reads of earlier parts' (the named tensors and a few
-        sizes); parts without a node of their own (a pyramid that hands tensors on) are left out.
+        Part -> ModelProto. Its inputs are the image and the tensors it reads from earlier parts (the named ones and a
+        few sizes); parts without nodes (a pyramid that passes tensors through) are left out.
     """
     import onnx
 

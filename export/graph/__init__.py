@@ -1,4 +1,4 @@
-"""A PyTorch model becomes an ONNX file and is compared with it: the floor that imports torch and onnx."""
+"""Export a PyTorch model to an ONNX file and compare the two. The only part of export/ that imports torch."""
 
 from tinymim.lazy import lazy
 

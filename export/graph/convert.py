@@ -1,4 +1,4 @@
-"""Checkpoint in, verified .onnx out."""
+"""Export a checkpoint to a verified .onnx file."""
 
 import json
 import time
@@ -52,7 +52,7 @@ class ExportResult:
         return f"{self.part} -> {self.output}, {size}, {self.mib:.1f} MiB, verified, sha256 {self.sha256[:12]}"
 
     def print(self) -> None:
-        """Cost by part, then where the file is."""
+        """Print the cost by part, then the file."""
         print(f"cost at {self.cost['size'][0]}x{self.cost['size'][1]}, one image:")
         for part, params, macs, share in describe(self.cost):
             print(f"  {part:<11} {params:>10} parameters {macs:>10} multiply-adds {share:>6}")
@@ -78,31 +78,33 @@ def export(
     """Export a checkpoint to ONNX and verify it; the file appears at ``onnx`` only if it passes.
 
     Args:
-        checkpoint: ``segmentor.pth``, ``student.pth`` or any ViT file the reader knows.
+        checkpoint: ``segmentor.pth``, ``student.pth`` or any ViT file that we can read.
         onnx: File to write.
-        config: MMSegmentation configuration; None takes the one inside ``segmentor.pth``.
-        part: "segmentor", "backbone", or None for what the checkpoint holds.
-        size: Height and width (pixels) fixed in the file; None takes the configuration's crop (a ViT's img_size).
-        dynamic: Height and width free, too.
+        config: MMSegmentation configuration; None: the one stored in ``segmentor.pth``.
+        part: "segmentor" or "backbone"; None: decided by the checkpoint.
+        size: Height and width (pixels) fixed in the file; None: the configuration's crop (a ViT's img_size).
+        dynamic: Leave height and width dynamic.
         output: "logits" float32 (N, C, H, W) or "mask" uint8 (N, H, W); segmentors only.
-        photos: Folder of real photos to verify on as well.
-        num_heads: Heads a block, for foreign ViT files.
+        photos: Folder of real photos to also verify on.
+        num_heads: Heads per block, for foreign ViT files.
         opset: ONNX operator set.
-        seed: Of the random verification inputs.
+        seed: Seed of the random verification inputs.
 
     Raises:
-        CheckFailed: ONNX Runtime and PyTorch disagree; nothing is left at ``onnx``.
+        CheckFailed: ONNX Runtime and PyTorch disagree; no file is written at ``onnx``.
         ConfigError, CheckpointError, DataError: options or files that do not fit.
     """
     began = time.monotonic()
     onnx = Path(onnx)
     _check_options(onnx, size, dynamic)
     if photos is not None:
-        load_photos(photos, limit=1)  # before the work, not after it
+        load_photos(photos, limit=1)  # fails before the work, not after it
     loaded = load_torch_model(checkpoint, config=config, part=part, num_heads=num_heads)
     if loaded.part == "backbone" and output == "mask":
         raise ConfigError(
-            "a backbone gives no mask", "it has features, not classes", "leave --output out, or use --part segmentor"
+            "a backbone cannot output a mask",
+            "it has features, not classes",
+            "leave --output out, or use --part segmentor",
         )
     at = size or loaded.size
     loaded.require_size(at, dynamic=dynamic)
@@ -116,7 +118,7 @@ def export(
     )
     with atomic_path(onnx) as temporary:
         temporary.write_bytes(proto.SerializeToString(deterministic=True))
-        proto = load_proto(temporary)  # what is verified is what was written
+        proto = load_proto(temporary)  # verify the file as written
         print(
             "verifying against PyTorch: error <= 1e-4 of the largest value, cosine >= 0.999999"
             + (", equal pixels >= 99.9 %" if loaded.part == "segmentor" else ""),
@@ -128,11 +130,11 @@ def export(
         write_metadata(proto, {"verified": True, "parity": parity.summary()})
         temporary.write_bytes(proto.SerializeToString(deterministic=True))
     notes, rule = list(loaded.notes), loaded.contract.get("resize") or {}
-    told = rule.get("scale") and tuple(rule["scale"][::-1])
-    if told and not rule["keep_ratio"] and rule["mode"] == "whole" and not dynamic and told != at:
+    trained_at = rule.get("scale") and tuple(rule["scale"][::-1])
+    if trained_at and not rule["keep_ratio"] and rule["mode"] == "whole" and not dynamic and trained_at != at:
         notes.append(
-            f"the model was tested on photos stretched to {told[0]}x{told[1]}, this file takes {at[0]}x{at[1]} only: "
-            "eval, predict and --tune want --resize-to-file"
+            f"the model was tested on photos stretched to {trained_at[0]}x{trained_at[1]}, this file accepts only "
+            f"{at[0]}x{at[1]}: eval, predict and --tune need --resize-to-file"
         )
     return ExportResult(
         onnx=str(onnx),
@@ -152,7 +154,7 @@ def export(
 def _check_options(onnx: Path, size: tuple[int, int] | None, dynamic: bool) -> None:
     if size is not None and dynamic:
         raise ConfigError(
-            "--size and --dynamic exclude each other", "a dynamic file takes every size", "leave one of them out"
+            "--size and --dynamic exclude each other", "a dynamic file accepts every size", "leave one of them out"
         )
     if size is not None and not (len(size) == 2 and all(1 <= side <= LARGEST_SIDE for side in size)):
         raise ConfigError(
@@ -161,4 +163,4 @@ def _check_options(onnx: Path, size: tuple[int, int] | None, dynamic: bool) -> N
             "e.g. --size 512 512",
         )
     if onnx.is_dir():
-        raise ConfigError(f"{onnx} is a folder", "--onnx names a file", f"e.g. --onnx {onnx / 'model.onnx'}")
+        raise ConfigError(f"{onnx} is a folder", "--onnx must name a file", f"e.g. --onnx {onnx / 'model.onnx'}")

@@ -1,8 +1,8 @@
 """Parameters and multiply-adds of each part of a model, computed once at export and written into the file.
 
-Counted: convolutions, linear layers, both products of attention, and bilinear resizing (4 a value). Not counted:
+Counted: convolutions, linear layers, both products of attention, and bilinear resizing (4 per value). Not counted:
 normalisation, activations, softmax, pooling. The model runs on PyTorch's "meta" device: shapes only, no arithmetic.
-What the outputs do not depend on (levels no head reads, heads for training only) is not in the file and not counted.
+Parts that the outputs do not depend on (unread levels, auxiliary heads) are not in the file and not counted.
 """
 
 import copy
@@ -22,16 +22,16 @@ from tinymim_export.graph.wrappers import PyramidGraph, SegmentorGraph, as_list
 from tinymim_export.tables import billions, millions
 
 PARTS = ("backbone", "pyramid", "head", "upsampling")
-NARROW = 64  # channels of the narrowest head and pyramid that are proposed
+NARROW = 64  # channels of the narrowest proposed head and pyramid
 
 
 @dataclass
 class Piece:
-    """One part of a model, traced alone."""
+    """One part of a model, traced separately."""
 
     macs: int
     params: int
-    read: list[bool]  # a flag an input: does the output depend on it?
+    read: list[bool]  # for each input: does the output depend on it?
     out: Any
 
 
@@ -40,7 +40,7 @@ class Pieces:
     """All parts of a model at one size."""
 
     parts: dict[str, Piece]
-    unread: list[str]  # names of taps and levels the output does not depend on
+    unread: list[str]  # names of taps and levels that the output does not depend on
     taps: Any = None  # without values: on PyTorch's "meta" device
     levels: Any = None
 
@@ -53,13 +53,13 @@ def measure_cost(
     Args:
         loaded: The model.
         size: Height and width in pixels.
-        boundaries: Part -> names of the tensors it ends in, as named in the graph.
-        found: :func:`pieces` at this size.
+        boundaries: Part -> names of its output tensors in the graph.
+        found: Result of :func:`pieces` at this size.
 
     Returns:
         ``{"size": [H, W], "width": D, "head": class, "head_width": channels, "unread": [level names], "params", "macs",
         "parts": {part: {"params", "macs", "tensors"}}, "narrower": [{"options", "macs": {part: macs}}]}``; tensors are
-        the names of what a part ends in, narrower says what other widths of head and pyramid would cost.
+        the names of a part's outputs, narrower is the cost of smaller widths of head and pyramid.
     """
     backbone: Any = getattr(loaded.model, "backbone", loaded.model)
     head: Any = loaded.model.decode_head if loaded.part == "segmentor" else None
@@ -81,7 +81,12 @@ def measure_cost(
 
 
 def pieces(loaded: TorchModel, size: tuple[int, int]) -> Pieces:
-    """Cut a model into its parts, from the last to the first, each as far as the next one reads it."""
+    """Split a model into its parts, from the last to the first; of each, only the outputs that the next part reads.
+
+    Args:
+        loaded: The model.
+        size: Height and width in pixels.
+    """
     model: Any = copy.deepcopy(loaded.model).to("meta")
     image = torch.zeros(1, 3, *size, device="meta")
     if loaded.outputs == ("features",):
@@ -107,7 +112,7 @@ def pieces(loaded: TorchModel, size: tuple[int, int]) -> Pieces:
 
 
 def narrower(model: Any, found: Pieces, size: tuple[int, int]) -> list[dict[str, Any]]:
-    """Multiply-adds of the same segmentor with a narrower head, and with a narrower pyramid under the head it has."""
+    """Multiply-adds of the same segmentor with a narrower head, and with its own head on a narrower pyramid."""
     from mmseg.registry import MODELS
 
     cfg: Any = model.cfg.model
@@ -122,7 +127,7 @@ def narrower(model: Any, found: Pieces, size: tuple[int, int]) -> list[dict[str,
             try:
                 assert channels < cfg.decode_head.channels
                 head = MODELS.build({**cfg.decode_head, "channels": channels}).eval()
-            except AssertionError:  # no narrower, or a head that has its input's width
+            except AssertionError:  # not narrower, or the head needs its input's width
                 continue
             out.append({"options": options, "macs": {"head": _piece(head, found.levels).macs}})
         wide, four = as_list(found.levels)[0].shape[1], [NARROW] * 4
@@ -145,10 +150,10 @@ def _some(features: Any, read: Sequence[bool]) -> list[Tensor]:
 
 
 def _piece(run: Any, inputs: Any) -> Piece:
-    """Trace ``run(inputs)`` on shapes, drop what its result does not depend on, and count what is left."""
+    """Trace ``run(inputs)`` on shapes, drop what its result does not depend on, and count the rest."""
     extra = {torch.ops.aten.upsample_bilinear2d: _bilinear}
     with torch.no_grad():
-        # functionalize: in-place operations would count as needed
+        # functionalize: otherwise in-place operations would always count as needed
         graph = make_fx(torch.func.functionalize(lambda x: run(x)))(inputs)
         graph.graph.eliminate_dead_code()
         graph.recompile()
@@ -165,7 +170,7 @@ def _piece(run: Any, inputs: Any) -> Piece:
 
 
 def _bilinear(*shapes: Any, out_shape: Any = None, **options: Any) -> int:
-    """Two flops for each of four neighbours of every value made."""
+    """FLOP of bilinear resizing: two for each of the four neighbours of every output value."""
     return 8 * math.prod(out_shape)
 
 

@@ -1,9 +1,10 @@
-"""Does the .onnx give what PyTorch gives? Run always, at several sizes and batches; failing it fails the export.
+"""Does the .onnx file match PyTorch? Always checked, at several sizes and batches; a failure fails the export.
 
-Passes (float32) when, for every output, size and batch: largest error <= 1e-4 of the largest reference value,
-cosine >= 0.999999, and for segmentors >= 99.9 % of the pixels get the same class. Fixed-size files run at their size
-with batches of 1 and 3 and must refuse another size; dynamic ones at the traced size, at one that is not square and at
-one that is no multiple of the patch. The reference is the model's own forward: stock pooling, nothing replaced.
+Passes (float32) if, for every output, size and batch: largest error <= 1e-4 of the largest reference value,
+cosine >= 0.999999, and for segmentors >= 99.9 % of the pixels have the same class. Fixed-size files run at their size
+with batches of 1 and 3 and must refuse another size; dynamic files run at the traced size, at one that is not square
+and at one that is not a multiple of the patch. The reference is the model's own forward: original pooling, nothing
+replaced.
 """
 
 from collections.abc import Sequence
@@ -33,12 +34,15 @@ def compare(
     """Compare an ONNX ModelProto with the PyTorch model it was made from.
 
     Args:
-        proto: With ``image`` as its input; its metadata gives the traced size.
+        proto: The model; its input is ``image``, and its metadata holds the traced size.
         loaded: :class:`tinymim_export.graph.torch_model.TorchModel`.
         file: Name for the report.
-        photos: Folder of real photos to compare on as well.
-        seed: Of the random inputs.
-        extra: Rows already decided, put first.
+        photos: Folder of real photos to also compare on.
+        seed: Seed of the random inputs.
+        extra: Rows of earlier checks, put first.
+
+    Raises:
+        DataError: ONNX Runtime cannot open the model, or the photos cannot be read.
     """
     result = ParityResult(file, list(extra), graph_sha256(proto))
     session, mask = _session(proto, file)
@@ -69,11 +73,20 @@ def verify(
     photos: str | Path | None = None,
     seed: int = 0,
 ) -> ParityResult:
-    """Verify an existing file against its checkpoint and set or take away its mark ``verified`` accordingly.
+    """Verify an existing file against its checkpoint and update its metadata ``verified``.
+
+    Args:
+        onnx_path: The FP32 file.
+        checkpoint: The checkpoint it was exported from.
+        config: MMSegmentation configuration; None: the one stored in ``segmentor.pth``.
+        num_heads: Heads per block, for foreign ViT files.
+        photos: Folder of real photos to also compare on.
+        seed: Seed of the random inputs.
 
     Raises:
-        CheckFailed: other values than PyTorch's, or a file changed since it was verified.
-        DataError: no .onnx file of ours.
+        CheckFailed: its values differ from PyTorch's, or the file was changed since it was verified.
+        ConfigError: the file is not a plain FP32 file.
+        DataError: the file was not written by tinymim-export.
     """
     from tinymim_export.graph.torch_model import load_torch_model
 
@@ -86,8 +99,8 @@ def verify(
     if meta.get("graph") or (meta.get("precision") or {}).get("name", "fp32") != "fp32":
         raise ConfigError(
             f"{onnx_path} is not the plain FP32 file",
-            "other precisions and graphs are compared with the FP32 file they were made from, by their own tolerance",
-            "give that file: --from FP32.onnx in place of --checkpoint",
+            "other precisions and graphs are compared with the FP32 file they were made from, with their own tolerance",
+            "give that file: --from FP32.onnx instead of --checkpoint",
         )
     loaded = load_torch_model(checkpoint, config=config, part=meta["part"], num_heads=num_heads)
     extra = []
@@ -104,9 +117,9 @@ def verify(
 
 
 def other_sizes(traced: tuple[int, int], stride: int, multiple: int = 1) -> list[tuple[int, int]]:
-    """The traced size, one that is not square, one that is no multiple of the stride (both smaller: they cost less).
+    """The traced size, one that is not square, one that is not a multiple of the stride (both smaller, to save time).
 
-    Models that take multiples of some pixels only get the nearest such size in place of the last.
+    For models that accept only multiples of some pixels, the last is rounded down to such a size.
     """
     height, width = (max(side // stride, 2) for side in traced)
     oblong = ((height + 1) // 2 * stride, (width * 3 // 4 + 1) * stride)
@@ -117,7 +130,7 @@ def other_sizes(traced: tuple[int, int], stride: int, multiple: int = 1) -> list
 
 
 def _session(proto: Any, file: str) -> tuple[Any, bool]:
-    """A CPU session; where the file gives a mask, the logits before the decision are made visible as well."""
+    """A CPU session, and whether the file outputs a mask; then the logits before it become an output, too."""
     mask = [value.name for value in proto.graph.output] == ["mask"]
     if mask:
         shown = type(proto)()
@@ -133,7 +146,7 @@ def _session(proto: Any, file: str) -> tuple[Any, bool]:
 
 
 def _rows(session: Any, loaded: Any, images: np.ndarray, source: str, mask: bool) -> list[Row]:
-    """Run both sides on the same images."""
+    """Run both models on the same images and compare."""
     import torch
 
     with torch.inference_mode():
@@ -162,7 +175,7 @@ def _rows(session: Any, loaded: Any, images: np.ndarray, source: str, mask: bool
 
 
 def _refusal(session: Any, size: tuple[int, int]) -> Row:
-    """A fixed-size file must refuse another size rather than give something else."""
+    """A fixed-size file must refuse another size."""
     other = (1, 3, size[0] + 16, size[1])
     row = Row("another size", other, "must be refused")
     try:

@@ -1,4 +1,4 @@
-"""The PyTorch side of an export: a checkpoint as the model it was trained as, untouched, with its contract."""
+"""The PyTorch side of an export: load a checkpoint as the model that was trained, unchanged, with its contract."""
 
 import copy
 import hashlib
@@ -22,16 +22,17 @@ PARTS = ("segmentor", "backbone")
 
 @dataclass
 class TorchModel:
-    """A PyTorch model as trained, and everything a file made from it must say.
+    """A PyTorch model as trained, and the metadata of a file made from it.
 
     Args:
         model: A bare backbone, TinyMIMBackbone or EncoderDecoder in evaluation mode; never modified.
         part: "segmentor" or "backbone".
         outputs: Output names of the reference forward: ("logits",), ("features",) or ("level0", ..).
         reference: Images (N, 3, H, W), normalised -> tuple of tensors, one per output, by the model's own code.
-        size: Height and width (pixels) the configuration trains or tests at.
+        size: Height and width (pixels) that the configuration trains or tests at.
         contract: mean, std (0-255 scale, RGB), classes, palette, resize, ... for the metadata.
-        multiple: Sides must be multiples of this many pixels; None: the model takes ``size`` only.
+        multiple: Sides must be multiples of this many pixels; None: the model accepts ``size`` only.
+        notes: Remarks for the user.
     """
 
     model: nn.Module
@@ -44,19 +45,19 @@ class TorchModel:
     notes: list[str] = field(default_factory=list)
 
     def require_size(self, size: tuple[int, int], *, dynamic: bool) -> None:
-        """Raise :class:`ConfigError` for a size the model itself cannot take."""
+        """Raise :class:`ConfigError` for a size (height, width, in pixels) that the model cannot process."""
         name = type(getattr(self.model, "backbone", self.model)).__name__
         if self.multiple is None and (dynamic or size != self.size):
             raise ConfigError(
-                f"{name} takes {self.size[0]}x{self.size[1]} only",
+                f"{name} accepts {self.size[0]}x{self.size[1]} only",
                 "it fails at other sizes in PyTorch, too",
                 f"--size {self.size[0]} {self.size[1]} without --dynamic",
             )
         if self.multiple is not None and any(side % self.multiple for side in size):
             near = [max(round(side / self.multiple), 1) * self.multiple for side in size]
             raise ConfigError(
-                f"{name} cannot take {size[0]}x{size[1]}",
-                f"its branches fit together only where both sides are multiples of {self.multiple}",
+                f"{name} cannot process {size[0]}x{size[1]}",
+                f"its branches fit together only if both sides are multiples of {self.multiple}",
                 f"--size {near[0]} {near[1]}",
             )
 
@@ -64,16 +65,16 @@ class TorchModel:
 def load_torch_model(
     checkpoint: str | Path, *, config: str | Path | None = None, part: str | None = None, num_heads: int | None = None
 ) -> TorchModel:
-    """Load what ``--checkpoint`` (and ``--config``) names.
+    """Load the model of ``--checkpoint`` (and ``--config``).
 
     Args:
-        checkpoint: ``student.pth``, ``segmentor.pth``, an MMEngine ``iter_N.pth`` or any ViT file the reader knows.
-        config: MMSegmentation configuration; None takes the one stored in ``segmentor.pth``.
-        part: "segmentor", "backbone", or None for what the file holds.
+        checkpoint: ``student.pth``, ``segmentor.pth``, an MMEngine ``iter_N.pth`` or any ViT file that we can read.
+        config: MMSegmentation configuration; None: the one stored in ``segmentor.pth``.
+        part: "segmentor" or "backbone"; None: decided by the file.
         num_heads: Heads per block for foreign ViT files, which do not store them.
 
     Raises:
-        CheckpointError: no such file, damaged, or not what ``part`` asks for.
+        CheckpointError: no such file, damaged, or without the requested part.
         ConfigError: a configuration that cannot be read or does not fit.
     """
     checkpoint = Path(checkpoint)
@@ -85,7 +86,7 @@ def load_torch_model(
         raise ConfigError(f"part={part!r} is unknown", f"the parts are {', '.join(PARTS)}", "choose one of them")
     if part == "segmentor" and not is_segmentor:
         raise CheckpointError(
-            f"{checkpoint} is no segmentor",
+            f"{checkpoint} is not a segmentor",
             f"it has no decode head; the file looks like {describe(found.state, found.config)}",
             "add --part backbone to export it as a backbone, or train a segmentor first: "
             f"tinymim segment upernet_tinymim_t --student {checkpoint}",
@@ -102,7 +103,7 @@ def load_torch_model(
 
 
 def _plain(checkpoint: Path, num_heads: int | None, meta: dict[str, Any], sha: dict[str, Any]) -> TorchModel:
-    """A bare backbone: ``features`` = its final features as a map."""
+    """A bare backbone; its output ``features`` is the final feature map."""
     model, _ = model_from_checkpoint(checkpoint, num_heads=num_heads)
 
     def reference(images: Tensor) -> tuple[Tensor, ...]:
@@ -114,7 +115,7 @@ def _plain(checkpoint: Path, num_heads: int | None, meta: dict[str, Any], sha: d
 
 
 def _backbone_of_config(checkpoint: Path, cfg: Any, sha: dict[str, Any]) -> TorchModel:
-    """A student in the backbone of a segmentation configuration: four levels, the pyramid still at its start values."""
+    """A student in the backbone of a segmentation configuration: four levels, with an untrained pyramid."""
     import tinymim.seg  # noqa: F401  (registers the backbone; must come before mmseg.models)
 
     from mmengine.model import revert_sync_batchnorm  # isort: skip
@@ -124,13 +125,13 @@ def _backbone_of_config(checkpoint: Path, cfg: Any, sha: dict[str, Any]) -> Torc
     if cfg.model.backbone.type != "TinyMIMBackbone":
         raise CheckpointError(
             f"{checkpoint} has no decode head",
-            f"a {cfg.model.backbone.type} comes with its whole segmentor: only our students are files of their own",
-            "give the segmentor.pth or iter_N.pth of a training",
+            f"a {cfg.model.backbone.type} is exported from its whole segmentor: only our students have their own files",
+            "give the segmentor.pth or iter_N.pth of a training run",
         )
     init_default_scope("mmseg")
     cfg.model.backbone.init_cfg = dict(type="Pretrained", checkpoint=str(checkpoint))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # the pyramid's start values are the same at export and at verification
+        torch.manual_seed(0)  # the same initial values of the pyramid at export and at verification
         backbone = revert_sync_batchnorm(MODELS.build(cfg.model.backbone))
         backbone.init_weights()
     backbone.eval()
@@ -166,7 +167,7 @@ def _from_segmentor(checkpoint: Path, config: Any, part: str, meta: dict[str, An
     if not pre.get("bgr_to_rgb", True):
         raise ConfigError(
             "this model was trained on BGR photos (bgr_to_rgb=False)",
-            "files of tinymim-export take RGB, and another order is seen by nobody until the masks are wrong",
+            "files of tinymim-export expect RGB, and a wrong order only shows in wrong masks",
             "train it with data_preprocessor.bgr_to_rgb=True, or swap the first convolution's input channels",
         )
     if part == "backbone":
@@ -186,10 +187,10 @@ def _from_segmentor(checkpoint: Path, config: Any, part: str, meta: dict[str, An
 
 
 def _require_plain(model: Any) -> None:
-    """Refuse what is not backbone, neck and one head whose scores are up-sampled to the image.
+    """Refuse models that are not backbone, neck and one head whose scores are up-sampled to the image.
 
     Raises:
-        ConfigError: a cascade, or a head with an inference of its own (queries, points).
+        ConfigError: a cascade, or a head with its own inference (queries, points).
     """
     from mmseg.models import EncoderDecoder
     from mmseg.models.decode_heads import DAHead, EncHead
@@ -200,12 +201,12 @@ def _require_plain(model: Any) -> None:
     plain = {BaseDecodeHead.predict, DAHead.predict, EncHead.predict}
     if cascade or type(head).predict not in plain or type(head).predict_by_feat is not BaseDecodeHead.predict_by_feat:
         several = isinstance(head, nn.ModuleList)
-        what = f"{type(model).__name__} of {len(head)} heads" if several else type(head).__name__
+        what = f"{type(model).__name__} with {len(head)} heads" if several else type(head).__name__
         raise ConfigError(
             f"{what} cannot be exported",
-            "a cascade or a head with an inference of its own (masks from queries, refined points) is no single graph "
+            "a cascade or a head with its own inference (masks from queries, refined points) is not a single graph "
             "of backbone, neck, head and up-sampling",
-            "choose an EncoderDecoder with one head that gives scores for every pixel",
+            "choose an EncoderDecoder with one head that predicts scores for every pixel",
         )
 
 
@@ -213,7 +214,7 @@ def _probe(model: Any, size: tuple[int, int]) -> tuple[int, int | None]:
     """Coarsest stride of a backbone and the number of pixels its sides must be multiples of, found by trying.
 
     Returns:
-        (stride, multiple); multiple is None where no size but the given one runs.
+        (stride, multiple); multiple is None if only the given size runs.
     """
     shadow = copy.deepcopy(model).to("meta")
 
@@ -276,7 +277,7 @@ def _contract(mean: Any, std: Any, patch: int) -> dict[str, Any]:
 
 
 def _crop(cfg: Any) -> tuple[int, int]:
-    """Height and width the network sees: of its windows, of photos stretched to one size, else of training crops."""
+    """Height and width of the network's input: its windows, photos stretched to one size, else training crops."""
     model, rule = cfg.model, _resize_rule(cfg)
     stretched = rule["scale"] and not rule["keep_ratio"] and rule["mode"] == "whole"
     candidates = [
@@ -292,7 +293,7 @@ def _crop(cfg: Any) -> tuple[int, int]:
 
 
 def _resize_rule(cfg: Any) -> dict[str, Any]:
-    """How the configuration brings a photo to the network: resize rule of its test pipeline, whole or slide."""
+    """How the configuration prepares a photo: the resize rule of its test pipeline, whole or sliding window."""
     steps = cfg.get("test_pipeline") or []
     resizes = [step for step in steps if "Resize" in str(step.get("type"))]
     resize: dict[str, Any] = resizes[0] if resizes else {}

@@ -1,7 +1,7 @@
-"""A PyTorch model as one ONNX graph that is right at every size it accepts.
+"""Trace a PyTorch model as one ONNX graph that is right at every size it accepts.
 
-What torch's exporter gets silently wrong for free sizes is replaced here: adaptive pooling and MMSegmentation's
-Upsample (their stock exports bake the traced size in), floor division of negative sizes (ONNX rounds towards zero),
+Replaces what torch's exporter silently gets wrong for dynamic sizes: adaptive pooling and MMSegmentation's Upsample
+(their exports contain the traced size as a constant), floor division of negative sizes (ONNX rounds towards zero), and
 traces of a single image.
 """
 
@@ -21,7 +21,7 @@ from tinymim_export.graph.torch_model import TorchModel
 from tinymim_export.graph.wrappers import FeatureGraph, PyramidGraph, SegmentorGraph, make_exportable
 from tinymim_export.runtime.metadata import first_line, strip
 
-OPSET = 20  # the newest that ONNX Runtime's static INT8 quantisation handles (21 and later break it)
+OPSET = 20  # the newest that ONNX Runtime's static INT8 quantisation supports (21 and later break it)
 MAX_BYTES = 2_000_000_000  # one protobuf file
 
 
@@ -31,7 +31,7 @@ class Traced:
 
     proto: Any
     outputs: tuple[str, ...]
-    boundaries: dict[str, list[str]]  # part -> names of the tensors it ends in, in order
+    boundaries: dict[str, list[str]]  # part -> names of its output tensors, in order
     pieces: Pieces
 
 
@@ -43,12 +43,12 @@ def trace(
     output: str = "logits",
     opset: int = OPSET,
 ) -> Traced:
-    """Export a copy of the model; the original is not touched.
+    """Export a copy of the model; the original is not changed.
 
     Args:
-        loaded: What to export.
+        loaded: The model to export.
         size: Height and width (pixels) to trace at; fixed in the file unless ``dynamic``.
-        dynamic: Leave height and width free, too (the batch always is).
+        dynamic: Leave height and width dynamic, too (the batch always is).
         output: "logits" or "mask" (segmentors).
         opset: ONNX operator set.
 
@@ -61,7 +61,7 @@ def trace(
     found = pieces(loaded, size)
     wrapped = _wrap(model, loaded, output, found.unread)
     sizes = {0: "batch", 2: "height", 3: "width"} if dynamic else {0: "batch"}
-    example = torch.zeros(2, 3, *size)  # two images: torch would bake in a batch of one
+    example = torch.zeros(2, 3, *size)  # two images: torch would make a batch of one constant
     with torch.no_grad():
         seen = wrapped(example[:1])
     try:
@@ -82,7 +82,7 @@ def trace(
         raise TinyMIMError(
             "PyTorch could not export this model",
             f"{type(error).__name__}: {first_line(error, 300)}",
-            "try another --size, or without --dynamic; custom layers may need an ONNX translation",
+            "try another --size, or leave --dynamic out; custom layers may need an ONNX translation",
         ) from error
     assert program is not None
     proto = program.model_proto
@@ -96,7 +96,9 @@ def trace(
 def _wrap(model: Any, loaded: TorchModel, output: str, unread: list[str]) -> nn.Module:
     if loaded.part == "segmentor":
         if output not in ("logits", "mask"):
-            raise ConfigError(f"output={output!r} is unknown", "a segmentor gives logits or a mask", "choose one")
+            raise ConfigError(
+                f"output={output!r} is unknown", "a segmentor outputs logits or a mask", "use 'logits' or 'mask'"
+            )
         if output == "mask" and model.decode_head.num_classes > 256:
             raise ConfigError(
                 f"a mask cannot hold {model.decode_head.num_classes} classes",
@@ -112,7 +114,7 @@ def _wrap(model: Any, loaded: TorchModel, output: str, unread: list[str]) -> nn.
 def _finish(
     proto: Any, loaded: TorchModel, output: str, names: list[str], strides: dict[str, int]
 ) -> tuple[tuple[str, ...], dict[str, list[str]]]:
-    """Keep the real outputs, turn the others into named inner tensors, drop what a shipped file must not hold."""
+    """Keep the real outputs, turn the others into named inner tensors, remove debugging data."""
     taps, levels = ([n for n in names if n.startswith(word)] for word in ("tap", "level"))
     stages = {
         "backbone": taps or levels or ["features"],
@@ -137,7 +139,7 @@ def _finish(
 
 
 def _name_axes(value: Any, name: str, stride: int) -> None:
-    """Readable names for the free axes instead of the exporter's expressions."""
+    """Give dynamic axes readable names instead of the exporter's expressions."""
     dims = value.type.tensor_type.shape.dim
     for axis, dim in enumerate(dims):
         if dim.HasField("dim_value") or dim.dim_param in ("batch", "height", "width"):
@@ -154,7 +156,7 @@ def _floor_divide(a: Any, b: Any) -> Any:
 
 
 class _quiet:
-    """Hold back the exporter's warnings and log lines; its errors come through."""
+    """Hide the exporter's warnings and log lines, but not its errors."""
 
     def __enter__(self) -> None:
         self.catch = warnings.catch_warnings()

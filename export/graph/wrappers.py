@@ -18,7 +18,7 @@ def pool_matrix(bins: int, length: int, device: torch.device) -> Tensor:
 
     Args:
         bins: Output length.
-        length: Input length L; may be symbolic under export.
+        length: Input length L; may be symbolic during export.
 
     Returns:
         float32 (bins, L): 1 / count inside the interval, 0 outside.
@@ -49,7 +49,7 @@ class MatmulAvgPool2d(nn.Module):
 
 
 class WholeUpsample(nn.Module):
-    """MMSegmentation's ``Upsample`` by a whole factor; the stock one bakes the traced size into the graph."""
+    """MMSegmentation's ``Upsample`` by an integer factor; the original exports the traced size as a constant."""
 
     def __init__(self, factor: int, mode: str, align_corners: bool | None) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class WholeUpsample(nn.Module):
 
 
 def make_exportable(model: nn.Module) -> int:
-    """Swap modules that export wrongly for free sizes (in place; no weights are touched); return how many."""
+    """Replace modules that export wrongly for dynamic sizes (in place; weights stay); return how many."""
     count = 0
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
@@ -73,7 +73,7 @@ def make_exportable(model: nn.Module) -> int:
 
 
 def _exportable(module: Any) -> nn.Module | None:
-    """What takes the place of a module; None where it may stay."""
+    """The replacement of a module; None if it needs none."""
     if isinstance(module, nn.AdaptiveAvgPool2d):
         return MatmulAvgPool2d(module.output_size)
     if type(module).__module__ == "mmseg.models.utils.wrappers":  # its Upsample
@@ -95,12 +95,12 @@ class FeatureGraph(nn.Module):
 
 
 def as_list(features: Any) -> list[Tensor]:
-    """What a backbone or neck gives, one tensor or several, as a list."""
+    """The output of a backbone or neck, one tensor or several, as a list."""
     return [features] if isinstance(features, Tensor) else list(features)
 
 
 class PyramidGraph(nn.Module):
-    """Backbone and pyramid: image -> ``tap0..`` (what the pyramid starts from) -> ``level0..`` (what the head reads).
+    """Backbone and pyramid: image -> ``tap0..`` (inputs of the pyramid) -> ``level0..`` (inputs of the head).
 
     The pyramid is that of ``TinyMIMBackbone``, MMSegmentation's neck, or both; without one there are levels only.
 
@@ -116,7 +116,7 @@ class PyramidGraph(nn.Module):
         self.has_pyramid = self.own or self.neck is not None
 
     def trunk(self, image: Tensor) -> Any:
-        """What the pyramid starts from: one tensor or several."""
+        """The inputs of the pyramid: one tensor or several."""
         return self.backbone.trunk(image) if self.own else self.backbone(image)
 
     def pyramid(self, taps: Any, image: Tensor) -> Any:
@@ -137,7 +137,7 @@ class PyramidGraph(nn.Module):
 class SegmentorGraph(nn.Module):
     """The whole segmentor: image -> ``logits`` (N, C, H, W) at input size, or ``mask`` uint8 (N, H, W).
 
-    ``scores`` is what the head gives, usually a quarter of the input size, before up-sampling. Taps and levels that the
+    ``scores`` is the head's output before up-sampling, usually at a quarter of the input size. Taps and levels that the
     head does not read are left out (``unread``), so that the exporter does not compute them.
     """
 
@@ -147,7 +147,7 @@ class SegmentorGraph(nn.Module):
         self.output, self.unread = output, frozenset(unread)
 
     def scores(self, levels: Any) -> Tensor:
-        """The head; those with a second output besides the classes (EncHead, DAHead) give a tuple."""
+        """The head's scores; heads with a second output besides the classes (EncHead, DAHead) return a tuple."""
         scores = self.head(levels)
         return scores if isinstance(scores, Tensor) else scores[0]
 
@@ -165,7 +165,7 @@ class SegmentorGraph(nn.Module):
 
 
 def decide(logits_NCHW: Tensor, head: Any) -> Tensor:
-    """Class ids uint8 (N, H, W) as MMSegmentation decides: argmax, or the threshold where there is one channel."""
+    """Class ids uint8 (N, H, W) as in MMSegmentation: argmax, or the head's threshold if there is one channel."""
     if logits_NCHW.shape[1] == 1:
         return (logits_NCHW[:, 0].sigmoid() > head.threshold).to(torch.uint8)
     return logits_NCHW.argmax(dim=1).to(torch.uint8)

@@ -23,7 +23,7 @@ from tinymim_export.runtime.predictor import Predictor, read_photo
 from tinymim_export.runtime.resize import resize_bilinear
 
 METHODS = ("percentile", "entropy", "minmax")
-PERCENTILE = 99.99  # of a tensor's values lie inside the range, half of the rest beyond either end
+PERCENTILE = 99.99  # percent of a tensor's values inside the range; half of the rest beyond either end
 FEW_COLOURS = 32  # a photo of 64 x 64 samples has hundreds; masks and drawings have fewer
 BINS, SAMPLES = 4096, 100_000  # of a histogram; values counted of one tensor and photo (the extremes see all)
 

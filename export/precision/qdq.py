@@ -178,7 +178,7 @@ def activation_scale(low: float, high: float) -> tuple[np.float32, np.uint8]:
 
 
 def store(g: Graph, nodes: Collection[Any]) -> None:
-    """Replace the node list, then drop the float weights nobody reads any more."""
+    """Replace the node list, then drop the float weights that no node reads any more."""
     copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
     del g.graph.node[:]
     g.graph.node.extend(copies)

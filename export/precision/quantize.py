@@ -137,7 +137,7 @@ def quantize(
         source: ``onnx_in`` opened before, with its variants and measured ranges.
 
     Raises:
-        CheckFailed: other values than the FP32 file's beyond the precision's tolerance; nothing is left behind.
+        CheckFailed: values differ from the FP32 file's by more than the precision's tolerance; no file is written.
         ConfigError, DataError: options, files or photos that do not fit.
     """
     began = time.monotonic()

@@ -1,7 +1,7 @@
-"""Which block suffers from INT8, in the units that count: mIoU, equal pixels, and the classes that lose.
+"""Which blocks suffer from INT8, measured in mIoU, equal pixels, and the classes that lose.
 
-One block at a time in INT8, the rest in float; ranges are measured once, every artefact is scored by itself. The same
-figures decide which blocks stay in float until a budget of mIoU holds.
+One block at a time in INT8, the rest in float; ranges are measured once, and every file is scored. The same figures
+decide which blocks stay in float until a budget of mIoU is kept.
 """
 
 import json
@@ -37,12 +37,12 @@ class SensitivityRow:
 
     Attributes:
         block: Name; "all" for every block at once.
-        layers: Layers of it in INT8.
-        miou: Of this artefact (0 to 1).
-        drop: mIoU of the FP32 file less this one's; below zero where it gained.
-        equal_pixels: Share of the pixels with the same class as the FP32 file's.
-        class_drop: Class -> IoU lost, the worst first, classes that occur only.
-        sha256: Of the artefact.
+        layers: Number of its layers in INT8.
+        miou: mIoU of this file (0 to 1).
+        drop: mIoU of the FP32 file minus this one's; negative if it gained.
+        equal_pixels: Share of pixels with the same class as in the FP32 file.
+        class_drop: Class -> IoU lost, largest loss first; only classes that occur.
+        sha256: sha256 of this file.
     """
 
     block: str
@@ -56,7 +56,7 @@ class SensitivityRow:
 
 @dataclass
 class SensitivityResult:
-    """Every block of a file by what its quantisation costs."""
+    """The cost of quantising each block of a file."""
 
     file: str
     sha256: str
@@ -85,9 +85,9 @@ class SensitivityResult:
         lines = [["in INT8", "layers", "mIoU %", "lost", "equal pixels %", "classes that lose most"]]
         for row in self.rows:
             classes = [(name, loss) for name, loss in row.class_drop.items() if loss > 0][:WORST_CLASSES]
-            said = ", ".join(f"{name} -{100 * loss:.2f}" for name, loss in classes) or "none"
+            worst = ", ".join(f"{name} -{100 * loss:.2f}" for name, loss in classes) or "none"
             figures = [f"{100 * row.miou:.2f}", f"{100 * row.drop:+.2f}", f"{100 * row.equal_pixels:.2f}"]
-            lines.append([row.block, str(row.layers), *figures, said])
+            lines.append([row.block, str(row.layers), *figures, worst])
         return lines
 
     def to_markdown(self) -> str:
@@ -104,7 +104,7 @@ class SensitivityResult:
 
 
 class _Scorer:
-    """Scores artefacts of one file on the same photos, and compares their masks with the FP32 file's."""
+    """Scores quantised versions of one file on the same photos, and compares their masks with the FP32 file's."""
 
     def __init__(
         self, source: FloatFile, data: str | Path, method: str, scoring: Mapping[str, Any], folder: Path
@@ -160,20 +160,20 @@ def sensitivity(
     scoring: Mapping[str, Any] | None = None,
     source: FloatFile | None = None,
 ) -> SensitivityResult:
-    """Quantise block by block and score each artefact.
+    """Quantise one block at a time and score each resulting file.
 
     Args:
         fp32_onnx: FP32 segmentor file.
         data: Labelled folder (ADE20K layout); its validation photos are scored.
         precision: "int8", "int8-dynamic" or "int8-weights".
-        calibration: Folder of calibration photos; None takes the training photos of ``data`` ("int8" only).
-        count: Calibration photos.
-        seed: Of their choice.
+        calibration: Folder of calibration photos; None: the training photos of ``data`` ("int8" only).
+        count: Number of calibration photos.
+        seed: Seed of their choice.
         method: "percentile", "entropy" or "minmax".
-        graph: Graph variants applied before.
-        limit: Photos to score, evenly spread; None scores all.
+        graph: Graph variants to apply first.
+        limit: Number of photos to score, evenly spread; None: all.
         scoring: More options of :func:`tinymim_export.runtime.miou.evaluate`: mode, resize_to_file, ignore_label, ...
-        source: ``fp32_onnx`` opened before.
+        source: ``fp32_onnx``, if it is already open.
 
     Raises:
         ConfigError, DataError: files, options or photos that do not fit.
@@ -182,7 +182,7 @@ def sensitivity(
     calibration = calibration or data if kind.needs_calibration else None
     check_options(precision, calibration, method, ())
     if not isinstance(kind, LayerwisePrecision):
-        raise ConfigError(f"{precision} is not made block by block", "only INT8 is", "use --precision int8")
+        raise ConfigError(f"{precision} is not applied per block", "only INT8 is", "use --precision int8")
     source = source or FloatFile(fp32_onnx, graph)
     if calibration is not None and not source.ranges:
         source.calibrate(calibration, count, seed)
@@ -206,7 +206,7 @@ def sensitivity(
 def _by_block(
     source: FloatFile, precision: LayerwisePrecision, score: Callable[..., SensitivityRow]
 ) -> list[SensitivityRow]:
-    """Every block that has something to quantise, alone; then all of them."""
+    """Score each block with layers to quantise, one at a time, then all of them."""
     targets = {target.node.name for target in precision.layers(prepare(source.proto))}
     blocks = [name for name, nodes in source.blocks.items() if targets & set(nodes)]
     if not blocks:
@@ -241,29 +241,29 @@ def quantize_within(
     limit: int | None = None,
     scoring: Mapping[str, Any] | None = None,
 ) -> QuantizeResult:
-    """Quantise as much as a budget of mIoU allows: the most harmful blocks go back to float, one after another.
+    """Quantise as much as a budget of mIoU allows: the most harmful blocks return to float, one by one.
 
     Args:
         fp32_onnx: FP32 segmentor file.
         out: File to write.
         data: Labelled folder; its validation photos decide.
-        calibration: Folder of calibration photos; None takes the training photos of ``data``.
+        calibration: Folder of calibration photos; None: the training photos of ``data``.
         max_miou_drop: mIoU that may be lost, a fraction (0.005 is half a point).
         precision: "int8", "int8-dynamic" or "int8-weights".
-        count: Calibration photos.
-        seed: Of their choice.
+        count: Number of calibration photos.
+        seed: Seed of their choice.
         method: "percentile", "entropy" or "minmax".
-        graph: Graph variants applied before.
-        exclude: Blocks left in float from the start.
-        photos: Folder of photos to compare with the FP32 file on.
-        limit: Photos to score; None scores all. Single blocks are ranked on at most :data:`LIMIT`.
+        graph: Graph variants to apply first.
+        exclude: Blocks that stay in float from the start.
+        photos: Folder of photos on which the file is compared with the FP32 file.
+        limit: Number of photos to score; None: all. Single blocks are ranked on at most :data:`LIMIT`.
         scoring: More options of :func:`tinymim_export.runtime.miou.evaluate`.
 
     Returns:
-        The file; ``steps`` tells what was tried, each scored as the file it would be.
+        The file; ``steps`` lists the choices of blocks that were tried, with the score of each resulting file.
 
     Raises:
-        CheckFailed: no set of blocks holds the budget, or the file disagrees with the FP32 file; nothing is left.
+        CheckFailed: no choice of blocks keeps the budget, or the file disagrees with the FP32 file; no file is written.
         ConfigError, DataError: files, options or photos that do not fit.
     """
     calibration = calibration or data if find_precision(precision).needs_calibration else None

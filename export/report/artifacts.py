@@ -209,7 +209,7 @@ def _bench(value: dict[str, Any], source: str) -> Lineage:
 
 
 def _tune(value: dict[str, Any], path: Path) -> Lineage:
-    """The tuner's candidates. Their full scores lie in the folder "scores" beside it; the written winner shares its
+    """The tuner's candidates. Their full scores are in the folder "scores" next to it; the written winner shares its
     original's."""
     lineage = Lineage(verdicts=[value | {"source": path.name}])
     full = [
@@ -361,7 +361,7 @@ def _read(path: Path) -> Iterator[Lineage]:
 
 
 def _search(folder: Path) -> Iterator[Lineage]:
-    """Everything of ours below a folder; files that cannot be read become a note."""
+    """All files of tinymim below a folder; files that cannot be read become a note."""
     found = False
     results: list[Path] = []
     for place, inside, names in os.walk(folder):

@@ -17,7 +17,7 @@ def bars(title: str, rows: Sequence[tuple[str, float, str]], least: float = 0.0)
 
     Args:
         title: Above the figure.
-        rows: (label, value, what is written beside the bar).
+        rows: (label, value, text next to the bar).
         least: Smallest value a full bar stands for, so that noise does not look like a finding.
     """
     if not rows:
@@ -90,7 +90,7 @@ def difference_image(
         first_HW: Class ids of the original.
         second_HW: Class ids of the other file.
         truth_HW: Labels, 255 where unknown. With them: red where the original was right, green where the other is,
-            amber where neither is or nobody knows; without: amber everywhere.
+            amber if neither is or it is unknown; without: amber everywhere.
 
     Returns:
         (H, W, 3) uint8.

@@ -33,7 +33,7 @@ class File:
         excluded: Blocks a quantised file keeps in float.
         settings: Flat recipe, dotted keys.
         curves: A few points of loss and mIoU over training steps.
-        path: Where it lies now; not written to JSON.
+        path: Where it is now; not written to JSON.
     """
 
     sha256: str
@@ -220,11 +220,11 @@ class Lineage:
             if self.file(sha) is None:
                 named = next(item.source for item in measured if item.sha256 == sha)
                 self.files.append(File(sha, f"not given (in {named})", "onnx", given=False))
-        asked = {(relation.split()[0], sha) for file in self.files for relation, sha in file.parents.items()}
+        wanted = {(relation.split()[0], sha) for file in self.files for relation, sha in file.parents.items()}
         for file in self.files:
-            if ("student", file.sha256) in asked:
+            if ("student", file.sha256) in wanted:
                 file.role = "student"
-            elif ("teacher", file.sha256) in asked:
+            elif ("teacher", file.sha256) in wanted:
                 file.role = "teacher"
         self.files.sort(key=self._place)
         self._settle_tuned()
@@ -328,7 +328,7 @@ class Lineage:
         return sorted(dict.fromkeys(found), key=lambda data: -found.count(data))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; where files lie on this machine is left out."""
+        """Plain values, without the folders of this machine."""
         bare = replace(self, scores=[replace(score, counts=None) for score in self.scores])
         value = asdict(bare)
         for item in value["files"]:

@@ -88,7 +88,7 @@ def build_report(
 
     Args:
         paths: Run folders, .onnx, .pth and result files (``--json`` of bench, eval, tinymim-export, ...), an earlier
-            lineage.json, or folders searched for these. Results that lie beside a given .onnx and speak of it count.
+            lineage.json, or folders searched for these. Results next to a given .onnx that refer to it count, too.
         out: The .html file.
         data: Labelled folder, or any folder of photos: the files are run on it, and the photos on which they differ
             most from their FP32 original are shown.

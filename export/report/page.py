@@ -222,7 +222,7 @@ def hide_paths(text: str) -> str:
 
 
 def here(path: str | Path, report_folder: str | Path) -> str:
-    """A path as commands show it: from the working folder, or from the report's where that lies outside."""
+    """A path as shown in commands: relative to the working folder, or to the report's if that is outside."""
     relative = os.path.relpath(path)
     return (os.path.relpath(path, report_folder) if relative.startswith("..") else relative).replace(os.sep, "/")
 
@@ -289,7 +289,7 @@ def run_report(run_folder: str | Path, *, next_commands: Iterable[tuple[str, str
 
 
 def _next_commands(folder: Path) -> list[tuple[str, str]]:
-    """Commands that make sense with what lies in a run folder."""
+    """Commands that make sense with the files of a run folder."""
     at = here(folder, folder)
     if (folder / "segmentor.pth").is_file():
         return [

@@ -90,7 +90,7 @@ def thin(points: list[tuple[float, float]], most: int = 300) -> list[tuple[float
 
 
 def curve_svg(series: Sequence[Series], *, xlabel: str = "step", label: str = "", percent: bool = False) -> str:
-    """An SVG line chart; the raw line is faint behind its moving average. Empty text where nothing can be drawn."""
+    """An SVG line chart; the raw line is faint behind its moving average. Empty text if there is nothing to draw."""
     lines = [(s, s.finite()) for s in series]
     lines = [(s, points) for s, points in lines if points]
     if max((len(points) for _, points in lines), default=0) < 2:
@@ -297,7 +297,7 @@ def _labels(
     frame: Box,
     lines: Sequence[Box],
 ) -> list[str]:
-    """Names beside their points, the important ones first: never over a dot or a name, over a line only if need be."""
+    """Names next to their points, important ones first: never over a dot or a name, over a line only if necessary."""
     taken = [(px(p.x) - 7, py(p.y) - 7, px(p.x) + 7, py(p.y) + 7) for p in points]
     taken.append((frame[0], frame[1], frame[0] + 120, frame[1] + LINE))  # the name of the y axis
     out = []

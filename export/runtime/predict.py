@@ -1,4 +1,4 @@
-"""``tinymim predict``: a photo, a folder or a video in, masks and overlays out. numpy, Pillow and onnxruntime only."""
+"""``tinymim predict``: write masks and overlays of photos and videos. Needs numpy, Pillow and onnxruntime only."""
 
 import json
 import time
@@ -35,12 +35,12 @@ class PredictRow:
 
     Attributes:
         source: The photo or video.
-        mask: The mask written; the folder of masks for a video; None where only an overlay was.
-        overlay: The overlay written, None without.
+        mask: The mask file; for a video, the folder of masks; None if only an overlay was written.
+        overlay: The overlay file, or None.
         size: Height and width in pixels.
-        frames: 1 for a photo.
-        ms: Median time of a photo or frame in milliseconds: resize, network, decision; reading and writing left out.
-        share: Class name -> fraction of the pixels, the largest first.
+        frames: Number of frames; 1 for a photo.
+        ms: Median time per photo or frame in milliseconds: resize, network, argmax; without reading and writing files.
+        share: Class name -> fraction of the pixels, largest first.
     """
 
     source: str
@@ -54,7 +54,7 @@ class PredictRow:
 
 @dataclass
 class PredictResult:
-    """What ``tinymim predict`` wrote."""
+    """Result of ``tinymim predict``: the files it wrote, times, and skipped photos."""
 
     file: str
     sha256: str
@@ -126,16 +126,16 @@ def predict(
         file: The .onnx file.
         source: A photo, a folder of photos (searched recursively), or a video.
         out: ``mask.png`` for one photo, else a folder; for a video a folder of mask frames, or ``overlay.mp4``.
-        overlay: Also write the photo with its classes laid over it and named below it.
+        overlay: Also write the photo with its classes overlaid in colour and a legend below it.
         alpha: Share of colour in the overlay, 0 to 1.
         overwrite: Replace files that exist.
-        classes: Names, for files that carry none.
+        classes: Class names, for files without any.
         quiet: No progress line.
-        options: Of :class:`tinymim_export.runtime.predictor.Predictor`.
+        options: Options of :class:`tinymim_export.runtime.predictor.Predictor`.
 
     Raises:
-        ConfigError: options that do not belong together, or outputs that exist.
-        DataError: nothing to read.
+        ConfigError: options that do not fit together, or outputs that exist.
+        DataError: no photo can be read.
     """
     source, out = Path(source), Path(out)
     if not 0 <= alpha <= 1:
@@ -153,7 +153,7 @@ def predict(
     if classes is not None:
         if predictor.classes is not None:
             raise ConfigError(
-                f"{predictor.name} names its classes itself", "they are in its metadata", "leave --classes out"
+                f"{predictor.name} has its own class names", "they are in its metadata", "leave --classes out"
             )
         predictor.classes = list(classes)
     skipped: list[tuple[str, str]] = []
@@ -168,7 +168,7 @@ def predict(
 
 
 def _jobs(source: Path, out: Path) -> list[tuple[Path, Path]]:
-    """(photo, mask file) of what ``source`` and ``out`` name."""
+    """(photo, mask file) for each photo of ``source``."""
     if source.is_file():
         if out.suffix and out.suffix.lower() != ".png":
             raise ConfigError(
@@ -176,10 +176,12 @@ def _jobs(source: Path, out: Path) -> list[tuple[Path, Path]]:
             )
         return [(source, out if out.suffix and not out.is_dir() else out / f"{source.stem}.png")]
     if out.suffix.lower() in (".png", ".jpg", *VIDEOS) or out.is_file():
-        raise ConfigError(f"{out} is not a folder", f"{source} is one: it gives many masks", "e.g. --out masks")
+        raise ConfigError(
+            f"{out} is not a folder", f"{source} is a folder and needs one for its masks", "e.g. --out masks"
+        )
     if out.resolve().is_relative_to(source.resolve()):
         raise ConfigError(
-            f"{out} lies inside {source}", "its masks would be taken for photos next time", "choose a folder beside it"
+            f"{out} is inside {source}", "its masks would be read as photos next time", "choose a folder next to it"
         )
     photos = sorted(
         p for p in source.rglob("*") if p.suffix.lower() in PHOTOS and not p.name.startswith(".") and p.is_file()
@@ -187,7 +189,9 @@ def _jobs(source: Path, out: Path) -> list[tuple[Path, Path]]:
     if not photos:
         raise DataError(f"no photos in {source}", "it holds no jpg, png, ... file", "choose a folder of photos")
     stems = Counter(photo.with_suffix("") for photo in photos)
-    names = [photo.stem if stems[photo.with_suffix("")] == 1 else photo.name for photo in photos]  # a.jpg beside a.png
+    names = [
+        photo.stem if stems[photo.with_suffix("")] == 1 else photo.name for photo in photos
+    ]  # both a.jpg and a.png
     return [(p, out / p.relative_to(source).with_name(f"{name}.png")) for p, name in zip(photos, names, strict=True)]
 
 
@@ -256,7 +260,7 @@ def _photos(
 
 
 def _video(predictor: Predictor, source: Path, out: Path, overlay: bool, alpha: float, quiet: bool) -> PredictRow:
-    """An overlay video where ``out`` is an .mp4, else a folder of masks 000001.png, ... (and overlays)."""
+    """Write an overlay video if ``out`` is an .mp4, else a folder of masks 000001.png, ... (and overlays)."""
     video = Video(source)
     progress = None if quiet or not video.frames else Progress("predict", video.frames)
     times, counts, size = [], np.zeros(256, np.int64), (0, 0)

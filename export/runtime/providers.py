@@ -12,7 +12,7 @@ class Provider:
         title: What results and reports call it, e.g. "CUDAExecutionProvider".
         target: Word of ``tinymim-export --runtimes``.
         device: Where inputs and outputs are held while it is timed, "cpu" or "cuda".
-        precisions: Precisions that ``--tune`` tries here, beside those that name this provider as their target.
+        precisions: Precisions that ``--tune`` tries here, in addition to those that name this provider as their target.
     """
 
     name: str

@@ -194,7 +194,7 @@ def profile(
 
 
 def refuse_fallback(path: Path, provider: str, placed: dict[str, Counter[str]]) -> None:
-    """Raise :class:`CheckFailed` where work that matters runs on another provider than the one asked for."""
+    """Raise :class:`CheckFailed` if work that matters runs on another provider than the requested one."""
     wanted = PROVIDERS[provider].title
     strayed = {name: {op: n for op, n in ops.items() if op in HEAVY} for name, ops in placed.items() if name != wanted}
     strayed = {name: ops for name, ops in strayed.items() if ops}

@@ -1,7 +1,7 @@
-"""The measuring side of ``--tune``: candidates in turns with the original, each scored, kept in a folder, judged.
+"""The measurements of ``--tune``: candidates timed in turn with the original, scored, judged, and kept in a folder.
 
-The folder: ``tune.json``, ``report.html``, the candidates' files, ``scores/`` (photo by photo, as ``tinymim eval``
-writes them).
+The folder holds ``tune.json``, ``report.html``, the candidates' files, and ``scores/`` (per photo, as written by
+``tinymim eval``).
 """
 
 import json
@@ -25,7 +25,7 @@ from tinymim_export.tune.result import TuneResult
 from tinymim_export.tune.targets import Target
 from tinymim_export.tune.verdict import BASELINE, PROMOTED, Budget, Candidate, choose, contenders, decide
 
-AT_ONCE = 3  # sessions in memory beside the original's
+AT_ONCE = 3  # sessions in memory in addition to the original's
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +40,7 @@ class Wanted:
 
 
 class Score:
-    """mIoU with its counts by photo, from the JSON of ``tinymim eval``."""
+    """mIoU with its counts per photo, from the JSON of ``tinymim eval``."""
 
     def __init__(self, value: dict[str, Any]) -> None:
         self.miou: float = value["mIoU"]
@@ -54,18 +54,18 @@ class Score:
 
 
 class Run:
-    """What was measured so far.
+    """The measurements so far.
 
     Args:
-        folder: Of the results; made if absent.
-        settings: What decides the measurements; an earlier run goes on only where they are equal.
-        budget: What decides the verdicts; may change between runs.
-        score: Gives the EvalResult of an opened file.
+        folder: Folder of the results; created if missing.
+        settings: Settings that decide the measurements; an earlier run is resumed only if they are equal.
+        budget: Budget that decides the verdicts; may change between runs.
+        score: Returns the EvalResult of an open file.
 
     Attributes:
-        candidates: Measured, in order; the first is the original, which all others are compared with.
+        candidates: Measured candidates, in order; the first is the original, with which all others are compared.
         left_out: (what, why) of candidates that are not possible here.
-        resumed: Whether an earlier run goes on.
+        resumed: Whether an earlier run is resumed.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any], budget: Budget, score: Callable[[Engine], Any]) -> None:
@@ -85,12 +85,12 @@ class Run:
             self._result().to_json(folder / "tune.json")
 
     def leave_out(self, what: str, why: str) -> None:
-        """List something that is not possible here."""
+        """Record and print a candidate that is not possible here."""
         self.left_out.append((what, why))
         print(f"left out: {what}: {why}", flush=True)
 
     def make(self, name: str, build: Callable[[Path], object]) -> Path | None:
-        """The file of a candidate, built once; None (and listed) where that is not possible."""
+        """The file of a candidate, built once; None (and recorded) if that is not possible."""
         path = self.folder / f"{name.replace(' + ', '_').replace(' ', '-')}.onnx"
         if path in self._made or (self.resumed and path.is_file()):
             return path
@@ -104,7 +104,7 @@ class Run:
         return None
 
     def measure(self, wanted: Sequence[Wanted], *, together: bool = False) -> None:
-        """Time, score and judge candidates that are not yet known; ``together``: all in one round, or none."""
+        """Time, score and judge candidates that are not yet measured; ``together``: all in one round, or none."""
         if self.baseline is None:
             self.baseline = wanted[0]
         known = [self._known.get((sha256_file(one.path), one.target.engine)) for one in wanted]
@@ -117,11 +117,11 @@ class Run:
             self._round(todo[at : at + AT_ONCE])
 
     def _round(self, wanted: Sequence[Wanted]) -> None:
-        """Some candidates in turns with the original."""
+        """Measure some candidates in turn with the original."""
         assert self.baseline is not None
         base = self.baseline.target.open(self.baseline.path, self.threads)
         shape, seed = base.shape(), self.settings["seed"]
-        reference = self._scored(base)  # first: data that do not fit are found before the work
+        reference = self._scored(base)  # first: wrong data fail before the work
         opened: list[tuple[Wanted, Engine, Callable[[], float]]] = []
         for one in wanted:
             try:
@@ -189,7 +189,7 @@ class Run:
         )
 
     def _scored(self, engine: Engine) -> Score:
-        """The score of an opened file, kept in ``scores/``."""
+        """The score of an open file, cached in ``scores/``."""
         key = (engine.sha256, engine.label)
         if key not in self._scores:
             path = self.folder / "scores" / f"{engine.path.stem} {engine.label}.json".replace(" ", "_")
@@ -197,7 +197,7 @@ class Run:
             if (value.get("sha256"), value.get("engine")) != key:
                 value = json.loads(self.score(engine).to_json(path))
             if value["mIoU"] is None:
-                raise DataError("there is no mIoU", "the labels hold no pixel of any class", "give labelled photos")
+                raise DataError("there is no mIoU", "the labels have no pixel of any class", "give labelled photos")
             self._scores[key] = Score(value)
         return self._scores[key]
 
@@ -209,7 +209,7 @@ class Run:
         print(f"  {len(self.candidates)}. {row}", flush=True)
         self._known.pop(row.key, None)
         result = self._result()
-        result.candidates = [*self.candidates, *self._known.values()]  # what is still to be met again is not lost
+        result.candidates = [*self.candidates, *self._known.values()]  # keep earlier results that are still to come
         result.to_json(self.folder / "tune.json")
 
     def _result(self) -> TuneResult:
@@ -218,7 +218,7 @@ class Run:
         )
 
     def _stored(self) -> dict[tuple[str, str], Candidate] | None:
-        """Candidates of an earlier run of the same settings on the same machine, None where there is none."""
+        """Candidates of an earlier run with the same settings on the same machine; None if there is none."""
         path = self.folder / "tune.json"
         if not path.is_file():
             return None
@@ -235,11 +235,11 @@ class Run:
             print(f"note: everything is measured again, not resumed ({'; '.join(differing)})", flush=True)
             return None
         if rows:
-            print(f"note: going on after {len(rows)} measured candidates ({path})", flush=True)
+            print(f"note: resuming after {len(rows)} measured candidates ({path})", flush=True)
         return {row.key: row for row in rows}
 
     def finish(self, onnx: Path, seconds: float) -> TuneResult:
-        """Choose the winner, write it with its card, write report and result.
+        """Choose the winner, write it with its measurements, write report and result.
 
         Raises:
             CheckFailed: nothing was promoted.
@@ -256,11 +256,11 @@ class Run:
                 f"none of {len(self.candidates) - 1} candidates keeps the budget ({self.budget})",
                 near,
                 f"read {self.folder / 'report.html'}; then a larger --max-miou-drop, a smaller --min-speedup or a "
-                "lighter head (what was measured is kept)",
+                "lighter head (measurements are kept)",
             )
         times: list[list[float]] = [[c.p50_ms] for c in finalists]
         if len(finalists) > 1:
-            print(f"final: {len(finalists)} candidates in turns", flush=True)
+            print(f"final: {len(finalists)} candidates in turn", flush=True)
             engines = [self._target(c).open(self.folder / c.file, self.threads) for c in finalists]
             timers = [
                 engine.timer(c.shape, self.settings["seed"]) for engine, c in zip(engines, finalists, strict=True)
@@ -276,7 +276,7 @@ class Run:
         return Target(row.runtime, row.provider, row.arithmetic, ())
 
     def _write_winner(self, winner: Candidate, onnx: Path, why: str) -> str:
-        """Copy the winner with its card in the metadata ``tune``; returns the sha256 of the copy."""
+        """Copy the winner, with its measurements in the metadata ``tune``; return the sha256 of the copy."""
         proto = load_proto(self.folder / winner.file)
         measured = graph_sha256(proto)
         card = {
@@ -304,5 +304,5 @@ class Run:
         write_metadata(proto, {"tune": card})
         save_proto(proto, onnx)
         if graph_sha256(load_proto(onnx)) != measured:
-            raise CheckFailed(f"{onnx} is not what was measured", "its graph changed on the way", "run it again")
+            raise CheckFailed(f"{onnx} is not the measured file", "its graph changed in the copy", "run it again")
         return sha256_file(onnx)

@@ -63,7 +63,7 @@ def tune(
 
     Args:
         checkpoint: A segmentor's checkpoint, or an FP32 .onnx of one.
-        onnx: The winner is written here; all candidates lie in ``<stem>.tune/`` beside it.
+        onnx: The winner is written here; all candidates are in ``<stem>.tune/`` next to it.
         data: Labelled photos (ADE20K layout); the validation split is scored.
         config: MMSegmentation configuration; None takes the checkpoint's.
         size: Height and width of the export.
@@ -234,10 +234,10 @@ def _write_original(checkpoint: Path, out: Path, config: Any, size: tuple[int, i
 
 
 def _targets_here(run: Run, original: Path, runtimes: Sequence[str] | None) -> list[Target]:
-    """Targets the original opens on; the others are listed, unless they were asked for by name.
+    """Targets that can open the original; the others are recorded, or refused if they were requested by name.
 
     Raises:
-        CheckFailed, ConfigError: a runtime that was asked for is not here.
+        CheckFailed, ConfigError: a requested runtime is not available.
     """
     here, known = [], targets()
     for name in known if runtimes is None else dict.fromkeys(runtimes):

@@ -1,6 +1,6 @@
 """A web page that segments a dropped photo in the browser: model, contract and onnxruntime-web in one folder.
 
-The page needs any file server and nothing else: all it loads lies in its folder, and its Content-Security-Policy lets
+The page needs any file server and nothing else: all it loads is in its folder, and its Content-Security-Policy lets
 the browser load nothing from elsewhere. onnxruntime-web comes from npm when the page is built, or from a folder.
 """
 
@@ -210,7 +210,7 @@ def _check_folder(folder: Path) -> None:
 
 @contextmanager
 def _aside(folder: Path) -> Iterator[Path]:
-    """A new folder beside ``folder`` that takes its place if the block succeeds and vanishes if it does not."""
+    """A temporary folder next to ``folder`` that replaces it if the block succeeds, and is removed if it does not."""
     folder = Path(os.path.abspath(folder))
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")

@@ -94,7 +94,7 @@ def test_camvid(shared):
 @pytest.mark.parametrize(
     ("meta", "words"),
     [
-        ("{", "no JSON"),
+        ("{", "not valid JSON"),
         ({}, "classes"),
         ({"classes": ["a"], "palette": [[0, 0]]}, "palette"),
         ({"classes": ["a"], "palette": [[0, 0, 256]]}, "palette"),

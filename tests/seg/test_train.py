@@ -321,7 +321,7 @@ def test_files_that_are_no_segmentor(trained, tmp_path):
 def test_other_classes_at_test_time(trained, tmp_path):
     from tests.seg.test_folders import BOTH, make
 
-    with pytest.raises(DataError, match="knows 12 classes"):
+    with pytest.raises(DataError, match="has 12 classes"):
         test_segmentor(None, trained.segmentor, data_root=make(tmp_path, BOTH))
 
 

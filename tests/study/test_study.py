@@ -237,7 +237,7 @@ def test_failure_spares_the_other_cells(fake, folders, capsys):
 def test_a_score_that_is_not_there(fake, folders, capsys):
     path = write(fake, score="finetune.top5", seeds=[0], cells=[CELLS[1]])
     assert run(path, folders) == 1
-    assert "holds no 'top5', but top1" in capsys.readouterr().err
+    assert "has no 'top5', only top1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -323,7 +323,7 @@ def test_time_limit_and_dry_run(fake, folders, capsys):
         (dict(title=""), "has no 'title'"),
         (dict(cells=[dict(name="x", sets={})]), "did you mean 'set'"),
         (dict(cells=[dict(name="A"), dict(name="a.")]), "their names must differ"),
-        (dict(cells=[]), "there must be one"),
+        (dict(cells=[]), "there must be at least one cell"),
         (dict(cells=[dict(name="x", set={"distil.lr": 1})]), "did you mean 'distill'"),
         (dict(cells=[dict(name="x", set={"distill.lr.x": 1})]), "distill.cfg_options.KEY"),
         (dict(cells=[dict(name="x", set={"distill.teacher": "{techer.student}"})]), "did you mean 'teacher.student'"),

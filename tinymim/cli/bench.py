@@ -89,15 +89,15 @@ def _compare(args: argparse.Namespace) -> int:
     from tinymim.errors import ConfigError
     from tinymim_export.bench.compare import compare_benches
 
-    beside = [
+    others = [
         *args.files,
         *(f"--{name}" for name in ("split", "runtime", "precision", "runs", "size") if getattr(args, name)),
     ]
-    if beside:
+    if others:
         raise ConfigError(
             "--compare measures nothing",
-            f"{beside[0]} was also given, which only measuring uses",
-            f"leave {beside[0]} out",
+            f"{others[0]} was also given, which only measuring uses",
+            f"leave {others[0]} out",
         )
     result = compare_benches(*args.compare)
     _show(args, result)

@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
             continue
         word = "CHECKPOINT" if name == "checkpoint" else "--" + name.replace("_", "-")
         if args.test:
-            raise ConfigError(f"{word} and --test", f"{word} is for training", f"leave {word} or --test out")
+            raise ConfigError(f"{word} and --test", f"{word} is for training", f"leave out {word} or --test")
         raise ConfigError(f"{word} without --test", f"{word} is for testing", f"add --test, or leave {word} out")
     if not args.test and Path(args.config).suffix == ".pth":
         raise ConfigError(f"{args.config} is a checkpoint", "training starts from a config", "add --test to score it")

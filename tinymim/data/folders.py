@@ -227,7 +227,7 @@ def _is_byte(value: Any) -> bool:
 
 
 def _is_ade20k(root: Path, pairs: list[Pair]) -> bool:
-    """ADE20K by its own names: ``ADE_train_00000001.jpg``, or its table of classes beside the folders."""
+    """Recognise ADE20K by its file names, ``ADE_train_00000001.jpg``, or its table of classes next to the folders."""
     named = all(re.fullmatch(r"ADE_(train|val)_\d{8}", photo.stem) for photo, _ in pairs)
     return named or any((root / f"objectInfo150.{kind}").is_file() for kind in ("txt", "csv"))
 

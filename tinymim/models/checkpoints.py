@@ -63,8 +63,8 @@ def load_weights(
     """Load an encoder's weights, resizing positions and relative-position tables to the model's grid.
 
     Args:
-        model: :class:`~tinymim.models.ViT` or another backbone of ours, a segmentation backbone of ours, or a timm
-            VisionTransformer / BEiT.
+        model: :class:`~tinymim.models.ViT` or another of our backbones, our segmentation backbone, or timm's
+            VisionTransformer or BEiT.
         source: File, state dict or :class:`Checkpoint`.
         new_dist_token: Accept a file without distillation token for a model with one: the token, its position and its
             bias rows are copied from the class token.
@@ -316,7 +316,7 @@ def save_torch(value: Any, path: str | os.PathLike[str]) -> None:
     """``torch.save`` to a temporary file that is then renamed; equal values give equal bytes, whatever the file name.
 
     Raises:
-        TinyMIMError: the disk is full or the folder cannot be written; nothing is left behind.
+        TinyMIMError: the disk is full or the folder cannot be written; no partial file is left.
     """
     with atomic_path(path) as part:
         try:

@@ -109,7 +109,7 @@ def describe_teacher(name: str) -> TeacherFacts:
 class Teacher:
     """A frozen model and what a run must know about it.
 
-    ``relations`` is (block, heads) for a student of ours that was itself distilled by relations: the block they were
+    ``relations`` is (block, heads) for one of our students that was itself distilled by relations: the block they were
     learned at and the number of heads they were grouped into, which is that of the chain's first teacher.
     ``trained_depth`` is the deepest block whose every part was trained; of the block after it, relations train only
     q, k and v.

@@ -1,6 +1,6 @@
 """The keys of every run on photos without labels, with the published values (README and code of TinyMIM).
 
-The method adds its own: ``keys`` of its class in ``tinymim/distill``; ``--print-config`` shows all of them.
+The method adds its own keys: ``keys`` of its class in ``tinymim/distill``; ``--print-config`` shows all of them.
 """
 
 method = "tinymim"  # a name of tinymim.distill.METHODS

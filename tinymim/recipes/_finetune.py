@@ -1,6 +1,6 @@
 """The keys of every fine-tuning run, with the published values for ViT-B (TinyMIM's README and code).
 
-Fine-tuning adds its own, published values too: ``keys`` in ``tinymim/engine/classify.py``.
+Fine-tuning adds its own keys, also with published values: ``keys`` in ``tinymim/engine/classify.py``.
 """
 
 method = "finetune"

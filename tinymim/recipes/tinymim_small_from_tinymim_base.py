@@ -1,6 +1,6 @@
 """TinyMIM-S, 83.0 top-1 / 48.4 mIoU in the paper (table 3): the second hop of the chain, teacher TinyMIM-B.
 
-The relation is read in the 16 groups TinyMIM-B learned it in, as its file says (the published code reads 12 heads).
+The relation is read in the 16 groups that TinyMIM-B learned, which its file stores (the published code reads 12 heads).
 """
 
 _base_ = "./_base.py"

@@ -180,7 +180,7 @@ class Engine(ABC):
         """Title of a provider -> operators it runs.
 
         Raises:
-            CheckFailed: work that matters runs on another provider than the one asked for.
+            CheckFailed: work that matters runs on another provider than the requested one.
         """
 
     @abstractmethod

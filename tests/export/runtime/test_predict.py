@@ -146,7 +146,7 @@ def test_options_that_make_no_sense(camvid_files, photos, tmp_path):
         ("v.mp4", "v.avi", {}, "cannot become"),
         ("v.mp4", "v.mp4", dict(overwrite=True), "is the video"),
         ("v.mp4", "o.mp4", {}, "cannot read the video"),
-        ("p.jpg", "mask.png", dict(classes=["a"]), "names its classes itself"),
+        ("p.jpg", "mask.png", dict(classes=["a"]), "has its own class names"),
         ("p.jpg", "mask.png", dict(mode="tiled"), "unknown"),
     ):
         with pytest.raises((ConfigError, DataError), match=words):

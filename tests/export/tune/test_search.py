@@ -127,7 +127,7 @@ def test_a_second_run_measures_nothing_again(tuned, file, data, monkeypatch, cap
     stored = {c.key: c.p50_ms for c in result.candidates}
     monkeypatch.setattr(tune_run.Run, "_round", lambda *_: pytest.fail("measured again"))
     again = tune(file, folder / "best.onnx", data=data, runtimes=("onnxruntime", "openvino"), **LOOSE, **QUICK)
-    assert "going on after" in capsys.readouterr().out
+    assert "resuming after" in capsys.readouterr().out
     assert {c.key: c.p50_ms for c in again.candidates} == stored
 
 

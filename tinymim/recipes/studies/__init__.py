@@ -1,6 +1,6 @@
-"""Studies: data only, one file per table of the paper; ``_small``: on photos of a few pixels, in minutes per cell.
+"""Studies: data only, one file per table of the paper; ``_small``: with small photos, in minutes per cell.
 
-A study of your own is a file like them::
+Your own study is such a file::
 
     title = "Rates of distillation"
     stages = dict(
@@ -12,6 +12,6 @@ A study of your own is a file like them::
     seeds = [0, 1, 2]
     score = "finetune.top1"
 
-Stages are commands with their long options; ``{stage.student}`` is what another stage leaves, ``{photos}``,
-``{val_photos}``, ``{segments}`` are the folders given to ``tinymim study``. ``_base_ = "./OTHER.py"`` builds on a file.
+Stages are commands with their long options; ``{stage.student}`` is the student of another stage, ``{photos}``,
+``{val_photos}``, ``{segments}`` are the folders given to ``tinymim study``. ``_base_ = "./OTHER.py"`` inherits a file.
 """

@@ -1,7 +1,7 @@
 """The paper's default ablation at full size: ViT-B from MAE ViT-L block 18, 100 epochs of ImageNet-1k at 224 pixels.
 
-Pre-training and fine-tuning are the published ones (README and code of the paper); MAE's row rests on its own 1600
-epochs. What a cell does not change is written out, so that the default cell of several tables is one run.
+Pre-training and fine-tuning are the published ones (README and code of the paper); MAE's row uses its own 1600
+epochs. Values that a cell keeps are written out, so that the default cell of several tables is one run.
 """
 
 PHOTOS = dict(data="{photos}", seed="{seed}")

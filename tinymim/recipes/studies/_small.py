@@ -1,7 +1,7 @@
 """The ablations in minutes per cell: 96-pixel photos, a student 128 wide, 8 deep, its teacher an MAE 256 wide, 10 deep.
 
 The teacher is pre-trained on the same photos, once for all studies (its seed is fixed). Its block 8 of 10 is read, the
-nearest to 18 of 24. What a cell does not change is written out, so that the default cell of several tables is one run.
+nearest to 18 of 24. Values that a cell keeps are written out, so that the default cell of several tables is one run.
 """
 
 TEACHER_EPOCHS, MAE_EPOCHS, DISTILL_EPOCHS, FINETUNE_EPOCHS = 30, 5, 2, 3

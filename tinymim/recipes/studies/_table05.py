@@ -1,6 +1,6 @@
-"""Rows of table 5. The paper does not say which block's class token is read; here the one all other rows read.
+"""Rows of table 5. The paper does not say which block's class token is read; here it is the block of all other rows.
 
-With MAE's loss both sides are masked: the student sees the visible patches, and so does the teacher (as in table 12).
+With MAE's loss both sides are masked: student and teacher see the visible patches only (as in table 12).
 """
 
 paper = dict(table=5, metric="ImageNet-1k top-1, ViT-B, 100 epochs", note="Class-token distillation below plain MAE")

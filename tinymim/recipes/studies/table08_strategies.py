@@ -1,11 +1,11 @@
 """Table 8: from scratch, MAE, and what is distilled, for three sizes, 300 epochs, full size.
 
-The paper's chain: MAE ViT-L -> TinyMIM-B -> TinyMIM-S -> TinyMIM-T; the main text does not say who taught the S and T
-of the class-token and feature columns, here it is the teacher of the relation column. A student that teaches is read
-in the groups its relations were learned in (MAE-L's 16); of its last block relations train q, k and v alone, so its
-class token is read one block before. Features are Q, K and V, the best of table 6. Scratch has DeiT's epochs, rate and
-drop path, else our fine-tuning (mean of the patch tokens, no repeated augmentation). How S and T are fine-tuned stands
-in a supplement that is not public: those recipes are ours.
+The paper's chain: MAE ViT-L -> TinyMIM-B -> TinyMIM-S -> TinyMIM-T; the main text does not name the teachers of S and T
+in the class-token and feature columns; here they are those of the relation column. A student that teaches is read in
+the groups of the relations it learned (MAE-L's 16); relations train only q, k and v of its last block, so its class
+token is read one block before. Features are Q, K and V, the best of table 6. Scratch uses DeiT's epochs, rate and drop
+path, otherwise our fine-tuning (mean of the patch tokens, no repeated augmentation). The fine-tuning of S and T is in a
+supplement that is not public: those recipes are ours.
 """
 
 _base_ = "./_full.py"

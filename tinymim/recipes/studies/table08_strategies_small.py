@@ -1,4 +1,4 @@
-"""Table 8: from scratch, MAE, and what is distilled, in minutes per cell; beside the paper's ViT-T.
+"""Table 8: from scratch, MAE, and what is distilled, in minutes per cell; next to the paper's ViT-T.
 
 One size, taught by the MAE directly: the paper's ViT-T had TinyMIM-S as teacher (table 11 has the chain).
 """

@@ -1,4 +1,4 @@
-"""Table 9: segmentation after each way to pre-train, in minutes per cell: CamVid beside the paper's ADE20K.
+"""Table 9: segmentation after each way to pre-train, in minutes per cell: CamVid next to the paper's ADE20K.
 
 The students are those of the small table 8. UperNet 64 wide, 200 steps of 4 crops 240x320, no layer decay.
 """

@@ -1,8 +1,8 @@
 """Table 11: one hop or two, 100 epochs each, full size.
 
-A student that teaches is read in the groups its relations were learned in: TinyMIM-B in MAE-L's 16, TinyMIM-S in
+A student that teaches is read in the groups of the relations it learned: TinyMIM-B in MAE-L's 16, TinyMIM-S in
 MAE-B's 12; an MAE in its own heads. The published code reads TinyMIM-B in 12, and cannot run the hop from S to T.
-How S and T are fine-tuned stands in a supplement that is not public: those recipes are ours.
+The fine-tuning of S and T is in a supplement that is not public: those recipes are ours.
 """
 
 _base_ = "./_full.py"

@@ -1,8 +1,8 @@
-"""Table 11: one hop or two, in minutes per cell; beside the paper's ViT-T.
+"""Table 11: one hop or two, in minutes per cell; next to the paper's ViT-T.
 
 MAE-B is the small form's teacher (256 wide), MAE-S and TinyMIM-S are 192 wide and as deep as the student. All of them
 have 8 heads, so every relation is split into 8 groups, and TinyMIM-S is read in the groups its last block was trained
-with. The block read of the 8-block teachers is their last. TinyMIM-S follows the seed, the two MAEs do not.
+with. The 8-block teachers are read at their last block. TinyMIM-S depends on the seed, the two MAEs do not.
 """
 
 _base_ = "./_small.py"
