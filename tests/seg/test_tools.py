@@ -76,8 +76,8 @@ def test_the_verb_trains_and_tests_like_the_tools(scenes, small, tmp_path, capsy
     [
         (["demo", "--tta"], "--tta without --test", "add --test"),
         (["demo", "x.pth"], "CHECKPOINT without --test", "add --test"),
-        (["--test", "demo", "x.pth", "--student", "y.pth"], "--student and --test", "leave --student or --test out"),
-        (["--test", "demo", "x.pth", "--dry-run"], "--dry-run and --test", "leave --dry-run or --test out"),
+        (["--test", "demo", "x.pth", "--student", "y.pth"], "--student and --test", "leave out --student or --test"),
+        (["--test", "demo", "x.pth", "--dry-run"], "--dry-run and --test", "leave out --dry-run"),
         (["x.pth"], "x.pth is a checkpoint", "add --test"),
         (["--test", "demo.py"], "no checkpoint", "tinymim segment"),
     ],
