@@ -283,7 +283,7 @@ def test_photos_are_compared_too(files, exported, tmp_path):
         (dict(size=(64, 64), dynamic=True), ConfigError, "exclude"),
         (dict(size=(0, 64)), ConfigError, "not possible"),
         (dict(part="segmentor"), CheckpointError, "--part backbone"),
-        (dict(output="mask"), ConfigError, "no mask"),
+        (dict(output="mask"), ConfigError, "a backbone cannot output a mask"),
         (dict(config="nowhere.py"), ConfigError, "does not exist"),
         (dict(photos="nowhere"), DataError, "no folder"),
         (dict(part="head"), ConfigError, "unknown"),

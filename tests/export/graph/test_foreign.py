@@ -135,7 +135,7 @@ def test_a_backbone_of_one_size(tmp_path):
     checkpoint, config = plain_file(cfg, tmp_path / "iter_1.pth")
     assert load_torch_model(checkpoint, config=config).multiple is None
     for options in (dict(size=(96, 96)), dict(dynamic=True)):
-        with pytest.raises(ConfigError, match="OneSize takes 64x96 only"):
+        with pytest.raises(ConfigError, match="OneSize accepts 64x96 only"):
             export(checkpoint, tmp_path / "x.onnx", config=config, **options)
     assert export(checkpoint, tmp_path / "x.onnx", config=config).parity.passed
 
@@ -185,7 +185,7 @@ def test_cascades_are_refused(tmp_path):
     )
     cfg.model.type = "CascadeEncoderDecoder"
     checkpoint, config = plain_file(cfg, tmp_path / "iter_1.pth")
-    with pytest.raises(ConfigError, match="CascadeEncoderDecoder of 2 heads cannot be exported"):
+    with pytest.raises(ConfigError, match="CascadeEncoderDecoder with 2 heads cannot be exported"):
         export(checkpoint, tmp_path / "x.onnx", config=config)
 
 

@@ -91,7 +91,7 @@ def test_an_impossible_budget_is_refused_with_the_figures(case, tmp_path):
 
 
 def test_what_is_not_made_block_by_block(case):
-    with pytest.raises(ConfigError, match="block by block"):
+    with pytest.raises(ConfigError, match="fp16 is not applied per block"):
         sensitivity(*case, precision="fp16")
 
 

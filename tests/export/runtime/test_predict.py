@@ -142,7 +142,7 @@ def test_options_that_make_no_sense(camvid_files, photos, tmp_path):
         ("p.jpg", "mask.png", dict(alpha=2), "not possible"),
         ("none.jpg", "mask.png", {}, "does not exist"),
         (".", "mask.png", {}, "is not a folder"),
-        (".", "masks", {}, "lies inside"),
+        (".", "masks", {}, "is inside"),
         ("v.mp4", "v.avi", {}, "cannot become"),
         ("v.mp4", "v.mp4", dict(overwrite=True), "is the video"),
         ("v.mp4", "o.mp4", {}, "cannot read the video"),
