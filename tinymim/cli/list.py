@@ -24,6 +24,7 @@ def run(args: argparse.Namespace) -> int:
 
     from tinymim.engine.recipe import FOLDER, recipe_names
     from tinymim.models import create_model, model_names
+    from tinymim.models.backbone import PLAIN, backbone_names
 
     def summary(path: Path) -> str:
         text = path.read_text()
@@ -41,6 +42,8 @@ def run(args: argparse.Namespace) -> int:
             print(
                 f"  {name:24} width {model.embed_dim}, {model.num_heads} heads, {model.depth} blocks, {millions:.1f} M"
             )
+        others = [name for name in backbone_names() if name not in (*model_names(), PLAIN)]
+        print(f"segmentation backbones by timm's names (TinyMIMBackbone(name=...)): {', '.join(others)}")
     if args.what in (None, "teachers"):
         from tinymim.models.teachers import SUGGESTED, describe_teacher
 
