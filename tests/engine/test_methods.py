@@ -11,9 +11,9 @@ from PIL import Image
 
 from tinymim.cli import main
 from tinymim.distill import METHODS, Method, TinyMIM, register_method
-from tinymim.engine import distill, load_recipe, recipe_names
+from tinymim.engine import distill, load_recipe, pretrain, recipe_names
 from tinymim.errors import ConfigError
-from tinymim.models import ViT
+from tinymim.models import ViT, save_student
 
 TOY = '''
 """The student's class token learns a vector that is stored for each photo."""
@@ -190,3 +190,13 @@ def test_targets_from_a_store_give_the_losses_of_the_live_teacher():
     rows = [method.per_photo(i, 0) for i in range(5)]
     stored = method.losses(images, extra={name: torch.stack([row[name] for row in rows]) for name in rows[0]})
     assert {name: float(loss) for name, loss in stored.items()} == {name: float(loss) for name, loss in live.items()}
+
+
+@pytest.mark.parametrize("job", [pretrain, distill])
+def test_a_backbone_that_cannot_be_a_student_is_refused(toy, job):
+    """Hierarchical backbones segment; neither masking nor distillation reads inside their blocks yet."""
+    save_student(ViT(img_size=32, embed_dim=24, depth=1, num_heads=2), toy / "teacher.pth")
+    more = {"teacher": str(toy / "teacher.pth")} if job is distill else {}
+    with pytest.raises(ConfigError, match="which only plain transformers offer"):
+        job(data=toy / "photos", out=toy / "run", img_size=32, device="cpu", model="hiera_tiny_224", **more)
+    assert not (toy / "run").exists()

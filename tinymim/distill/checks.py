@@ -20,7 +20,7 @@ def check_student(student: Any) -> None:
     if not isinstance(student, TapByTap):
         raise ConfigError(
             f"the student is a {type(student).__name__}",
-            "distillation reads features inside its blocks, which this model does not expose",
+            "a student is masked and read inside its blocks, which only plain transformers offer",
             'use a plain model, e.g. tinymim.create_model("tinymim_vit_tiny")',
         )
 

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from tinymim.distill.checks import check_student
 from tinymim.distill.method import Method, register_method
 from tinymim.distill.recipe_keys import Choice, Key, Number
 from tinymim.errors import ConfigError
@@ -40,6 +41,7 @@ class MaskedPretraining(Method):
 
     @classmethod
     def from_recipe(cls, recipe: Any, student: Any, *, pretrained: bool = True) -> "MaskedPretraining":
+        check_student(student)
         if student.num_prefix_tokens != 1 or recipe.img_size % student.patch_size:
             raise ConfigError(
                 f"{recipe.student} at {recipe.img_size} pixels cannot be masked",
