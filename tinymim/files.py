@@ -133,8 +133,12 @@ def note_output(folder: str | Path, name: str) -> None:
     write_json(path, value)
 
 
-def prepare_out(out: str | Path, *, resume: bool = False, overwrite: bool = False, make: bool = True) -> Path:
+def prepare_out(
+    out: str | Path, *, resume: bool = False, overwrite: bool = False, make: bool = True, option: str = "--out"
+) -> Path:
     """Create a run folder, refusing to mix two runs; with ``make=False``, only check, and change nothing.
+
+    ``option`` is what the command calls the folder, for errors.
 
     Raises:
         ConfigError: the folder already holds files and neither ``resume`` nor ``overwrite`` was given, or ``resume``
@@ -143,7 +147,7 @@ def prepare_out(out: str | Path, *, resume: bool = False, overwrite: bool = Fals
     out = Path(out)
     used = out.is_dir() and any(out.iterdir())
     if out.exists() and not out.is_dir():
-        raise ConfigError(f"{out} is a file", "a run writes a folder", "choose another --out")
+        raise ConfigError(f"{out} is a file", "a run writes a folder", f"choose another {option}")
     if resume and not used:
         raise ConfigError(f"{out} holds no run to resume", "the folder is missing or empty", "leave --resume out")
     if used and overwrite and make:
@@ -153,13 +157,13 @@ def prepare_out(out: str | Path, *, resume: bool = False, overwrite: bool = Fals
         raise ConfigError(
             f"{out} already holds a run",
             "two runs in one folder would mix their files",
-            f"add --resume to continue it, --overwrite to start again, or --out {free}",
+            f"add --resume to continue it, --overwrite to start again, or {option} {free}",
         )
     if make:
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"cannot create the folder {out}", str(error), "choose another --out") from None
+            raise ConfigError(f"cannot create the folder {out}", str(error), f"choose another {option}") from None
     return out
 
 

@@ -359,3 +359,10 @@ def test_camvid_learns_within_a_few_steps(shared, tmp_path):
     assert result.images == 8
     assert result.confusion.sum() < 8 * 480 * 360  # void pixels are not counted
     assert result.aacc > 0.2
+
+
+def test_a_folder_that_is_taken_is_named_by_its_option(trained, scenes, small):
+    with pytest.raises(
+        ConfigError, match=r"already holds a run[\s\S]*--overwrite to start again, or --work-dir \S+run-2"
+    ):
+        train_segmentor(DEMO, work_dir=trained.work_dir, data_root=scenes, cfg_options=small())

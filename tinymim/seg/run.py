@@ -175,7 +175,7 @@ def _open_folder(cfg: Config, work_dir: Path, *, resume: bool, overwrite: bool) 
         init_dist("pytorch")
 
     def open_it() -> str | None:
-        prepare_out(work_dir, resume=resume, overwrite=overwrite)
+        prepare_out(work_dir, resume=resume, overwrite=overwrite, option="--work-dir")
         return _last_checkpoint(cfg, work_dir) if resume else None
 
     checkpoint = on_first_process(open_it)
