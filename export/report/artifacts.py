@@ -38,11 +38,12 @@ def weights_file(path: Path) -> File:
         if not re.search(r"^auxiliary_head\.|running_(mean|var)$|num_batches_tracked$", name)
     ]
     config = meta.get("config")
-    verb = meta.get("verb") or {"mae": "pretrain"}.get(str(meta.get("method")))  # files of 0.1 lack the verb
+    # a run of ours without a teacher: pre-trained, to be one
+    pretrained = "method" in meta and meta.get("name") != "Classifier" and not meta.get("teacher_sha256")
     return File(
         sha256_file(path),
         f"{path.resolve().parent.name}/{path.name}",
-        "segmentor" if segmentor else "teacher" if verb == "pretrain" else "student",
+        "segmentor" if segmentor else "teacher" if pretrained else "student",
         parents={
             name: sha
             for relation in ("teacher", "student")

@@ -178,7 +178,6 @@ class FinetuneJob(Job):
         meta = {
             "recipe": Path(self.recipe).stem,
             "method": self.config.method,
-            "verb": self.verb,
             "teacher": self.teacher.name if self.teacher else None,
             "teacher_sha256": self.teacher.sha256 if self.teacher else None,
             "steps": self.arithmetic.steps,

@@ -156,7 +156,6 @@ class PretrainJob(Job):
             "name": self.config.student,
             "recipe": Path(self.recipe).stem,
             "method": self.config.method,
-            "verb": self.verb,
             "teacher": " + ".join(t.name for t in self.teachers) or None,
             "teacher_sha256": " + ".join(str(t.sha256) for t in self.teachers) or None,
             "relations": self.method.learned_relations(),
