@@ -200,3 +200,32 @@ def test_a_backbone_that_cannot_be_a_student_is_refused(toy, job):
     with pytest.raises(ConfigError, match="which only plain transformers offer"):
         job(data=toy / "photos", out=toy / "run", img_size=32, device="cpu", model="hiera_tiny_224", **more)
     assert not (toy / "run").exists()
+
+
+def test_a_method_cannot_declare_a_key_of_every_run(toy):
+    text = (toy / "toy_method.py").read_text()
+    (toy / "toy_method.py").write_text(text.replace('"store": Number(None)', '"epochs": Number(1.0)'))
+    with pytest.raises(ConfigError, match="declares the recipe key 'epochs'"):
+        load_recipe(str(toy / "toy.py"))
+
+
+def test_no_registry_replaces_what_it_has():
+    from tinymim.models.backbone import build_backbone, register_backbone
+    from tinymim.models.teachers import TEACHERS, load_teacher, register_teacher
+
+    loads = TEACHERS["timm/"]
+    with pytest.raises(ConfigError, match="two functions load teachers called timm/NAME"):
+        register_teacher("timm/")(lambda name, **_: None)
+    assert TEACHERS["timm/"] is loads
+    with pytest.raises(ConfigError, match="two backbones are called 'vit'"):
+        register_backbone("vit")(lambda **_: None)
+    assert isinstance(build_backbone("vit", img_size=32, depth=1), ViT)
+    with pytest.raises(ConfigError, match="no teacher"):
+        load_teacher(None)
+
+
+def test_a_run_of_segmentation_is_not_resumed_as_another(toy):
+    (toy / "run").mkdir()
+    (toy / "run" / "config.py").write_text("model = dict(type='EncoderDecoder')\n")
+    with pytest.raises(ConfigError, match="holds another kind of run"):
+        pretrain(data=toy / "photos", out=toy / "run", img_size=32, batch_size=4, device="cpu", resume=True)

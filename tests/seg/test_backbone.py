@@ -165,3 +165,16 @@ def test_a_file_of_another_model_is_an_error(tmp_path):
     backbone = TinyMIMBackbone(**TINY, init_cfg=dict(type="Pretrained", checkpoint=str(tmp_path / "other.pth")))
     with pytest.raises(CheckpointError):
         backbone.init_weights()
+
+
+def test_positional_arguments_keep_the_published_order():
+    """As callers of 0.1 wrote them; twice or too many is a TypeError."""
+    values = (64, 16, 24, 4, 2, True, 0.1, 0.0, (0, 1, 2, 3), dict(type="BN"))
+    backbone = TinyMIMBackbone(*values)
+    assert (backbone.config["embed_dim"], backbone.depth, backbone.config["num_heads"]) == (24, 4, 2)
+    assert (backbone.config["rel_pos_bias"], backbone.config["init_values"]) == (True, 0.1)
+    assert backbone.out_indices == (0, 1, 2, 3)
+    with pytest.raises(TypeError, match="'img_size' twice"):
+        TinyMIMBackbone(64, img_size=32)
+    with pytest.raises(TypeError, match="17 positional"):
+        TinyMIMBackbone(*range(17))

@@ -57,6 +57,12 @@ def default_recipe(method: str | None) -> Config:
     """Every key of this method's recipes, with its default."""
     kind = find_method(method)
     recipe = Config.fromfile(FOLDER / kind.base)
+    if clash := sorted(set(kind.keys) & {*RUN_KEYS, *recipe}):
+        raise ConfigError(
+            f"the method {kind.name!r} declares the recipe key {clash[0]!r}",
+            "every run already has a key of this name",
+            f"give the method's key another name; a recipe sets {clash[0]!r} itself",
+        )
     for key, value in defaults(kind.keys).items():
         recipe[key] = copy.deepcopy(value)
     recipe.method = kind.name

@@ -100,7 +100,14 @@ def resume_state(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | Non
     """
     if not (folder / "config.py").is_file():
         raise ConfigError(f"{folder} holds no run to resume", "config.py is missing", "leave --resume out")
-    before = Config.fromfile(folder / "config.py").to_dict()  # keys that are newer than the run have their defaults
+    before = Config.fromfile(folder / "config.py").to_dict()
+    if "method" not in before:
+        raise ConfigError(
+            f"{folder} holds another kind of run",
+            "its config.py names no method: 'tinymim segment' writes such runs",
+            "resume it with the command that started it, or choose another --out",
+        )
+    # keys that are newer than the run have their defaults
     before = json.loads(json.dumps({**default_recipe(before.get("method")).to_dict(), **before}))
     changed = [
         f"{k}: {before.get(k)!r} -> {v!r}" for k, v in settings.items() if k not in MAY_CHANGE and before.get(k) != v

@@ -201,14 +201,30 @@ _BUILDERS: dict[str, Callable[..., Any]] = {}
 PLAIN = "vit"  # the backbone of a config without a name
 
 
+def qualified_name(builder: Any) -> str:
+    """Module and name of a class or function, for errors of registries."""
+    return f"{builder.__module__}.{builder.__qualname__}"
+
+
 def register_backbone(*names: str) -> Callable[[Any], Any]:
     """Decorator: a class or function that builds the backbones of these names.
 
     It is called with keywords: ``img_size``, ``drop_path_rate``, the entries of its ``config``, and ``name`` if it
     accepts one.
+
+    Raises:
+        ConfigError: another builder has one of the names.
     """
 
     def add(builder: Any) -> Any:
+        for name in names:
+            known = _BUILDERS.get(name)
+            if known is not None and qualified_name(known) != qualified_name(builder):
+                raise ConfigError(
+                    f"two backbones are called {name!r}",
+                    f"{qualified_name(known)} already has this name",
+                    "register yours under another name",
+                )
         _BUILDERS.update(dict.fromkeys(names, builder))
         return builder
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tinymim.compat import is_first_process
 from tinymim.errors import CheckpointError, ConfigError
 from tinymim.files import sha256_file
-from tinymim.models.backbone import TapByTap
+from tinymim.models.backbone import TapByTap, qualified_name
 from tinymim.models.checkpoints import model_from_checkpoint, read_checkpoint
 from tinymim.models.classifier import load_classifier
 from tinymim.models.formats import Checkpoint, describe, rename
@@ -132,9 +132,16 @@ def register_teacher(prefix: str) -> Callable[[Callable[..., Teacher]], Callable
 
     It is called like :func:`load_teacher`, with all of its keywords, and returns a :class:`Teacher` whose model is one
     of :data:`TAPPABLE`, frozen and in evaluation mode.
+
+    Raises:
+        ConfigError: another function loads names with this prefix.
     """
 
     def register(load: Callable[..., Teacher]) -> Callable[..., Teacher]:
+        known = TEACHERS.get(prefix)
+        if known is not None and qualified_name(known) != qualified_name(load):
+            words = f"two functions load teachers called {prefix}NAME", f"{qualified_name(known)} has this prefix"
+            raise ConfigError(*words, "register yours under another prefix")
         TEACHERS[prefix] = load
         return load
 
@@ -169,6 +176,8 @@ def load_teacher(
         ConfigError: unknown timm model, or one whose class is not in :data:`TIMM`.
         CheckpointError: the weights are missing, cannot be downloaded, or do not fit.
     """
+    if not name:
+        raise ConfigError("no teacher", "no name was given", "add --teacher timm/NAME or --teacher FILE")
     if prefix := teacher_prefix(name):
         return TEACHERS[prefix](
             name, img_size=img_size, weights=weights, num_heads=num_heads, pretrained=pretrained, grid=grid

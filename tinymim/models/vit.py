@@ -399,6 +399,24 @@ class ViT(nn.Module):
 
 
 ARGUMENTS = tuple(key for key in inspect.signature(ViT).parameters if key != "drop_path_rate")  # stored in a file
+POSITIONAL = (  # arguments of the published segmentation backbone, in its order
+    "img_size",
+    "patch_size",
+    "embed_dim",
+    "depth",
+    "num_heads",
+    "rel_pos_bias",
+    "init_values",
+    "drop_path_rate",
+    "out_indices",
+    "norm_cfg",
+    "dist_token",
+    "last_dim",
+    "pyramid_dim",
+    "init_cfg",
+    "mlp_ratio",
+    "with_cp",
+)
 SHAPE = tuple(key for key in ARGUMENTS if key not in ("img_size", "dist_token", "last_dim"))  # shape of the blocks
 
 

@@ -4,7 +4,8 @@ Legend: B = batch, D = width, H, W = image height and width in pixels.
 Parameters are directly under ``backbone.`` (``blocks``, ``fpn1`` .. ``fpn4``), as in the published TinyMIM models.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mmseg.registry import MODELS
@@ -13,8 +14,24 @@ from torch import Tensor, nn
 from tinymim.errors import ConfigError
 from tinymim.models import Checkpoint, load_weights, read_checkpoint
 from tinymim.models.backbone import PLAIN, Layers, Shell, Stage, build_backbone
+from tinymim.models.vit import POSITIONAL
 from tinymim.seg.config import say
 from tinymim.seg.pyramid import STRIDES, Pyramid
+
+
+def _published_order(init: Callable[..., None]) -> Callable[..., None]:
+    """Positional arguments in the order of the published backbone, for callers of 0.1; all others go by keyword."""
+
+    @functools.wraps(init)
+    def wrapper(self: Any, *positional: Any, **keywords: Any) -> None:
+        given = dict(zip(POSITIONAL, positional, strict=False))
+        if len(positional) > len(POSITIONAL):
+            raise TypeError(f"{type(self).__name__}() got {len(positional)} positional arguments")
+        if twice := given.keys() & keywords.keys():
+            raise TypeError(f"{type(self).__name__}() got {min(twice)!r} twice")
+        init(self, **given, **keywords)
+
+    return wrapper
 
 
 @MODELS.register_module()
@@ -42,6 +59,7 @@ class TinyMIMBackbone(Shell):
         ConfigError: options that do not fit together, or that the backbone does not have.
     """
 
+    @_published_order
     def __init__(
         self,
         img_size: int | tuple[int, int] = 512,
