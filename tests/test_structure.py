@@ -117,7 +117,7 @@ def imports(path: Path, *, at_import_time_only: bool = False) -> Iterator[tuple[
                 yield from ((f"{base}.{alias.name}", child.lineno) for alias in child.names)
             yield from walk(child)
 
-    yield from walk(ast.parse(path.read_text()))
+    yield from walk(ast.parse(path.read_text(encoding="utf-8")))
 
 
 def inside(name: str, room: str) -> bool:
@@ -307,7 +307,7 @@ def test_checks_are_configured() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_files_stay_short_and_ascii(path: Path) -> None:
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     algorithm = inside(module_name(path), "tinymim.distill") or module_name(path) == "tinymim.models.mae"
     assert len(text.splitlines()) <= (ALGORITHM_LIMIT if algorithm else LIMIT)
     assert text.isascii(), [line for line in text.splitlines() if not line.isascii()][:3]
@@ -315,7 +315,7 @@ def test_files_stay_short_and_ascii(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_file_says_what_it_is(path: Path) -> None:
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     said = ast.get_docstring(ast.parse(text)) or (
         text.startswith("#") and inside(module_name(path), "tinymim_mmseg_configs")
     )
@@ -337,7 +337,7 @@ VIT_ARGUMENTS = {
 def vit_by_name(path: Path) -> list[str]:
     """Places of a file that ask whether a model is our plain ViT, build one, or list its arguments (five or more)."""
     found = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         names: list[str | None] = []
         if isinstance(node, ast.ImportFrom) and any(alias.name == "ViT" for alias in node.names):
             found.append(f"{path}:{node.lineno} imports ViT")

@@ -59,13 +59,13 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 def write_json(path: str | Path, value: Any) -> None:
     """Write ``value`` as indented JSON, atomically; the folder is created if missing."""
     with atomic_path(path) as part:
-        part.write_text(json.dumps(value, indent=1) + "\n")
+        part.write_text(json.dumps(value, indent=1) + "\n", "utf-8")
 
 
 def write_text(path: str | Path, text: str) -> None:
     """Write text, atomically; the folder is created if missing."""
     with atomic_path(path) as part:
-        part.write_text(text)
+        part.write_text(text, "utf-8")
 
 
 def config_file(name: str | os.PathLike[str]) -> Path:
@@ -117,7 +117,7 @@ def write_env(folder: str | Path, inputs: dict[str, Any]) -> None:
         inputs: Plain values: :func:`describe_file`, :func:`describe_files`, hashes, None.
     """
     path, stamp = Path(folder) / "env.json", environment()
-    before = json.loads(path.read_text()) if path.is_file() else {}
+    before = json.loads(path.read_text("utf-8-sig")) if path.is_file() else {}
     old = before.get("inputs", {})
     value = stamp | {"inputs": {key: old.get(key) if given is None else given for key, given in inputs.items()}}
     past = {key: item for key, item in before.items() if key not in ("outputs", "earlier")}
@@ -128,7 +128,7 @@ def write_env(folder: str | Path, inputs: dict[str, Any]) -> None:
 def note_output(folder: str | Path, name: str) -> None:
     """Record the sha256 of a file a run just wrote under "outputs" in its ``env.json``."""
     path = Path(folder) / "env.json"
-    value = json.loads(path.read_text()) if path.is_file() else environment()
+    value = json.loads(path.read_text("utf-8-sig")) if path.is_file() else environment()
     value["outputs"] = value.get("outputs", {}) | {name: sha256_file(Path(folder) / name)}
     write_json(path, value)
 
@@ -185,7 +185,7 @@ def environment() -> dict[str, Any]:
     """The machine and its software versions, as recorded in ``env.json`` and in every result."""
     cpu = platform.processor() or platform.machine()
     with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text("utf-8-sig").splitlines()
         cpu = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     return {
         "platform": platform.platform(),

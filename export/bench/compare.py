@@ -120,7 +120,7 @@ def read_bench(path: str | Path) -> dict[str, Any]:
         DataError: missing, or not a result of ``tinymim bench``.
     """
     try:
-        value = json.loads(Path(path).read_text())
+        value = json.loads(Path(path).read_text("utf-8-sig"))
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read {path}", str(error), "name a file written by tinymim bench --json") from error
     if not isinstance(value, dict) or value.get("kind") != "tinymim.bench":

@@ -43,7 +43,7 @@ def cpu_features(cpuinfo: str | None = None) -> dict[str, bool] | None:
     """
     if cpuinfo is None:
         try:
-            cpuinfo = Path("/proc/cpuinfo").read_text()
+            cpuinfo = Path("/proc/cpuinfo").read_text("utf-8-sig")
         except OSError:
             return None
     line = next((line for line in cpuinfo.splitlines() if line.startswith("flags")), None)

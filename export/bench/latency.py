@@ -320,7 +320,7 @@ def _child(argv: Sequence[str]) -> None:
     for _ in range(3):
         once()
     try:  # not ru_maxrss: on Linux that starts at the parent's size
-        line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
+        line = next(x for x in Path("/proc/self/status").read_text("utf-8-sig").splitlines() if x.startswith("VmHWM"))
         peak = int(line.split()[1]) / 1024
     except (OSError, StopIteration):
         import resource

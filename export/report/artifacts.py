@@ -78,7 +78,7 @@ def run_folder(folder: Path) -> Lineage:
     if env.get("earlier"):
         file.notes.append(f"the run was resumed with another machine or input {len(env['earlier'])} time(s)")
     if (folder / "config.py").is_file():
-        text = (folder / "config.py").read_text()
+        text = (folder / "config.py").read_text("utf-8-sig")
         file.settings = flat_settings(text)
         words = re.match(r'"""Resolved recipe of this run \((.*)\)\."""', text)
         file.command = hide_paths(words[1]) if words else None
@@ -398,6 +398,6 @@ def _by_age(paths: Any) -> list[Path]:
 def _json(path: Path) -> Any:
     """A file's JSON value, or None."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text("utf-8-sig"))
     except (OSError, ValueError):
         return None

@@ -20,7 +20,7 @@ def chain_report(folder: str | Path) -> Path:
     folder = Path(folder)
     if not (folder / "chain.json").is_file():
         raise DataError(f"no chain in {folder}", "chain.json is missing", "tinymim distill --chain ... writes it")
-    chain = json.loads((folder / "chain.json").read_text())
+    chain = json.loads((folder / "chain.json").read_text("utf-8-sig"))
     rows, curves = [], []
     for i, hop in enumerate(chain["hops"], 1):
         metrics = read_metrics(folder / hop["run"] / "metrics.jsonl")

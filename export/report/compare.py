@@ -87,7 +87,7 @@ def kind_of(path: Path) -> str | None:
     if path.suffix in (".pth", ".safetensors") and path.is_file():
         return weights_file(path).role
     try:
-        return "lineage" if result_kind(json.loads(path.read_text())) == "lineage" else None
+        return "lineage" if result_kind(json.loads(path.read_text("utf-8-sig"))) == "lineage" else None
     except (OSError, ValueError):
         return None
 

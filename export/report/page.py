@@ -184,7 +184,7 @@ def read_metrics(path: str | Path) -> dict[str, list[tuple[float, float]]]:
             f"no {path.name} in {path.parent}", "the run wrote no metrics", "name a run folder that was used"
         )
     curves: dict[str, list[tuple[float, float]]] = {}
-    for text in path.read_text().splitlines():
+    for text in path.read_text("utf-8-sig").splitlines():
         with contextlib.suppress(ValueError):
             record = json.loads(text)
             step = record.get("step")
@@ -246,8 +246,8 @@ def run_report(run_folder: str | Path, *, next_commands: Iterable[tuple[str, str
     folder = Path(run_folder)
     metrics = read_metrics(folder / "metrics.jsonl")
     steps = max((int(x) for points in metrics.values() for x, _ in points), default=0)
-    env = json.loads((folder / "env.json").read_text()) if (folder / "env.json").is_file() else {}
-    config = hide_paths((folder / "config.py").read_text()) if (folder / "config.py").is_file() else ""
+    env = json.loads((folder / "env.json").read_text("utf-8-sig")) if (folder / "env.json").is_file() else {}
+    config = hide_paths((folder / "config.py").read_text("utf-8-sig")) if (folder / "config.py").is_file() else ""
     headlines = ("loss", "val_loss", "val_top1", "val_top5", "mIoU", "mAcc", "aAcc", "knn_top1", "linear_top1")
     first = [name for name in headlines if name in metrics]
     headline = []

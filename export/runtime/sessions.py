@@ -184,7 +184,7 @@ def profile(
         image = session.get_inputs()[0]
         for _ in range(runs + (runs > 1)):
             session.run(None, {image.name: np.zeros(shape, IMAGES[image.type])})
-        events = json.loads(Path(session.end_profiling()).read_text())
+        events = json.loads(Path(session.end_profiling()).read_text("utf-8-sig"))
     nodes = [
         (event["args"], event["dur"] / 1000)
         for event in events

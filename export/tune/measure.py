@@ -193,7 +193,7 @@ class Run:
         key = (engine.sha256, engine.label)
         if key not in self._scores:
             path = self.folder / "scores" / f"{engine.path.stem} {engine.label}.json".replace(" ", "_")
-            value = json.loads(path.read_text()) if path.is_file() else {}
+            value = json.loads(path.read_text("utf-8-sig")) if path.is_file() else {}
             if (value.get("sha256"), value.get("engine")) != key:
                 value = json.loads(self.score(engine).to_json(path))
             if value["mIoU"] is None:
@@ -223,7 +223,7 @@ class Run:
         if not path.is_file():
             return None
         try:
-            old = json.loads(path.read_text())
+            old = json.loads(path.read_text("utf-8-sig"))
             names = {item.name for item in fields(Candidate)}
             rows = [Candidate(**{k: v for k, v in row.items() if k in names}) for row in old["candidates"]]
             differing = machine_differences(old["environment"], self.environment)

@@ -116,7 +116,7 @@ def build_web(onnx: str | Path, folder: str | Path, *, ort_web: str | Path | Non
         for name in PAGE_FILES:
             source = resources.files("tinymim_export.web") / "page" / name
             (part / name).write_bytes(source.read_bytes())
-        (part / "style.css").write_text(STYLE)
+        (part / "style.css").write_text(STYLE, "utf-8")
         shutil.copyfile(onnx, part / "model.onnx")
         contract["about"].append(f"onnxruntime-web {version}")
         write_json(part / "contract.json", contract)

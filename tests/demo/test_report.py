@@ -50,7 +50,7 @@ class Page(html.parser.HTMLParser):
 
 def check_self_contained(path: Path) -> Page:
     """Nothing is loaded from elsewhere, and nothing tells where the page was made."""
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     page = Page(text)
     for _, name, value in page.attributes:
         if name in ("src", "href", "data", "srcset", "poster"):

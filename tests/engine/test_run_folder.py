@@ -77,7 +77,7 @@ def test_metrics_are_cut_where_training_goes_on(tmp_path):
     folder = RunFolder(tmp_path)
     for step in (0, 1, 2, 3):
         folder.log({"step": step, "loss": 0.1 + step})
-    with open(folder.metrics, "a") as file:
+    with open(folder.metrics, "a", encoding="utf-8") as file:
         file.write('{"step": 4, "lo')  # cut short by a kill
     kept = folder.metrics.read_text().splitlines()[:3]
     assert folder.log_until(2) == [json.loads(text) for text in kept]

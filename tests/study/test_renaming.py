@@ -152,7 +152,7 @@ def test_recipes_of_before_are_compared_by_value(tmp_path, capsys):
 def test_a_stage_that_runs_is_not_renamed(former, folders, capsys):  # noqa: F811
     path, before, _ = former
     stage = next((path.parent / "out/stages").iterdir())
-    with open(stage / "lock", "a") as lock:
+    with open(stage / "lock", "a", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert run(path, folders, "--rename-stages") == 2
     assert "stop that study first" in capsys.readouterr().err

@@ -266,7 +266,7 @@ def test_two_studies_never_run_one_stage(fake, folders):
     study = load_study(str(path))
     teacher = make_trials(study, study.cells, [0], data, fake / "out")[0].stages["teacher"]
     teacher.run.mkdir(parents=True)
-    with open(teacher.folder / "lock", "a") as lock:
+    with open(teacher.folder / "lock", "a", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = {"result": {}, "seconds": [1.0], "student_sha256": None, "machine": {}}
         late = threading.Timer(0.5, lambda: (teacher.folder / "done.json").write_text(json.dumps(done)))

@@ -169,10 +169,10 @@ def collect(out: Path) -> dict[str, Any]:
     results: dict[str, Any] = {"seeds": {}}
     for path in sorted(out.glob("**/result.json")):
         if path.parent.name == "teacher":
-            results["teacher"] = json.loads(path.read_text())
+            results["teacher"] = json.loads(path.read_text("utf-8-sig"))
         else:
             seed = results["seeds"].setdefault(path.parent.parent.name.removeprefix("seed"), {})
-            seed[path.parent.name] = json.loads(path.read_text())
+            seed[path.parent.name] = json.loads(path.read_text("utf-8-sig"))
     return results
 
 
@@ -188,7 +188,7 @@ def run(args: argparse.Namespace) -> int:
                 write_json(folder / "result.json", numbers | {"cpu_minutes": cpu_minutes() - before})
             results = collect(args.out) | {"settings": settings, "environment": environment()}
             write_json(args.out / "results.json", results)
-            (args.out / "results.md").write_text(table(results))
+            (args.out / "results.md").write_text(table(results), "utf-8")
     print(table(results))
     print(f"next: open {args.out}/results.md; more seeds: python tools/study_camvid.py --seeds 3 4 5 --out {args.out}")
     return 0

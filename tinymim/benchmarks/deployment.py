@@ -42,7 +42,7 @@ def score(candidate: Candidate, args: argparse.Namespace) -> dict[str, Any]:
     kept = args.out / "scores" / f"{candidate.key.replace(' ', '_')}.json"
     sha = sha256_file(candidate.file)
     if kept.is_file():
-        before = json.loads(kept.read_text())
+        before = json.loads(kept.read_text("utf-8-sig"))
         if before["sha256"] == sha:
             return before
     result = evaluate(

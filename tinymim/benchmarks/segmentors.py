@@ -124,7 +124,7 @@ def train(name: str, folder: Path, args: argparse.Namespace, seed: int) -> dict[
         "size": list(args.size),
         "head": cfg.model.decode_head.type,
         "student_sha256": None if student is None else sha256_file(student),
-        "config_sha256": json.loads((folder / "env.json").read_text())["inputs"]["config_sha256"],
+        "config_sha256": json.loads((folder / "env.json").read_text("utf-8-sig"))["inputs"]["config_sha256"],
         "sha256": sha256_file(folder / "segmentor.pth"),
         "last_call_minutes": (time.monotonic() - began) / 60,
         "last_call_cpu_minutes": sum(used[:4]) / 60 - sum(before[:4]) / 60,
@@ -138,7 +138,7 @@ def require_same(path: Path, args: argparse.Namespace) -> None:
     Raises:
         ConfigError: steps, batch size, size, crop or precision differ.
     """
-    before = json.loads(path.read_text()) if path.is_file() else {}
+    before = json.loads(path.read_text("utf-8-sig")) if path.is_file() else {}
     wanted = {key: getattr(args, key) for key in ("steps", "batch_size", "size", "crop", "amp")}
     differ = [key for key in wanted if before and before[key] != wanted[key]]
     if differ:
@@ -203,7 +203,7 @@ def collect(out: Path) -> dict[str, Any]:
 
 def without_folders(path: Path) -> dict[str, Any]:
     """A stage's numbers; file names without their folder."""
-    numbers = json.loads(path.read_text())
+    numbers = json.loads(path.read_text("utf-8-sig"))
     for row in (numbers, *numbers.get("rows", [])):
         if "file" in row:
             row["file"] = Path(row["file"]).name

@@ -106,7 +106,7 @@ def machine() -> dict[str, Any]:
     about = environment()
     flags: set[str] = set()
     if os.path.isfile("/proc/cpuinfo"):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text("utf-8-sig").splitlines()
         flags = set(next((line.split(":", 1)[1] for line in lines if line.startswith("flags")), "").split())
     features = {name: "yes" if name in flags else "no" for name in FEATURES} if flags else "unknown on this system"
     try:

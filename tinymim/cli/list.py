@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     from tinymim.models.backbone import PLAIN, backbone_names
 
     def summary(path: Path) -> str:
-        text = path.read_text()
+        text = path.read_text("utf-8-sig")
         lines = takewhile(lambda line: line.startswith("#"), text.split("\n"))
         words = " ".join(
             (ast.get_docstring(ast.parse(text)) or " ".join(lines).replace("#", "")).split("\n\n")[0].split()

@@ -64,7 +64,7 @@ def read_names(path: str) -> list[str]:
     from tinymim.errors import DataError
 
     try:
-        text = Path(path).read_text()
+        text = Path(path).read_text("utf-8-sig")
         names = json.loads(text)["classes"] if path.endswith(".json") else text.split("\n")
         return [name.strip() for name in names if name.strip()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -198,7 +198,7 @@ def _read_meaning(
         return DataError(f"cannot use {path}", why, f"write it like {example}")
 
     try:
-        meaning: Any = json.loads(path.read_text())
+        meaning: Any = json.loads(path.read_text("utf-8-sig"))
     except (OSError, ValueError) as error:
         raise wrong(f"it is not valid JSON ({error})") from error
     if not isinstance(meaning, dict) or not isinstance(meaning.get("classes"), list) or not meaning["classes"]:

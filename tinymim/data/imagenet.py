@@ -83,7 +83,7 @@ def wnids(kind: str) -> tuple[str, ...]:
     Source: the lists that timm ships (Apache-2.0).
     """
     name = {"imagenet-a": "imagenet_a", "imagenet-r": "imagenet_r"}.get(kind, "imagenet")
-    return tuple(resources.files("timm").joinpath(f"data/_info/{name}_synsets.txt").read_text().split())
+    return tuple(resources.files("timm").joinpath(f"data/_info/{name}_synsets.txt").read_text("utf-8-sig").split())
 
 
 def read_class_folder(folder: str | Path, classes: Sequence[str] | None = None) -> ClassFolder:

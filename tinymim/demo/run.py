@@ -96,7 +96,7 @@ class DemoRecord:
         self.out, self.path = out, out / "demo.json"
         self.value: dict[str, Any] = {"settings": settings, "environment": environment(), "stages": {}}
         if resume and self.path.is_file():
-            before = json.loads(self.path.read_text())
+            before = json.loads(self.path.read_text("utf-8-sig"))
             changed = [key for key, value in settings.items() if before["settings"].get(key) != value]
             if changed:
                 raise ConfigError(

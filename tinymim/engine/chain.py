@@ -191,7 +191,7 @@ def _read(folder: Path) -> dict[str, Any]:
     """chain.json of a folder; without one, an empty chain."""
     file = folder / "chain.json"
     try:
-        return json.loads(file.read_text()) if file.is_file() else {"chain": None, "hops": []}
+        return json.loads(file.read_text("utf-8-sig")) if file.is_file() else {"chain": None, "hops": []}
     except ValueError as error:
         raise ConfigError(
             f"cannot read {file}", f"it is damaged ({error})", "start the chain again with --overwrite"

@@ -166,7 +166,7 @@ class HealthHook(Hook):
             if self.probe is not None:
                 values |= self._probe_values(self.probe, model, device)
         runner.model.train()
-        with open(self.out / "metrics.jsonl", "a") as file:
+        with open(self.out / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": runner.iter, **values}) + "\n")
 
     def _health_values(self, model: PretrainModel, pixels: Tensor) -> dict[str, float]:

@@ -191,7 +191,7 @@ class RunFolder:
         if not is_main_process():
             return
         try:
-            with open(self.metrics, "a") as file:
+            with open(self.metrics, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
             raise TinyMIMError(
@@ -205,10 +205,10 @@ class RunFolder:
         """
         if not is_main_process():
             return []
-        texts = self.metrics.read_text().splitlines() if step > 0 and self.metrics.is_file() else []
+        texts = self.metrics.read_text("utf-8-sig").splitlines() if step > 0 and self.metrics.is_file() else []
         kept = [text for text in texts if _step_of(text) <= step]
         with atomic_path(self.metrics) as part:
-            part.write_text("".join(f"{text}\n" for text in kept))
+            part.write_text("".join(f"{text}\n" for text in kept), "utf-8")
         return [json.loads(text) for text in kept]
 
     def _match(self, path: Path) -> re.Match[str] | None:

@@ -66,7 +66,7 @@ def open_folder(
         ConfigError: the run was started with another teacher or student.
     """
     noted = folder / "env.json"
-    before = json.loads(noted.read_text()).get("inputs", {}) if resume and noted.is_file() else {}
+    before = json.loads(noted.read_text("utf-8-sig")).get("inputs", {}) if resume and noted.is_file() else {}
     for key in ("teacher", "student"):
         old, new = ([item["sha256"] for item in _each(given.get(key))] for given in (before, inputs))
         if old and new and old != new:
@@ -80,7 +80,8 @@ def open_folder(
         with atomic_path(folder / "config.py") as part:
             part.write_text(
                 f'"""Resolved recipe of this run (tinymim {" ".join(sys.argv[1:])})."""\n\n'
-                + "".join(f"{k} = {v!r}\n" for k, v in settings.items())
+                + "".join(f"{k} = {v!r}\n" for k, v in settings.items()),
+                "utf-8",
             )
         (folder / "plots").mkdir(exist_ok=True)
     content = json.dumps({key: value for key, value in settings.items() if key not in UNHASHED}, sort_keys=True)

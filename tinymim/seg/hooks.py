@@ -135,7 +135,7 @@ class RunFolderHook(Hook):
                     "free some space, then continue with --resume",
                 ) from error
             with atomic_path(Path(runner.work_dir) / "last_checkpoint") as part:
-                part.write_text(str(path))
+                part.write_text(str(path), "utf-8")
             write_segmentor(runner, self.scores, step)
             folder.rotate(path)
         self.saved = step
@@ -188,7 +188,7 @@ def _plain_text(cfg: Any) -> str:
 def write_segmentor(runner: Any, scores: dict[str, float], step: int) -> None:
     """Write segmentor.pth: ``{"state_dict", "meta"}``, tensors and plain values only."""
     model, cfg, folder = bare(runner.model), runner.cfg, Path(runner.work_dir)
-    student = json.loads((folder / "env.json").read_text())["inputs"]["student"] or {}
+    student = json.loads((folder / "env.json").read_text("utf-8-sig"))["inputs"]["student"] or {}
     pre, data = cfg.model.data_preprocessor, runner.train_dataloader.dataset.metainfo
     meta = {
         "config": _plain_text(cfg),

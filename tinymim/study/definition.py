@@ -199,7 +199,7 @@ def read_result(
     path = result_file(study, cell, seed, out)
     if not path.is_file():
         return None
-    value = json.loads(path.read_text())
+    value = json.loads(path.read_text("utf-8-sig"))
     contents = {word: item["list_sha256"] for word, item in value["data"].items()}
     same_data = all(data[word].content["list_sha256"] == own for word, own in contents.items() if data and word in data)
     names = stage_names(settings(cell.stages, study.wanted, seed), contents)

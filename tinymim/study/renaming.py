@@ -70,7 +70,7 @@ def find_former(study: Study, seeds: list[int], data: Mapping[str, Folder], out:
         own = {int(path.stem[4:]): path for path in files if path.stem[4:].isdigit()}
         for seed in sorted({*seeds, *own}):
             now = settings(cell.stages, study.wanted, seed)
-            result = json.loads(own[seed].read_text()) if seed in own else None
+            result = json.loads(own[seed].read_text("utf-8-sig")) if seed in own else None
             theirs = {word: item["list_sha256"] for word, item in result["data"].items()} if result else given
             for contents in (theirs, given):
                 if all(word in contents for word in data_words(now)):
@@ -116,9 +116,9 @@ def rename(found: Renames, study: Study, out: Path) -> list[str]:
         os.rename(old, new)
         lines.append(f"{old.name} -> {new.name}")
     manifest = Path(out) / study.name / "renamed.json"
-    noted = json.loads(manifest.read_text())["results"] if manifest.is_file() else []
+    noted = json.loads(manifest.read_text("utf-8-sig"))["results"] if manifest.is_file() else []
     for path, names in found.results.items():
-        before, file = path.read_text(), str(path.relative_to(manifest.parent))
+        before, file = path.read_text("utf-8-sig"), str(path.relative_to(manifest.parent))
         record = {
             "file": file,
             "content_sha256": content_sha256(before),
@@ -152,10 +152,10 @@ def _with_names(text: str, names: Mapping[str, str]) -> str:
 
 def _replace_names(path: Path, names: Mapping[str, str]) -> None:
     """Rename stages in a file; read it back, and refuse if anything else would change."""
-    text = path.read_text()
+    text = path.read_text("utf-8-sig")
     with atomic_path(path) as part:
-        part.write_text(_with_names(text, names))
-        if content_sha256(part.read_text()) != content_sha256(text):
+        part.write_text(_with_names(text, names), "utf-8")
+        if content_sha256(part.read_text("utf-8-sig")) != content_sha256(text):
             raise CheckFailed(
                 f"{path} would change in more than its stage names",
                 "the renamed file has other content",
@@ -164,7 +164,7 @@ def _replace_names(path: Path, names: Mapping[str, str]) -> None:
 
 
 def _refuse_if_it_runs(folder: Path) -> None:
-    with open(folder / "lock", "a") as lock:
+    with open(folder / "lock", "a", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -188,7 +188,7 @@ def _former_settings(cell: Cell, now: Mapping[str, Any]) -> dict[str, Any]:
         found[name] = {key: value for key, value in setting.items() if key != "resolved"}
         shipped = RECIPES / f"{setting.get('recipe')}.py"
         if shipped.is_file():
-            tree = ast.parse(shipped.read_text())
+            tree = ast.parse(shipped.read_text("utf-8-sig"))
             lines = map(ast.unparse, tree.body[ast.get_docstring(tree) is not None :])
             found[name]["recipe_lines"] = "; ".join(lines)
         if setting["verb"] == "segment":
@@ -230,7 +230,7 @@ def _resolve_lines(lines: str, options: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         for path in RECIPES.glob("*.py"):
             shutil.copy(path, folder)
-        (path := Path(folder) / "former.py").write_text(lines)
+        (path := Path(folder) / "former.py").write_text(lines, "utf-8")
         try:
             load_recipe(str(path), verb=flat["verb"])
             return resolve(flat["verb"], flat | {"recipe": str(path)})

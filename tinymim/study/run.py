@@ -160,7 +160,7 @@ def _gpu(slot: int) -> dict[str, str]:
 def _start(stage: Stage, threads: int, slot: int) -> Child | None:
     """Start or resume a stage; None if another study is running it or has just finished it."""
     stage.folder.mkdir(parents=True, exist_ok=True)
-    lock = open(stage.folder / "lock", "a")  # noqa: SIM115  (held until the stage has ended)
+    lock = open(stage.folder / "lock", "a", encoding="utf-8")  # noqa: SIM115  (held until the stage has ended)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -170,13 +170,13 @@ def _start(stage: Stage, threads: int, slot: int) -> Child | None:
         lock.close()
         return None
     reads, noted = stage.reads(), stage.folder / "reads.json"
-    same = (json.loads(noted.read_text()) if noted.is_file() else {}) == reads
+    same = (json.loads(noted.read_text("utf-8-sig")) if noted.is_file() else {}) == reads
     again = ["--resume"] if same and (stage.run / "config.py").is_file() else ["--overwrite"] * stage.run.exists()
     if not same:  # start over: an input has changed
         for name in ("done.json", "seconds.txt"):
             (stage.folder / name).unlink(missing_ok=True)
     write_json(noted, reads)
-    with open(stage.folder / "log.txt", "a") as log:
+    with open(stage.folder / "log.txt", "a", encoding="utf-8") as log:
         process = subprocess.Popen(
             [*command(stage), *again],
             stdout=log,
@@ -193,7 +193,7 @@ def _finish(child: Child, threads: int) -> str:
     """Record the results of a finished child and release its lock; the reason if it failed, else an empty string."""
     stage, code = child.stage, child.process.returncode
     times = stage.folder / "seconds.txt"
-    with open(times, "a") as file:
+    with open(times, "a", encoding="utf-8") as file:
         file.write(f"{time.monotonic() - child.began:.1f}\n")
     why = ""
     if code == 0:
@@ -203,15 +203,15 @@ def _finish(child: Child, threads: int) -> str:
             stage.folder / "done.json",
             {
                 "command": command(stage),
-                "reads": json.loads((stage.folder / "reads.json").read_text()),
-                "seconds": [float(text) for text in times.read_text().split()],  # one per session
+                "reads": json.loads((stage.folder / "reads.json").read_text("utf-8-sig")),
+                "seconds": [float(text) for text in times.read_text("utf-8-sig").split()],  # one per session
                 "machine": {**environment(), "threads": threads, "gpu": gpu},
                 "student_sha256": sha256_file(models[0]) if models else None,
                 "result": _result(stage.run),
             },
         )
     else:
-        log = (stage.folder / "log.txt").read_text(errors="replace").splitlines()
+        log = (stage.folder / "log.txt").read_text("utf-8-sig", errors="replace").splitlines()
         why = "\n".join(
             [
                 f"{stage.folder.name} ended with {code}; {stage.folder / 'log.txt'} ends with",
@@ -226,16 +226,18 @@ def _result(run: Path) -> dict[str, float]:
     """The numbers of a run: result.json, or else the last value of each in metrics.jsonl."""
     found: dict[str, Any] = {}
     if (run / "result.json").is_file():
-        found = json.loads((run / "result.json").read_text())
+        found = json.loads((run / "result.json").read_text("utf-8-sig"))
     elif (run / "metrics.jsonl").is_file():
-        for text in (run / "metrics.jsonl").read_text().splitlines():
+        for text in (run / "metrics.jsonl").read_text("utf-8-sig").splitlines():
             found |= json.loads(text)
     return {key: value for key, value in found.items() if type(value) in (int, float)}
 
 
 def _write_result(study: Study, trial: Trial, data: Mapping[str, Folder]) -> str:
     """Write a trial's result file; the reason if it cannot be written, else an empty string."""
-    done = {name: json.loads((stage.folder / "done.json").read_text()) for name, stage in trial.stages.items()}
+    done = {
+        name: json.loads((stage.folder / "done.json").read_text("utf-8-sig")) for name, stage in trial.stages.items()
+    }
     scores = {}
     for score in study.scores:
         stage, _, key = score.partition(".")

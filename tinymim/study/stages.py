@@ -69,7 +69,7 @@ class Stage:
     def outcome(self) -> dict[str, Any] | None:
         """The content of ``done.json``; None if it has not finished."""
         path = self.folder / "done.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+        return json.loads(path.read_text("utf-8-sig")) if path.is_file() else None
 
     def reads(self) -> dict[str, str | None]:
         """Folder of each stage it needs -> sha256 of that stage's model; call it when they have finished."""
