@@ -23,7 +23,7 @@ _PLACES = {
     "build_web": "web.build",
     "main": "cli",
     **dict.fromkeys(("graph", "precision", "report", "runtime", "tune", "web"), ""),  # floors
-    **dict.fromkeys(("masks", "quantize", "sensitivity"), ""),  # modules of 0.1
+    **dict.fromkeys(("masks", "photos", "predict", "quantize", "sensitivity"), ""),  # modules of 0.1
 }
 __all__ = sorted(_PLACES)
 __getattr__ = lazy(__name__, _PLACES)

@@ -65,7 +65,7 @@ def write_json(path: str | Path, value: Any) -> None:
 def write_text(path: str | Path, text: str) -> None:
     """Write text, atomically; the folder is created if missing."""
     with atomic_path(path) as part:
-        part.write_text(text, "utf-8")
+        part.write_text(text, "utf-8", "backslashreplace")  # names of files may be no UTF-8
 
 
 def config_file(name: str | os.PathLike[str]) -> Path:
@@ -102,7 +102,7 @@ def describe_files(folder: str | os.PathLike[str], paths: Iterable[str | os.Path
     same size in bytes is not noticed.
     """
     lines = sorted(f"{os.path.relpath(path, folder)}\t{os.path.getsize(path)}\n".replace(os.sep, "/") for path in paths)
-    digest = hashlib.sha256("".join(lines).encode()).hexdigest()
+    digest = hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
     return {"folder": Path(folder).resolve().name, "files": len(lines), "list_sha256": digest}
 
 

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from tinymim.data.photo_files import IMAGES, LABELS, list_photos
 from tinymim.errors import ConfigError, DataError
 from tinymim.files import sha256_file
 from tinymim.progress import Progress
 from tinymim_export.runtime.engines import Engine
-from tinymim_export.runtime.photos import PHOTOS, to_input
+from tinymim_export.runtime.photos import to_input
 from tinymim_export.runtime.predictor import Predictor, read_photo
 from tinymim_export.runtime.resize import resize_bilinear
 
@@ -61,22 +62,10 @@ def choose_photos(folder: str | Path, count: int = 64, seed: int = 0) -> PhotoSe
     folder = Path(folder)
     if count < 1:
         raise ConfigError(f"--calibration-count {count} is not possible", "it counts photos", "e.g. 64")
-    if not folder.is_dir():
-        raise DataError(
-            f"no folder at {folder}",
-            "--calibration needs a folder of photos like those the file will see",
-            "check the path",
-        )
     root = folder
-    if (folder / "images").is_dir() and (folder / "annotations").is_dir():
-        root = next(p for p in (folder / "images/training", folder / "images") if p.is_dir())
-    found = sorted(p for p in root.rglob("*") if p.suffix.lower() in PHOTOS and not p.name.startswith("."))
-    if not found:
-        raise DataError(
-            f"no calibration photos in {root}",
-            f"nothing below it ends in {', '.join(PHOTOS)}",
-            "give a folder of photos like those the file will see",
-        )
+    if (folder / IMAGES).is_dir() and (folder / LABELS).is_dir():
+        root = next(p for p in (folder / IMAGES / "training", folder / IMAGES) if p.is_dir())
+    found = list_photos(root, option="--calibration", what="calibration photos")
     order = [found[i] for i in np.random.default_rng(seed).permutation(len(found))]
     chosen: list[Path] = []
     colours, seen, bad = [], set(), []

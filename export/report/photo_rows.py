@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 
 from tinymim.data.folders import read_layout
+from tinymim.data.label_files import wrong_size
+from tinymim.data.photo_files import list_photos
 from tinymim.errors import ConfigError, DataError
 from tinymim_export.report.figures import BETTER, OTHER, WORSE, difference_image, legend
 from tinymim_export.report.lineage import Counts, File, Lineage
 from tinymim_export.report.plots import data_uri, escape, mask_image
-from tinymim_export.runtime.photos import PHOTOS
 
 LOOKED_AT, SHOWN, FILES = 12, 2, 8  # photos run for each file, photos shown of them, files shown
 WIDTH = 360  # pixels of a picture on the page
@@ -63,6 +64,8 @@ def photo_rows(lineage: Lineage, folder: Path, **reading: Any) -> tuple[str, str
     for original, file in pairs[:FILES]:
         print(f"comparing masks: {file.name} with {original.name}", flush=True)
         sides = [masks.setdefault(f.sha256, _Masks(f)) for f in (original, file)]
+        names = sides[1].predictor.classes
+        order = layout.match(file.name, names)[0] if layout is not None and names else None
         ranked = []
         for photo in _promising(lineage, original, file, photos):
             first, second = (side.of(photo[1]) for side in sides)
@@ -73,13 +76,13 @@ def photo_rows(lineage: Lineage, folder: Path, **reading: Any) -> tuple[str, str
         blocks.append(f"<h3>{escape(file.name)} ({escape(file.kind)})</h3>")
         blocks.append(f'<p class="note">{mean:.2f} % of the pixels differ over {len(ranked)} photos looked at.</p>')
         for share, (name, path, label), first, second in ranked[:SHOWN]:
-            truth = layout.read_label(label) if layout is not None and label is not None else None
-            if truth is not None and truth.shape != first.shape:
-                raise DataError(
-                    f"{label} is {truth.shape[1]}x{truth.shape[0]} pixels, its photo {first.shape[1]}x{first.shape[0]}",
-                    "a label gives a class to every pixel of its photo",
-                    "make both the same size",
-                )
+            truth = None
+            if layout is not None and label is not None:
+                truth = layout.read_label(label)
+                if truth.shape != first.shape:
+                    raise wrong_size(label, truth.shape[::-1], first.shape[::-1])
+                if order is not None:
+                    truth = np.argsort(order).astype(np.uint8)[truth]
             if share > 0:
                 blocks.append(_row(f"{name}: {100 * share:.2f} % differ", path, first, second, truth, file))
         if original.sha256 != pairs[0][0].sha256:
@@ -127,10 +130,7 @@ def _photos(folder: Path, **reading: Any) -> tuple[list[Photo], Any]:
         pairs = layout.val or layout.train
         below = folder / "images" / ("validation" if layout.val else "training")
         return [(p.relative_to(below).with_suffix("").as_posix(), p, label) for p, label in pairs], layout
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PHOTOS) if folder.is_dir() else []
-    if not found:
-        raise DataError(f"no photos in {folder}", "--data needs a folder of photos", "check the path")
-    return [(p.relative_to(folder).with_suffix("").as_posix(), p, None) for p in found], None
+    return [(p.relative_to(folder).with_suffix("").as_posix(), p, None) for p in list_photos(folder)], None
 
 
 def _promising(lineage: Lineage, original: File, file: File, photos: list[Photo]) -> list[Photo]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from tinymim.confusion import class_counts, confusion_matrix, scores
 from tinymim.data.folders import IGNORED, Layout, Pair, read_layout
+from tinymim.data.label_files import wrong_size
 from tinymim.errors import ConfigError, DataError
 from tinymim.files import environment, write_json, write_text
 from tinymim.progress import Progress
@@ -200,20 +201,21 @@ def evaluate(
     pairs = layout.need(split)
     if limit is not None and limit < len(pairs):
         pairs = [pairs[i * len(pairs) // limit] for i in range(limit)]
-    if predictor.classes is not None:
-        _same_classes(predictor.name, len(predictor.classes), layout)
+    order, remark = (None, None) if predictor.classes is None else layout.match(predictor.name, predictor.classes)
     began, count = time.monotonic(), len(layout.classes)
     names, margins, total = [], [], np.zeros((count, count), np.int64)
     progress = None if quiet else Progress("eval", len(pairs))
     for i, pair in enumerate(pairs):
         photo, label = _read(pair, layout)
         mask = predictor.mask(photo)
-        if predictor.channels not in (None, 1):
-            _same_classes(predictor.name, predictor.channels or 0, layout)
+        if predictor.channels not in (None, 1, count):
+            layout.match(predictor.name, [f"class {i}" for i in range(predictor.channels or 0)])  # raises
+        if order is not None:
+            mask = order[mask]
         matrix = confusion_matrix(label, mask, count, IGNORED, predictor.name)
         total += matrix
         margins.append(np.stack(class_counts(matrix)))
-        names.append(_name(pair[0], split))
+        names.append(layout.name(split, pair[0]))
         if masks is not None:
             save_mask(mask, Path(masks) / f"{names[-1]}.png", layout.palette)
         if progress is not None:
@@ -221,11 +223,17 @@ def evaluate(
     if progress is not None:
         progress.close()
     notes = list(predictor.notes)
-    if predictor.classes is not None and list(predictor.classes) != list(layout.classes):
-        notes.append("the class names of the file are not the folder's; they were matched by number")
-    if len(pairs) < len(layout.need(split)):
-        notes.append(f"--limit: {len(pairs)} of {len(layout.need(split))} photos, evenly spread")
+    if remark is not None:
+        notes.append(remark)
+    if len(pairs) < len(getattr(layout, split)):
+        notes.append(f"--limit: {len(pairs)} of {len(getattr(layout, split))} photos, evenly spread")
     right, labelled, predicted = np.stack(margins, axis=1)
+    if not labelled.any():
+        raise DataError(
+            f"no pixel of the labels of these {len(pairs)} photos counts",
+            "all of them are ignored",
+            "score more photos (--limit), or correct the labels",
+        )
     return EvalResult(
         file=str(predictor.engine.path),
         sha256=predictor.engine.sha256,
@@ -250,28 +258,8 @@ def evaluate(
 def _read(pair: Pair, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
     photo, label = read_photo(pair[0]), layout.read_label(pair[1])
     if label.shape != photo.shape[:2]:
-        raise DataError(
-            f"{pair[1]} is {label.shape[1]} x {label.shape[0]} pixels, its photo {photo.shape[1]} x {photo.shape[0]}",
-            "a label gives a class to every pixel of its photo",
-            "make both the same size",
-        )
+        raise wrong_size(pair[1], label.shape[::-1], photo.shape[1::-1])
     return photo, label
-
-
-def _same_classes(name: str, have: int, layout: Layout) -> None:
-    if have != len(layout.classes):
-        raise DataError(
-            f"{name} knows {have} classes, {layout.root} has {len(layout.classes)}",
-            "the segmentor was trained on other data",
-            "give the folder it was trained for; name ids that are not classes in dataset.json or by --ignore-label",
-        )
-
-
-def _name(photo: Path, split: str) -> str:
-    """The photo below its split's folder, without suffix: "0001" or "seq05/0001"."""
-    folder = {"val": "validation", "train": "training"}[split]
-    parts = photo.with_suffix("").parts
-    return "/".join(parts[len(parts) - parts[::-1].index(folder) :])
 
 
 def _plain(value: float) -> float | None:

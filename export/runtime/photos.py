@@ -5,36 +5,30 @@ from typing import Any
 
 import numpy as np
 
-from tinymim.data.pixels import to_rgb
+from tinymim.data.photo_files import list_photos
+from tinymim.data.pixels import UnreadablePhoto, open_photo
 from tinymim.errors import DataError
-
-PHOTOS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def load_photos(folder: str | Path, limit: int = 4) -> list[Any]:
-    """The first readable photos of a folder (below it too), as Pillow RGB images.
+    """The first readable photos of a folder (below it too), as upright Pillow RGB images.
 
     Raises:
         DataError: no folder, or no readable photo in it.
     """
-    from PIL import Image
-
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise DataError(f"no folder at {folder}", "--photos needs a folder of images", "check the path")
     found: list[Any] = []
     bad: list[str] = []
-    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in PHOTOS):
+    for path in list_photos(folder, option="--photos"):
         try:
-            with Image.open(path) as image:
-                found.append(to_rgb(image))
-        except (OSError, ValueError, SyntaxError) as error:
-            bad.append(f"{path.name} ({error})")
+            found.append(open_photo(path))
+        except UnreadablePhoto as error:
+            bad.append(f"{path.name} ({error.why})")
         if len(found) == limit:
             break
     if not found:
-        why = f"none of its images can be read: {', '.join(bad[:3])}" if bad else "it holds no jpg, png, ... file"
-        raise DataError(f"no photos in {folder}", why, "choose a folder of photos")
+        raise DataError(
+            f"no photos in {folder}", f"none of its images can be read: {', '.join(bad[:3])}", "choose another folder"
+        )
     for name in bad:
         print(f"warning: skipped {name}")
     return found

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from tinymim.data.photo_files import list_photos
 from tinymim.errors import ConfigError, DataError
 from tinymim.files import atomic_path, environment, write_json, write_text
 from tinymim.progress import Progress
-from tinymim_export.runtime.photos import PHOTOS
 from tinymim_export.runtime.pictures import (
     VIDEOS,
     Palette,
@@ -183,16 +183,15 @@ def _jobs(source: Path, out: Path) -> list[tuple[Path, Path]]:
         raise ConfigError(
             f"{out} is inside {source}", "its masks would be read as photos next time", "choose a folder next to it"
         )
-    photos = sorted(
-        p for p in source.rglob("*") if p.suffix.lower() in PHOTOS and not p.name.startswith(".") and p.is_file()
-    )
-    if not photos:
-        raise DataError(f"no photos in {source}", "it holds no jpg, png, ... file", "choose a folder of photos")
+    photos = list_photos(source, option="predict")
     stems = Counter(photo.with_suffix("") for photo in photos)
-    names = [
-        photo.stem if stems[photo.with_suffix("")] == 1 else photo.name for photo in photos
-    ]  # both a.jpg and a.png
-    return [(p, out / p.relative_to(source).with_name(f"{name}.png")) for p, name in zip(photos, names, strict=True)]
+    # both a.jpg and a.png: their masks keep the suffix
+    names = [photo.stem if stems[photo.with_suffix("")] == 1 else photo.name for photo in photos]
+    masks = [out / p.relative_to(source).with_name(f"{name}.png") for p, name in zip(photos, names, strict=True)]
+    if clash := [mask for mask, count in Counter(masks).items() if count > 1]:
+        both = " and ".join(str(photo) for photo, mask in zip(photos, masks, strict=True) if mask == clash[0])
+        raise ConfigError(f"two photos share the mask {clash[0]}", both, "rename one of them")
+    return list(zip(photos, masks, strict=True))
 
 
 def _overlay_path(mask: Path) -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tinymim.data.pixels import to_rgb
+from tinymim.data.pixels import open_photo
 from tinymim.errors import CheckFailed, ConfigError, DataError
 from tinymim_export.runtime.engines import Engine, open_engine
 from tinymim_export.runtime.photos import to_input
@@ -336,10 +336,4 @@ def read_photo(path: str | Path) -> np.ndarray:
     Raises:
         DataError: missing or damaged.
     """
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as image:
-            return np.asarray(to_rgb(ImageOps.exif_transpose(image)))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"cannot read the photo {path}", str(error), "copy the file again or remove it") from error
+    return np.asarray(open_photo(path))

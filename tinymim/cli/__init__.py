@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 a check failed, 2 user error, 130 interrupted.
 
 import argparse
 import importlib
+import io
 import os
 import shlex
 import sys
@@ -48,6 +49,9 @@ def run_command(
     parser = argparse.ArgumentParser(
         prog=prog, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
+    for stream in (sys.stdout, sys.stderr):  # names that the locale, or UTF-8, cannot write never stop a command
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         add_arguments(parser)
         return run(parser.parse_args(argv))

@@ -1,29 +1,35 @@
 """Labelled photo folders in ADE20K layout: which label belongs to which photo, and what the label ids mean.
 
-``images/{training,validation}/NAME.jpg`` beside ``annotations/{training,validation}/NAME.png`` (8-bit ids). What the
-ids mean comes from ``dataset.json`` {classes, palette, ignore: [ids], zero_is_ignored}; without it from the options
+``images/{training,validation}/NAME.jpg`` beside ``annotations/{training,validation}/NAME.png`` (8- or 16-bit ids). What
+the ids mean comes from ``dataset.json`` {classes, palette, ignore: [ids], zero_is_ignored}; without it from the options
 ``--ignore-label`` / ``--reduce-zero-label``; without those from ADE20K's own file names or a scan of all labels; the
 result is printed. 255 is always ignored. NumPy and Pillow only.
 """
 
 import colorsys
-import functools
-import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from tinymim.data.dataset_json import LARGEST_ID, MOST_CLASSES, Palette, read_meaning
+from tinymim.data.label_files import (
+    IGNORED,
+    Pair,
+    check_sizes,
+    find_pairs,
+    made_up_ids,
+    ranges,
+    read_ids,
+    spread,
+    unique_ids,
+)
+from tinymim.data.photo_files import IMAGES, LABELS, subfolders, tell
 from tinymim.errors import DataError
 
-IGNORED = 255
-PHOTOS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-CHECKED_LABELS = 400  # labels checked before work starts; every label is checked again when it is read
-Pair = tuple[Path, Path]
+__all__ = ["IGNORED", "Layout", "Pair", "read_layout"]
 
 
 @dataclass(frozen=True)
@@ -52,20 +58,72 @@ class Layout:
         )
 
     def need(self, split: str) -> list[Pair]:
-        """Pairs of "train" or "val".
+        """Pairs of "train" or "val", their sizes checked.
 
         Raises:
-            DataError: there are none.
+            DataError: there are none, a label is not of its photo's size, or no pixel of the split counts.
         """
         pairs: list[Pair] = getattr(self, split)
+        folder = self.root / IMAGES / _SPLITS[split]
         if not pairs:
-            folder = self.root / "images" / _SPLITS[split]
             raise DataError(
                 f"no photos in {folder}",
                 "the folder is missing or empty",
-                "put photos there and their labels of the same name under annotations/",
+                f"put photos there and their labels of the same name under {LABELS}/",
+            )
+        check_sizes(pairs, training=split == "train")
+        if not any(self.counted(label) for _, label in pairs):
+            raise DataError(
+                f"no pixel of the labels of {folder} counts",
+                f"all {len(pairs)} labels hold ignored ids only ({self._ignored()})",
+                f'correct the labels, or "ignore" in {self.root / "dataset.json"} (without it: --ignore-label)',
             )
         return pairs
+
+    def counted(self, label: Path) -> frozenset[int]:
+        """Training ids that a label file holds."""
+        table = self.id_table()
+        return frozenset(int(table[i]) for i in unique_ids(label) if 0 <= i < len(table)) - {-1, IGNORED}
+
+    def name(self, split: str, photo: Path) -> str:
+        """A photo below its split's folder, without suffix: "0001" or "seq05/0001"."""
+        return photo.relative_to(self.root / IMAGES / _SPLITS[split]).with_suffix("").as_posix()
+
+    def match(self, name: str, classes: Sequence[str]) -> tuple[np.ndarray | None, str | None]:
+        """Match a segmentor's classes with the folder's: by name where both have names, else by number.
+
+        Args:
+            name: The segmentor, for the error.
+            classes: Its class names, "class 0", "class 1", ... where it has none.
+
+        Returns:
+            uint8 (256,): segmentor's id -> folder's id, or None where they are the same; and a remark, or None.
+
+        Raises:
+            DataError: another number of classes, or other names.
+        """
+        if len(classes) != len(self.classes):
+            raise DataError(
+                f"{name} knows {len(classes)} classes, {self.root} has {len(self.classes)}",
+                "the segmentor was trained on other data",
+                "give the folder it was trained for; name ids that are not classes in dataset.json or by "
+                "--ignore-label",
+            )
+        theirs, ours = ([" ".join(c.casefold().split()) for c in names] for names in (classes, self.classes))
+        if theirs == ours:
+            return None, None
+        if _are_numbers(theirs) or _are_numbers(ours):
+            return None, "only one of segmentor and folder names its classes; they were matched by number"
+        if sorted(theirs) != sorted(ours) or len(set(ours)) < len(ours):
+            at = next(i for i, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b)
+            raise DataError(
+                f"{name} has other classes than {self.root}",
+                f"its class {at} is {classes[at]!r}, the folder's {self.classes[at]!r}",
+                "give the folder it was trained for; where only the spelling differs, use its names in dataset.json",
+            )
+        table = np.arange(256, dtype=np.uint8)
+        table[: len(ours)] = [ours.index(c) for c in theirs]
+        return table, "its classes are in another order than the folder's; they were matched by name"
 
     def read_label(self, path: str | Path) -> np.ndarray:
         """Label file as uint8 (H, W): training ids 0 .. classes - 1, and 255 where ignored.
@@ -73,20 +131,23 @@ class Layout:
         Raises:
             DataError: unreadable, not single-channel, or an undefined id.
         """
-        raw = _read_ids(Path(path))
-        table = self.id_table()
-        ids = table[np.minimum(raw, 256)]
+        raw, table = read_ids(Path(path)), self.id_table()
+        last = len(table) - 1
+        ids = table[raw if raw.dtype == np.uint8 else np.where((raw < 0) | (raw > last), last, raw)]
         if (ids < 0).any():
             raise self._wrong_id(Path(path), int(raw[ids < 0].max()))
         return ids.astype(np.uint8)
 
     def id_table(self) -> np.ndarray:
-        """int16 (257,): file id -> training id, 255 for ignored ids, -1 for undefined ids (256: too large)."""
-        table = np.full(257, -1, np.int16)
+        """int16 (257 or more,): file id -> training id, 255 for ignored ids, -1 for undefined ids (last: too large)."""
+        table = np.full(max(IGNORED, *self.ignore) + 2 if self.ignore else IGNORED + 2, -1, np.int16)
         first = 1 if self.zero_is_ignored else 0
         table[first : first + len(self.classes)] = np.arange(len(self.classes))
         table[[*self.ignore, IGNORED, *([0] if self.zero_is_ignored else [])]] = IGNORED
         return table
+
+    def _ignored(self) -> str:
+        return ", ".join(map(str, sorted({*self.ignore, IGNORED, *([0] if self.zero_is_ignored else [])})))
 
     def _wrong_id(self, path: Path, value: int) -> DataError:
         last = len(self.classes) - (0 if self.zero_is_ignored else 1)
@@ -124,14 +185,15 @@ def read_layout(
     """
     root = Path(root)
     if not (root / "images").is_dir():
-        inside = [p.name for p in sorted(root.iterdir()) if (p / "images").is_dir()] if root.is_dir() else []
+        inside = [name for name in subfolders(root) if (root / name / IMAGES).is_dir()] if root.is_dir() else []
         hint = f"; {root / inside[0]} has that layout" if inside else ""
         raise DataError(
             f"{root} is not a labelled folder" if root.is_dir() else f"there is no folder {root}",
             f"it must hold images/{{training,validation}} and annotations/{{training,validation}}{hint}",
             "give the folder that holds images/ and annotations/ (--data-root), or run tools/prepare_ade20k.py",
         )
-    pairs = {split: _pairs(root, folder) for split, folder in _SPLITS.items()}
+    extra = _ignored_ids(ignore_label)
+    pairs = {split: find_pairs(root / IMAGES / folder, root / LABELS / folder) for split, folder in _SPLITS.items()}
     train, val = pairs["train"], pairs["val"]
     if not train and not val:
         raise DataError(
@@ -139,11 +201,10 @@ def read_layout(
             "images/training and images/validation are missing or empty",
             "put photos there and their labels of the same name under annotations/",
         )
-    extra = () if ignore_label is None else (ignore_label,) if isinstance(ignore_label, int) else tuple(ignore_label)
-    palette: tuple[tuple[int, int, int], ...] | None = None
+    palette: Palette | None = None
     if (root / "dataset.json").is_file():
         source = "dataset.json"
-        classes, palette, ignore, zero = _read_meaning(root / "dataset.json")
+        classes, palette, ignore, zero = read_meaning(root / "dataset.json")
         if (extra and not set(extra) <= {*ignore, IGNORED}) or reduce_zero_label not in (None, zero):
             raise DataError(
                 "the options contradict dataset.json",
@@ -157,73 +218,80 @@ def read_layout(
     else:
         source = "scan" if ignore_label is None and reduce_zero_label is None else "options"
         zero, ignore = bool(reduce_zero_label), extra
-        found = set[int]().union(*(_ids(label) for _, label in [*train, *val])) - {*ignore, IGNORED}
-        if zero:
-            found.discard(0)
-        if not found or max(found) > 254:
-            raise DataError(
-                f"the labels of {root} cannot be counted",
-                f"largest id {max(found)}, ids fit 0 to 254" if found else "every pixel is ignored",
-                "save single-channel 8-bit labels, or add a dataset.json",
-            )
-        classes = tuple(f"class {i}" for i in range(max(found) + (0 if zero else 1)))
+        classes = _count_classes(root, [*train, *val], ignore, zero)
     layout = Layout(root, train, val, classes, palette or _colours(len(classes)), ignore, zero, source)
     _check_labels(layout)
     return layout
 
 
-def _pairs(root: Path, folder: str) -> list[Pair]:
-    """Photos of one split with their labels, sorted by name."""
-    images, labels = root / "images" / folder, root / "annotations" / folder
-    photos = sorted(p for p in images.rglob("*") if p.suffix.lower() in PHOTOS and not p.name.startswith("."))
-    pairs = [(photo, (labels / photo.relative_to(images)).with_suffix(".png")) for photo in photos]
-    have = set(labels.rglob("*.png")) if pairs else set()
-    without = [photo for photo, label in pairs if label not in have]
-    if without:
+def _ignored_ids(ignore_label: int | Sequence[int] | None) -> tuple[int, ...]:
+    """``--ignore-label`` as ids.
+
+    Raises:
+        DataError: one is no id that a label file can hold.
+    """
+    ids = () if ignore_label is None else (ignore_label,) if isinstance(ignore_label, int) else tuple(ignore_label)
+    if wrong := [i for i in ids if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i <= LARGEST_ID]:
         raise DataError(
-            f"{len(without)} of {len(photos)} photos in {images} have no label, the first is {without[0].name}",
-            f"{labels / without[0].relative_to(images).with_suffix('.png')} does not exist",
-            "add the label (same name, .png) or remove the photo",
+            f"--ignore-label {wrong[0]} is no label id",
+            f"it names ids in the label files, which go from 0 to {LARGEST_ID}; {IGNORED} is always ignored",
+            "leave it out, or give the id that the files hold where no class is",
         )
-    return pairs
+    return ids
 
 
-def _read_meaning(
-    path: Path,
-) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...] | None, tuple[int, ...], bool]:
-    """Classes, palette, ignored ids and zero_is_ignored of a ``dataset.json``."""
+def _count_classes(root: Path, pairs: Sequence[Pair], ignore: Sequence[int], zero: bool) -> tuple[str, ...]:
+    """Names for the ids that a scan of all labels finds: "class 0", ...; ids that are not found are told, and kept.
 
-    def wrong(why: str) -> DataError:
-        example = '{"classes": ["road", "car"], "palette": [[128, 64, 128], [64, 0, 128]], "ignore": [11]}'
-        return DataError(f"cannot use {path}", why, f"write it like {example}")
+    Raises:
+        DataError: no id or a single one is left, or ids are too large, or made up by JPEG or a resize.
+    """
+    ids = frozenset().union(*(unique_ids(label) for _, label in pairs))
+    ignored = frozenset({*ignore, IGNORED, *([0] if zero else [])})
+    found = ids - ignored
+    if made_up := made_up_ids(pairs, ignored):
+        raise DataError(
+            f"the labels of {root} look as if JPEG or a resize had changed them",
+            f"the ids {_some(made_up)} occur only as thin lines and specks between others",
+            "save the labels as PNG, resize them by nearest neighbour only; if these are classes, name them in a "
+            "dataset.json",
+        )
+    if not found or not 0 <= min(found) <= max(found) <= MOST_CLASSES:
+        large = [i for i in found if not 0 <= i <= MOST_CLASSES]
+        raise DataError(
+            f"the labels of {root} cannot be counted",
+            f"classes are ids from 0 to {MOST_CLASSES}, and they hold {_some(large)}"
+            if found
+            else "every pixel is ignored",
+            f"name what is no class: --ignore-label {_some(large, ' ')}; or add a dataset.json"
+            if found
+            else "save single-channel labels with an id for each class, or add a dataset.json",
+        )
+    if len(found) == 1:
+        if found == {0} and IGNORED in ids:
+            raise _binary(root)
+        raise DataError(
+            f"the labels of {root} hold one class",
+            f"every pixel is {_some(found)}, or ignored ({_some(ignored)}): there is nothing to learn",
+            "label the background as a class, too; or name classes that this folder lacks in a dataset.json",
+        )
+    first = 1 if zero else 0
+    if gaps := {*range(first, max(found))} - found:
+        tell(
+            f"{root}: no label holds the ids {ranges(gaps)}; they are kept as classes without pixels "
+            "(a dataset.json would name the classes)"
+        )
+    return tuple(f"class {i}" for i in range(max(found) + 1 - first))
 
-    try:
-        meaning: Any = json.loads(path.read_text("utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise wrong(f"it is not valid JSON ({error})") from error
-    if not isinstance(meaning, dict) or not isinstance(meaning.get("classes"), list) or not meaning["classes"]:
-        raise wrong('it has no list of "classes"')
-    if unknown := set(meaning) - {"classes", "palette", "ignore", "zero_is_ignored", "name", "description"}:
-        raise wrong(f"unknown entries: {', '.join(sorted(unknown))}")
-    classes, palette = tuple(map(str, meaning["classes"])), meaning.get("palette")
-    if len(classes) > 254:
-        raise wrong(f"{len(classes)} classes do not fit 8-bit labels (254 at most)")
-    if palette is not None and (
-        not isinstance(palette, list)
-        or len(palette) != len(classes)
-        or not all(isinstance(c, list) and len(c) == 3 and all(_is_byte(v) for v in c) for c in palette)
-    ):
-        raise wrong(f'"palette" needs one [red, green, blue] of 0 to 255 for each of the {len(classes)} classes')
-    ignore, zero = meaning.get("ignore", []), meaning.get("zero_is_ignored", False)
-    if not isinstance(ignore, list) or not all(_is_byte(v) for v in ignore):
-        raise wrong('"ignore" is a list of ids from 0 to 255')
-    if not isinstance(zero, bool):
-        raise wrong('"zero_is_ignored" is true or false')
-    return classes, None if palette is None else tuple((c[0], c[1], c[2]) for c in palette), tuple(ignore), zero
+
+def _some(numbers: Iterable[int], between: str = ", ") -> str:
+    """The first numbers as text."""
+    return between.join(map(str, sorted(numbers)[:8])) + (" ..." if len([*numbers]) > 8 else "")
 
 
-def _is_byte(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255
+def _are_numbers(names: Sequence[str]) -> bool:
+    """Whether class names are those of a folder without names."""
+    return all(name == f"class {i}" for i, name in enumerate(names))
 
 
 def _is_ade20k(root: Path, pairs: list[Pair]) -> bool:
@@ -232,40 +300,40 @@ def _is_ade20k(root: Path, pairs: list[Pair]) -> bool:
     return named or any((root / f"objectInfo150.{kind}").is_file() for kind in ("txt", "csv"))
 
 
-def _read_ids(path: Path) -> np.ndarray:
-    """Ids of a label file, (H, W), unsigned."""
-    try:
-        with Image.open(path) as image:
-            if image.mode not in ("L", "P", "1", "I", "I;16"):
-                raise DataError(
-                    f"{path} is not a label map (its mode is {image.mode})",
-                    "a label has one channel of class ids; colours cannot be read back",
-                    "save it as a single-channel 8-bit PNG",
-                )
-            return np.asarray(image).astype(np.uint32)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"cannot read the label {path}", str(error), "copy the file again") from error
-
-
-@functools.lru_cache(maxsize=200_000)
-def _ids_of_version(path: Path, modified: int, size: int) -> frozenset[int]:
-    return frozenset(np.unique(_read_ids(path)).tolist())
-
-
-def _ids(path: Path) -> frozenset[int]:
-    """Ids in a label file, cached while the file does not change."""
-    stat = path.stat()
-    return _ids_of_version(path, stat.st_mtime_ns, stat.st_size)
-
-
 def _check_labels(layout: Layout) -> None:
-    """Check up to CHECKED_LABELS labels of each split, evenly spread."""
-    table = layout.id_table()
-    for pairs in (layout.train, layout.val):
-        for _, label in pairs[:: -(-len(pairs) // CHECKED_LABELS) or 1]:
-            wrong = [i for i in _ids(label) if table[min(i, 256)] < 0]
-            if wrong:
+    """Look at labels of each split, evenly spread: ids without a class, and splits that hold a single class.
+
+    Raises:
+        DataError: an id without class, or the labels are masks of 0 and 255, whose foreground would be ignored.
+    """
+    table, counted, ids = layout.id_table(), dict[str, frozenset[int]](), set[int]()
+    for split, folder in _SPLITS.items():
+        pairs = getattr(layout, split)
+        for _, label in spread(pairs):
+            found = unique_ids(label)
+            if wrong := [i for i in found if not 0 <= i < len(table) or table[i] < 0]:
                 raise layout._wrong_id(label, max(wrong))
+            ids |= found
+        if pairs:
+            counted[folder] = frozenset().union(*(layout.counted(label) for _, label in spread(pairs)))
+    if ids == {0, IGNORED} and all(unique_ids(label) <= ids for _, label in [*layout.train, *layout.val]):
+        raise _binary(layout.root)
+    for folder, classes in counted.items():
+        if len(classes) == 1:
+            name = layout.classes[next(iter(classes))]
+            tell(f"{layout.root}: the labels of {folder} hold one class only, {name!r} ({layout._ignored()} ignored)")
+
+
+def _binary(root: Path) -> DataError:
+    convert = (
+        "import sys, numpy as np; from PIL import Image; "
+        "[Image.fromarray((np.asarray(Image.open(p)) > 127).astype('uint8')).save(p) for p in sys.argv[1:]]"
+    )
+    return DataError(
+        f"the labels of {root} are masks of 0 and 255",
+        "255 is always ignored: the foreground would not count, and one class would be left",
+        f'save it as id 1, e.g. in a copy: python -c "{convert}" {root / LABELS}/*/*.png',
+    )
 
 
 def _colours(count: int) -> tuple[tuple[int, int, int], ...]:

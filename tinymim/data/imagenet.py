@@ -6,7 +6,6 @@ The lists of wnids come with timm.
 """
 
 import functools
-import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tinymim.data.photos import SUFFIXES
+from tinymim.data.photo_files import IMAGES, LABELS, SUFFIXES, photo_paths, subfolders
 from tinymim.errors import ConfigError, DataError
 
 # kind -> photos of the official sets (ImageNet: validation, training; ImageNet-C: of each severity folder)
@@ -102,6 +101,12 @@ def read_class_folder(folder: str | Path, classes: Sequence[str] | None = None) 
     found = {path.name: _photos(path) for path in _subfolders(root)}
     if not found:
         raise _no_classes(root)
+    if {IMAGES, LABELS} <= set(found):
+        raise DataError(
+            f"{root} is a labelled folder for segmentation, not a folder of classes",
+            f"{IMAGES} and {LABELS} in it would count as classes",
+            "give a folder with one sub-folder per class; for this one, see tinymim segment --help",
+        )
     if set(found) <= SPLITS:
         raise DataError(
             f"{root} holds {', '.join(found)} and no classes",
@@ -113,7 +118,7 @@ def read_class_folder(folder: str | Path, classes: Sequence[str] | None = None) 
         if empty:
             raise DataError(
                 f"{_count(empty, 'sub-folder')} of {root} without photos: {_some(empty)}",
-                f"each would count as a class; photos end in {', '.join(sorted(SUFFIXES))}",
+                f"each would count as a class; photos end in {', '.join(SUFFIXES)}",
                 "put photos there, or remove folders that are not classes",
             )
         classes = list(found)
@@ -129,7 +134,7 @@ def read_class_folder(folder: str | Path, classes: Sequence[str] | None = None) 
     if not files:
         raise DataError(
             f"no photos in {root}",
-            f"nothing in its class folders ends in {', '.join(sorted(SUFFIXES))}",
+            f"nothing in its class folders ends in {', '.join(SUFFIXES)}",
             "check the path, or unpack the photos again",
         )
     ids = {name: i for i, name in enumerate(classes)}
@@ -253,21 +258,12 @@ def _subfolders(folder: Path) -> list[Path]:
     """Direct sub-folders, sorted, without hidden ones. Raises DataError if there is no such folder."""
     if not folder.is_dir():
         raise DataError(f"no folder at {folder}", "a folder of class folders is needed", "check the path")
-    with os.scandir(folder) as entries:
-        return [folder / name for name in sorted(e.name for e in entries if e.is_dir() and e.name[0] != ".")]
+    return [folder / name for name in subfolders(folder)]
 
 
 def _photos(folder: Path) -> list[Path]:
     """Photos anywhere below a folder, sorted."""
-    return [
-        Path(path)
-        for path in sorted(
-            os.path.join(base, name)
-            for base, _, names in os.walk(folder)
-            for name in names
-            if os.path.splitext(name)[1].lower() in SUFFIXES and name[0] != "."
-        )
-    ]
+    return list(map(Path, sorted(photo_paths(folder))))
 
 
 def _no_classes(root: Path) -> DataError:

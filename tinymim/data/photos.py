@@ -6,7 +6,6 @@ No state is kept between photos, so a run that is killed and resumed sees exactl
 import math
 import random
 import signal
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,29 +16,24 @@ from PIL import Image, ImageEnhance
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from tinymim.data.pixels import to_rgb
+from tinymim.data.photo_files import list_photos
+from tinymim.data.pixels import UnreadablePhoto, open_photo
 from tinymim.errors import DataError
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
-
-
-def list_photos(folder: str | Path) -> list[Path]:
-    """Every photo below a folder, sorted.
-
-    Raises:
-        DataError: no such folder, or no photo in it.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise DataError(f"no folder at {folder}", "--data must name a folder of photos", "check the path")
-    photos = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
-    if not photos:
-        raise DataError(
-            f"no photos in {folder}",
-            f"nothing below it ends in {', '.join(sorted(SUFFIXES))}",
-            "give the folder that holds the photos (folders inside it are searched)",
-        )
-    return photos
+__all__ = [
+    "Photos",
+    "StepSampler",
+    "center_box",
+    "collate",
+    "collate_readable",
+    "color_jitter",
+    "crop_box",
+    "leave_signals_to_the_main_process",
+    "list_photos",
+    "open_near",
+    "read_photo",
+    "to_tensor",
+]
 
 
 def crop_box(size: tuple[int, int], scale: tuple[float, float], rng: random.Random) -> tuple[int, int, int, int]:
@@ -82,12 +76,10 @@ def center_box(size: tuple[int, int]) -> tuple[int, int, int, int]:
 
 
 def read_photo(path: str | Path) -> Image.Image | None:
-    """A photo as RGB; None if it is damaged."""
+    """A photo as RGB, upright; None if it is damaged."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return to_rgb(Image.open(path))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return open_photo(path)
+    except UnreadablePhoto:
         return None
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from tinymim.confusion import class_counts, confusion_matrix, mean_iou
 from tinymim.data.folders import IGNORED, read_layout
+from tinymim.data.pixels import open_photo
 from tinymim.progress import clock
 from tinymim_export.report.page import (
     Section,
@@ -52,7 +53,7 @@ def score_onnx(out: Path) -> dict[str, Any]:
     confusion, scored = np.zeros((count, count), np.int64), []
     (out / "predictions").mkdir(exist_ok=True)
     for photo_path, label_path in layout.val:
-        photo_3HW = np.asarray(Image.open(photo_path).convert("RGB"), np.float32).transpose(2, 0, 1)
+        photo_3HW = np.asarray(open_photo(photo_path), np.float32).transpose(2, 0, 1)
         logits_1CHW = session.run(None, {"image": ((photo_3HW - mean) / std)[None]})[0]
         guess_HW, truth_HW = logits_1CHW[0].argmax(0), layout.read_label(label_path)
         own = confusion_matrix(truth_HW, guess_HW, count, IGNORED)
@@ -224,13 +225,14 @@ def _pipeline(stages: dict[str, Any]) -> str:
 
 
 def _pictures(out: Path, data: dict[str, Any], shown: list[tuple[float, str]]) -> str:
+    layout = read_layout(out / "data")
+    pairs = {photo.stem: (photo, label) for photo, label in layout.val}
     rows = []
     for score, stem in shown:
-        photo = next((out / "data" / "images" / "validation").glob(f"{stem}.*"))
-        truth = np.asarray(Image.open(out / "data" / "annotations" / "validation" / f"{stem}.png"))
+        photo, label = pairs[stem]
         guess = np.asarray(Image.open(out / "predictions" / f"{stem}.png"))
         caption = f"{100 * score:.0f} % correct"
-        rows.append((caption, np.asarray(Image.open(photo).convert("RGB")), truth, guess))
+        rows.append((caption, np.asarray(open_photo(photo)), layout.read_label(label), guess))
     return gallery(rows, data["classes"], data["palette"])
 
 

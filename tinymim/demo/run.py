@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tinymim.data.folders import read_layout
+from tinymim.data.photo_files import list_photos
 from tinymim.errors import CheckFailed, ConfigError
 from tinymim.files import environment, prepare_out, write_json
 from tinymim.progress import clock
@@ -249,7 +250,7 @@ def _pretraining(
 
     folder, photos = out / name, out / "data" / "images"
     resume = any((folder / "checkpoints").glob("*.pth"))
-    count = len(list((photos / "training").iterdir()))
+    count = len(list_photos(photos / "training"))
     per_epoch = max(count // BATCH, 1)
     result = job(
         recipe,

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from tinymim.data.folders import Layout
+from tinymim.data.pixels import UnreadablePhoto, open_photo
 from tinymim.errors import DataError
 from tinymim.files import write_json
 
@@ -43,12 +44,11 @@ def shrink_layout(
         for i in chosen:
             photo_path, label_path = pairs[i]
             try:
-                with Image.open(photo_path) as photo:
-                    photo.draft("RGB", (2 * size[0], 2 * size[1]))
-                    small = _cover(photo.convert("RGB"), size, Image.Resampling.LANCZOS)
-            except (OSError, ValueError, SyntaxError) as error:
-                print(f"warning: left out {photo_path} ({error})")
+                photo = open_photo(photo_path, at_least=(2 * size[0], 2 * size[1]))
+            except UnreadablePhoto as error:
+                print(f"warning: left out {photo_path} ({error.why})")
                 continue
+            small = _cover(photo, size, Image.Resampling.LANCZOS)
             label = _cover(Image.fromarray(layout.read_label(label_path)), size, Image.Resampling.NEAREST)
             small.save(root / "images" / folder / f"{i:06d}.jpg", quality=92)
             label.save(root / "annotations" / folder / f"{i:06d}.png")

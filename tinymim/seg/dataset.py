@@ -14,16 +14,12 @@ from mmcv.transforms import BaseTransform
 from mmengine.dist import get_dist_info
 from mmseg.datasets.basesegdataset import BaseSegDataset
 from mmseg.registry import DATA_SAMPLERS, DATASETS, TRANSFORMS
-from PIL import Image, ImageOps
 from torch.utils.data import Sampler
 
 from tinymim.data.folders import Layout, read_layout
-from tinymim.data.pixels import to_rgb
+from tinymim.data.label_files import wrong_size
+from tinymim.data.pixels import UnreadablePhoto, open_photo
 from tinymim.errors import DataError
-
-
-class UnreadablePhoto(DataError):
-    """A damaged photo: skipped in training, an error elsewhere."""
 
 
 @TRANSFORMS.register_module()
@@ -34,14 +30,7 @@ class LoadPhoto(BaseTransform):
     """
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        path = results["img_path"]
-        try:
-            with Image.open(path) as image:
-                rgb = np.asarray(to_rgb(ImageOps.exif_transpose(image)))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise UnreadablePhoto(
-                f"cannot read the photo {path}", str(error), "copy the file again or remove it"
-            ) from error
+        rgb = np.asarray(open_photo(results["img_path"]))
         results["img"] = np.ascontiguousarray(rgb[..., ::-1])
         results["img_shape"] = results["ori_shape"] = rgb.shape[:2]
         return results
@@ -55,12 +44,7 @@ class LoadLabel(BaseTransform):
         path = results["seg_map_path"]
         label = results.pop("layout").read_label(path)
         if label.shape != tuple(results["ori_shape"]):
-            raise DataError(
-                f"{path} is {label.shape[1]} x {label.shape[0]} pixels, its photo {results['ori_shape'][1]} x "
-                f"{results['ori_shape'][0]}",
-                "a label must give a class to every pixel of its photo",
-                "make both the same size",
-            )
+            raise wrong_size(path, label.shape[::-1], results["ori_shape"][::-1])
         results["gt_seg_map"] = label
         results["seg_fields"].append("gt_seg_map")
         return results

@@ -74,14 +74,12 @@ class SegResult:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; NaN becomes None."""
         return {
-            "mIoU": self.miou,
-            "mAcc": self.macc,
-            "aAcc": self.aacc,
-            "constant_mIoU": self.constant_miou,
+            "mIoU": _plain(self.miou),
+            "mAcc": _plain(self.macc),
+            "aAcc": _plain(self.aacc),
+            "constant_mIoU": _plain(self.constant_miou),
             "images": self.images,
-            "class_IoU": {
-                name: None if np.isnan(v) else v for name, v in zip(self.classes, self.class_iou, strict=True)
-            },
+            "class_IoU": dict(zip(self.classes, map(_plain, self.class_iou), strict=True)),
             "confusion": self.confusion.tolist(),
             "files": self.files,
         }
@@ -111,6 +109,11 @@ class SegResult:
         print(self.summary())
 
 
+def _plain(value: float) -> float | None:
+    """NaN is no JSON."""
+    return None if np.isnan(value) else value
+
+
 @METRICS.register_module()
 class SegMetric(BaseMetric):
     """``mIoU``, ``mAcc``, ``aAcc`` and ``constant_mIoU`` (fractions) for MMEngine's loops; ``last`` holds the result.
@@ -122,6 +125,7 @@ class SegMetric(BaseMetric):
         super().__init__(prefix="seg", **kwargs)
         self.prefix = None  # MMEngine warns if none is given, but the names need no prefix
         self.last: SegResult | None = None
+        self.order: np.ndarray | None = None  # uint8 (256,): the model's class id -> the dataset's
         self.results: list[Any] = []
         self._clear()
 
@@ -135,6 +139,8 @@ class SegMetric(BaseMetric):
         count = len(self.dataset_meta["classes"])
         for sample in data_samples:
             label, guess = (sample[key]["data"].flatten().cpu().numpy() for key in ("gt_sem_seg", "pred_sem_seg"))
+            if self.order is not None:
+                guess = self.order[guess]
             matrix = torch.from_numpy(confusion_matrix(label, guess, count, IGNORED))
             self.confusion = matrix if self.confusion is None else self.confusion + matrix
             self.images += 1

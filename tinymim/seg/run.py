@@ -121,22 +121,18 @@ def test_segmentor(
         TinyMIMError: anything the user can fix.
     """
     model, cfg = load_segmentor(checkpoint, config)
-    trained = model.num_classes
+    names: Any = model.dataset_meta
+    trained = names["classes"] or [f"class {i}" for i in range(int(model.num_classes))]  # type: ignore[arg-type]
     merge_options(cfg, cfg_options)
     layout = set_data(cfg, data_root, ignore_label, reduce_zero_label, splits=("val",))
-    if len(layout.classes) != trained:
-        raise DataError(
-            f"{checkpoint} has {trained} classes, {layout.root} has {len(layout.classes)}",
-            "the segmentor was trained on other data",
-            "give the folder it was trained for, or one whose dataset.json lists the same classes",
-        )
+    order, remark = layout.match(str(checkpoint), trained)
     kind = set_device(cfg, device, amp=False)
     if compat.launched_processes() > 1 and kind == "cuda":
         from mmengine.dist import init_dist, is_distributed
 
         if not is_distributed():
             init_dist("pytorch")
-    say(f"data: {layout}")
+    say(f"data: {layout}" + (f"\nnote: {checkpoint}: {remark}" if remark else ""))
     init_default_scope("mmseg")
     loader_cfg = cfg.val_dataloader
     if tta:
@@ -146,6 +142,7 @@ def test_segmentor(
         model = SegTTAModel(module=model)
     model = model.to(kind).eval()
     metric = SegMetric()
+    metric.order = order
     with _our_errors():
         loader = Runner.build_dataloader(loader_cfg, seed=0)
         metric.dataset_meta = loader.dataset.metainfo

@@ -1,0 +1,188 @@
+"""Label maps: which file is whose label, the ids in it, and signs that they were spoilt. numpy and Pillow only."""
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tinymim.data.photo_files import photo_paths, tell
+from tinymim.data.pixels import UnreadablePhoto, open_photo, photo_size
+from tinymim.errors import DataError
+
+IGNORED = 255
+CHECKED_LABELS = 400  # labels looked at before work starts; every label is checked again when it is read
+LOOKED_AT = 60  # labels looked at for ids that resizing or JPEG made up
+Pair = tuple[Path, Path]
+# what PNG's grey values of 2 and 4 bits are multiplied by when Pillow reads them: ids are the values themselves
+_FEW_BITS: dict[object, int] = {"L;2": 85, "L;4": 17}
+
+
+def read_ids(path: Path) -> np.ndarray:
+    """Ids of a label file, (H, W): unsigned, or int32 where the file has 32 bits.
+
+    Raises:
+        DataError: unreadable, a JPEG, or not single-channel.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.format == "JPEG":
+                raise _jpeg(path)
+            if image.mode not in ("L", "P", "1", "I", "I;16", "I;16B"):
+                raise DataError(
+                    f"{path} is not a label map (its mode is {image.mode})",
+                    "a label has one channel of class ids; colours cannot be read back",
+                    "save it as a single-channel 8-bit PNG",
+                )
+            times = max((_FEW_BITS.get(str(tile[-1]), 1) for tile in image.tile), default=1)
+            ids = np.asarray(image)
+    except DataError:
+        raise
+    except Exception as error:  # Pillow's decoders raise nearly everything on damaged files
+        why = str(error) or type(error).__name__
+        raise DataError(f"cannot read the label {path}", why, "copy the file again") from error
+    return ids.astype(np.uint8) if ids.dtype == bool else ids // times if times > 1 else ids
+
+
+@functools.lru_cache(maxsize=600_000)
+def _of_version(read: Callable[[Path], object], path: Path, modified: int, size: int) -> object:
+    return read(path)
+
+
+def _cached(read: Callable[[Path], object], path: Path) -> object:
+    """What ``read`` finds in a file, cached while the file does not change."""
+    stat = path.stat()
+    return _of_version(read, path, stat.st_mtime_ns, stat.st_size)
+
+
+def unique_ids(path: Path) -> frozenset[int]:
+    """Ids in a label file, cached while the file does not change."""
+    return _cached(_unique, path)  # type: ignore[return-value]
+
+
+def _unique(path: Path) -> frozenset[int]:
+    return frozenset(np.unique(read_ids(path)).tolist())
+
+
+def _label_size(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        return image.size
+
+
+def spread(pairs: Sequence[Pair], most: int = CHECKED_LABELS) -> Sequence[Pair]:
+    """At most this many of the pairs, evenly spread."""
+    return pairs[:: -(-len(pairs) // most) or 1]
+
+
+def find_pairs(images: Path, labels: Path) -> list[Pair]:
+    """Photos of one split with their labels (the same name, .png in any case), sorted by name.
+
+    Raises:
+        DataError: a photo without label, or two photos or two labels of one name.
+    """
+    photos = sorted(map(Path, photo_paths(images))) if images.is_dir() else []
+    names: dict[Path, Path] = {}
+    for photo in photos:
+        if (other := names.setdefault(photo.with_suffix(""), photo)) is not photo:
+            raise _share_a_name("photos", other, photo, "they would share one label")
+    found: dict[Path, Path] = {}
+    others: dict[Path, Path] = {}
+    for path in map(Path, sorted(photo_paths(labels)) if photos and labels.is_dir() else []):
+        key = path.relative_to(labels).with_suffix("")
+        if path.suffix.lower() != ".png":
+            others[key] = path
+        elif (other := found.setdefault(key, path)) is not path:
+            raise _share_a_name("labels", other, path, "only one can be the label of their photo")
+    keys = [photo.relative_to(images).with_suffix("") for photo in photos]
+    for key in keys:  # two linked folders of photos may share one of labels, which was searched once
+        if key not in found and (path := labels / f"{key}.png").is_file():
+            found[key] = path
+    if without := [(photo, key) for photo, key in zip(photos, keys, strict=True) if key not in found]:
+        photo, key = without[0]
+        if key in others:
+            raise _jpeg(others[key])
+        raise DataError(
+            f"{len(without)} of {len(photos)} photos in {images} have no label, the first is {photo.name}",
+            f"{labels / key}.png does not exist",
+            "add the label (same name, .png) or remove the photo",
+        )
+    if spare := sorted(set(found) - set(keys)):
+        tell(f"{len(spare)} labels in {labels} have no photo and are left out, the first is {found[spare[0]].name}")
+    return [(photo, found[key]) for photo, key in zip(photos, keys, strict=True)]
+
+
+def _share_a_name(what: str, one: Path, other: Path, why: str) -> DataError:
+    return DataError(f"two {what} have one name: {one} and {other.name}", why, "rename or remove one of them")
+
+
+def _jpeg(path: Path) -> DataError:
+    return DataError(
+        f"the label {path} is no PNG",
+        "labels are read from PNG files; JPEG changes ids along every border, and they cannot be read back",
+        "save the labels as PNG from where they were made",
+    )
+
+
+def check_sizes(pairs: Iterable[Pair], *, training: bool) -> None:
+    """Check that photos and labels have one size, by the heads of the files.
+
+    Args:
+        pairs: The photos of one split with their labels.
+        training: Pass over damaged photos, as training does.
+
+    Raises:
+        DataError: a label of another size than its upright photo, or a damaged file.
+    """
+    for photo, label in pairs:
+        try:
+            size, wanted = _cached(_label_size, label), _cached(photo_size, photo)  # type: ignore[arg-type]
+            if size != wanted:  # a PNG may tell how to turn it after its pixels
+                wanted = open_photo(photo).size
+        except UnreadablePhoto:
+            if not training:
+                raise
+        except Exception as error:
+            raise DataError(f"cannot read the label {label}", str(error), "copy the file again") from error
+        else:
+            if size != wanted:
+                raise wrong_size(label, size, wanted)  # type: ignore[arg-type]
+
+
+def wrong_size(label: str | Path, size: tuple[int, int], photo: tuple[int, int]) -> DataError:
+    """The error for a label of another size than its upright photo; sizes are (width, height)."""
+    turned = ", turned as its EXIF says" if size == photo[::-1] else ""
+    return DataError(
+        f"{label} is {size[0]} x {size[1]} pixels, its photo {photo[0]} x {photo[1]}{turned}",
+        "a label must give a class to every pixel of its photo",
+        "make both the same size, upright",
+    )
+
+
+def made_up_ids(pairs: Sequence[Pair], ignored: frozenset[int]) -> list[int]:
+    """Ids that JPEG or a resize with interpolation made up: many, and only as thin lines and specks among others.
+
+    An id that fills a pixel and its four neighbours anywhere is real. Labels below 16 pixels are not looked at.
+    """
+    seen, real = set[int](), set[int]()
+    for _, label in spread(pairs, LOOKED_AT):
+        ids = read_ids(label)
+        if min(ids.shape) < 16:
+            continue
+        middle = ids[1:-1, 1:-1]
+        around = (ids[:-2, 1:-1], ids[2:, 1:-1], ids[1:-1, :-2], ids[1:-1, 2:])
+        seen |= unique_ids(label)
+        real.update(np.unique(middle[np.logical_and.reduce([middle == other for other in around])]).tolist())
+    thin = sorted(seen - real - ignored)
+    return thin if real and len(thin) >= max(3, len(real) // 2) else []
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Numbers as text: "3, 5 to 9"."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(a) if a == b else f"{a} to {b}" if b > a + 1 else f"{a}, {b}" for a, b in runs)
