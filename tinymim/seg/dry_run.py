@@ -13,6 +13,7 @@ from mmseg.structures import SegDataSample
 
 from tinymim import compat
 from tinymim.engine.cost import TrainingCost, measure_cost
+from tinymim.seg.checks import check_batch
 from tinymim.seg.config import find_config, merge_options, set_data, set_device
 
 
@@ -61,6 +62,7 @@ def estimate_segmentor(
     merge_options(cfg, cfg_options)
     layout = set_data(cfg, data_root, ignore_label, reduce_zero_label, splits=())
     kind = set_device(cfg, device, amp=False)
+    check_batch(cfg)
     init_default_scope("mmseg")
     cfg.model.backbone.init_cfg = None
     model = MODELS.build(cfg.model).to(kind).train()

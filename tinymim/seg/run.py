@@ -20,6 +20,7 @@ from tinymim.engine.run_folder import RunFolder, on_first_process
 from tinymim.errors import CheckpointError, ConfigError, DataError
 from tinymim.files import prepare_out
 from tinymim.progress import Progress
+from tinymim.seg.checks import check_batch
 from tinymim.seg.config import find_config, merge_options, name_run, say, set_data, set_device
 from tinymim.seg.loop import stop_loader
 from tinymim.seg.metric import SegMetric, SegResult
@@ -71,6 +72,7 @@ def train_segmentor(
             raise CheckpointError(f"no checkpoint at {student}", "the file does not exist", "check --student")
         cfg.model.backbone.init_cfg = dict(type="Pretrained", checkpoint=str(student))
     kind = set_device(cfg, device, amp)
+    check_batch(cfg)
     folder = Path(work_dir)
     _open_folder(cfg, folder, resume=resume, overwrite=overwrite)
     say(f"data: {layout}")
