@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tinymim.data.photos import list_photos
+from tinymim.data.photo_files import list_photos
 from tinymim.errors import ConfigError, DataError
 from tinymim.files import describe_files, sha256_file
 from tinymim.study.verbs import PLACES, is_recipe_key, resolve
@@ -110,7 +110,8 @@ def find_data(photos: str | None, val_photos: str | None, segments: str | None) 
                 "give such a folder, or --data TRAINING_PHOTOS --val-data VALIDATION_PHOTOS",
             )
     return {
-        word: Folder(Path(path).resolve(), describe_files(path, list_photos(path))) for word, path in folders.items()
+        word: Folder(Path(path).resolve(), describe_files(path, list_photos(path, labels=True)))
+        for word, path in folders.items()
     }
 
 

@@ -59,7 +59,10 @@ async function segment(photo) {
 async function draw(bitmap) {
   const { width, height, mask, windows, size, note, network, whole, name } = shown;
   const surface = Object.assign(at("photo"), { width, height });
-  surface.getContext("2d").drawImage(bitmap, 0, 0);
+  const context = surface.getContext("2d");
+  context.fillStyle = "white"; // as the network saw it
+  context.fillRect(0, 0, width, height);
+  context.drawImage(bitmap, 0, 0);
   bitmap.close();
   drawOverlay();
   drawClasses();

@@ -24,6 +24,8 @@ const tasks = {
     });
     const { width, height } = bitmap;
     const surface = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
+    surface.fillStyle = "white"; // what is transparent shows white, as in Python
+    surface.fillRect(0, 0, width, height);
     surface.drawImage(bitmap, 0, 0);
     const { data } = surface.getImageData(0, 0, width, height);
     let network = 0;
