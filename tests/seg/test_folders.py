@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.export.photographs import write_labelled
+from tinymim.data import photo_files
 from tinymim.data.folders import read_layout
 from tinymim.errors import DataError
 
@@ -102,6 +104,28 @@ def test_camvid(shared):
         ({"classes": ["a"], "zero_is_ignored": 1}, "zero_is_ignored"),
         ({"classes": ["a"], "ignored": [3]}, "ignored"),
         ({"classes": [str(i) for i in range(255)]}, "255 classes"),
+        ([], "classes"),
+        ({"classes": []}, "classes"),
+        ({"classes": {"a": 0}}, '"classes" is .*, not a list'),
+        ({"classes": ["a"]}, "only class is 'a'; name the background"),
+        ({"classes": ["a", "b", "a"]}, "has 'a' twice"),
+        ({"classes": ["a", " "]}, "number 1 is .*, which is no name"),
+        ({"classes": ["a", None]}, "number 1 is null"),
+        ({"classes": ["a", 7]}, "number 1 is 7"),
+        ({"classes": ["a", "b\x1b[31m\n"]}, "number 1 is"),
+        ({"classes": ["a", "\ud800"]}, "number 1 is"),
+        ('{"classes": ["a", "b"], "classes": ["b", "a"]}', 'has "classes" twice'),
+        ({"classes": ["a", "b"], "palette": [[0, 0, 0]]}, "each of the 2 classes"),
+        ({"classes": ["a", "b"], "palette": [[0, 0, 0], [0, True, 0]]}, "palette"),
+        ({"classes": ["a", "b"], "palette": "red"}, '"palette" is "red", not a list'),
+        ({"classes": ["a", "b"], "ignore": [-1]}, "ids from 0 to 65535, not -1"),
+        ({"classes": ["a", "b"], "ignore": [10**40]}, "ids from 0 to 65535"),
+        ({"classes": ["a", "b"], "ignore": [True]}, "ids from 0 to 65535"),
+        ({"classes": ["a", "b"], "ignore": [0, 1]}, "lists the id of every class"),
+        ({"classes": ["a", "b"], "ignore": [1, 2], "zero_is_ignored": True}, "lists the id of every class"),
+        ({"classes": ["a", "b"], "name": ["x"]}, '"name" is .*, not a text'),
+        ("[" * 100_000, "cannot use"),
+        ('{"classes": ["' + "a" * (1 << 20) + '"]}', "bytes, a dataset.json a few thousand"),
     ],
 )
 def test_bad_dataset_json(tmp_path, meta, words):
@@ -163,3 +187,163 @@ def test_one_split_only(tmp_path):
 def test_labels_with_every_pixel_ignored(tmp_path):
     with pytest.raises(DataError, match="cannot be counted"):
         read_layout(make(tmp_path, {"training": ids(255, 255)}))
+
+
+@pytest.fixture(autouse=True)
+def said(capsys):
+    """What was told since the test began."""
+    photo_files.tell.cache_clear()
+    return lambda: capsys.readouterr().out
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """``folder(make)``: a labelled folder without dataset.json whose labels are ``make(grey photo)``."""
+
+    def write(make, meta=None):
+        root = write_labelled(tmp_path / "d", ["a", "b"], lambda photo: make(np.asarray(photo.convert("L"))), 3, 2)
+        (root / "dataset.json").unlink()
+        if meta is not None:
+            (root / "dataset.json").write_text(json.dumps(meta))
+        return root
+
+    return write
+
+
+def binary(grey):
+    return np.uint8(grey > 127) * 255
+
+
+@pytest.mark.parametrize("meta", [None, {"classes": ["background", "tumour"]}])
+def test_masks_of_0_and_255_are_refused_and_the_remedy_works(folder, meta, monkeypatch):
+    root = folder(binary, meta)
+    with pytest.raises(DataError, match="are masks of 0 and 255") as caught:
+        read_layout(root)
+    python = caught.value.fix.split('python -c "')[1].split('"')[0]
+    monkeypatch.setattr("sys.argv", ["-c", *map(str, root.glob("annotations/*/*.png"))])
+    exec(python, {})
+    layout = read_layout(root)
+    assert len(layout.classes) == 2
+    assert 0.1 < np.mean(layout.read_label(layout.train[0][1])) < 0.9
+
+
+def test_255_beside_two_classes_is_void(folder):
+    layout = read_layout(folder(lambda grey: np.where(grey > 200, 255, grey > 99).astype(np.uint8)))
+    assert layout.counted(layout.train[0][1]) == {0, 1}
+
+
+@pytest.mark.parametrize("value", [0, 1, 7])
+@pytest.mark.parametrize("void", [None, 255, 200])
+def test_a_single_class_is_refused(folder, value, void):
+    root = folder(lambda grey: np.where((grey > 127) & (void is not None), void or 0, value).astype(np.uint8))
+    with pytest.raises(DataError, match=r"hold one class|masks of 0 and 255"):
+        read_layout(root, ignore_label=200)
+
+
+def test_a_split_with_one_class_is_told_and_one_without_any_is_refused(folder, said):
+    root = folder(lambda grey: np.uint8(grey > 127), {"classes": ["a", "b"], "ignore": [9]})
+    for label in (root / "annotations" / "validation").iterdir():
+        Image.fromarray(np.full((60, 90), 1, np.uint8)).save(label)
+    assert len(read_layout(root).need("val")) == 2
+    assert "the labels of validation hold one class only, 'b'" in said()
+    for label in (root / "annotations" / "validation").iterdir():
+        Image.fromarray(np.full((60, 90), 9, np.uint8)).save(label)
+    layout = read_layout(root)
+    assert layout.need("train")
+    with pytest.raises(DataError, match=r"no pixel of the labels of .*validation counts\n.*\(9, 255\)"):
+        layout.need("val")
+
+
+def test_gaps_are_told_and_kept(folder, said):
+    layout = read_layout(folder(lambda grey: np.uint8([0, 1, 4, 9])[grey // 64]))
+    assert len(layout.classes) == 10
+    assert "no label holds the ids 2, 3, 5 to 8; they are kept as classes without pixels" in said()
+
+
+@pytest.mark.parametrize("how", ["JPEG", "resized", "resized far"])
+def test_ids_that_jpeg_or_a_resize_made_up(folder, tmp_path, how):
+    def spoil(grey):
+        label = Image.fromarray(np.uint8([0, 40, 90, 200])[grey // 64])
+        if how == "JPEG":
+            label.save(tmp_path / "a.jpg", quality=80)
+            return np.asarray(Image.open(tmp_path / "a.jpg"))
+        small = (30, 20) if how == "resized" else (6, 4)
+        return np.asarray(label.resize(small, Image.Resampling.NEAREST).resize((90, 60), Image.Resampling.BILINEAR))
+
+    root = folder(spoil)
+    with pytest.raises(DataError, match=r"as if JPEG or a resize .*\n.*thin lines and specks.*\n.*nearest neighbour"):
+        read_layout(root)
+
+
+def test_many_classes_are_not_taken_for_made_up_ones(folder):
+    layout = read_layout(
+        folder(lambda grey: (np.arange(90) // 3 + 30 * (np.arange(60)[:, None] // 30)).astype(np.uint8))
+    )
+    assert len(layout.classes) == 60
+
+
+@pytest.mark.parametrize("void", [256, 1000, 65535])
+def test_void_beyond_255(folder, void):
+    root = folder(lambda grey: np.where(grey > 180, void, grey > 99).astype(np.uint16))
+    with pytest.raises(DataError, match=rf"they hold {void}\n  fix: .*--ignore-label {void}"):
+        read_layout(root)
+    layout = read_layout(root, ignore_label=void)
+    label = layout.train[0][1]
+    raw = np.asarray(Image.open(label))
+    np.testing.assert_array_equal(layout.read_label(label), np.where(raw == void, 255, raw))
+    (root / "dataset.json").write_text(json.dumps({"classes": ["a", "b"], "ignore": [void]}))
+    np.testing.assert_array_equal(read_layout(root).read_label(label), layout.read_label(label))
+    Image.fromarray(np.full((60, 90), 300, np.uint16)).save(label)
+    with pytest.raises(DataError, match="holds the label id 300"):
+        layout.read_label(label)
+
+
+@pytest.mark.parametrize("wrong", [-1, -100, 65536, 10**30, True, [0, -1], 1.0])
+def test_ignore_labels_that_are_no_ids(folder, wrong):
+    root = folder(lambda grey: np.uint8(grey > 127))
+    with pytest.raises(DataError, match=r"--ignore-label .* is no label id"):
+        read_layout(root, ignore_label=wrong if isinstance(wrong, list) else [wrong])
+
+
+def test_a_jpeg_called_png(folder):
+    root = folder(lambda grey: np.uint8(grey > 127))
+    label = root / "annotations" / "training" / "0.png"
+    Image.fromarray(np.zeros((60, 90), np.uint8)).save(label, format="JPEG")
+    with pytest.raises(DataError, match=r"0\.png is no PNG"):
+        read_layout(root)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_ids_of_few_bits_are_the_values_themselves(folder, bits):
+    from tests.test_pixels import png
+
+    root = folder(lambda grey: np.uint8(grey > 127))
+    ids = (np.arange(88) // 5 + np.zeros((60, 1), int)) % (1 << bits)
+    lines = [np.packbits(np.unpackbits(np.uint8(row)[:, None], axis=1)[:, -bits:].ravel()) for row in ids]
+    label = png(root / "annotations" / "training" / "0.png", bits, 0, lines, size=(88, 60))
+    Image.new("RGB", (88, 60)).save(root / "images" / "training" / "0.png")
+    np.testing.assert_array_equal(read_layout(root).read_label(label), ids)
+
+
+@pytest.mark.parametrize("split", ["training", "validation"])
+def test_sizes_are_compared_before_work_starts(folder, split, tmp_path):
+    root = folder(lambda grey: np.uint8(grey > 127))
+    name = "train" if split == "training" else "val"
+    photo, label = getattr(read_layout(root), name)[1]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright = Image.open(photo).convert("RGB")
+    upright.transpose(Image.Transpose.ROTATE_90).save(photo, exif=exif)  # the label is upright, as a viewer shows it
+    assert read_layout(root).need(name)
+    upright.save(photo, exif=exif)  # the label lies on its side, like the pixels
+    with pytest.raises(DataError, match=r"is 90 x 60 pixels, its photo 60 x 90, turned as its EXIF says"):
+        read_layout(root).need(name)
+    upright.resize((45, 30)).save(photo)
+    with pytest.raises(DataError, match=rf"{label.name} is 90 x 60 pixels, its photo 45 x 30\n"):
+        read_layout(root).need(name)
+    photo.write_bytes(b"no photo")
+    if split == "training":  # it is stepped over
+        assert len(read_layout(root).need(name)) == 3
+    else:
+        with pytest.raises(DataError, match="cannot read the photo"):
+            read_layout(root).need(name)

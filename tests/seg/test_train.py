@@ -13,11 +13,14 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from PIL import Image
 
 from tinymim.errors import CheckFailed, CheckpointError, ConfigError, DataError, TinyMIMError
 from tinymim.models import save_student
 from tinymim.models.vit import ViT
 from tinymim.seg import TinyMIMBackbone, load_segmentor, test_segmentor, train_segmentor
+from tinymim.seg.checks import check_batch
+from tinymim.seg.config import find_config, plain_batch_norm
 from tinymim.seg.hooks import RunFolderHook
 
 DEMO = "upernet_tinymim_demo"
@@ -321,8 +324,58 @@ def test_files_that_are_no_segmentor(trained, tmp_path):
 def test_other_classes_at_test_time(trained, tmp_path):
     from tests.seg.test_folders import BOTH, make
 
-    with pytest.raises(DataError, match="has 12 classes"):
+    with pytest.raises(DataError, match="knows 12 classes"):
         test_segmentor(None, trained.segmentor, data_root=make(tmp_path, BOTH))
+
+
+def test_classes_in_another_order_or_of_other_names(trained, scenes, tmp_path, capsys):
+    """The same labels under other ids: matched by name, with the same scores; other names are refused."""
+    folder, order = shutil.copytree(scenes, tmp_path / "scenes"), np.r_[[3, 1, 2, 0], 11:3:-1]
+    meta = json.loads((folder / "dataset.json").read_text())
+    changed = meta | {key: [meta[key][i] for i in order] for key in ("classes", "palette")}
+    changed["classes"][0] = changed["classes"][0].upper() + " "
+    (folder / "dataset.json").write_text(json.dumps(changed))
+    table = np.arange(256, dtype=np.uint8)
+    table[:12] = np.argsort(order)
+    for label in folder.glob("annotations/*/*.png"):
+        Image.fromarray(table[np.asarray(Image.open(label))]).save(label)
+    result = test_segmentor(None, trained.segmentor, data_root=folder)
+    assert "in another order than the folder's; they were matched by name" in capsys.readouterr().out
+    assert result.classes == changed["classes"]
+    np.testing.assert_array_equal(result.confusion, trained.confusion[np.ix_(order, order)])
+    changed["classes"][5] = "something else"
+    (folder / "dataset.json").write_text(json.dumps(changed))
+    with pytest.raises(DataError, match=r"has other classes than .*\n  why: its class \d+ is .*\n.*use its names"):
+        test_segmentor(None, trained.segmentor, data_root=folder)
+    (folder / "dataset.json").unlink()
+    result = test_segmentor(None, trained.segmentor, data_root=folder)
+    assert "only one of segmentor and folder names its classes; they were matched by number" in capsys.readouterr().out
+    assert len(result.to_dict()["class_IoU"]) == 12
+
+
+def test_a_batch_of_one_is_refused_before_anything_is_written(scenes, small, tmp_path):
+    """By training and by its dry run; a model without batch normalisation after pooling trains on."""
+    from tinymim.seg import estimate_segmentor
+
+    one = small(**{"train_dataloader.batch_size": 1, "train_cfg.max_iters": 1})
+    for start in (estimate_segmentor, lambda *a, **k: train_segmentor(*a, work_dir=tmp_path / "run", **k)):
+        with pytest.raises(ConfigError, match=r"batch of one .*\n.*psp_modules\.0.*\n.*train_dataloader\.batch_size=2"):
+            start(DEMO, data_root=scenes, cfg_options=one)
+    assert not (tmp_path / "run").exists()
+    one |= {"model.decode_head.pool_scales": (2, 3)}
+    estimate_segmentor(DEMO, data_root=scenes, cfg_options=one)
+    for name, where in (("deeplabv3plus_r18_camvid", "image_pool"), ("pidnet_s_camvid", "spp")):
+        cfg = find_config(name)
+        cfg.train_dataloader.batch_size = 1
+        state = torch.get_rng_state()
+        with pytest.raises(ConfigError, match=where):
+            check_batch(plain(cfg))
+        assert torch.equal(torch.get_rng_state(), state)
+
+
+def plain(cfg):
+    plain_batch_norm(cfg)
+    return cfg
 
 
 def test_camvid_learns_within_a_few_steps(shared, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -185,6 +186,32 @@ def test_wrong_classes_are_refused(camvid_files, camvid, shared, tmp_path):
     bare = strip(camvid_files["free"], tmp_path / "bare.onnx", mean=[120.0] * 3, std=[60.0] * 3)
     with pytest.raises(DataError, match="knows 11 classes"):
         evaluate(bare, binary, threads=1, quiet=True)
+
+
+def test_classes_in_another_order_are_matched_by_name(camvid_files, camvid, tmp_path):
+    folder = shutil.copytree(camvid, tmp_path / "data")
+    meta = json.loads((folder / "dataset.json").read_text())
+    table = np.r_[np.arange(11)[::-1], 11:256].astype(np.uint8)
+    for label in folder.glob("annotations/*/*.png"):
+        Image.fromarray(table[np.asarray(Image.open(label))]).save(label)
+    meta = meta | {"classes": meta["classes"][::-1], "palette": meta["palette"][::-1]}
+    (folder / "dataset.json").write_text(json.dumps(meta))
+    theirs, ours = (
+        evaluate(camvid_files["free"], data, threads=1, limit=1, quiet=True, masks=tmp_path / masks)
+        for data, masks in ((camvid, "theirs"), (folder, "ours"))
+    )
+    np.testing.assert_array_equal(ours.confusion, theirs.confusion[::-1, ::-1])
+    assert [note for note in ours.notes if "matched by name" in note]
+    first, second = (np.asarray(Image.open(tmp_path / m / f"{ours.names[0]}.png")) for m in ("theirs", "ours"))
+    np.testing.assert_array_equal(second, table[first])
+    label = sorted((folder / "annotations" / "validation").glob("*.png"))[0]
+    Image.fromarray(np.full(first.shape, 255, np.uint8)).save(label)
+    with pytest.raises(DataError, match="no pixel of the labels of these 1 photos counts"):
+        evaluate(camvid_files["free"], folder, threads=1, limit=1, quiet=True)
+    meta["classes"][0] = "something else"
+    (folder / "dataset.json").write_text(json.dumps(meta))
+    with pytest.raises(DataError, match="has other classes than"):
+        evaluate(camvid_files["free"], folder, threads=1, quiet=True)
 
 
 def test_values_that_are_no_numbers(camvid, tmp_path):

@@ -97,6 +97,28 @@ def test_logits_are_the_models(camvid_files, photos):
     np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 
+def test_a_folder_of_odd_names(camvid_files, photos, tmp_path, capsys):
+    """Names that are not UTF-8, dangling links, pipes, label maps: the photos get masks, the rest a line."""
+    folder, name = tmp_path / "d", os.fsdecode(b"q\xff.jpg")
+    for part in ("images", "annotations"):
+        (folder / part).mkdir(parents=True)
+        shutil.copy(photos[0], folder / part / "a.jpg")
+    (folder / "images" / "a.jpg").rename(folder / "images" / name)
+    (folder / "images" / "z.jpg").symlink_to("/nonexistent")
+    os.mkfifo(folder / "images" / "pipe.jpg")
+    told, table = tmp_path / "told.json", tmp_path / "told.md"
+    argv = ["predict", camvid_files["free"], str(folder), "--out", str(tmp_path / "masks"), "--threads", "1"]
+    assert cli.main([*argv, "--overlay", "--json", str(told), "--markdown", str(table)]) == 0
+    out = capsys.readouterr().out
+    assert "passed over broken links, or no regular files: images/pipe.jpg, images/z.jpg" in out
+    assert "passed over label maps: annotations" in out
+    assert [Path(row["source"]).name for row in json.loads(told.read_text())["rows"]] == [name]
+    assert sorted(p.name for p in (tmp_path / "masks" / "images").iterdir()) == sorted(
+        [os.fsdecode(b"q\xff.png"), os.fsdecode(b"q\xff_overlay.jpg")]
+    )
+    assert "q\\udcff" in table.read_text("utf-8")
+
+
 def test_a_folder_with_damaged_and_sideways_photos(camvid_files, photos, tmp_path, capsys):
     folder, out = tmp_path / "photos", tmp_path / "masks"
     (folder / "deep").mkdir(parents=True)

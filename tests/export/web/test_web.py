@@ -234,7 +234,7 @@ def pages(exported, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def photos(shared, tmp_path_factory):
-    """One CamVid photo: as PNG, as JPEG, and as JPEG a camera held upright."""
+    """One CamVid photo: as PNG, as JPEG, as JPEG a camera held upright, and as PNG with transparent parts."""
     folder = tmp_path_factory.mktemp("photos")
     source = sorted((shared / "data/camvid/images/validation").glob("*.jpg"))[3]
     shutil.copy(source, folder / "street.jpg")
@@ -243,6 +243,8 @@ def photos(shared, tmp_path_factory):
         exif = Image.Exif()
         exif[0x0112] = 6  # turn by a quarter to see it upright
         image.resize((300, 200)).save(folder / "upright.jpg", exif=exif, quality=95)
+        image.putalpha(Image.linear_gradient("L").resize(image.size).point(lambda v: 255 * (v > 99)))
+        image.save(folder / "clear.png")
     return folder
 
 
@@ -297,11 +299,11 @@ def test_the_mask_is_pythons(browser, pages, photos, name, options):
         assert all(line.startswith("GET ") for line in asked)  # the photo goes nowhere
 
 
-def test_jpeg_and_upright_photos(browser, pages, photos):
+def test_jpeg_upright_and_transparent_photos(browser, pages, photos):
     folder, path = pages("mask")
     with served(folder) as (url, _):
         ready(browser, url)
-        for name, size in [("street.jpg", (360, 480)), ("upright.jpg", (300, 200))]:
+        for name, size in [("street.jpg", (360, 480)), ("upright.jpg", (300, 200)), ("clear.png", (360, 480))]:
             mask, _ = segment(browser, photos / name)
             assert mask.shape == size
             assert (mask == pythons(path, photos / name, mode="whole")).mean() >= 0.99  # JPEG decoders differ a little
