@@ -325,7 +325,7 @@ def as_pixels(photo: Any) -> np.ndarray:
         raise DataError(
             f"a photo of {pixels.dtype} {pixels.shape} cannot be used",
             "the file takes three channels of 8 bits",
-            'read it with PIL.Image.open(path).convert("RGB")',
+            "read it with tinymim.data.pixels.open_photo(path)",
         )
     return pixels
 

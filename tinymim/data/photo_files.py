@@ -6,6 +6,7 @@ looks like a photo and is left out is told in one line.
 """
 
 import functools
+import multiprocessing
 import os
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -59,12 +60,11 @@ def photo_paths(folder: str | Path, suffixes: Collection[str] = SUFFIXES, *, lab
     """
     top, found = os.fspath(folder), list[str]()
     passed: dict[str, list[str]] = {}
-    visited = set[tuple[int, int]]()
+    visited = set[str]()
     folders, links = [top], list[str]()
     while folders or links:
         at = folders.pop() if folders else links.pop(0)  # links last: a photo keeps the name it really has
         try:
-            state = os.stat(at)
             with os.scandir(at) as inside:
                 entries = sorted((entry for entry in inside if entry.name[0] != "."), key=lambda entry: entry.name)
         except OSError as error:
@@ -73,10 +73,11 @@ def photo_paths(folder: str | Path, suffixes: Collection[str] = SUFFIXES, *, lab
                 raise DataError(f"cannot read the folder {top}", why, "check its permissions") from error
             passed.setdefault(f"folders that cannot be read ({why})", []).append(at)
             continue
-        if (state.st_dev, state.st_ino) in visited:
+        real = os.path.realpath(at)
+        if real in visited:
             passed.setdefault("links to folders that are searched already", []).append(at)
             continue
-        visited.add((state.st_dev, state.st_ino))
+        visited.add(real)
         below = {entry.name: entry for entry in entries if _is(entry.is_dir)}
         if not labels and {IMAGES, LABELS} <= set(below):
             passed.setdefault("label maps", []).append(below.pop(LABELS).path)
@@ -113,8 +114,8 @@ def subfolders(folder: str | Path) -> list[str]:
 
 @functools.cache
 def tell(text: str) -> None:
-    """Print a remark about the data, once a process, on the first of several processes."""
-    if int(os.environ.get("RANK", 0)) == 0:
+    """Print a remark about the data once: of several processes on the first, of data workers in the first, too."""
+    if int(os.environ.get("RANK", 0)) == 0 and multiprocessing.current_process().name.endswith(("MainProcess", "-1")):
         print("note: " + text.encode("utf-8", "backslashreplace").decode("utf-8"), flush=True)
 
 
