@@ -8,6 +8,7 @@ result is printed. 255 is always ignored. NumPy and Pillow only.
 
 import colorsys
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -332,7 +333,7 @@ def _binary(root: Path) -> DataError:
     return DataError(
         f"the labels of {root} are masks of 0 and 255",
         "255 is always ignored: the foreground would not count, and one class would be left",
-        f'save it as id 1, e.g. in a copy: python -c "{convert}" {root / LABELS}/*/*.png',
+        f'save it as id 1, e.g. in a copy: python -c "{convert}" {shlex.quote(str(root / LABELS))}/*/*.png',
     )
 
 
