@@ -61,7 +61,7 @@ def write_report(path: str | Path, title: str, lead: str, *sections: Section, fo
         + "</main></body></html>\n"
     )
     with atomic_path(path) as part:
-        part.write_text(page, encoding="utf-8")
+        part.write_text(page, "utf-8", "backslashreplace")  # names of files may be no UTF-8
     return path
 
 

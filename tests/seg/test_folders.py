@@ -275,6 +275,17 @@ def test_ids_that_jpeg_or_a_resize_made_up(folder, tmp_path, how):
         read_layout(root)
 
 
+def test_rare_ids_are_told(folder, shared, tmp_path, said):
+    """JPEG on ids that lie side by side: nothing is certain, but ids beyond the last class are rare."""
+    camvid = sorted((shared / "data" / "camvid" / "annotations" / "validation").glob("*.png"))[:5]
+    root = folder(lambda grey: np.uint8(grey > 127))
+    for path, label in zip(camvid, sorted(root.glob("annotations/*/*.png")), strict=True):
+        Image.fromarray(np.asarray(Image.open(path))).save(tmp_path / "a.jpg", quality=75)
+        Image.open(tmp_path / "a.jpg").convert("L").save(label)
+    read_layout(root)
+    assert "the ids 13 to 16 fill less than 0.05% of the pixels each; if JPEG" in said()
+
+
 def test_many_classes_are_not_taken_for_made_up_ones(folder):
     layout = read_layout(
         folder(lambda grey: (np.arange(90) // 3 + 30 * (np.arange(60)[:, None] // 30)).astype(np.uint8))

@@ -18,6 +18,7 @@ import numpy as np
 from tinymim.data.dataset_json import LARGEST_ID, MOST_CLASSES, Palette, read_meaning
 from tinymim.data.label_files import (
     IGNORED,
+    RARE,
     Pair,
     check_sizes,
     find_pairs,
@@ -250,7 +251,8 @@ def _count_classes(root: Path, pairs: Sequence[Pair], ignore: Sequence[int], zer
     ids = frozenset().union(*(unique_ids(label) for _, label in pairs))
     ignored = frozenset({*ignore, IGNORED, *([0] if zero else [])})
     found = ids - ignored
-    if made_up := made_up_ids(pairs, ignored):
+    made_up, rare = made_up_ids(pairs, ignored)
+    if made_up:
         raise DataError(
             f"the labels of {root} look as if JPEG or a resize had changed them",
             f"the ids {_some(made_up)} occur only as thin lines and specks between others",
@@ -275,6 +277,11 @@ def _count_classes(root: Path, pairs: Sequence[Pair], ignore: Sequence[int], zer
             f"the labels of {root} hold one class",
             f"every pixel is {_some(found)}, or ignored ({_some(ignored)}): there is nothing to learn",
             "label the background as a class, too; or name classes that this folder lacks in a dataset.json",
+        )
+    if rare:
+        tell(
+            f"{root}: the ids {ranges(rare)} fill less than {RARE:.2%} of the pixels each; if JPEG or a resize made "
+            "them up, save the labels again (a dataset.json would say which ids are classes)"
         )
     first = 1 if zero else 0
     if gaps := {*range(first, max(found))} - found:

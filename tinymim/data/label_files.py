@@ -1,6 +1,7 @@
 """Label maps: which file is whose label, the ids in it, and signs that they were spoilt. numpy and Pillow only."""
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tinymim.errors import DataError
 IGNORED = 255
 CHECKED_LABELS = 400  # labels looked at before work starts; every label is checked again when it is read
 LOOKED_AT = 60  # labels looked at for ids that resizing or JPEG made up
+RARE = 0.0005  # of the pixels
 Pair = tuple[Path, Path]
 # what PNG's grey values of 2 and 4 bits are multiplied by when Pillow reads them: ids are the values themselves
 _FEW_BITS: dict[object, int] = {"L;2": 85, "L;4": 17}
@@ -159,22 +161,28 @@ def wrong_size(label: str | Path, size: tuple[int, int], photo: tuple[int, int])
     )
 
 
-def made_up_ids(pairs: Sequence[Pair], ignored: frozenset[int]) -> list[int]:
-    """Ids that JPEG or a resize with interpolation made up: many, and only as thin lines and specks among others.
+def made_up_ids(pairs: Sequence[Pair], ignored: frozenset[int]) -> tuple[list[int], list[int]]:
+    """Ids that JPEG or a resize with interpolation made up, as far as a few labels show.
 
-    An id that fills a pixel and its four neighbours anywhere is real. Labels below 16 pixels are not looked at.
+    Labels below 16 pixels are not looked at.
+
+    Returns:
+        Ids that surely are: many, and only thin lines and specks; an id that fills a pixel and its four neighbours
+        anywhere is real. And ids that may be: three or more that fill less than ``RARE`` of the pixels each.
     """
-    seen, real = set[int](), set[int]()
+    real, pixels = set[int](), Counter[int]()
     for _, label in spread(pairs, LOOKED_AT):
         ids = read_ids(label)
         if min(ids.shape) < 16:
             continue
         middle = ids[1:-1, 1:-1]
         around = (ids[:-2, 1:-1], ids[2:, 1:-1], ids[1:-1, :-2], ids[1:-1, 2:])
-        seen |= unique_ids(label)
         real.update(np.unique(middle[np.logical_and.reduce([middle == other for other in around])]).tolist())
-    thin = sorted(seen - real - ignored)
-    return thin if real and len(thin) >= max(3, len(real) // 2) else []
+        found, counts = np.unique(ids, return_counts=True)
+        pixels.update(dict(zip(found.tolist(), counts.tolist(), strict=True)))
+    thin = sorted(set(pixels) - real - ignored)
+    rare = sorted(i for i, count in pixels.items() if count < RARE * pixels.total() and i not in ignored)
+    return thin if real and len(thin) >= max(3, len(real) // 2) else [], rare if len(rare) >= 3 else []
 
 
 def ranges(numbers: Iterable[int]) -> str:
