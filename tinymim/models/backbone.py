@@ -236,6 +236,12 @@ def backbone_names() -> list[str]:
     return list(_BUILDERS)
 
 
+def backbone_arguments(name: str) -> dict[str, inspect.Parameter] | None:
+    """Keywords that the backbone of this name can be built with; None: its builder takes any."""
+    known = {key: each for key, each in inspect.signature(_BUILDERS[name]).parameters.items() if key != "name"}
+    return None if any(each.kind is each.VAR_KEYWORD for each in known.values()) else known
+
+
 def build_backbone(name: str, **arguments: Any) -> Any:
     """A :class:`Backbone` by name.
 
@@ -248,16 +254,13 @@ def build_backbone(name: str, **arguments: Any) -> Any:
             f"the registered backbones are {', '.join(_BUILDERS)}",
             "choose one of these, or register another one: tinymim.models.backbone.register_backbone",
         )
-    builder = _BUILDERS[name]
-    allowed = inspect.signature(builder).parameters
-    if "name" in allowed:
-        arguments["name"] = name
-    if not any(p.kind is p.VAR_KEYWORD for p in allowed.values()) and (wrong := set(arguments) - set(allowed)):
+    builder, known = _BUILDERS[name], backbone_arguments(name)
+    if known is not None and (wrong := set(arguments) - set(known)):
         raise ConfigError(
-            f"cannot build {name}",
-            f"it has no argument {min(wrong)!r}",
-            f"its arguments are {', '.join(key for key in allowed if key != 'name')}",
+            f"cannot build {name}", f"it has no argument {min(wrong)!r}", f"its arguments are {', '.join(known)}"
         )
+    if "name" in inspect.signature(builder).parameters:
+        arguments["name"] = name
     return builder(**arguments)
 
 

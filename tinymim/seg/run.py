@@ -19,8 +19,9 @@ from tinymim import compat
 from tinymim.engine.run_folder import RunFolder, on_first_process
 from tinymim.errors import CheckpointError, ConfigError, DataError
 from tinymim.files import prepare_out
+from tinymim.literals import read_literal_file
 from tinymim.progress import Progress
-from tinymim.seg.config import find_config, merge_options, name_run, say, set_data, set_device
+from tinymim.seg.config import building, find_config, merge_options, model_outline, name_run, say, set_data, set_device
 from tinymim.seg.loop import stop_loader
 from tinymim.seg.metric import SegMetric, SegResult
 from tinymim.seg.segmentor import load_segmentor
@@ -71,13 +72,15 @@ def train_segmentor(
             raise CheckpointError(f"no checkpoint at {student}", "the file does not exist", "check --student")
         cfg.model.backbone.init_cfg = dict(type="Pretrained", checkpoint=str(student))
     kind = set_device(cfg, device, amp)
+    model_outline(cfg)
     folder = Path(work_dir)
     _open_folder(cfg, folder, resume=resume, overwrite=overwrite)
     say(f"data: {layout}")
     batch, world = cfg.train_dataloader.batch_size, compat.launched_processes()
     say(f"{kind}: {world} process(es) x batch {batch} = {world * batch} photos per step -> {folder}")
     with _our_errors():
-        runner = Runner.from_cfg(name_run(cfg))
+        with building("run"):
+            runner = Runner.from_cfg(name_run(cfg))
         runner.train()
         metric = next(m for m in runner.val_evaluator.metrics if isinstance(m, SegMetric))
         if metric.last is None:  # resumed after the last step
@@ -147,7 +150,8 @@ def test_segmentor(
     model = model.to(kind).eval()
     metric = SegMetric()
     with _our_errors():
-        loader = Runner.build_dataloader(loader_cfg, seed=0)
+        with building("test data"):
+            loader = Runner.build_dataloader(loader_cfg, seed=0)
         metric.dataset_meta = loader.dataset.metainfo
         progress = Progress("test", len(loader)) if is_main_process() else None
         for i, batch in enumerate(loader):
@@ -191,7 +195,7 @@ def _last_checkpoint(cfg: Config, work_dir: Path) -> str | None:
         ConfigError: the run was made with another model.
     """
     if (work_dir / "config.py").is_file():
-        before = Config.fromfile(str(work_dir / "config.py"))
+        before = Config(read_literal_file(work_dir / "config.py"))
         differ = [
             key
             for key in sorted({*before.model, *cfg.model})
