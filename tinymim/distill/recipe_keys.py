@@ -69,9 +69,10 @@ class Table(Key):
             )
         for key, item in value.items():
             if self.keys and key not in self.keys:
-                raise unknown_key(f"{name}.{key}", [f"{name}.{known}" for known in self.keys])
+                raise unknown_key(f"{name}.{key}", [f"{name}.{known}" for known in self.keys], can_be_added=False)
             if self.keys:
                 self.keys[key].check(f"{name}.{key}", item)
+        check_size(name, value)
 
 
 @dataclass(frozen=True)
@@ -122,10 +123,11 @@ class Number(Key):
         ):
             return
         span = f"of at least {self.least}" if math.isinf(self.most) else f"from {self.least} to {self.most}"
+        span = "" if math.isinf(self.least) else f" {span}"
         span += f" (not {self.least})" * self.above + f" (not {self.most})" * self.below
         option = f"--{name.replace('_', '-')} N" if self.option else f"--cfg-options {name}=N"
         kind = "a whole number" if self.whole else "a number"
-        raise ConfigError(f"{name}={value!r}", f"it must be {kind} {span}", f"use {option}")
+        raise ConfigError(f"{name}={value!r}", f"it must be {kind}{span}", f"use {option}")
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ def unknown_key(
         f"unknown key {name!r} in {where}",
         f"the keys there are {', '.join(names)}",
         "; ".join(
-            [f"did you mean {near[0]!r}?"] * bool(near)
+            [f"did you mean {each!r}?" for each in near]
             + [f"to add a new key: --cfg-options +{name}=VALUE"] * can_be_added
         )
         or "remove it",
@@ -200,6 +202,8 @@ def check_size(name: str, value: Any) -> None:
         for key, item in value.items():
             check_size(f"{name}.{key}", item)
     elif isinstance(value, list | tuple):
+        if len(value) > DEEP:
+            raise ConfigError(f"{name} has {len(value)} items", f"no model has more than {DEEP}", "shorten it")
         for i, item in enumerate(value):
             check_size(f"{name}.{i}", item)
     elif isinstance(value, int | float) and not value <= most:

@@ -9,7 +9,7 @@ from typing import Any
 from mmengine.config import Config
 
 from tinymim.distill.method import find_method
-from tinymim.distill.recipe_keys import Choice, Key, Number, Pair, Table, check_size, defaults, key_of, unknown_key
+from tinymim.distill.recipe_keys import Choice, Key, Number, Pair, Table, defaults, key_of, unknown_key
 from tinymim.engine.python_file import load_python
 from tinymim.errors import ConfigError
 from tinymim.literals import not_literal
@@ -121,7 +121,7 @@ def load_recipe(name: str, overrides: dict[str, Any] | None = None, verb: str | 
             "a run keeps its recipe as data: numbers, texts, lists and dicts",
             "write the value itself, or the name of a registered method",
         )
-    _check(recipe, added)
+    _check(recipe)
     return recipe
 
 
@@ -132,7 +132,7 @@ def split_added(options: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
     }
 
 
-def _check(recipe: Config, added: set[str]) -> None:
+def _check(recipe: Config) -> None:
     """Refuse invalid values, and keywords that the student does not have."""
     if recipe.student not in backbone_names():
         near = difflib.get_close_matches(str(recipe.student), backbone_names(), n=1)
@@ -148,9 +148,8 @@ def _check(recipe: Config, added: set[str]) -> None:
     for key, value in recipe.student_args.items():
         if keywords is not None and key in keywords:
             key_of(keywords[key]).check(f"student_args.{key}", value)
-        elif keywords is not None and f"student_args.{key}" not in added:
-            raise unknown_key(f"student_args.{key}", [f"student_args.{name}" for name in keywords])
-    check_size("student_args", recipe.student_args)
+        elif keywords is not None:
+            raise unknown_key(f"student_args.{key}", [f"student_args.{name}" for name in keywords], can_be_added=False)
 
 
 def learning_rate(step: int, *, steps: int, warmup: int, peak: float, final: float = 0.0) -> float:

@@ -237,8 +237,15 @@ def backbone_names() -> list[str]:
 
 
 def backbone_arguments(name: str) -> dict[str, inspect.Parameter] | None:
-    """Keywords that the backbone of this name can be built with; None: its builder takes any."""
-    known = {key: each for key, each in inspect.signature(_BUILDERS[name]).parameters.items() if key != "name"}
+    """Keywords that the backbone of this name can be built with; None: its builder takes any.
+
+    A builder with ``**arguments`` can tell: its ``more_arguments(name)`` is the class or function that takes them.
+    """
+    builder = _BUILDERS[name]
+    known = {key: each for key, each in inspect.signature(builder).parameters.items() if key != "name"}
+    if hasattr(builder, "more_arguments"):
+        more = inspect.signature(builder.more_arguments(name)).parameters
+        known = {**more, **{key: each for key, each in known.items() if each.kind is not each.VAR_KEYWORD}}
     return None if any(each.kind is each.VAR_KEYWORD for each in known.values()) else known
 
 

@@ -1,7 +1,6 @@
 """Named models: ``tinymim.create_model`` and the same names in timm's registry."""
 
 import difflib
-import inspect
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -34,13 +33,7 @@ def _named_vit(name: str, **arguments: Any) -> ViT:
         raise ConfigError(f"cannot build {name}", str(error), "see help(tinymim.models.ViT) for the keywords") from None
 
 
-_keywords = inspect.signature(ViT).parameters
-_named_vit.__signature__ = inspect.Signature(  # what ``**arguments`` may hold, for errors
-    [
-        inspect.Parameter("name", inspect.Parameter.KEYWORD_ONLY),
-        *(p.replace(kind=p.KEYWORD_ONLY) for p in _keywords.values()),
-    ]
-)
+_named_vit.more_arguments = lambda name: ViT
 
 
 def model_names() -> list[str]:

@@ -100,7 +100,7 @@ def building(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (TypeError, KeyError, ValueError, AssertionError, AttributeError, ImportError, LookupError) as error:
+    except (TypeError, ValueError, LookupError, AssertionError, AttributeError, ImportError, ArithmeticError) as error:
         raise ConfigError(
             f"cannot build the {what} of the config",
             f"{type(error).__name__}: {str(error)[:400]}",

@@ -128,13 +128,13 @@ def _check_kind(name: str, before: Any, value: Any) -> None:
         (int | float, "a number", list | tuple | dict | int | float),
     ):
         if isinstance(before, kind):
-            if value is not None and not isinstance(value, also) and not is_reference(value):
+            if value is not None and not isinstance(value, also) and not _is_reference(value):
                 like = f", as {before!r} is" if number else ""
                 raise ConfigError(f"{name}={value!r}", f"it must be {words}{like}", f"--cfg-options {name}=...")
             return
 
 
-def is_reference(value: Any) -> bool:
+def _is_reference(value: Any) -> bool:
     """Whether a value is a "{reference}" of a study, which is filled in later."""
     return isinstance(value, str) and re.fullmatch(r"\{[\w.]+\}", value) is not None
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import inspect
 import io
 import json
 import re
@@ -10,8 +11,10 @@ from dataclasses import fields
 from typing import Any
 
 from tinymim.engine import JOBS
-from tinymim.engine.recipe import load_recipe
+from tinymim.engine.recipe import load_recipe, split_added
+from tinymim.errors import ConfigError
 
+OURS = {"title", "out", "work_dir", "resume", "overwrite", "dry_run"}  # keywords that a stage cannot set
 ADDED: dict[str, Any] = {}  # recipe key added since stages are hashed by value -> the value that keeps old results
 PLACES = ("workers", "device")  # options and keys that do not change results
 CONFIG_PLACES = ("num_workers", "persistent_workers")  # the same, at any depth of an MMSegmentation config
@@ -46,12 +49,52 @@ def resolve(verb: str, options: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: an invalid recipe, config or override.
     """
+    _check_values(verb, options)
     if verb == "segment":
         overrides = dict(options.get("cfg_options", {}))
         places = (*CONFIG_PLACES, *({"data_root"} & {*options}))
         return json.loads(_config_values(str(options.get("config")), json.dumps(overrides), places))
     recipe, given = str(options.get("recipe", JOBS[verb].recipe_name)), recipe_overrides(verb, options)
     return json.loads(_recipe_values(recipe, verb, json.dumps(given)))
+
+
+def stage_options(verb: str) -> set[str]:
+    """The options that a stage of a verb may have."""
+    if verb == "segment":
+        from tinymim.seg import train_segmentor
+
+        return {*inspect.signature(train_segmentor).parameters} - OURS
+    return {"recipe", *(each.name for each in fields(JOBS[verb].settings_type))} - OURS
+
+
+def _check_values(verb: str, options: Mapping[str, Any]) -> None:
+    """Refuse values that the stage's command line cannot hold; the recipe or config checks all others."""
+    arguments = (
+        {each.name: each.metadata.get("argument", {}) for each in fields(JOBS[verb].settings_type)}
+        if verb in JOBS
+        else {}
+    )
+    for name, value in options.items():
+        convert = arguments.get(name, {}).get("type")
+        if convert is not None and not isinstance(value, list | dict) and not is_reference(value):
+            try:
+                convert(value)
+            except (TypeError, ValueError):
+                raise ConfigError(
+                    f"{name}={value!r} of a {verb} stage", f"it must be {convert.__name__}", "correct the study"
+                ) from None
+    for key, value in dict(options.get("cfg_options") or {}).items():
+        if isinstance(value, list | tuple) and re.search("[{}]", json.dumps(value).replace('"{', "").replace('}"', "")):
+            raise ConfigError(
+                f"cfg_options {key}={value!r} of a {verb} stage",
+                "an option cannot hold a dict in a list",
+                "write it into a recipe or config file of your own, and name that file in the stage",
+            )
+
+
+def is_reference(value: Any) -> bool:
+    """Whether a value holds a "{reference}", which is filled in later."""
+    return re.search(r'"\{[\w.]+\}"', json.dumps(value)) is not None
 
 
 def is_recipe_key(verb: str, option: str) -> bool:
@@ -71,9 +114,9 @@ def recipe_overrides(verb: str, options: Mapping[str, Any]) -> dict[str, Any]:
 def _recipe_values(name: str, verb: str, overrides: str) -> str:
     """The values of a recipe as JSON."""
     given = json.loads(overrides)
-    later = {key: value for key, value in given.items() if re.search(r'"\{[\w.]+\}"', json.dumps(value))}
+    later = {key: value for key, value in given.items() if is_reference(value)}
     recipe = load_recipe(name, {key: value for key, value in given.items() if key not in later}, verb)
-    recipe.merge_from_dict(later)  # references: their values cannot be checked yet
+    recipe.merge_from_dict(split_added(later)[0])  # references: their values cannot be checked yet
     values = json.loads(json.dumps(recipe.to_dict()))
     return json.dumps(
         {
@@ -88,10 +131,14 @@ def _recipe_values(name: str, verb: str, overrides: str) -> str:
 def _config_values(name: str, overrides: str, places: tuple[str, ...]) -> str:
     """The values of an MMSegmentation config as JSON."""
     from tinymim.seg.config import find_config, merge_options
+    from tinymim.seg.known import check_options
 
-    config = find_config(name)
+    config, given = find_config(name), json.loads(overrides)
+    later, added = split_added({key: value for key, value in given.items() if is_reference(value)})
     with contextlib.redirect_stdout(io.StringIO()):  # the run itself prints what it changes
-        merge_options(config, json.loads(overrides))
+        merge_options(config, {key: value for key, value in given.items() if not is_reference(value)})
+    check_options(config, later, added)
+    config.merge_from_dict(later)
 
     def without_places(value: Any) -> Any:
         if isinstance(value, dict):
