@@ -9,7 +9,7 @@ from typing import Any
 from mmengine.config import Config
 
 from tinymim.distill.method import find_method
-from tinymim.distill.recipe_keys import Choice, Key, Number, Pair, Table, defaults, key_of, unknown_key
+from tinymim.distill.recipe_keys import Choice, Key, Kind, Number, Pair, Table, defaults, key_of, unknown_key
 from tinymim.engine.python_file import load_python
 from tinymim.errors import ConfigError
 from tinymim.literals import not_literal
@@ -17,10 +17,14 @@ from tinymim.models.backbone import backbone_arguments, backbone_names
 from tinymim.models.registry import model_names
 
 FOLDER = Path(__file__).resolve().parents[1] / "recipes"
+IMPORTS: dict[str, Key] = {
+    "imports": Kind(types=(str, list), items=str, words="a list of modules", example="[MODULE]"),
+    "allow_failed_imports": Choice(choices=(False, True)),
+}
 # Keys that every run has, whatever its method; their defaults are in recipes/_base.py and _finetune.py.
 RUN_KEYS: dict[str, Key] = {
     "method": Key(),
-    "custom_imports": Table(),  # MMEngine's: dict(imports=["MODULE"]) imports methods from other packages
+    "custom_imports": Table(keys=IMPORTS),  # MMEngine's: dict(imports=["MODULE"]) imports methods from other packages
     "student": Key(),
     "student_args": Table(),
     "drop_path": Number(most=1, below=True),
