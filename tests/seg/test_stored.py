@@ -8,6 +8,7 @@ from mmengine.config import Config
 from mmseg.registry import MODELS
 
 from tinymim.errors import TinyMIMError
+from tinymim.files import config_file
 from tinymim.literals import read_literals
 from tinymim.seg import load_segmentor, train_segmentor
 
@@ -29,14 +30,10 @@ def trained(scenes, small, tmp_path_factory):
     folder = tmp_path_factory.mktemp("own")
     (folder / "own_backbone.py").write_text(MODULE)
     (folder / "mine.py").write_text(
-        "_base_ = 'upernet_tinymim_demo.py'\n"
+        f"_base_ = {str(config_file('upernet_tinymim_demo'))!r}\n"
         "custom_imports = dict(imports=['tinymim.seg', 'own_backbone'], allow_failed_imports=False)\n"
         "model = dict(backbone=dict(type='OwnBackbone'))\n"
     )
-    from tinymim.files import config_file
-
-    base = str(config_file("upernet_tinymim_demo"))
-    (folder / "mine.py").write_text((folder / "mine.py").read_text().replace("'upernet_tinymim_demo.py'", repr(base)))
     sys.path.insert(0, str(folder))
     try:
         options = small(**{"train_cfg.max_iters": 1, "train_cfg.val_interval": 1})
@@ -196,8 +193,6 @@ def test_absurd_values_are_our_error(plain, tmp_path, place):
 
 def test_an_array_is_not_kept_as_data(scenes, small, tmp_path):
     """A value that the run folder could not hold is refused before anything is written."""
-    from tinymim.files import config_file
-
     (tmp_path / "mine.py").write_text(
         f"_base_ = {str(config_file('upernet_tinymim_demo'))!r}\n"
         "model = dict(decode_head=dict(loss_decode=dict(class_weight=[abs])))\n"

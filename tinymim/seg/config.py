@@ -61,7 +61,8 @@ def merge_options(cfg: Config, options: dict[str, Any] | None) -> None:
             f"--cfg-options {' '.join(options)} does not fit the config", str(error), "check the names, dot by dot"
         ) from error
     check_config(cfg)
-    if "train_cfg.max_iters" in options and not any(key.startswith("param_scheduler") for key in options):
+    scheduled = isinstance(cfg.get("train_cfg"), dict) and cfg.get("param_scheduler")
+    if "train_cfg.max_iters" in options and scheduled and not any(key.startswith("param_scheduler") for key in options):
         fit_schedule(cfg)
 
 
@@ -160,8 +161,15 @@ def set_data(
         ConfigError: the config does not use ``TinyMIMSegDataset``.
         DataError: the folder is wrong.
     """
-    if not isinstance(cfg.get("model"), dict) or not isinstance(cfg.get("train_cfg") or {}, dict):
-        raise ConfigError("the config describes no training of a model", "model is no dict", "choose another config")
+    needed = ("model", "train_cfg", "optim_wrapper", "val_evaluator") if "train" in splits else ("model",)
+    if wrong := [key for key in needed if not isinstance(cfg.get(key), dict)]:
+        raise ConfigError(f"the config has no {wrong[0]}", "a run needs it", "start from a config of mmseg_configs")
+    if "train" in splits and cfg.val_evaluator.get("type") != "SegMetric":
+        raise ConfigError(
+            f"val_evaluator uses {cfg.val_evaluator.get('type')}",
+            "tinymim segment scores with SegMetric, at each photo's own size",
+            'use val_evaluator = dict(type="SegMetric"), or MMSegmentation\'s own tools',
+        )
     loaders = {name: cfg.get(name) for name in ("train_dataloader", "val_dataloader", "test_dataloader")}
     for name, loader in loaders.items():
         dataset = loader.get("dataset") if isinstance(loader, dict) else None
@@ -172,6 +180,14 @@ def set_data(
                 "tinymim segment reads folders in ADE20K layout through TinyMIMSegDataset",
                 "use TinyMIMSegDataset, or MMSegmentation's own tools",
             )
+        for key, fits, words in (
+            ("split", loader.dataset.get("split") in ("train", "val"), "'train' or 'val'"),
+            ("pipeline", bool(loader.dataset.get("pipeline")), "a list of transforms"),
+        ):
+            if not fits:
+                raise ConfigError(
+                    f"{name}.dataset.{key}={loader.dataset.get(key)!r}", f"it must be {words}", "correct the config"
+                )
         if loader.num_workers == 0:
             loader.persistent_workers = False
         for key, value in dict(

@@ -92,13 +92,17 @@ def check_options(cfg: Config, options: Mapping[str, Any], added: Container[str]
             if isinstance(node, list | tuple):
                 if not part.isdecimal() or int(part) >= len(node):
                     raise ConfigError(
-                        f"--cfg-options {option}",
+                        f"--cfg-options {option} does not fit the config",
                         f"{place} is a list of {len(node)}",
                         f"use a number from 0 to {len(node) - 1}",
                     )
                 node = node[int(part)]
             elif not isinstance(node, dict | Config):
-                raise ConfigError(f"--cfg-options {option}", f"{place} is {node!r}, no dict", f"set {place} itself")
+                raise ConfigError(
+                    f"--cfg-options {option} does not fit the config",
+                    f"{place} is {node!r}, no dict",
+                    f"set {place} itself",
+                )
             elif part in node:
                 node = node[part]
             elif option in added or part in BUILDERS | (known := _known(place, node, options)):
@@ -178,17 +182,17 @@ def _near(key: str) -> str | None:
 
 def _check_node(name: str, node: Mapping[str, Any]) -> None:
     """Check the type, the keys and the values of one dict of a config."""
-    kind = node.get("type")
-    if isinstance(kind, str) and "." not in kind and not registered(kind) and not name.endswith("clip_grad"):
-        every = {each for registry in REGISTRIES for each in registry.module_dict}
-        near = difflib.get_close_matches(kind, every, n=1)
-        raise ConfigError(
-            f"{name}.type={kind!r} is unknown",
-            "neither MMSegmentation nor a module of custom_imports has registered it",
-            f"did you mean {near[0]!r}?"
-            if near
-            else 'custom_imports = dict(imports=["MODULE"]) imports your own module',
-        )
+    for key in ("type", "constructor"):
+        kind = node.get(key)
+        if isinstance(kind, str) and "." not in kind and not registered(kind) and not name.endswith("clip_grad"):
+            every = {each for registry in REGISTRIES for each in registry.module_dict}
+            near = difflib.get_close_matches(kind, every, n=1)
+            own = 'custom_imports = dict(imports=["MODULE"]) imports your own'
+            raise ConfigError(
+                f"{name}.{key}={kind!r} is unknown",
+                "neither MMSegmentation nor a module of custom_imports has registered it",
+                f"did you mean {near[0]!r}?" if near else own,
+            )
     names, any_key = constructor(node.get("type"), node)
     extra = BUILDERS | NODES.get(name, set()) | WRAPPED.get(name.rpartition(".")[2], set())
     if names and not any_key and (wrong := sorted({*node} - {*names} - extra)):

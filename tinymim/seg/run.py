@@ -3,6 +3,7 @@
 # ruff: noqa: PT028  (test_segmentor is not a pytest function)
 
 import re
+import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from mmengine.runner import Runner
 
 from tinymim import compat
 from tinymim.engine.run_folder import RunFolder, on_first_process
-from tinymim.errors import CheckpointError, ConfigError, DataError
+from tinymim.errors import CheckpointError, ConfigError, DataError, TinyMIMError
 from tinymim.files import prepare_out
 from tinymim.literals import read_literal_file
 from tinymim.progress import Progress
@@ -79,8 +80,15 @@ def train_segmentor(
     batch, world = cfg.train_dataloader.batch_size, compat.launched_processes()
     say(f"{kind}: {world} process(es) x batch {batch} = {world * batch} photos per step -> {folder}")
     with _our_errors():
-        with building("run"):
-            runner = Runner.from_cfg(name_run(cfg))
+        try:
+            with building("run"):
+                runner = Runner.from_cfg(name_run(cfg))
+                assert runner.train_loop is not None  # builds the data loader
+                runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+        except TinyMIMError:
+            if not cfg.resume and is_main_process():  # nothing was trained yet
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
         runner.train()
         metric = next(m for m in runner.val_evaluator.metrics if isinstance(m, SegMetric))
         if metric.last is None:  # resumed after the last step
