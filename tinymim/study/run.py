@@ -18,8 +18,8 @@ from tinymim.engine.run_folder import stop_signals
 from tinymim.files import cores, environment, sha256_file, write_json
 from tinymim.progress import Progress
 from tinymim.study.definition import Study, Trial
-from tinymim.study.stages import Folder, Stage, data_words, settings, unknown
-from tinymim.study.verbs import stage_options
+from tinymim.study.stages import Folder, Stage, data_words, settings
+from tinymim.study.verbs import check_stage
 
 POLL = 0.5  # seconds between checks of the children
 MODELS = ("classifier.pth", "segmentor.pth", "student.pth")  # files that a stage may write
@@ -40,12 +40,10 @@ def command(stage: Stage) -> list[str]:
     """The command line of a stage.
 
     Raises:
-        ConfigError: an option that the verb does not have.
+        ConfigError: an option that the verb does not have, or a value that it cannot be given.
     """
-    options, known = dict(stage.options), stage_options(stage.verb)
-    for name in options:
-        if name not in known:
-            raise unknown(f"option of {stage.verb}:", name, sorted(known))
+    check_stage(stage.verb, stage.options)
+    options = dict(stage.options)
     words = [sys.executable, "-m", "tinymim", stage.verb]
     if stage.verb == "segment":
         words += [str(options.pop("config")), "--work-dir", str(stage.run)]

@@ -1,6 +1,7 @@
 """The verbs that a stage may run, and the resolved values of a stage: everything that decides its result."""
 
 import contextlib
+import difflib
 import functools
 import inspect
 import io
@@ -49,7 +50,6 @@ def resolve(verb: str, options: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: an invalid recipe, config or override.
     """
-    _check_values(verb, options)
     if verb == "segment":
         overrides = dict(options.get("cfg_options", {}))
         places = (*CONFIG_PLACES, *({"data_root"} & {*options}))
@@ -58,33 +58,38 @@ def resolve(verb: str, options: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(_recipe_values(recipe, verb, json.dumps(given)))
 
 
-def stage_options(verb: str) -> set[str]:
-    """The options that a stage of a verb may have."""
-    if verb == "segment":
+def check_stage(verb: str, options: Mapping[str, Any]) -> None:
+    """Refuse options that the command line of a stage cannot hold; its recipe or config has checked ``cfg_options``.
+
+    Raises:
+        ConfigError: an unknown option, a value of the wrong type, or a dict in a list.
+    """
+    arguments: dict[str, dict[str, Any]] = {}
+    if verb in JOBS:
+        arguments = {each.name: each.metadata.get("argument", {}) for each in fields(JOBS[verb].settings_type)}
+        known = {"recipe", *arguments} - OURS
+    else:
         from tinymim.seg import train_segmentor
 
-        return {*inspect.signature(train_segmentor).parameters} - OURS
-    return {"recipe", *(each.name for each in fields(JOBS[verb].settings_type))} - OURS
-
-
-def _check_values(verb: str, options: Mapping[str, Any]) -> None:
-    """Refuse values that the stage's command line cannot hold; the recipe or config checks all others."""
-    arguments = (
-        {each.name: each.metadata.get("argument", {}) for each in fields(JOBS[verb].settings_type)}
-        if verb in JOBS
-        else {}
-    )
+        known = {*inspect.signature(train_segmentor).parameters} - OURS
     for name, value in options.items():
-        convert = arguments.get(name, {}).get("type")
-        if convert is not None and not isinstance(value, list | dict) and not is_reference(value):
-            try:
-                convert(value)
-            except (TypeError, ValueError):
-                raise ConfigError(
-                    f"{name}={value!r} of a {verb} stage", f"it must be {convert.__name__}", "correct the study"
-                ) from None
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise ConfigError(
+                f"unknown option of {verb}: {name!r}",
+                f"the choices are {', '.join(sorted(known))}",
+                f"did you mean {near[0]!r}?" if near else "choose one of these",
+            )
+        convert = arguments.get(name, {}).get("type", str)
+        try:
+            convert(value)
+        except (TypeError, ValueError):
+            kind = "a whole number" if convert is int else "a number"
+            raise ConfigError(
+                f"{name}={value!r} of a {verb} stage", f"it must be {kind}", "correct the study"
+            ) from None
     for key, value in dict(options.get("cfg_options") or {}).items():
-        if isinstance(value, list | tuple) and re.search("[{}]", json.dumps(value).replace('"{', "").replace('}"', "")):
+        if isinstance(value, list | tuple) and any(isinstance(item, dict) for item in value):
             raise ConfigError(
                 f"cfg_options {key}={value!r} of a {verb} stage",
                 "an option cannot hold a dict in a list",
