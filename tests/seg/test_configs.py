@@ -12,6 +12,7 @@ from mmseg.registry import MODELS
 
 import tinymim.seg  # noqa: F401
 from tinymim.errors import ConfigError
+from tinymim.literals import read_literals
 from tinymim.seg.config import config_text, find_config, heads, merge_options, plain_batch_norm
 
 FOLDER = Path(__file__).parents[2] / "mmseg_configs"
@@ -140,14 +141,14 @@ def test_max_iters_takes_the_schedule_with_it(capsys):
 
 def test_config_text_reads_back():
     cfg = find_config("upernet_tinymim_star_t")
-    assert Config.fromstring(config_text(cfg), file_format=".py").to_dict() == cfg.to_dict()
+    assert read_literals(config_text(cfg), "") == cfg.to_dict()
 
 
 def test_unknown_names(tmp_path):
     with pytest.raises(ConfigError, match="upernet_tinymim_b"):
         find_config("upernet_tinymim_xl")
     (tmp_path / "broken.py").write_text("model = dict(")
-    with pytest.raises(ConfigError, match="cannot load"):
+    with pytest.raises(ConfigError, match=r"broken\.py, line 1: SyntaxError: '\(' was never closed"):
         find_config(tmp_path / "broken.py")
     with pytest.raises(ConfigError, match="cfg-options"):
         merge_options(Config(dict(a=[1])), {"a.x": 3})

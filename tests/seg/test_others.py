@@ -81,7 +81,7 @@ def test_one_channel_and_two_classes(tmp_path):
 
 
 def test_layer_decay_asks_for_our_backbone(scenes, tmp_path):
-    wrapper = find_config("upernet_tinymim_t").optim_wrapper.to_dict()
+    wrapper = find_config("upernet_tinymim_t").optim_wrapper.to_dict() | {"_delete_": True}
     with pytest.raises(ConfigError, match="ResNetV1c has no get_layer_id"):
         train_segmentor(
             "deeplabv3plus_r18_camvid",

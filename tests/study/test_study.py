@@ -603,6 +603,11 @@ def test_table_shows_what_is_there(fake, folders):
         ({"distill.cfg_options.drop_paht": 0.1}, "did you mean 'drop_path'"),
         ({"distill.cfg_options.drop_path": 2}, "drop_path=2"),
         ({"distill.recipe": "mae_tiny"}, "tinymim pretrain runs such recipes"),
+        ({"distill.cfg_options.student_args.dpeth": 2}, "did you mean 'student_args.depth'"),
+        ({"distill.cfg_options.student_args.depth": "two"}, "student_args.depth='two'"),
+        ({"distill.cfg_options.teachers": [dict(teacher="x.pth")]}, "an option cannot hold a dict in a list"),
+        ({"distill.lr": "fast"}, "lr='fast' of a distill stage"),
+        ({"distill.batch_size": "two"}, "it must be a whole number"),
     ],
 )
 def test_what_a_verb_would_refuse_is_said_first(tmp_path, folders, capsys, change, words):
@@ -667,3 +672,27 @@ def test_real_study(folders, tmp_path):
     assert run(path, folders) == 0
     assert "resuming at step 2" in (metrics.parents[1] / "log.txt").read_text()
     assert json.loads(result_path.read_text())["scores"] == result["scores"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"cfg_options": {"train_cfg.max_itres": 2}}, "did you mean 'train_cfg.max_iters'"),
+        ({"cfg_options": {"train_dataloader.batch_size": "two"}}, "train_dataloader.batch_size='two'"),
+        ({"cfg_options": {"randomness.sede": "{seed}"}}, "did you mean 'randomness.seed'"),
+        ({"cfg_options": {"param_scheduler": [dict(type="PolyLR")]}}, "an option cannot hold a dict in a list"),
+        ({"student_": "x.pth"}, "did you mean 'student'"),
+        ({"work_dir": "x"}, "unknown option of segment: 'work_dir'"),
+    ],
+)
+def test_a_stage_of_segmentation_is_checked_first(tmp_path, folders, options, words):
+    stage = dict(verb="segment", config="upernet_tinymim_demo", ignore_label="{seed}") | options
+    path = write(tmp_path, stages={"seg": stage}, score="seg.mIoU", paper={}, cells=[dict(name="a")])
+
+    def words_of_the_stage():
+        study = load_study(str(path))
+        (trial,) = make_trials(study, study.cells, [0], {}, tmp_path)
+        return command(trial.stages["seg"])
+
+    with pytest.raises(ConfigError, match=words):
+        words_of_the_stage()

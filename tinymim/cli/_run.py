@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
-from mmengine.config import DictAction
+from tinymim.cli._cfg_options import add_cfg_options
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, verb: str) -> None:
@@ -19,7 +19,7 @@ def add_run_arguments(parser: argparse.ArgumentParser, verb: str) -> None:
     parser.add_argument("--recipe", default=job.recipe_name, help=f"one of {names}, or a .py file of the same keys")
     add_options(parser, job.settings_type)
     parser.add_argument("--print-config", action="store_true", help="print the resolved recipe and stop")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="any recipe key")
+    add_cfg_options(parser, "any recipe key; +KEY=VALUE adds one that is not known")
 
 
 def run_verb(

@@ -7,9 +7,8 @@ import argparse
 import shlex
 from pathlib import Path
 
-from mmengine.config import DictAction
-
 from tinymim.cli import spelled
+from tinymim.cli._cfg_options import add_cfg_options
 from tinymim.compat import is_first_process
 from tinymim.errors import ConfigError
 
@@ -82,12 +81,9 @@ def add_data_options(parser: argparse._ActionsContainer) -> None:
         choices=("none", "pytorch"),
         help="detected under torchrun; accepted for compatibility with MMSegmentation",
     )
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=DictAction,
-        metavar="KEY=VALUE",
-        help="any config key, e.g. train_cfg.max_iters=2000 train_dataloader.batch_size=4",
+    add_cfg_options(
+        parser,
+        "any config key, e.g. train_cfg.max_iters=2000 train_dataloader.batch_size=4; +KEY=VALUE adds one not known",
     )
 
 

@@ -7,14 +7,15 @@ from torch import Tensor, nn
 
 from tinymim.distill.checks import check_student
 from tinymim.distill.method import Method, register_method
-from tinymim.distill.recipe_keys import Choice, Key, Number
+from tinymim.distill.recipe_keys import LARGE, Choice, Key, Number, Table
 from tinymim.errors import ConfigError
 from tinymim.models.mae import MAE
 
+SIZE = Number(least=1, most=LARGE, whole=True)
 MASKING: dict[str, Key] = {
     "mask_ratio": Number(0.75, most=1, above=True, below=True),  # share of the patches that are masked
     "norm_pix": Choice(True, (True, False)),  # normalise each target patch
-    "decoder": Key(dict(dim=512, depth=8, heads=16)),
+    "decoder": Table(dict(dim=512, depth=8, heads=16), keys=dict.fromkeys(("dim", "depth", "heads"), SIZE)),
 }
 
 

@@ -81,7 +81,7 @@ def find_method(name: Any) -> type[Registered]:
     Raises:
         ConfigError: no method has this name.
     """
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise ConfigError(
             f"method={name!r}",
             f"it must be one of {', '.join(METHODS)}",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tinymim.compat import is_first_process
-from tinymim.distill.recipe_keys import Key, Number
+from tinymim.distill.recipe_keys import Key, Kind, Number
 from tinymim.distill.taps import QKV
 from tinymim.distill.targets import Relation, Target, parse_target
 from tinymim.errors import CheckpointError, ConfigError
@@ -15,10 +15,11 @@ from tinymim.models import create_model
 from tinymim.models.teachers import Teacher, default_target_block, load_teacher, state_sha256, teacher_prefix
 
 TEACHER_KEYS: Mapping[str, Key] = {
-    "teacher": Key(None),  # timm/NAME or a checkpoint file
-    "teacher_weights": Key(None),  # weights file for a timm teacher
-    "teacher_heads": Key(None),  # for files that do not store the head count
-    "targets": Key(["qk+vv"]),  # words of tinymim.distill.targets: WHAT[@TEACHER_BLOCK][:STUDENT_BLOCK][=WEIGHT]
+    "teacher": Kind(),  # timm/NAME or a checkpoint file
+    "teacher_weights": Kind(example="FILE"),  # weights file for a timm teacher
+    "teacher_heads": Number(None, least=1, whole=True),  # for files that do not store the head count
+    # words of tinymim.distill.targets: WHAT[@TEACHER_BLOCK][:STUDENT_BLOCK][=WEIGHT]
+    "targets": Kind(["qk+vv"], types=(str, list, tuple), items=str, words="a list of texts", example="[qk+vv]"),
     "target_block": Number(None, least=1, whole=True),  # from 1; None: 18 of 24, else the last
     "relation_heads": Number(None, least=1, whole=True),  # None: the teacher's heads
     "align": Key(None),  # for different patch sizes: "image" resizes the teacher's photo, "tokens" its tokens

@@ -13,7 +13,7 @@ from tinymim.distill.checks import check_options, check_student, check_teacher
 from tinymim.distill.freeze import freeze_unreached
 from tinymim.distill.mae import MASKING, decoder_arguments
 from tinymim.distill.method import Method, register_method
-from tinymim.distill.recipe_keys import Choice, Key, Number
+from tinymim.distill.recipe_keys import Choice, Key, Kind, Number
 from tinymim.distill.several import SeveralTeachers
 from tinymim.distill.sources import LiveTeacher, TargetSource
 from tinymim.distill.taps import read
@@ -56,11 +56,12 @@ class TinyMIM(Method):
 
     keys: ClassVar[Mapping[str, Key]] = {
         **TEACHER_KEYS,
-        "teachers": Key(
-            []
-        ),  # several at once: dicts of teacher and weight; teacher_weights .. align override the recipe's
-        "chain": Key(""),  # e.g. mae_large:base:small:tiny; hop by hop, every student is the next teacher
-        "hops": Key([]),  # for a chain: a dict of overrides for each student
+        # several at once: dicts of teacher and weight; teacher_weights .. align override the recipe's
+        "teachers": Kind([], types=(list, tuple), items=dict, words="a list of dicts", example="[]"),
+        "chain": Kind(""),  # e.g. mae_large:base:small:tiny; hop by hop, every student is the next teacher
+        "hops": Kind(
+            [], types=(list, tuple), items=dict, words="a list of dicts", example="[]"
+        ),  # for a chain: a dict of overrides for each student
         "softmax": Choice(True, (True, False)),  # for relations; False: smooth L1 of the scaled scores
         "class_token": Choice(None, (None, True, False)),  # in relations and features; None: if both sides have one
         "mask": Key(None),  # who sees only the visible patches: None | "student" | "teacher" | "both"

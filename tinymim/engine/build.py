@@ -7,6 +7,7 @@ import torch
 from mmengine.config import Config
 
 from tinymim.distill.method import Method, find_method
+from tinymim.engine.cost import check_memory
 from tinymim.errors import ConfigError
 from tinymim.models import create_model
 from tinymim.models.teachers import Teacher
@@ -33,8 +34,10 @@ def build_method(config: Config, *, pretrained: bool = True) -> tuple[Method, Se
         TinyMIMError: models that do not fit each other, or a teacher without weights.
     """
     arguments, rate = dict(config.student_args), float(config.drop_path)
+    outline = student_outline(config)
+    check_memory(outline)
     if rate and "drop_path_rate" not in arguments:
-        outline = student_outline(config)  # one stage: a constant rate except for the last block, as published
+        # one stage: a constant rate except for the last block, as published
         arguments["drop_path_rate"] = [rate] * (outline.depth - 1) + [0.0] if len(outline.stage_info) == 1 else rate
     student = create_model(config.student, img_size=config.img_size, **arguments)
     student.set_grad_checkpointing(bool(config.grad_checkpointing))

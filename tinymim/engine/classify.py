@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tinymim.data.labelled import fixed_draws
 from tinymim.distill.logits import hard_distillation, soft_distillation
 from tinymim.distill.method import register_method
-from tinymim.distill.recipe_keys import Choice, Key, Number
+from tinymim.distill.recipe_keys import Choice, Key, Kind, Number
 from tinymim.engine.model import Trainable
 from tinymim.engine.run_folder import bare
 from tinymim.models.classifier import Classifier
@@ -53,8 +53,8 @@ class ClassifyModel(Trainable):
         "switch_prob": Number(0.5, most=1),  # probability of cutmix instead of mixup
         "smoothing": Number(0.1, most=1, below=True),
         "ema": Number(None, most=1, below=True, off=True),  # decay of a running average of the weights, e.g. 0.9999
-        "teacher": Key(None),  # timm/NAME with a classifier, or a classifier.pth: DeiT's distillation
-        "teacher_weights": Key(None),  # weights file for a timm teacher
+        "teacher": Kind(),  # timm/NAME with a classifier, or a classifier.pth: DeiT's distillation
+        "teacher_weights": Kind(example="FILE"),  # weights file for a timm teacher
         "distillation": Choice("hard", ("hard", "soft")),
         "alpha": Number(0.5, most=1),  # weight of the teacher
         "tau": Number(1.0, above=True),  # temperature of soft distillation

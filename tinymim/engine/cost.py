@@ -1,5 +1,6 @@
 """Cost of a training run, measured by one step on random pixels before it starts."""
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tinymim.engine.model import saved_bytes
+from tinymim.errors import ConfigError
 
 SUSTAINED = 40e12  # FLOP/s of the second estimate of hours: a third of a V100's peak in half precision
 PROBE = 2  # images of the passes that count memory: batch norm needs more than one
@@ -59,6 +61,21 @@ class TrainingCost:
             f"{self.flop_per_image / 1e9:.1f} GFLOP per image, forward and backward, teachers included: "
             f"{flop / 1e18:.3g} EFLOP, {flop / SUSTAINED / 3600:.1f} hours at {SUSTAINED / 1e12:.0f} TFLOP/s (a third "
             "of a V100's peak), divided by the number of GPUs"
+        )
+
+
+def check_memory(model: nn.Module) -> None:
+    """Refuse a model whose weights alone are larger than this machine's memory; it may be on the meta device.
+
+    Raises:
+        ConfigError: it is.
+    """
+    need = 4 * sum(p.numel() for p in model.parameters())
+    if hasattr(os, "sysconf") and need > (there := os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")):
+        raise ConfigError(
+            f"the model has {need / 4:.3g} parameters, {need / 2**30:.3g} GiB",
+            f"this machine has {there / 2**30:.3g} GiB of memory",
+            "choose a smaller width or depth",
         )
 
 

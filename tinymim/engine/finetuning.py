@@ -265,7 +265,7 @@ def train_transform(config: Config) -> Any:
             re_prob=config.reprob,
             re_mode="pixel",
         )
-    except (AssertionError, ValueError, KeyError) as error:
+    except (AssertionError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"aa={config.aa!r}",
             f"timm does not know this augmentation ({error})",

@@ -9,20 +9,26 @@ from typing import Any
 from mmengine.config import Config
 
 from tinymim.distill.method import find_method
-from tinymim.distill.recipe_keys import Choice, Key, Number, Pair, defaults
+from tinymim.distill.recipe_keys import Choice, Key, Kind, Number, Pair, Table, defaults, key_of, unknown_key
+from tinymim.engine.python_file import load_python
 from tinymim.errors import ConfigError
-from tinymim.models.backbone import backbone_names
+from tinymim.literals import not_literal
+from tinymim.models.backbone import backbone_arguments, backbone_names
 from tinymim.models.registry import model_names
 
 FOLDER = Path(__file__).resolve().parents[1] / "recipes"
+IMPORTS: dict[str, Key] = {
+    "imports": Kind(types=(str, list), items=str, words="a list of modules", example="[MODULE]"),
+    "allow_failed_imports": Choice(choices=(False, True)),
+}
 # Keys that every run has, whatever its method; their defaults are in recipes/_base.py and _finetune.py.
 RUN_KEYS: dict[str, Key] = {
     "method": Key(),
-    "custom_imports": Key(),  # MMEngine's: dict(imports=["MODULE"]) imports methods from other packages
+    "custom_imports": Table(keys=IMPORTS),  # MMEngine's: dict(imports=["MODULE"]) imports methods from other packages
     "student": Key(),
-    "student_args": Key(),
+    "student_args": Table(),
     "drop_path": Number(most=1, below=True),
-    "img_size": Number(least=16, whole=True, option=True),
+    "img_size": Number(least=16, most=1 << 14, whole=True, option=True),
     "crop_scale": Pair(rule="0 < least <= most <= 1", example="[0.2,1.0]"),
     "color_jitter": Number(),
     "batch_size": Number(least=1, whole=True, option=True),
@@ -33,15 +39,15 @@ RUN_KEYS: dict[str, Key] = {
     "betas": Pair(rule="from 0 to below 1", example="[0.9,0.95]"),
     "weight_decay": Number(),
     "precision": Choice(choices=("auto", "fp32", "bf16", "fp16")),
-    "grad_checkpointing": Key(),
+    "grad_checkpointing": Choice(choices=(False, True)),
     "micro_batch": Number(least=1, whole=True),
     "save_every": Number(least=1, whole=True),
     "val_every": Number(least=1, whole=True),
     "watch_every": Number(whole=True),
     "probe_photos": Number(least=1, whole=True),
-    "tensorboard": Key(),
-    "seed": Number(whole=True, option=True),
-    "workers": Number(whole=True, option=True),
+    "tensorboard": Choice(choices=(False, True)),
+    "seed": Number(most=2**32 - 1, whole=True, option=True),
+    "workers": Number(most=1024, whole=True, option=True),
 }
 
 
@@ -91,11 +97,8 @@ def load_recipe(name: str, overrides: dict[str, Any] | None = None, verb: str | 
             f"the recipes are {', '.join(recipe_names(verb))}",
             f"did you mean {near[0]!r}?" if near else "choose one of these, or a .py file of the same keys",
         )
-    try:
-        recipe = Config.fromfile(path)
-    except (ImportError, KeyError, TypeError, IndexError) as error:
-        raise ConfigError(f"cannot read {path}", f"{type(error).__name__}: {error}", "correct the file") from error
-    changes = {k: copy.deepcopy(v) for k, v in (overrides or {}).items() if v is not None}
+    recipe = load_python(path)
+    changes, added = split_added({k: copy.deepcopy(v) for k, v in (overrides or {}).items() if v is not None})
     kind = find_method(changes.get("method", recipe.get("method")))
     if verb is not None and kind.verb != verb:
         raise ConfigError(
@@ -111,22 +114,30 @@ def load_recipe(name: str, overrides: dict[str, Any] | None = None, verb: str | 
             recipe[key] = {**value, **recipe[key]}
     try:
         recipe.merge_from_dict(changes)
-    except (KeyError, TypeError, IndexError) as error:
-        raise ConfigError(f"cannot apply {overrides}", str(error), "see --print-config for the keys") from error
+    except (KeyError, TypeError, IndexError, AssertionError) as error:
+        raise ConfigError(f"cannot apply {changes}", str(error), "see --print-config for the keys") from error
     for key in recipe:
-        if key not in known and key != "custom_imports":
-            near = difflib.get_close_matches(key, list(known), n=1)
-            raise ConfigError(
-                f"unknown key {key!r} in the recipe",
-                f"its keys are {', '.join(known)}",
-                f"did you mean {near[0]!r}?" if near else "remove it; --print-config shows all keys",
-            )
+        if key not in known and key != "custom_imports" and key not in added:
+            raise unknown_key(key, known)
+    for key, value in not_literal(recipe.to_dict()):
+        raise ConfigError(
+            f"{key} is a {type(value).__name__}: {value!r:.80}",
+            "a run keeps its recipe as data: numbers, texts, lists and dicts",
+            "write the value itself, or the name of a registered method",
+        )
     _check(recipe)
     return recipe
 
 
+def split_added(options: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
+    """Overrides without the ``+`` of ``+key``, which asks for a key that is not known; and the keys that had one."""
+    return {key.removeprefix("+"): value for key, value in options.items()}, {
+        key[1:] for key in options if key.startswith("+")
+    }
+
+
 def _check(recipe: Config) -> None:
-    """Refuse invalid values."""
+    """Refuse invalid values, and keywords that the student does not have."""
     if recipe.student not in backbone_names():
         near = difflib.get_close_matches(str(recipe.student), backbone_names(), n=1)
         raise ConfigError(
@@ -135,8 +146,14 @@ def _check(recipe: Config) -> None:
             f"did you mean {near[0]!r}?" if near else "choose one of these",
         )
     for key, rule in {**RUN_KEYS, **find_method(recipe.method).keys}.items():
-        if key in recipe:
+        if key in recipe and (key != "custom_imports" or recipe[key] is not None):
             rule.check(key, recipe[key])
+    keywords = backbone_arguments(recipe.student)
+    for key, value in recipe.student_args.items():
+        if keywords is not None and key in keywords:
+            key_of(keywords[key]).check(f"student_args.{key}", value)
+        elif keywords is not None:
+            raise unknown_key(f"student_args.{key}", [f"student_args.{name}" for name in keywords], can_be_added=False)
 
 
 def learning_rate(step: int, *, steps: int, warmup: int, peak: float, final: float = 0.0) -> float:

@@ -21,6 +21,7 @@ from tinymim.engine.recipe import default_recipe
 from tinymim.engine.run_folder import RunFolder, bare, dump_bad_batch, on_first_process
 from tinymim.errors import ConfigError
 from tinymim.files import atomic_path, prepare_out, write_env
+from tinymim.literals import read_literal_file
 
 HEALTH_KEYS = {"watch_every", "probe_data", "probe_photos", "tensorboard"}
 FILES = {"teacher", "teacher_weights", "student_file"}  # may have moved on resume: env.json has their sha256
@@ -79,7 +80,7 @@ def open_folder(
     if not (folder / "config.py").is_file():
         with atomic_path(folder / "config.py") as part:
             part.write_text(
-                f'"""Resolved recipe of this run (tinymim {" ".join(sys.argv[1:])})."""\n\n'
+                f'"""Resolved recipe of this run."""\n\n# command: {["tinymim", *sys.argv[1:]]!r}\n\n'
                 + "".join(f"{k} = {v!r}\n" for k, v in settings.items()),
                 "utf-8",
             )
@@ -101,7 +102,7 @@ def resume_state(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | Non
     """
     if not (folder / "config.py").is_file():
         raise ConfigError(f"{folder} holds no run to resume", "config.py is missing", "leave --resume out")
-    before = Config.fromfile(folder / "config.py").to_dict()
+    before = read_literal_file(folder / "config.py")
     if "method" not in before:
         raise ConfigError(
             f"{folder} holds another kind of run",

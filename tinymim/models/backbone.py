@@ -236,6 +236,19 @@ def backbone_names() -> list[str]:
     return list(_BUILDERS)
 
 
+def backbone_arguments(name: str) -> dict[str, inspect.Parameter] | None:
+    """Keywords that the backbone of this name can be built with; None: its builder takes any.
+
+    A builder with ``**arguments`` can tell: its ``more_arguments(name)`` is the class or function that takes them.
+    """
+    builder = _BUILDERS[name]
+    known = {key: each for key, each in inspect.signature(builder).parameters.items() if key != "name"}
+    if hasattr(builder, "more_arguments"):
+        more = inspect.signature(builder.more_arguments(name)).parameters
+        known = {**more, **{key: each for key, each in known.items() if each.kind is not each.VAR_KEYWORD}}
+    return None if any(each.kind is each.VAR_KEYWORD for each in known.values()) else known
+
+
 def build_backbone(name: str, **arguments: Any) -> Any:
     """A :class:`Backbone` by name.
 
@@ -248,16 +261,13 @@ def build_backbone(name: str, **arguments: Any) -> Any:
             f"the registered backbones are {', '.join(_BUILDERS)}",
             "choose one of these, or register another one: tinymim.models.backbone.register_backbone",
         )
-    builder = _BUILDERS[name]
-    allowed = inspect.signature(builder).parameters
-    if "name" in allowed:
-        arguments["name"] = name
-    if not any(p.kind is p.VAR_KEYWORD for p in allowed.values()) and (wrong := set(arguments) - set(allowed)):
+    builder, known = _BUILDERS[name], backbone_arguments(name)
+    if known is not None and (wrong := set(arguments) - set(known)):
         raise ConfigError(
-            f"cannot build {name}",
-            f"it has no argument {min(wrong)!r}",
-            f"its arguments are {', '.join(key for key in allowed if key != 'name')}",
+            f"cannot build {name}", f"it has no argument {min(wrong)!r}", f"its arguments are {', '.join(known)}"
         )
+    if "name" in inspect.signature(builder).parameters:
+        arguments["name"] = name
     return builder(**arguments)
 
 

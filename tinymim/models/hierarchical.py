@@ -168,6 +168,11 @@ FAMILIES = (
 )
 
 
+def _family(name: str) -> Any:
+    """The entry of :data:`FAMILIES` of a timm name."""
+    return next(family for family in FAMILIES if name.startswith(family.kind.__module__.rpartition(".")[2]))
+
+
 @register_backbone(*timm.list_models(["hiera_*", "tiny_vit_*"]))
 class Hierarchical(Shell):
     """A model of :data:`FAMILIES` as a :class:`~tinymim.models.backbone.Backbone`; ``inner`` is timm's own.
@@ -187,7 +192,7 @@ class Hierarchical(Shell):
     ) -> None:
         size = (img_size, img_size) if isinstance(img_size, int) else (int(img_size[0]), int(img_size[1]))
         options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
-        family = next(family for family in FAMILIES if name.startswith(family.kind.__module__.rpartition(".")[2]))
+        family = _family(name)
         whole = tuple(-(-side // family.multiple) * family.multiple for side in size)
         extra: dict[str, Any] = {"img_size": whole} if family.sized else {}
         try:
@@ -214,6 +219,11 @@ class Hierarchical(Shell):
             Stage(int(info["num_chs"]), int(info["reduction"]), range(start, start + count), range(i, i + 1))
             for i, (info, start, count) in enumerate(zip(model.feature_info, starts, counts, strict=True))
         )
+
+    @staticmethod
+    def more_arguments(name: str) -> Any:
+        """timm's class of a model: it takes ``options``."""
+        return _family(name).kind
 
     def forward_intermediates(
         self,

@@ -33,6 +33,9 @@ def _named_vit(name: str, **arguments: Any) -> ViT:
         raise ConfigError(f"cannot build {name}", str(error), "see help(tinymim.models.ViT) for the keywords") from None
 
 
+_named_vit.more_arguments = lambda name: ViT
+
+
 def model_names() -> list[str]:
     """Names of our own models; :func:`create_model` accepts all of ``tinymim.models.backbone.backbone_names()``."""
     return list(SIZES)

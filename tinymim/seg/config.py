@@ -3,17 +3,25 @@
 import copy
 import itertools
 import pprint
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmseg.registry import MODELS
+from torch import nn
 
 from tinymim import compat
 from tinymim.data.folders import Layout, read_layout
+from tinymim.engine.cost import check_memory
+from tinymim.engine.python_file import load_python
+from tinymim.engine.recipe import split_added
 from tinymim.errors import ConfigError
 from tinymim.files import config_file
+from tinymim.literals import not_literal
 
 _runs = itertools.count(1)
 
@@ -26,30 +34,105 @@ def find_config(config: str | Path | Config) -> Config:
     """
     if isinstance(config, Config):
         return copy.deepcopy(config)
-    found = config_file(config)
-    try:
-        return Config.fromfile(str(found))
-    except (OSError, ImportError, SyntaxError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"cannot load the config {found}", f"{type(error).__name__}: {error}", "correct the file"
-        ) from error
+    cfg = load_python(config_file(config))
+    name_types(cfg)
+    return cfg
 
 
 def merge_options(cfg: Config, options: dict[str, Any] | None) -> None:
-    """Apply ``--cfg-options``; a changed ``train_cfg.max_iters`` also changes the schedule, which is printed.
+    """Apply ``--cfg-options`` and check the whole config; a changed ``train_cfg.max_iters`` also changes the schedule,
+    which is printed.
+
+    Args:
+        cfg: The config, changed in place.
+        options: Dotted key -> value; ``+key`` asks for a key that the config does not know.
 
     Raises:
-        ConfigError: an option that does not fit the config.
+        ConfigError: a key that is not known, or a value that cannot be.
     """
-    options = options or {}
+    from tinymim.seg.known import check_config, check_options
+
+    options, added = split_added(options or {})
+    check_options(cfg, options, added)
     try:
         cfg.merge_from_dict(dict(options))
-    except (KeyError, TypeError, AssertionError, IndexError) as error:
+    except (KeyError, TypeError, AssertionError, IndexError, AttributeError) as error:
         raise ConfigError(
             f"--cfg-options {' '.join(options)} does not fit the config", str(error), "check the names, dot by dot"
         ) from error
-    if "train_cfg.max_iters" in options and not any(key.startswith("param_scheduler") for key in options):
+    check_config(cfg)
+    scheduled = isinstance(cfg.get("train_cfg"), dict) and cfg.get("param_scheduler")
+    if "train_cfg.max_iters" in options and scheduled and not any(key.startswith("param_scheduler") for key in options):
         fit_schedule(cfg)
+
+
+def name_types(node: Any, place: str = "") -> None:
+    """Write the registered name for every class that a config has as a ``type``, so that a run can keep it as data.
+
+    Raises:
+        ConfigError: a value that is no data: a function, a class that is not registered, an array.
+    """
+    from tinymim.seg.known import REGISTRIES
+
+    for key, value in list(node.items() if isinstance(node, dict | Config) else enumerate(node)):
+        name = f"{place}.{key}" if place else str(key)
+        if isinstance(value, dict | list):
+            name_types(value, name)
+        elif wrong := next(not_literal(value, name), None):
+            names = {known: each for registry in REGISTRIES for each, known in registry.module_dict.items()}
+            if key != "type" or not isinstance(value, Hashable) or value not in names:
+                raise ConfigError(
+                    f"{wrong[0]} is a {type(wrong[1]).__name__}: {wrong[1]!r:.80}",
+                    "a run keeps its config as data: numbers, texts, lists and dicts",
+                    "write the value itself, or register the class and write its name",
+                )
+            node[key] = names[value]
+
+
+@contextmanager
+def building(what: str) -> Iterator[None]:
+    """Turn what constructors of MMSegmentation and MMEngine raise into our error.
+
+    Args:
+        what: What is built, for the error.
+
+    Raises:
+        ConfigError: a constructor refused its arguments, or a type is not registered.
+    """
+    try:
+        yield
+    except (TypeError, ValueError, LookupError, AssertionError, AttributeError, ImportError, ArithmeticError) as error:
+        raise ConfigError(
+            f"cannot build the {what} of the config",
+            f"{type(error).__name__}: {str(error)[:400]}",
+            "correct the config",
+        ) from error
+    except RuntimeError as error:
+        if not str(error).startswith(("Failed to get", "class `")):  # of MMEngine's registries
+            raise
+        raise ConfigError(f"cannot build the {what} of the config", str(error)[:400], "correct the config") from error
+
+
+def model_outline(cfg: Config) -> nn.Module | None:
+    """The model of a config without weights (on the meta device), in milliseconds and without memory.
+
+    Returns:
+        None if the model cannot be built that way.
+
+    Raises:
+        ConfigError: a constructor refuses its arguments, or this machine's memory cannot hold the weights.
+    """
+    init_default_scope("mmseg")
+    with building("model"):
+        try:
+            with torch.device("meta"):
+                model = MODELS.build(copy.deepcopy(cfg.model))
+        except (RuntimeError, NotImplementedError) as error:
+            if "meta" not in str(error).lower():
+                raise
+            return None
+    check_memory(model)
+    return model
 
 
 def fit_schedule(cfg: Config) -> None:
@@ -78,14 +161,33 @@ def set_data(
         ConfigError: the config does not use ``TinyMIMSegDataset``.
         DataError: the folder is wrong.
     """
-    loaders = {name: cfg[name] for name in ("train_dataloader", "val_dataloader", "test_dataloader")}
+    needed = ("model", "train_cfg", "optim_wrapper", "val_evaluator") if "train" in splits else ("model",)
+    if wrong := [key for key in needed if not isinstance(cfg.get(key), dict)]:
+        raise ConfigError(f"the config has no {wrong[0]}", "a run needs it", "start from a config of mmseg_configs")
+    if "train" in splits and cfg.val_evaluator.get("type") != "SegMetric":
+        raise ConfigError(
+            f"val_evaluator uses {cfg.val_evaluator.get('type')}",
+            "tinymim segment scores with SegMetric, at each photo's own size",
+            'use val_evaluator = dict(type="SegMetric"), or MMSegmentation\'s own tools',
+        )
+    loaders = {name: cfg.get(name) for name in ("train_dataloader", "val_dataloader", "test_dataloader")}
     for name, loader in loaders.items():
-        if loader.dataset.type != "TinyMIMSegDataset":
+        dataset = loader.get("dataset") if isinstance(loader, dict) else None
+        kind = dataset.get("type") if isinstance(dataset, dict) else None
+        if kind != "TinyMIMSegDataset":
             raise ConfigError(
-                f"{name} uses {loader.dataset.type}",
+                f"{name} uses {kind or 'no dataset'}",
                 "tinymim segment reads folders in ADE20K layout through TinyMIMSegDataset",
                 "use TinyMIMSegDataset, or MMSegmentation's own tools",
             )
+        for key, fits, words in (
+            ("split", loader.dataset.get("split") in ("train", "val"), "'train' or 'val'"),
+            ("pipeline", bool(loader.dataset.get("pipeline")), "a list of transforms"),
+        ):
+            if not fits:
+                raise ConfigError(
+                    f"{name}.dataset.{key}={loader.dataset.get(key)!r}", f"it must be {words}", "correct the config"
+                )
         if loader.num_workers == 0:
             loader.persistent_workers = False
         for key, value in dict(
@@ -161,7 +263,7 @@ class RunConfig(Config):
 
 
 def config_text(cfg: Config) -> str:
-    """Python text of a config, which ``Config.fromstring`` reads back."""
+    """Text of a config, which :func:`tinymim.literals.read_literals` reads back."""
     return "".join(
         f"{key} = {pprint.pformat(value, width=110, sort_dicts=False)}\n" for key, value in cfg.to_dict().items()
     )

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
@@ -14,7 +13,7 @@ from mmseg.structures import SegDataSample
 from tinymim import compat
 from tinymim.engine.cost import TrainingCost, measure_cost
 from tinymim.seg.checks import check_batch
-from tinymim.seg.config import find_config, merge_options, set_data, set_device
+from tinymim.seg.config import building, find_config, merge_options, model_outline, set_data, set_device
 
 
 class SegCost(TrainingCost):
@@ -62,10 +61,11 @@ def estimate_segmentor(
     merge_options(cfg, cfg_options)
     layout = set_data(cfg, data_root, ignore_label, reduce_zero_label, splits=())
     kind = set_device(cfg, device, amp=False)
-    check_batch(cfg)
-    init_default_scope("mmseg")
     cfg.model.backbone.init_cfg = None
-    model = MODELS.build(cfg.model).to(kind).train()
+    model_outline(cfg)
+    check_batch(cfg)
+    with building("model"):
+        model = MODELS.build(cfg.model).to(kind).train()
     height, width = cfg.model.data_preprocessor.size
 
     def loss(count: int) -> torch.Tensor:

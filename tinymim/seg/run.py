@@ -3,6 +3,7 @@
 # ruff: noqa: PT028  (test_segmentor is not a pytest function)
 
 import re
+import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,11 +18,12 @@ from mmengine.runner import Runner
 
 from tinymim import compat
 from tinymim.engine.run_folder import RunFolder, on_first_process
-from tinymim.errors import CheckpointError, ConfigError, DataError
+from tinymim.errors import CheckpointError, ConfigError, DataError, TinyMIMError
 from tinymim.files import prepare_out
+from tinymim.literals import read_literal_file
 from tinymim.progress import Progress
 from tinymim.seg.checks import check_batch
-from tinymim.seg.config import find_config, merge_options, name_run, say, set_data, set_device
+from tinymim.seg.config import building, find_config, merge_options, model_outline, name_run, say, set_data, set_device
 from tinymim.seg.loop import stop_loader
 from tinymim.seg.metric import SegMetric, SegResult
 from tinymim.seg.segmentor import load_segmentor
@@ -72,6 +74,7 @@ def train_segmentor(
             raise CheckpointError(f"no checkpoint at {student}", "the file does not exist", "check --student")
         cfg.model.backbone.init_cfg = dict(type="Pretrained", checkpoint=str(student))
     kind = set_device(cfg, device, amp)
+    model_outline(cfg)
     check_batch(cfg)
     folder = Path(work_dir)
     _open_folder(cfg, folder, resume=resume, overwrite=overwrite)
@@ -79,7 +82,15 @@ def train_segmentor(
     batch, world = cfg.train_dataloader.batch_size, compat.launched_processes()
     say(f"{kind}: {world} process(es) x batch {batch} = {world * batch} photos per step -> {folder}")
     with _our_errors():
-        runner = Runner.from_cfg(name_run(cfg))
+        try:
+            with building("run"):
+                runner = Runner.from_cfg(name_run(cfg))
+                assert runner.train_loop is not None  # builds the data loader
+                runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+        except TinyMIMError:
+            if not cfg.resume and is_main_process():  # nothing was trained yet
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
         runner.train()
         metric = next(m for m in runner.val_evaluator.metrics if isinstance(m, SegMetric))
         if metric.last is None:  # resumed after the last step
@@ -146,7 +157,8 @@ def test_segmentor(
     metric = SegMetric()
     metric.order = order
     with _our_errors():
-        loader = Runner.build_dataloader(loader_cfg, seed=0)
+        with building("test data"):
+            loader = Runner.build_dataloader(loader_cfg, seed=0)
         metric.dataset_meta = loader.dataset.metainfo
         progress = Progress("test", len(loader)) if is_main_process() else None
         for i, batch in enumerate(loader):
@@ -190,7 +202,7 @@ def _last_checkpoint(cfg: Config, work_dir: Path) -> str | None:
         ConfigError: the run was made with another model.
     """
     if (work_dir / "config.py").is_file():
-        before = Config.fromfile(str(work_dir / "config.py"))
+        before = Config(read_literal_file(work_dir / "config.py"))
         differ = [
             key
             for key in sorted({*before.model, *cfg.model})

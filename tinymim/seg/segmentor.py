@@ -12,7 +12,8 @@ from torch import nn
 
 from tinymim.errors import CheckpointError, ConfigError
 from tinymim.models.formats import _Inert, _torch_load
-from tinymim.seg.config import find_config, heads, plain_batch_norm
+from tinymim.seg.config import building, find_config, heads, model_outline, plain_batch_norm
+from tinymim.seg.stored import stored_config
 
 
 def read_segmentor(checkpoint: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -42,14 +43,14 @@ def load_segmentor(checkpoint: str | Path, config: str | Path | Config | None = 
 
     Args:
         checkpoint: ``segmentor.pth``, or MMEngine's ``iter_N.pth``.
-        config: Path, name or Config; by default the text stored in the file.
+        config: Path, name or Config, which may import modules; by default the text stored in the file, as data.
 
     Returns:
         The ``EncoderDecoder`` (with ``cfg`` and ``dataset_meta`` as MMSegmentation's inference expects) and its config.
 
     Raises:
         CheckpointError: not a segmentor, or it does not fit the config.
-        ConfigError: there is no config.
+        ConfigError: there is no config, or it does not build; see :func:`~tinymim.seg.stored.stored_config`.
     """
     state, meta = read_segmentor(checkpoint)
     text = meta.get("config") or meta.get("cfg")
@@ -59,7 +60,7 @@ def load_segmentor(checkpoint: str | Path, config: str | Path | Config | None = 
         for head in heads(cfg):
             head.num_classes = classes
     elif isinstance(text, str):
-        cfg = Config.fromstring(text, file_format=".py")
+        cfg = stored_config(text, checkpoint)
     else:
         raise ConfigError(
             f"{checkpoint} does not store its config", "only segmentor.pth files of tinymim do", "add --config FILE"
@@ -67,8 +68,13 @@ def load_segmentor(checkpoint: str | Path, config: str | Path | Config | None = 
     plain_batch_norm(cfg)
     cfg.model.backbone.init_cfg = None
     init_default_scope("mmseg")
-    model = MODELS.build(cfg.model)
-    _load(model, state, checkpoint)
+    outline = model_outline(cfg)
+    if outline is not None:  # a wrong size is found before it takes memory
+        _compare(outline, state, checkpoint)
+    with building("model"):
+        model = MODELS.build(cfg.model)
+    _compare(model, state, checkpoint)
+    model.load_state_dict({key.removeprefix("module."): value for key, value in state.items()}, strict=False)
     dataset = meta.get("dataset_meta") if isinstance(meta.get("dataset_meta"), dict) else {}  # of an iter_N.pth
     model.cfg = cfg
     model.dataset_meta = {key: meta.get(key) or (dataset or {}).get(key) for key in ("classes", "palette")}
@@ -83,8 +89,8 @@ def _classes(state: dict[str, Any], cfg: Config) -> int:
     return int(last.num_classes) if last.get("out_channels") or not scores else int(scores[-1].shape[0])
 
 
-def _load(model: nn.Module, state: dict[str, Any], checkpoint: str | Path) -> None:
-    """Load strictly: every tensor must be present and have the right shape.
+def _compare(model: nn.Module, state: dict[str, Any], checkpoint: str | Path) -> None:
+    """Be strict: every tensor must be present and have the right shape.
 
     Raises:
         CheckpointError: one is missing, unknown or of another shape.
@@ -105,4 +111,3 @@ def _load(model: nn.Module, state: dict[str, Any], checkpoint: str | Path) -> No
             "it was trained with another config",
             "leave --config out (segmentor.pth stores its own), or give the config of that run",
         )
-    model.load_state_dict(state, strict=False)

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config
-
 from tinymim.engine import JOBS
+from tinymim.engine.python_file import load_python
 from tinymim.engine.recipe import FOLDER as RECIPES
 from tinymim.errors import ConfigError
 from tinymim.study.stages import Folder, Stage, make_stages, settings, stage_names, unknown
@@ -114,10 +113,7 @@ def load_study(name: str) -> Study:
     path = Path(name) if name.endswith(".py") else FOLDER / f"{name}.py"
     if not path.is_file() or path.name.startswith("_"):
         raise unknown("study", name, [*study_names(), "FILE.py"])
-    try:
-        raw = Config.fromfile(path).to_dict()
-    except (OSError, SyntaxError, KeyError, TypeError, AttributeError, NameError, ValueError, IndexError) as error:
-        raise ConfigError(f"cannot read {path}", f"{type(error).__name__}: {error}", "correct the file") from error
+    raw = load_python(path).to_dict()
     given = {key: value for key, value in raw.items() if not key.isupper()}
     _check_keys(str(path), given, KEYS, needed=("title", "stages", "score"))
     _check_keys("paper", given.get("paper", {}), PAPER_KEYS)

@@ -8,21 +8,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 
-from tinymim.engine import JOBS
 from tinymim.engine.run_folder import stop_signals
 from tinymim.files import cores, environment, sha256_file, write_json
 from tinymim.progress import Progress
 from tinymim.study.definition import Study, Trial
-from tinymim.study.stages import Folder, Stage, data_words, settings, unknown
+from tinymim.study.stages import Folder, Stage, data_words, settings
+from tinymim.study.verbs import check_stage
 
 POLL = 0.5  # seconds between checks of the children
-OURS = {"title", "out", "resume", "overwrite", "dry_run"}  # keywords that a stage cannot set
 MODELS = ("classifier.pth", "segmentor.pth", "student.pth")  # files that a stage may write
 
 
@@ -41,17 +40,14 @@ def command(stage: Stage) -> list[str]:
     """The command line of a stage.
 
     Raises:
-        ConfigError: an option that the verb does not have.
+        ConfigError: an option that the verb does not have, or a value that it cannot be given.
     """
+    check_stage(stage.verb, stage.options)
     options = dict(stage.options)
     words = [sys.executable, "-m", "tinymim", stage.verb]
     if stage.verb == "segment":
         words += [str(options.pop("config")), "--work-dir", str(stage.run)]
     else:
-        known = {"recipe", *(each.name for each in fields(JOBS[stage.verb].settings_type))} - OURS
-        for name in options:
-            if name not in known:
-                raise unknown(f"option of {stage.verb}:", name, sorted(known))
         words += ["--out", str(stage.run)]
     for name, value in options.items():
         option = "--" + name.replace("_", "-")

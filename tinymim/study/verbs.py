@@ -1,7 +1,9 @@
 """The verbs that a stage may run, and the resolved values of a stage: everything that decides its result."""
 
 import contextlib
+import difflib
 import functools
+import inspect
 import io
 import json
 import re
@@ -10,8 +12,10 @@ from dataclasses import fields
 from typing import Any
 
 from tinymim.engine import JOBS
-from tinymim.engine.recipe import load_recipe
+from tinymim.engine.recipe import load_recipe, split_added
+from tinymim.errors import ConfigError
 
+OURS = {"title", "out", "work_dir", "resume", "overwrite", "dry_run"}  # keywords that a stage cannot set
 ADDED: dict[str, Any] = {}  # recipe key added since stages are hashed by value -> the value that keeps old results
 PLACES = ("workers", "device")  # options and keys that do not change results
 CONFIG_PLACES = ("num_workers", "persistent_workers")  # the same, at any depth of an MMSegmentation config
@@ -54,6 +58,50 @@ def resolve(verb: str, options: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(_recipe_values(recipe, verb, json.dumps(given)))
 
 
+def check_stage(verb: str, options: Mapping[str, Any]) -> None:
+    """Refuse options that the command line of a stage cannot hold; its recipe or config has checked ``cfg_options``.
+
+    Raises:
+        ConfigError: an unknown option, a value of the wrong type, or a dict in a list.
+    """
+    arguments: dict[str, dict[str, Any]] = {}
+    if verb in JOBS:
+        arguments = {each.name: each.metadata.get("argument", {}) for each in fields(JOBS[verb].settings_type)}
+        known = {"recipe", *arguments} - OURS
+    else:
+        from tinymim.seg import train_segmentor
+
+        known = {*inspect.signature(train_segmentor).parameters} - OURS
+    for name, value in options.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise ConfigError(
+                f"unknown option of {verb}: {name!r}",
+                f"the choices are {', '.join(sorted(known))}",
+                f"did you mean {near[0]!r}?" if near else "choose one of these",
+            )
+        convert = arguments.get(name, {}).get("type", str)
+        try:
+            convert(value)
+        except (TypeError, ValueError):
+            kind = "a whole number" if convert is int else "a number"
+            raise ConfigError(
+                f"{name}={value!r} of a {verb} stage", f"it must be {kind}", "correct the study"
+            ) from None
+    for key, value in dict(options.get("cfg_options") or {}).items():
+        if isinstance(value, list | tuple) and any(isinstance(item, dict) for item in value):
+            raise ConfigError(
+                f"cfg_options {key}={value!r} of a {verb} stage",
+                "an option cannot hold a dict in a list",
+                "write it into a recipe or config file of your own, and name that file in the stage",
+            )
+
+
+def is_reference(value: Any) -> bool:
+    """Whether a value holds a "{reference}", which is filled in later."""
+    return re.search(r'"\{[\w.]+\}"', json.dumps(value)) is not None
+
+
 def is_recipe_key(verb: str, option: str) -> bool:
     """Whether an option of a verb sets the recipe key of its name; fine-tuning's ``student`` names a file."""
     return verb not in JOBS or recipe_overrides(verb, {option: "?"}).get(option) == "?"
@@ -71,9 +119,9 @@ def recipe_overrides(verb: str, options: Mapping[str, Any]) -> dict[str, Any]:
 def _recipe_values(name: str, verb: str, overrides: str) -> str:
     """The values of a recipe as JSON."""
     given = json.loads(overrides)
-    later = {key: value for key, value in given.items() if re.search(r'"\{[\w.]+\}"', json.dumps(value))}
+    later = {key: value for key, value in given.items() if is_reference(value)}
     recipe = load_recipe(name, {key: value for key, value in given.items() if key not in later}, verb)
-    recipe.merge_from_dict(later)  # references: their values cannot be checked yet
+    recipe.merge_from_dict(split_added(later)[0])  # references: their values cannot be checked yet
     values = json.loads(json.dumps(recipe.to_dict()))
     return json.dumps(
         {
@@ -88,10 +136,14 @@ def _recipe_values(name: str, verb: str, overrides: str) -> str:
 def _config_values(name: str, overrides: str, places: tuple[str, ...]) -> str:
     """The values of an MMSegmentation config as JSON."""
     from tinymim.seg.config import find_config, merge_options
+    from tinymim.seg.known import check_options
 
-    config = find_config(name)
+    config, given = find_config(name), json.loads(overrides)
+    later, added = split_added({key: value for key, value in given.items() if is_reference(value)})
     with contextlib.redirect_stdout(io.StringIO()):  # the run itself prints what it changes
-        merge_options(config, json.loads(overrides))
+        merge_options(config, {key: value for key, value in given.items() if not is_reference(value)})
+    check_options(config, later, added)
+    config.merge_from_dict(later)
 
     def without_places(value: Any) -> Any:
         if isinstance(value, dict):
