@@ -11,7 +11,8 @@ from mmseg.registry import MODELS
 from torch import nn
 
 from tinymim.errors import CheckpointError, ConfigError
-from tinymim.models.formats import _Inert, _torch_load
+from tinymim.models.weight_files import Inert as _Inert
+from tinymim.models.weight_files import torch_load as _torch_load
 from tinymim.seg.config import find_config, heads, plain_batch_norm
 
 
