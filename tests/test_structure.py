@@ -16,6 +16,7 @@ EVERYONE = {
     "tinymim",
     "tinymim.errors",
     "tinymim.files",
+    "tinymim.cores",
     "tinymim.lazy",
     "tinymim.progress",
     "tinymim.compat",
@@ -26,6 +27,7 @@ DATA = {"tinymim.data.folders", "tinymim.data.pixels"}  # of tinymim.data: numpy
 ARROWS: dict[str, set[str]] = {
     "tinymim.errors": set(),
     "tinymim.files": set(),
+    "tinymim.cores": set(),
     "tinymim.lazy": set(),
     "tinymim.progress": set(),
     "tinymim.compat": set(),

@@ -72,6 +72,15 @@ def run_command(
         return 130
 
 
+class ConfigOptions(argparse.Action):
+    """MMEngine's ``KEY=VALUE ...``, which is imported when the option is given, not for ``--help``."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        from mmengine.config import DictAction
+
+        DictAction(self.option_strings, self.dest, nargs=self.nargs)(parser, namespace, values, option_string)
+
+
 def spelled(args: argparse.Namespace, *names: str) -> str:
     """The given options as text for a command to paste: " --mode slide --limit 10"."""
     usual = {"runtime": "onnxruntime", "provider": "cpu", "split": "val", "batch_size": 64, "workers": 2}

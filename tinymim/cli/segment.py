@@ -7,9 +7,7 @@ import argparse
 import shlex
 from pathlib import Path
 
-from mmengine.config import DictAction
-
-from tinymim.cli import spelled
+from tinymim.cli import ConfigOptions, spelled
 from tinymim.compat import is_first_process
 from tinymim.errors import ConfigError
 
@@ -85,7 +83,7 @@ def add_data_options(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--cfg-options",
         nargs="+",
-        action=DictAction,
+        action=ConfigOptions,
         metavar="KEY=VALUE",
         help="any config key, e.g. train_cfg.max_iters=2000 train_dataloader.batch_size=4",
     )
