@@ -242,15 +242,19 @@ def _compare_names(target: State, state: State, checkpoint: Checkpoint, report: 
 
 def _copy(model: nn.Module, state: State, report: LoadReport, say: bool) -> LoadReport:
     for key in report.loaded:
-        _check_values(key, state[key], report.source)
+        check_values(key, state[key], report.source)
     model.load_state_dict({k: v for k, v in state.items() if k not in report.unexpected}, strict=False)
     if say and is_first_process():
         print(report)
     return report
 
 
-def _check_values(key: str, value: torch.Tensor, path: str) -> None:
-    """A tensor of the encoder is dense, in memory, of floating-point numbers, and finite."""
+def check_values(key: str, value: torch.Tensor, path: str) -> None:
+    """A tensor of an encoder is dense, in memory, of floating-point numbers, and finite.
+
+    Raises:
+        CheckpointError: it is not.
+    """
     kind = str(value.dtype).removeprefix("torch.")
     if value.layout != torch.strided or value.device.type == "meta":
         why = f"{key} is {'without values (meta)' if value.device.type == 'meta' else 'sparse'}"
