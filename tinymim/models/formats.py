@@ -249,9 +249,12 @@ def infer_config(state: State, config: dict[str, Any] | None = None) -> dict[str
         return None
     table = state.get(f"blocks.0.attn.{TABLE}")
     last = state.get("conv1x1.1.weight")
+    last = last if last is not None and last.ndim == 2 else None
     fc1 = state.get("blocks.0.mlp.fc1.weight")
     prefix, grid = file_grid(state, config or {})
     gamma = state.get("blocks.0.ls1.gamma")
+    if fc1 is not None and (fc1.ndim != 2 or not fc1.numel()):
+        return None
     return dict(
         img_size=(grid[0] * patch.shape[2], grid[1] * patch.shape[2]),
         patch_size=patch.shape[2],
@@ -319,12 +322,26 @@ def file_grid(
     Raises:
         CheckpointError: the grid is unknown.
     """
-    if config.get("img_size") is not None:
-        size, patch = config["img_size"], config.get("patch_size", 16)
-        size = (size, size) if isinstance(size, int) else size
-        return (2 if config.get("dist_token") else 1), (-(-size[0] // patch), -(-size[1] // patch))
     pos = state.get("pos_embed")
     table = next((v for k, v in state.items() if k.endswith(TABLE)), None)
+    for name, tensor, axes in (("pos_embed", pos, 3), (TABLE, table, 2)):
+        if tensor is not None and (tensor.ndim != axes or not tensor.numel()):
+            raise CheckpointError(
+                "the file's positions are not those of a plain vision transformer",
+                f"{name} has the shape {tuple(tensor.shape)}",
+                "give another checkpoint, or name its architecture: --teacher timm/NAME --teacher-weights FILE",
+            )
+    if config.get("img_size") is not None:
+        size, patch, prefix = config["img_size"], config.get("patch_size", 16), 2 if config.get("dist_token") else 1
+        size = (size, size) if isinstance(size, int) else size
+        grid = (-(-size[0] // patch), -(-size[1] // patch))
+        if pos is not None and pos.shape[1] != prefix + grid[0] * grid[1]:
+            raise CheckpointError(
+                f"the file's config does not fit its tensors: img_size={tuple(size)}",
+                f"that is a grid of {grid[0]}x{grid[1]}, and it has {pos.shape[1]} positions",
+                "write the file again with the command that made it, or restore a copy",
+            )
+        return prefix, grid
     prefixes = (2,) if "dist_token" in state else (1, 2)
     if pos is not None and model_grid and pos.shape[1] == model_prefix + model_grid[0] * model_grid[1]:
         n = pos.shape[1] - model_prefix

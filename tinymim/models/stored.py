@@ -57,7 +57,7 @@ def check_meta(meta: Mapping[str, Any], state: Mapping[str, Tensor], path: str) 
     for key, (expected, fits) in SHAPES.items():
         if meta.get(key) is not None and not fits(meta[key]):
             raise CheckpointError(f"{path}: meta[{key!r}] is {_short(meta[key])}", f"it must be {expected}", FIX)
-    _check_numbers(backbone_config(meta), len(state), path)
+    _check_arguments(backbone_config(meta), len(state), path)
 
 
 def backbone_config(meta: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,21 +66,39 @@ def backbone_config(meta: Mapping[str, Any]) -> dict[str, Any]:
     return dict(config) if isinstance(config, dict) and "model" not in config else {}
 
 
-def _check_numbers(config: Mapping[str, Any], tensors: int, path: str) -> None:
+ARGUMENTS: dict[str, tuple[str, Callable[[Any], bool]]] = {  # of a backbone; others are bounded, too
+    "img_size": ("one or two whole numbers above 0", lambda v: _whole(v, 1) or (_pair(v) and _wholes(v))),
+    "num_heads": ("a whole number above 0, or several", lambda v: _wholes(v if isinstance(v, list | tuple) else [v])),
+    "mlp_ratio": ("a number above 0", lambda v: isinstance(v, int | float) and v > 0),
+    "init_values": ("a number", lambda v: isinstance(v, int | float)),
+    **dict.fromkeys(("name",), ("a name", lambda v: isinstance(v, str))),
+    **dict.fromkeys(("rel_pos_bias", "dist_token"), ("yes or no", lambda v: isinstance(v, bool))),
+    **dict.fromkeys(
+        ("patch_size", "embed_dim", "depth", "last_dim"), ("a whole number above 0", lambda v: _whole(v, 1))
+    ),
+}
+OPTIONAL = ("init_values", "last_dim")
+
+
+def _wholes(values: Any) -> bool:
+    return all(_whole(x, 1) for x in values)
+
+
+def _check_arguments(config: Mapping[str, Any], tensors: int, path: str) -> None:
     for key, value in config.items():
         values = value if isinstance(value, list | tuple) else [value]
         numbers = [x for x in values if isinstance(x, int | float) and not isinstance(x, bool)]
-        most = tensors if key in STACKS else LARGEST
-        wrong = [x for x in numbers if not 0 <= x <= most]  # NaN, too
         plain = isinstance(key, str) and len(values) <= 100 and all(_plain(x) for x in values)
-        if wrong or not plain or (key in STACKS and sum(numbers) > tensors):
-            raise CheckpointError(
-                f"{path}: its config has {_short(key)}={_short(value)}",
-                f"the file has {tensors} tensors: too few for so many blocks"
-                if key in STACKS and plain
-                else f"numbers go from 0 to {LARGEST}, others are texts, yes or no",
-                FIX,
-            )
+        expected, fits = ARGUMENTS.get(key, ("", bool)) if plain else ("", bool)
+        why = ""
+        if not plain or any(not 0 <= x <= LARGEST for x in numbers):  # NaN, too
+            why = f"numbers go from 0 to {LARGEST}, others are texts, yes or no"
+        elif expected and not fits(value) and not (value is None and key in OPTIONAL):
+            why = f"it must be {expected}"
+        elif key in STACKS and sum(numbers) > tensors:
+            why = f"the file has {tensors} tensors: too few for so many blocks"
+        if why:
+            raise CheckpointError(f"{path}: its config has {_short(key)}={_short(value)}", why, FIX)
 
 
 def _plain(value: Any) -> bool:
@@ -108,8 +126,8 @@ def build_stored(config: Mapping[str, Any], state: Mapping[str, Tensor], path: s
         held = sum(value.numel() for value in state.values())
         if planned > 2 * held + 2**20:
             raise CheckpointError(
-                f"{path} does not hold the model of its config",
-                f"the config describes {planned:,} values, the file has {held:,}",
+                f"{path} does not hold the model that it describes",
+                f"that model has {planned:,} values, the file has {held:,}",
                 FIX,
             )
         return from_config(config)
