@@ -271,7 +271,7 @@ def infer_config(state: State, config: dict[str, Any] | None = None) -> dict[str
 
 def count_blocks(state: State) -> int:
     """Number of blocks of a state dict in timm's names; 0 if they are not numbered 0, 1, 2, ..."""
-    numbers = {int(m[1]) for k in state if (m := re.match(r"blocks\.(\d{1,6})\.", k))}
+    numbers = {int(m[1]) for k in state if (m := re.match(r"blocks\.(\d{1,3})\.", k))}
     return len(numbers) if numbers == set(range(len(numbers))) else 0
 
 

@@ -246,31 +246,33 @@ def _load_resized(model: nn.Module, checkpoint: Checkpoint) -> None:
     Raises:
         CheckpointError: the file belongs to another model.
     """
-    state, looks = rename(checkpoint.state, set(model.state_dict())), describe(checkpoint.state)
-    other = CheckpointError(
-        f"{checkpoint.path} does not fit timm's {type(model).__name__}",
-        f"the file looks like {looks}",
-        "name the architecture of these weights: --teacher timm/NAME",
-    )
-    for key, value in state.items():
-        check_values(key, value, checkpoint.path)
+    target = model.state_dict()
+    state = rename(checkpoint.state, set(target))
+
+    def other(why: str = "", fix: str = "name the architecture of these weights: --teacher timm/NAME") -> Exception:
+        what = f"{checkpoint.path} does not fit timm's {type(model).__name__}"
+        return CheckpointError(what, f"the file looks like {describe(checkpoint.state)}{why}", fix)
+
     biased = any(key.endswith("qkv.bias") and value.any() for key, value in state.items())
-    if "storage_tokens" in state and biased and "blocks.0.attn.q_bias" not in model.state_dict():
-        other.fix = "choose timm's model with these biases: its name has _qkvb (vit_small_patch16_dinov3_qkvb)"
-        other.why += "; it has biases of q, k and v, the model has none"
-        raise other
+    if "storage_tokens" in state and biased and "blocks.0.attn.q_bias" not in target:  # timm would leave them out
+        fix = "choose timm's model with such biases: its name has _qkvb (vit_small_patch16_dinov3_qkvb)"
+        raise other("; it has biases of q, k and v, the model has none", fix)
     if "register_tokens" in state or "blocks.0.mlp.w12.weight" in state:
         state["mask_token"] = state["cls_token"]  # by which timm knows DINOv2's own names; it drops it
     try:
         state = sys.modules[type(model).__module__].checkpoint_filter_fn(state, model)
         if isinstance(model, VisionTransformerSAM):
-            state = _resize_sam(state, model.state_dict())
+            state = _resize_sam(state, target)
+    except (RuntimeError, KeyError, AttributeError, IndexError, ValueError, TypeError) as error:
+        raise other() from error
+    for key in state.keys() & target.keys():
+        check_values(key, state[key], checkpoint.path)
+    try:
         found = model.load_state_dict(state, strict=False)
-    except (RuntimeError, KeyError, AttributeError, IndexError) as error:
-        raise other from error
+    except RuntimeError as error:
+        raise other() from error
     if wrong := [key for key in (*found.missing_keys, *found.unexpected_keys) if not UNREAD.match(key)]:
-        other.why += f"; {wrong[0]} is on one side only" + (f", as are {len(wrong) - 1} others" * (len(wrong) > 1))
-        raise other
+        raise other(f"; {wrong[0]} is on one side only" + (f", as are {len(wrong) - 1} others" * (len(wrong) > 1)))
 
 
 def _resize_sam(state: dict[str, Tensor], target: dict[str, Tensor]) -> dict[str, Tensor]:
