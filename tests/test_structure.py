@@ -286,6 +286,20 @@ def test_light_modules_import_no_torch_at_import_time() -> None:
     assert not wrong
 
 
+def test_help_imports_nothing_heavy() -> None:
+    """``tinymim VERB --help`` parses options without PyTorch, so it answers at once."""
+    code = (
+        "import contextlib, sys\n"
+        "from tinymim.cli import VERBS, main\n"
+        "for verb in ([], *([verb] for verb in VERBS)):\n"
+        "    with contextlib.suppress(SystemExit):\n"
+        "        main([*verb, '--help'])\n"
+        f"    found = sorted(sys.modules.keys() & {sorted(TORCH | ONNX | {'onnxruntime'})!r})\n"
+        "    assert not found, (verb, found)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
 def test_packages_in_pyproject_are_the_folders() -> None:
     setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     places = {name: folder for folder, name in ROOMS.items()}
