@@ -16,6 +16,7 @@ EVERYONE = {
     "tinymim",
     "tinymim.errors",
     "tinymim.files",
+    "tinymim.cores",
     "tinymim.lazy",
     "tinymim.literals",
     "tinymim.progress",
@@ -29,6 +30,7 @@ DATA = {
 ARROWS: dict[str, set[str]] = {
     "tinymim.errors": set(),
     "tinymim.files": set(),
+    "tinymim.cores": set(),
     "tinymim.lazy": set(),
     "tinymim.literals": set(),
     "tinymim.progress": set(),
@@ -292,6 +294,20 @@ def test_light_modules_import_no_torch_at_import_time() -> None:
         if name.split(".")[0] in TORCH | ONNX
     ]
     assert not wrong
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """``tinymim VERB --help`` parses options without PyTorch, so it answers at once."""
+    code = (
+        "import contextlib, sys\n"
+        "from tinymim.cli import VERBS, main\n"
+        "for verb in ([], *([verb] for verb in VERBS)):\n"
+        "    with contextlib.suppress(SystemExit):\n"
+        "        main([*verb, '--help'])\n"
+        f"    found = sorted(sys.modules.keys() & {sorted(TORCH | ONNX | {'onnxruntime'})!r})\n"
+        "    assert not found, (verb, found)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
 def test_packages_in_pyproject_are_the_folders() -> None:

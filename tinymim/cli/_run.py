@@ -7,17 +7,15 @@ from dataclasses import fields
 from typing import Any
 
 from tinymim.cli._cfg_options import add_cfg_options
+from tinymim.engine.settings import SETTINGS, add_options
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, verb: str) -> None:
     """Add the options of a job; their names are the fields of its settings."""
-    from tinymim.engine import JOBS, recipe_names
-    from tinymim.engine.settings import add_options
-
-    job = JOBS[verb]
-    names = ", ".join(recipe_names(verb))
-    parser.add_argument("--recipe", default=job.recipe_name, help=f"one of {names}, or a .py file of the same keys")
-    add_options(parser, job.settings_type)
+    settings = SETTINGS[verb]
+    about = "a name (tinymim list recipes) or a .py file of the same keys"
+    parser.add_argument("--recipe", default=settings.default_recipe, help=about)
+    add_options(parser, settings)
     parser.add_argument("--print-config", action="store_true", help="print the resolved recipe and stop")
     add_cfg_options(parser, "any recipe key; +KEY=VALUE adds one that is not known")
 
@@ -40,13 +38,13 @@ def run_verb(
         report: Writes the page of the run folder; None: :func:`tinymim_export.report.page.run_report`.
     """
     from tinymim.compat import is_first_process
-    from tinymim.engine import JOBS, load_recipe
+    from tinymim.engine import load_recipe
     from tinymim.errors import ConfigError
 
-    known = {each.name for each in fields(JOBS[verb].settings_type)} | {"recipe", "chain"}
+    known = {each.name for each in fields(SETTINGS[verb])} | {"recipe", "chain"}
     values = {name: value for name, value in vars(args).items() if name in known}
     if args.print_config:
-        settings = JOBS[verb].settings_type(**{k: v for k, v in values.items() if k not in ("recipe", "chain")})
+        settings = SETTINGS[verb](**{k: v for k, v in values.items() if k not in ("recipe", "chain")})
         config = load_recipe(args.recipe, {"chain": values.get("chain"), **settings.overrides()}, verb)
         print("\n".join(f"{k} = {v!r}" for k, v in config.to_dict().items()))
         return 0

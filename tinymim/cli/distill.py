@@ -31,7 +31,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _run_chain(args: argparse.Namespace) -> int:
     """Run every hop, then write one report for the chain."""
-    from tinymim.engine import DistillJob, distill_chain
+    from tinymim.engine import distill_chain
+    from tinymim.engine.settings import DistillSettings
     from tinymim.errors import ConfigError
     from tinymim_export.report.chain_page import chain_report
 
@@ -43,6 +44,6 @@ def _run_chain(args: argparse.Namespace) -> int:
                 "write it into --chain TEACHER:STUDENT:STUDENT, or leave --chain out",
             )
         delattr(args, name)
-    if args.recipe == DistillJob.recipe_name:
+    if args.recipe == DistillSettings.default_recipe:
         args.recipe = "tinymim_chain"
     return run_verb(args, "distill", distill_chain, NEXT, report=chain_report)

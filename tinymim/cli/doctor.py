@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tinymim.cores import core_limits
 from tinymim.errors import CheckFailed
 from tinymim.files import environment, write_json
 
@@ -104,6 +105,7 @@ def machine() -> dict[str, Any]:
     from tinymim_export.runtime.engines.base import RUNTIMES, availability
 
     about = environment()
+    limits = ", ".join(f"{name} {value:g}" for name, value in core_limits().items())
     flags: set[str] = set()
     if os.path.isfile("/proc/cpuinfo"):
         lines = Path("/proc/cpuinfo").read_text("utf-8-sig").splitlines()
@@ -118,7 +120,8 @@ def machine() -> dict[str, Any]:
         about_torch = "not installed"
     return {
         "platform": about["platform"],
-        "processor": f"{about['cpu']}, {about['cores']} cores",
+        "processor": about["cpu"],
+        "cores": f"{about['cores']} used of {os.cpu_count()} (limits: {limits})",
         "features": features,
         "torch": about_torch,
         "onnxruntime providers": onnxruntime.get_available_providers(),

@@ -63,7 +63,6 @@ class FinetuneJob(Job):
     """A classifier of labelled photos."""
 
     verb = "finetune"
-    recipe_name = "finetune_tiny"
     settings_type = FinetuneSettings
     product = "classifier.pth"
     scores = tuple(each.name for each in fields(FinetuneResult))

@@ -36,7 +36,6 @@ class Job(ABC):
 
     Attributes:
         verb: The command.
-        recipe_name: The default recipe.
         settings_type: Class of its settings.
         product: The file of weights it writes into the run folder.
         scores: Names of the values in its ``result.json``; empty: it writes none.
@@ -52,7 +51,6 @@ class Job(ABC):
     """
 
     verb: ClassVar[str]
-    recipe_name: ClassVar[str]
     settings_type: ClassVar[type[Settings]]
     product: ClassVar[str]
     scores: ClassVar[tuple[str, ...]] = ()

@@ -80,7 +80,6 @@ class PretrainJob(Job):
     """Any :class:`~tinymim.distill.method.Method` on photos without labels."""
 
     verb = "pretrain"
-    recipe_name = "mae_tiny"
     settings_type = PretrainSettings
     product = "student.pth"
     settings: PretrainSettings
@@ -184,7 +183,6 @@ class DistillJob(PretrainJob):
     """A :class:`PretrainJob` whose settings can name teachers."""
 
     verb = "distill"
-    recipe_name = "tinymim_tiny_from_mae_base"
     settings_type = DistillSettings
     settings: DistillSettings
 

@@ -7,9 +7,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
-
-from tinymim.distill.teachers import named_teachers
+from typing import Any, ClassVar
 
 
 def option(help: str, *, recipe: str | None = None, default: Any = None, **argument: Any) -> Any:
@@ -31,9 +29,10 @@ def flag(help: str) -> Any:
 
 @dataclass(kw_only=True)
 class Settings:
-    """Settings of every job.
+    """Settings of every job. The command needs them before anything else: this module imports no PyTorch.
 
     Attributes:
+        default_recipe: Name of the job's recipe where none is given.
         data: Folder of photos.
         val_data: Folder of held-out photos.
         out: Run folder; None: ``runs/<recipe>``.
@@ -51,6 +50,8 @@ class Settings:
         dry_run: One step, memory and time, no files.
         cfg_options: Dotted recipe keys.
     """
+
+    default_recipe: ClassVar[str]
 
     data: str | Path = field(
         metadata={"help": "photos, searched recursively", "recipe": None, "argument": {"metavar": "FOLDER"}}
@@ -91,6 +92,8 @@ class PretrainSettings(Settings):
         title: Start of the progress line; None: the method's.
     """
 
+    default_recipe = "mae_tiny"
+
     model: str | None = option("registry name, e.g. tinymim_vit_tiny")
     student: str | None = None
     init_from: str | Path | None = option("checkpoint to initialise the student from (a new run)", metavar="FILE")
@@ -115,6 +118,8 @@ class DistillSettings(PretrainSettings):
         teacher_heads: Heads per block, for a teacher file that does not store it.
     """
 
+    default_recipe = "tinymim_tiny_from_mae_base"
+
     model: str | None = None
     student: str | None = option("registry name, e.g. tinymim_vit_tiny")
     teacher: str | Sequence[str] | None = option(
@@ -137,6 +142,8 @@ class DistillSettings(PretrainSettings):
     )
 
     def overrides(self) -> dict[str, Any]:
+        from tinymim.distill.teachers import named_teachers
+
         return {**named_teachers(self.teacher, self.teacher_weights), **super().overrides()}
 
 
@@ -152,6 +159,8 @@ class FinetuneSettings(Settings):
         teacher: ``timm/NAME`` or a ``classifier.pth``: DeiT's distillation.
         teacher_weights: File for a timm teacher.
     """
+
+    default_recipe = "finetune_tiny"
 
     data: str | Path = field(
         metadata={"help": "photos, one sub-folder per class", "recipe": None, "argument": {"metavar": "FOLDER"}}
@@ -176,3 +185,10 @@ def add_options(parser: argparse.ArgumentParser, settings: type[Settings]) -> No
         if "argument" in each.metadata:
             name = "--" + each.name.replace("_", "-")
             parser.add_argument(name, help=each.metadata["help"], **each.metadata["argument"])
+
+
+SETTINGS: dict[str, type[Settings]] = {  # by command
+    "pretrain": PretrainSettings,
+    "distill": DistillSettings,
+    "finetune": FinetuneSettings,
+}

@@ -3,7 +3,8 @@
 import json
 import os
 import re
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,12 +13,13 @@ from torch import nn
 from tinymim.compat import is_first_process
 from tinymim.errors import CheckpointError
 from tinymim.files import atomic_path, versions
-from tinymim.models.backbone import Backbone, from_config
+from tinymim.models.backbone import Backbone
 from tinymim.models.formats import (
     DROPPED,
     TABLE,
     Checkpoint,
     State,
+    count_blocks,
     describe,
     file_grid,
     infer_config,
@@ -25,9 +27,24 @@ from tinymim.models.formats import (
     rename,
 )
 from tinymim.models.position import resize_position, resize_relative_table
+from tinymim.models.stored import build_stored
 from tinymim.models.vit import ARGUMENTS, IMAGENET_MEAN, IMAGENET_STD, SHAPE
 
-OTHER = re.compile(r"norm_pre\.|blocks\.|reg|rope|patch_embed\.")  # tensors that a plain ViT lacks and others need
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+ENCODER = re.compile(r"(cls_token|dist_token)$|patch_embed\.|blocks\.|stages\.")  # must be on both sides, but:
+NEW = re.compile(rf"\.(ls[12]\.gamma|attn\.{TABLE})$")  # a segmentor may add layer scale and tables to a student
+FOREIGN = {  # parts that a plain ViT never has, by the names of their tensors
+    r"attn\.[qk]_norm\.": "normalised queries and keys",
+    r"(reg_token|register_tokens|storage_tokens)$": "register tokens",
+    r"(norm_pre|ln_pre|pre_norm)\.": "a norm before its blocks",
+    r"(^|\.|_)(rope|rotary|freqs|periods)": "rotary positions",
+    r"(mlp|ffn)\.(w\d+|fc1_[gx]|gate_proj)\.": "a gated MLP (SwiGLU)",
+    r"rel(ative)?_pos": "relative positions",
+    r"blocks\.\d+\.(?!norm[12]\.).*(norm|ln)\w*\.(weight|bias)$": "further norms in its blocks",
+    r"attn\.([qkv]_proj|[qkv]_bias|[qkv])\b": "separate queries, keys and values",
+    r"^patch_embed\.(?!proj\.)": "another patch embedding",
+}
+PARTS = FOREIGN | {r"(ls\d\.gamma|gamma_\d)$": "layer scale", r"_token$": "such a token", r"\.bias$": "biases"}
 
 
 @dataclass
@@ -74,8 +91,9 @@ def load_weights(
         The :class:`LoadReport`.
 
     Raises:
-        CheckpointError: nothing fits; width, depth, patch size or head count differ; or only one side has a
-            distillation token. The model stays as it was.
+        CheckpointError: nothing fits; width, depth, patch size or head count differ; only one side has a part of the
+            encoder, e.g. a distillation token or register tokens; or a tensor holds NaN or no floating-point numbers.
+            The model stays as it was.
     """
     checkpoint = source if isinstance(source, Checkpoint) else read_checkpoint(source)
     target = model.state_dict()
@@ -83,6 +101,7 @@ def load_weights(
     if hasattr(model, "adapt_state"):
         return _load_adapted(model, target, checkpoint, report, say)
     state = rename(checkpoint.state, set(target))
+    check_plain(key for key in state if key not in target)
     looks = f"the file looks like {describe(checkpoint.state, checkpoint.config)}"
     _check_shape(model, target, state, checkpoint, looks)
 
@@ -117,10 +136,75 @@ def load_weights(
     _compare_names(target, state, checkpoint, report)
     if not any(k.startswith("blocks.") for k in report.loaded):
         raise CheckpointError("nothing in the file fits the model", looks, "give a checkpoint of this architecture")
+    _zero_biases(state, target, report)
+    _check_parts(report)
     if "pos_embed" in report.missing and any(k.endswith(TABLE) for k in report.loaded):
         state["pos_embed"] = torch.zeros_like(target["pos_embed"])
         report.notes.append("pos_embed set to zero: the file has relative positions only (BEiT)")
+    elif "pos_embed" in report.missing:
+        report.notes.append("the file stores no positions; the model keeps its own (MAE's are fixed sines)")
+    report.notes += _untold_heads(checkpoint, getattr(model, "num_heads", None))
     return _copy(model, state, report, say)
+
+
+def _untold_heads(checkpoint: Checkpoint, heads: int | None) -> list[str]:
+    """A note if a file of another head count would have been loaded just the same; else an empty list."""
+    usual = checkpoint.usual_heads
+    if heads is None or checkpoint.num_heads or heads == usual or any(k.endswith(TABLE) for k in checkpoint.state):
+        return []
+    others = f"its architecture usually has {usual}" if usual else "MAE-Lite's ViT-Tiny has 12, others 3"
+    return [
+        f"the file does not tell its head count: {heads} heads per block are assumed ({others}); for another, "
+        f"build the model with num_heads={usual or 'N'} (model.backbone.num_heads={usual or 'N'})"
+    ]
+
+
+def _zero_biases(state: State, target: State, report: LoadReport) -> None:
+    """Biases that no block of the file has are zero."""
+    kinds: dict[str, list[str]] = {}
+    for key in report.missing:
+        if found := re.fullmatch(r"blocks\.\d+\.(.+\.bias)", key):
+            kinds.setdefault(found[1], []).append(key)
+    blocks = count_blocks(target)
+    for kind, keys in kinds.items():
+        if len(keys) == blocks and f"blocks.0.{kind.removesuffix('bias')}weight" in state:
+            state.update({key: torch.zeros_like(target[key]) for key in keys})
+            report.missing = [key for key in report.missing if key not in keys]
+            report.loaded += keys
+            report.notes.append(f"{kind} set to zero in every block: the file has none")
+
+
+def _check_parts(report: LoadReport) -> None:
+    """Refuse a file that would be loaded in part."""
+    lost = [key for key in report.missing if ENCODER.match(key) and not NEW.search(key)]
+    if lost:
+        raise _not_plain(lost[0], "the model has {0} ({1}), the file has none")
+    over = [key for key in report.unexpected if ENCODER.match(key)]
+    if over:
+        raise _not_plain(over[0], "the file has {0} ({1}), the model has none")
+
+
+def check_plain(keys: Iterable[str]) -> None:
+    """Refuse tensors that no plain vision transformer has.
+
+    Raises:
+        CheckpointError: e.g. register tokens, rotary positions, a gated MLP; they are named.
+    """
+    for key in keys:
+        if any(re.search(pattern, key) for pattern in FOREIGN):
+            raise _not_plain(key, "the file has {0} ({1}), the model has none")
+
+
+def _not_plain(key: str, words: str) -> CheckpointError:
+    part = next((text for pattern, text in PARTS.items() if re.search(pattern, key)), "other parts")
+    fix = "as a teacher, name its architecture: --teacher timm/NAME --teacher-weights FILE"
+    if part == "layer scale":
+        fix = "build the model with init_values=1.0 (student_args.init_values=1.0, model.backbone.init_values=1.0)"
+    if key.endswith(TABLE):
+        fix = "build the model with rel_pos_bias=True (model.backbone.rel_pos_bias=True)"
+    return CheckpointError(
+        "the file is not a plain vision transformer of the model's kind", words.format(part, key), fix
+    )
 
 
 def _load_adapted(model: Any, target: State, checkpoint: Checkpoint, report: LoadReport, say: bool) -> LoadReport:
@@ -139,6 +223,7 @@ def _load_adapted(model: Any, target: State, checkpoint: Checkpoint, report: Loa
         for key in report.loaded
         if state[key].shape != target[key].shape
     ]
+    why += [f"the file has {key}, which the model lacks" for key in report.unexpected if ENCODER.match(key)]
     if why:
         raise CheckpointError(
             f"this checkpoint does not fit {model.config['name']}",
@@ -149,17 +234,37 @@ def _load_adapted(model: Any, target: State, checkpoint: Checkpoint, report: Loa
 
 
 def _compare_names(target: State, state: State, checkpoint: Checkpoint, report: LoadReport) -> None:
-    report.notes += unfinished(checkpoint)
+    report.notes += checkpoint.notes + unfinished(checkpoint)
     report.loaded = [k for k in target if k in state]
     report.missing = [k for k in target if k not in state and not DROPPED.search(k)]
     report.unexpected = [k for k in state if k not in target]
 
 
 def _copy(model: nn.Module, state: State, report: LoadReport, say: bool) -> LoadReport:
+    for key in report.loaded:
+        check_values(key, state[key], report.source)
     model.load_state_dict({k: v for k, v in state.items() if k not in report.unexpected}, strict=False)
     if say and is_first_process():
         print(report)
     return report
+
+
+def check_values(key: str, value: torch.Tensor, path: str) -> None:
+    """A tensor of an encoder is dense, in memory, of floating-point numbers, and finite.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    kind = str(value.dtype).removeprefix("torch.")
+    if value.layout != torch.strided or value.device.type == "meta":
+        why = f"{key} is {'without values (meta)' if value.device.type == 'meta' else 'sparse'}"
+    elif value.dtype not in FLOATS:
+        why = f"{key} is of {kind}, not of floating-point numbers: quantised or packed weights lack their scales"
+    elif not value.isfinite().all():
+        why = f"{key} has NaN or infinite values: the run that wrote it had diverged, or the file is damaged"
+    else:
+        return
+    raise CheckpointError(f"the weights of {path or 'the state dict'} cannot be used", why, "give another checkpoint")
 
 
 def unfinished(checkpoint: Checkpoint) -> list[str]:
@@ -172,9 +277,7 @@ def unfinished(checkpoint: Checkpoint) -> list[str]:
 
 def _check_shape(model: nn.Module, target: State, state: State, checkpoint: Checkpoint, looks: str) -> None:
     """Width, patch, depth and head count must agree before a single tensor is copied."""
-    depths = [
-        1 + max((int(m[1]) for k in s if (m := re.match(r"blocks\.(\d+)\.", k))), default=-1) for s in (target, state)
-    ]
+    depths = [count_blocks(target), count_blocks(state)]
     patch = "patch_embed.proj.weight"
     differs = patch in state and patch in target and state[patch].shape != target[patch].shape
     if not depths[1] or differs or depths[0] != depths[1]:
@@ -183,7 +286,7 @@ def _check_shape(model: nn.Module, target: State, state: State, checkpoint: Chec
             f"{looks}; the model is {describe(target, getattr(model, 'config', None))}",
             "choose the model of this size, or another file",
         )
-    heads, own = checkpoint.config.get("num_heads"), getattr(model, "num_heads", None)
+    heads, own = checkpoint.num_heads, getattr(model, "num_heads", None)
     if heads is not None and own is not None and heads != own:
         raise CheckpointError(
             f"the file was trained with {heads} heads per block, the model has {own}",
@@ -225,7 +328,8 @@ def stored_shape(checkpoint: Checkpoint) -> dict[str, Any]:
     A subset of :class:`~tinymim.models.ViT`'s keywords; empty for other models.
     """
     config = checkpoint.config or infer_config(checkpoint.state) or {}
-    return {key: config[key] for key in SHAPE if key in config}
+    shape = {key: config[key] for key in SHAPE if key in config}
+    return shape | ({"num_heads": checkpoint.num_heads} if shape and checkpoint.num_heads else {})
 
 
 def model_from_checkpoint(
@@ -247,9 +351,10 @@ def model_from_checkpoint(
     """
     checkpoint = read_checkpoint(path)
     if "name" in checkpoint.config:
-        model = from_config(checkpoint.config)
+        model = build_stored(checkpoint.config, checkpoint.state, checkpoint.path)
         load_weights(model, checkpoint, say=say)
         return model.eval(), checkpoint
+    check_plain(key for key in rename(checkpoint.state, set()) if not key.endswith(TABLE))
     config = dict(checkpoint.config) or infer_config(checkpoint.state)
     if not config:
         raise CheckpointError(
@@ -257,30 +362,31 @@ def model_from_checkpoint(
             f"its first tensors are {', '.join(list(checkpoint.state)[:3])}",
             "give a ViT checkpoint (MAE, TinyMIM, BEiT, timm names or ours)",
         )
-    stored = config.get("num_heads")
+    stored = config.get("num_heads") or checkpoint.num_heads
     if stored is None and num_heads is None:
         raise CheckpointError(
             f"the head count of {path} is unknown",
             f"weights do not show it; the file looks like {describe(checkpoint.state)}",
-            f"add {option} N (usual: 3 at width 192, 6 at 384, 12 at 768, 16 at 1024)",
+            f"add {option} {checkpoint.usual_heads or 'N'} (usual: 3 at width 192, 6 at 384, 12 at 768, 16 at 1024)",
         )
     config["num_heads"] = num_heads or stored
-    if checkpoint.meta and num_heads and stored and num_heads != stored:
+    if num_heads and stored and num_heads != stored:
         raise CheckpointError(
             f"{path} was trained with {stored} heads, not {num_heads}",
-            "our files store the head count",
+            "the file tells its head count",
             f"leave {option} out",
         )
-    model = from_config({key: config[key] for key in ARGUMENTS if key in config})
-    report = load_weights(model, checkpoint, say=say)
-    lost = [key for key in report.missing if not key.startswith(("norm.", "conv1x1."))]
-    lost += [key for key in report.unexpected if OTHER.match(key)]
-    if lost:
+    if num_heads and not stored:
+        checkpoint = replace(checkpoint, heads=num_heads)
+    if "pos_embed" not in checkpoint.state and not config.get("rel_pos_bias"):
         raise CheckpointError(
             f"{path} is not a plain vision transformer",
-            f"{lost[0]} is on one side only" + (f", as are {len(lost) - 1} other tensors" if len(lost) > 1 else ""),
+            "it has no positions (pos_embed): they are rotary, or computed in a way that the file does not tell",
             "for a teacher, name the architecture, too: --teacher timm/NAME --teacher-weights FILE",
         )
+    arguments = {key: config[key] for key in ARGUMENTS if key in config}
+    model = build_stored(arguments, checkpoint.state, checkpoint.path)
+    load_weights(model, checkpoint, say=say)
     return model.eval(), checkpoint
 
 

@@ -1,11 +1,9 @@
-"""Named models: ``tinymim.create_model`` and the same names in timm's registry."""
+"""Named models: ``tinymim.create_model``; ``timm_entries.py`` puts the same names into timm's registry."""
 
 import difflib
 import os
 from collections.abc import Mapping
 from typing import Any
-
-from timm.models import register_model
 
 from tinymim.errors import ConfigError
 from tinymim.models import hierarchical  # noqa: F401  (registers its names)
@@ -132,40 +130,3 @@ def create_model_for(
     model = create_model(name, img_size=img_size, **{**arguments, **shape})
     load_weights(model, checkpoint, new_dist_token=model.dist_token is not None)
     return model
-
-
-def _timm_entry(name: str, pretrained: bool, kwargs: dict[str, Any]) -> ViT:
-    """timm's calling convention; there are no weights to download, so ``pretrained=True`` is an error."""
-    if pretrained:
-        raise ConfigError(
-            f"{name} has no weights to download",
-            "students come from 'tinymim distill'",
-            f"timm.create_model({name!r}, checkpoint='runs/x/student.pth')",
-        )
-    for key in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "num_classes", "in_chans"):
-        kwargs.pop(key, None)
-    return create_model(name, **kwargs)
-
-
-@register_model
-def tinymim_vit_tiny(pretrained: bool = False, **kwargs: Any) -> ViT:
-    """ViT-Tiny/16, 3 heads."""
-    return _timm_entry("tinymim_vit_tiny", pretrained, kwargs)
-
-
-@register_model
-def tinymim_vit_small(pretrained: bool = False, **kwargs: Any) -> ViT:
-    """ViT-Small/16, 6 heads."""
-    return _timm_entry("tinymim_vit_small", pretrained, kwargs)
-
-
-@register_model
-def tinymim_vit_base(pretrained: bool = False, **kwargs: Any) -> ViT:
-    """ViT-Base/16, 12 heads."""
-    return _timm_entry("tinymim_vit_base", pretrained, kwargs)
-
-
-@register_model
-def tinymim_vit_star_tiny(pretrained: bool = False, **kwargs: Any) -> ViT:
-    """TinyMIM*-T: 12 heads, distillation token, 1280-wide last layer."""
-    return _timm_entry("tinymim_vit_star_tiny", pretrained, kwargs)

@@ -2,7 +2,6 @@
 
 import os
 import re
-import socket
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,10 +21,12 @@ from tinymim.compat import is_first_process
 from tinymim.errors import CheckpointError, ConfigError
 from tinymim.files import sha256_file
 from tinymim.models.backbone import TapByTap, qualified_name
-from tinymim.models.checkpoints import model_from_checkpoint, read_checkpoint
+from tinymim.models.checkpoints import check_values, model_from_checkpoint, read_checkpoint
 from tinymim.models.classifier import load_classifier
 from tinymim.models.formats import Checkpoint, describe, rename
+from tinymim.models.timm_names import check_name, go_offline_if_unreachable
 from tinymim.models.vit import IMAGENET_MEAN, IMAGENET_STD
+from tinymim.models.weight_files import weights_file
 
 TIMM = (
     VisionTransformer,
@@ -86,8 +87,7 @@ def describe_teacher(name: str) -> TeacherFacts:
         ConfigError: timm has no such model, or its class is not in :data:`TIMM`.
     """
     short = name.removeprefix("timm/")
-    if not timm.is_model(short.split(".")[0]):
-        raise ConfigError(f"timm has no model {short!r}", "the name is misspelt", "see: tinymim list teachers")
+    check_name(short)
     with torch.device("meta"):
         model: Any = timm.create_model(short.split(".")[0], num_classes=0)
     kind = type(model)
@@ -188,11 +188,12 @@ def load_teacher(
             f"{name} is a checkpoint file and has its own weights",
             "leave --teacher-weights out, or give --teacher timm/NAME",
         )
-    if not Path(name).is_file():
+    if not Path(name).exists():
+        files = "give the student.pth of a run, a checkpoint, or e.g. --teacher timm/vit_base_patch16_224.mae"
         raise CheckpointError(
             f"no teacher at {name}",
             "it is neither a file nor a timm/NAME",
-            "give the student.pth of a run, a checkpoint, or e.g. --teacher timm/vit_base_patch16_224.mae",
+            f"did you mean timm/{name}?" if timm.is_model(name.split(".")[0]) else files,
         )
     model, checkpoint = model_from_checkpoint(name, num_heads=num_heads, option="--teacher-heads")
     mean = tuple(checkpoint.meta.get("mean") or IMAGENET_MEAN)
@@ -203,7 +204,7 @@ def load_teacher(
         Path(name).name,
         mean,
         std,
-        sha256_file(name),
+        sha256_file(checkpoint.path),
         (int(learned[0]), int(learned[1])) if learned else None,
         checkpoint.meta.get("trained_depth"),
     )
@@ -221,7 +222,7 @@ def _timm_teacher(
 ) -> Teacher:
     """Any of timm's vision transformers; timm defines its head count."""
     timm_name = name.removeprefix("timm/")
-    _check_name(timm_name)
+    check_name(timm_name, download=pretrained and weights is None)
     facts = describe_teacher(timm_name)
     img_size = (grid or -(-img_size // facts.patch)) * facts.patch
     try:
@@ -231,7 +232,7 @@ def _timm_teacher(
     sha = None
     if weights is not None:
         _load_resized(model, read_checkpoint(weights))
-        sha = sha256_file(weights)
+        sha = sha256_file(weights_file(weights))
     own: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     for note in own.get("notes") or () if is_first_process() else ():
         print(f"note: {name}: {note}")
@@ -245,22 +246,33 @@ def _load_resized(model: nn.Module, checkpoint: Checkpoint) -> None:
     Raises:
         CheckpointError: the file belongs to another model.
     """
-    state, looks = rename(checkpoint.state, set(model.state_dict())), describe(checkpoint.state)
-    other = CheckpointError(
-        f"{checkpoint.path} does not fit timm's {type(model).__name__}",
-        f"the file looks like {looks}",
-        "name the architecture of these weights: --teacher timm/NAME",
-    )
+    target = model.state_dict()
+    state = rename(checkpoint.state, set(target))
+
+    def other(why: str = "", fix: str = "name the architecture of these weights: --teacher timm/NAME") -> Exception:
+        what = f"{checkpoint.path} does not fit timm's {type(model).__name__}"
+        return CheckpointError(what, f"the file looks like {describe(checkpoint.state)}{why}", fix)
+
+    biased = any(key.endswith("qkv.bias") and value.any() for key, value in state.items())
+    if "storage_tokens" in state and biased and "blocks.0.attn.q_bias" not in target:  # timm would leave them out
+        fix = "choose timm's model with such biases: its name has _qkvb (vit_small_patch16_dinov3_qkvb)"
+        raise other("; it has biases of q, k and v, the model has none", fix)
+    if "register_tokens" in state or "blocks.0.mlp.w12.weight" in state:
+        state["mask_token"] = state["cls_token"]  # by which timm knows DINOv2's own names; it drops it
     try:
         state = sys.modules[type(model).__module__].checkpoint_filter_fn(state, model)
         if isinstance(model, VisionTransformerSAM):
-            state = _resize_sam(state, model.state_dict())
+            state = _resize_sam(state, target)
+    except (RuntimeError, KeyError, AttributeError, IndexError, ValueError, TypeError) as error:
+        raise other() from error
+    for key in state.keys() & target.keys():
+        check_values(key, state[key], checkpoint.path)
+    try:
         found = model.load_state_dict(state, strict=False)
-    except (RuntimeError, KeyError, AttributeError, IndexError) as error:
-        raise other from error
+    except RuntimeError as error:
+        raise other() from error
     if wrong := [key for key in (*found.missing_keys, *found.unexpected_keys) if not UNREAD.match(key)]:
-        other.why += f"; {wrong[0]} is on one side only" + (f", as are {len(wrong) - 1} others" * (len(wrong) > 1))
-        raise other
+        raise other(f"; {wrong[0]} is on one side only" + (f", as are {len(wrong) - 1} others" * (len(wrong) > 1)))
 
 
 def _resize_sam(state: dict[str, Tensor], target: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -277,22 +289,12 @@ def _resize_sam(state: dict[str, Tensor], target: dict[str, Tensor]) -> dict[str
     return out
 
 
-def _check_name(timm_name: str) -> None:
-    if not timm.is_model(timm_name.split(".")[0]):
-        near = timm.list_models(f"*{timm_name.split('.')[0][:12]}*")[:4]
-        raise ConfigError(
-            f"timm has no model {timm_name!r}",
-            f"similar names: {', '.join(near)}" if near else "no name is similar",
-            "python -c \"import timm; print(timm.list_models('vit_*mae*', pretrained=True))\" lists them",
-        )
-
-
 def _create_timm(name: str, weights: str | os.PathLike[str] | None, pretrained: bool, **kwargs: Any) -> nn.Module:
     """``timm.create_model``; where weights are wanted and none are given, they are downloaded."""
     timm_name = name.removeprefix("timm/")
     download = pretrained and weights is None
     if download:
-        _go_offline_if_unreachable()
+        go_offline_if_unreachable()
     try:
         if download and timm_name.startswith("samvit") and "img_size" in kwargs:  # timm resizes all but SAM
             native = timm.create_model(timm_name, pretrained=True, num_classes=0)
@@ -304,7 +306,7 @@ def _create_timm(name: str, weights: str | os.PathLike[str] | None, pretrained: 
         if not download or isinstance(error, TypeError):
             raise
         cfg = timm.get_pretrained_cfg(timm_name)
-        where = getattr(cfg, "url", None) or f"https://huggingface.co/{getattr(cfg, 'hf_hub_id', 'timm/')}{timm_name}"
+        where = getattr(cfg, "url", None) or f"https://huggingface.co/{getattr(cfg, 'hf_hub_id', timm_name)}"
         file = Path(where).name if where.endswith((".pth", ".pt", ".safetensors")) else "model.safetensors"
         raise CheckpointError(
             f"the weights of {name} cannot be downloaded",
@@ -350,7 +352,7 @@ def load_label_teacher(
     size, mean, std = img_size, IMAGENET_MEAN, IMAGENET_STD
     known: Sequence[str] | None = None
     if name.startswith("timm/"):
-        _check_name(name.removeprefix("timm/"))
+        check_name(name, download=pretrained and weights is None)
         own = weights is not None or not pretrained
         model = _create_timm(name, weights, pretrained, **(dict(num_classes=len(classes)) if own else {}))
         cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
@@ -366,11 +368,11 @@ def load_label_teacher(
                     str(error).splitlines()[-1].strip(),
                     "give the weights of this model, trained on these classes",
                 ) from None
-            sha = sha256_file(weights)
+            sha = sha256_file(weights_file(weights))
     else:
         own = False
         classifier, file = load_classifier(name)
-        model, found, sha, known = classifier, classifier.num_classes, sha256_file(name), file.meta.get("classes")
+        model, found, sha, known = classifier, classifier.num_classes, sha256_file(file.path), file.meta.get("classes")
         size = int(classifier.backbone.img_size[0])
     if known is None and not own and found == 1000 and index is not None:
         model = nn.Sequential(model, _Columns(index))
@@ -423,18 +425,6 @@ def _unsupported(name: str, kind: str) -> ConfigError:
         f"distillation can read timm's {', '.join(kind.__name__ for kind in TIMM)}",
         "choose e.g. timm/vit_base_patch16_224.mae or timm/beit_base_patch16_224",
     )
-
-
-def _go_offline_if_unreachable() -> None:
-    """Spare the user the hub client's minute of retries when there is plainly no network (cached files still load)."""
-    if any(os.environ.get(k) for k in ("HF_ENDPOINT", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return
-    try:
-        socket.create_connection(("huggingface.co", 443), timeout=5).close()
-    except OSError:
-        from huggingface_hub import constants
-
-        constants.HF_HUB_OFFLINE = True
 
 
 def state_sha256(model: nn.Module) -> str:

@@ -11,7 +11,7 @@ from mmseg.registry import MODELS
 from torch import nn
 
 from tinymim.errors import CheckpointError, ConfigError
-from tinymim.models.formats import _Inert, _torch_load
+from tinymim.models.weight_files import Inert, torch_load
 from tinymim.seg.config import building, find_config, heads, model_outline, plain_batch_norm
 from tinymim.seg.stored import stored_config
 
@@ -25,8 +25,8 @@ def read_segmentor(checkpoint: str | Path) -> tuple[dict[str, Any], dict[str, An
     if not Path(checkpoint).is_file():
         raise CheckpointError(f"no checkpoint at {checkpoint}", "the file does not exist", "check the path")
     # MMEngine's log history pickles the built-in getattr, which PyTorch's error names without its module
-    with torch.serialization.safe_globals([(_Inert, "builtins.getattr")]):  # type: ignore[list-item]
-        content = _torch_load(Path(checkpoint))
+    with torch.serialization.safe_globals([(Inert, "builtins.getattr")]):  # type: ignore[list-item]
+        content = torch_load(Path(checkpoint))
     state = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not any(key.startswith("decode_head.") for key in state):
         raise CheckpointError(

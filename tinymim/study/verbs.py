@@ -54,7 +54,7 @@ def resolve(verb: str, options: Mapping[str, Any]) -> dict[str, Any]:
         overrides = dict(options.get("cfg_options", {}))
         places = (*CONFIG_PLACES, *({"data_root"} & {*options}))
         return json.loads(_config_values(str(options.get("config")), json.dumps(overrides), places))
-    recipe, given = str(options.get("recipe", JOBS[verb].recipe_name)), recipe_overrides(verb, options)
+    recipe, given = str(options.get("recipe", JOBS[verb].settings_type.default_recipe)), recipe_overrides(verb, options)
     return json.loads(_recipe_values(recipe, verb, json.dumps(given)))
 
 
