@@ -137,7 +137,7 @@ def test_mistakes_of_a_file_leave_nothing_behind(scenes, small, tmp_path, text, 
 
 def test_public_configs_pass():
     """Of MMSegmentation's own configs, those pass that it can build here (its mask heads need mmdet)."""
-    for path in random.Random(0).sample([p for p in PUBLIC if not p.parent.name.startswith("mask")], 8):
+    for path in random.Random(0).sample([p for p in PUBLIC if not p.parent.name.startswith("mask")], 4):
         check_config(Config.fromfile(path, import_custom_modules=False))
 
 

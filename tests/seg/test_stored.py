@@ -106,6 +106,8 @@ FORGOTTEN = {
     "load_from": "evil.pth",
     "_base_": "/etc/passwd",
     "test_pipeline.0.backend_args": dict(backend="petrel"),
+    "custom_hooks": [dict(type="HookOfMine")],
+    "train_dataloader.dataset.pipeline.0.type": "AugmentationOfMine",
 }
 
 
@@ -122,6 +124,7 @@ def test_what_testing_does_not_need_is_forgotten(plain, tmp_path, monkeypatch, p
 HOSTILE = {
     "model.type": CALL,
     "model.backbone.type": CALL,
+    "model.neck": dict(type="CheckpointHook"),  # registered, but no part of a model
     "model.data_preprocessor.type": CALL,
     "model.backbone.norm_cfg.type": "evil_module",
     "model.decode_head.loss_decode.type": "os.system",

@@ -181,7 +181,7 @@ def key_of(parameter: inspect.Parameter) -> Key:
     if wanted in (int, int | None, float, float | None):
         return Number(least=-math.inf, whole=wanted is int)
     if isinstance(default, bool):
-        return Choice(choices=(False, True))
+        return Choice(choices=(None, False, True))
     if type(default) in (int, float):
         return Kind(types=(int, float, list, tuple), words="a number, or a list of them", example=str(default))
     return Key()

@@ -161,12 +161,14 @@ def set_data(
         ConfigError: the config does not use ``TinyMIMSegDataset``.
         DataError: the folder is wrong.
     """
-    needed = ("model", "train_cfg", "optim_wrapper", "val_evaluator") if "train" in splits else ("model",)
+    needed = ("model", "train_cfg", "optim_wrapper") if "train" in splits else ("model",)
     if wrong := [key for key in needed if not isinstance(cfg.get(key), dict)]:
         raise ConfigError(f"the config has no {wrong[0]}", "a run needs it", "start from a config of mmseg_configs")
-    if "train" in splits and cfg.val_evaluator.get("type") != "SegMetric":
+    scored = cfg.get("val_evaluator")
+    kinds = [each.get("type") for each in (scored if isinstance(scored, list) else [scored]) if isinstance(each, dict)]
+    if "train" in splits and "SegMetric" not in kinds:
         raise ConfigError(
-            f"val_evaluator uses {cfg.val_evaluator.get('type')}",
+            f"val_evaluator uses {kinds[0] if kinds else 'nothing'}",
             "tinymim segment scores with SegMetric, at each photo's own size",
             'use val_evaluator = dict(type="SegMetric"), or MMSegmentation\'s own tools',
         )

@@ -151,8 +151,12 @@ def _known(place: str, node: Mapping[str, Any] | Config, options: Mapping[str, A
     return {*names} | NODES.get(place, set()) | WRAPPED.get(place.rpartition(".")[2], set())
 
 
-def check_config(cfg: Config) -> None:
+def check_config(cfg: Config, sections: Iterable[str] = SECTIONS) -> None:
     """Refuse a config with keys that its types do not have, and values outside their range.
+
+    Args:
+        cfg: The config.
+        sections: Its top-level names that are checked.
 
     Raises:
         ConfigError: names the dotted key; nothing has been built yet.
@@ -160,7 +164,7 @@ def check_config(cfg: Config) -> None:
     for key in cfg:
         if key not in TOP and isinstance(cfg[key], dict | list) and (near := _near(key)):
             raise ConfigError(f"unknown key {key!r} in the config", "no run reads it", f"did you mean {near!r}?")
-    for section in SECTIONS:
+    for section in sections:
         if section in cfg:
             for name, node in dicts(cfg[section], section):
                 _check_node(name, node)
@@ -233,13 +237,15 @@ def dicts(node: Any, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
         yield from dicts(child, f"{name}.{key}")
 
 
-def registered(name: str) -> list[Any]:
-    """The classes and functions that registries of MMSegmentation and MMEngine have under a name; nothing is imported
-    by that name."""
+def registered(name: str, registries: Iterable[Registry] = REGISTRIES) -> list[Any]:
+    """The classes and functions that registries of MMSegmentation and MMEngine have under a name.
+
+    Nothing is imported by that name, as ``Registry.get`` would.
+    """
     for registry in REGISTRIES:
         registry.import_from_location()  # MMSegmentation's own modules
     plain = name.removeprefix("mmseg.").removeprefix("mmengine.")
-    found = [registry.module_dict[plain] for registry in REGISTRIES if plain in registry.module_dict]
+    found = [registry.module_dict[plain] for registry in registries if plain in registry.module_dict]
     return list({id(each): each for each in found}.values())
 
 

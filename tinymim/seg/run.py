@@ -88,7 +88,7 @@ def train_segmentor(
                 assert runner.train_loop is not None  # builds the data loader
                 runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
         except TinyMIMError:
-            if not cfg.resume and is_main_process():  # nothing was trained yet
+            if not resume and is_main_process():  # nothing was trained yet
                 shutil.rmtree(folder, ignore_errors=True)
             raise
         runner.train()

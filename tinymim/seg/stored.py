@@ -5,13 +5,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import mmengine.registry
+import mmseg.registry
 from mmengine.config import Config
 
 from tinymim.errors import ConfigError
 from tinymim.literals import read_literals
 from tinymim.seg.known import LOADERS, check_config, dicts, registered
 
-BUILT = ("model", *LOADERS, "test_pipeline", "tta_pipeline")  # what testing, inference and export build
+BUILT = ("model", "val_dataloader", "test_dataloader", "test_pipeline", "tta_pipeline")  # by testing and export
+MODEL = ("MODELS", "TASK_UTILS", "WEIGHT_INITIALIZERS")  # registries of what stands in a model, and in the other parts
+DATA = ("DATASETS", "DATA_SAMPLERS", "TRANSFORMS", "FUNCTIONS")
 DROPPED = ("custom_imports", "load_from", "resume", "launcher")
 FILES = ("init_cfg", "pretrained", "backend_args", "file_client_args")  # of any part: they open files or addresses
 NAMED = ("type", "model_name", "name")  # texts that may hold a dot
@@ -32,20 +36,20 @@ def stored_config(text: str, checkpoint: str | Path) -> Config:
         ConfigError: the text is no plain data, names a type that is not registered or a file, or describes no model.
     """
     values = read_literals(text, checkpoint)
-    imports = (
-        (values.get("custom_imports") or {}).get("imports") if isinstance(values.get("custom_imports"), dict) else []
-    )
+    wanted = values.get("custom_imports")
+    imports = wanted.get("imports") if isinstance(wanted, dict) else None
     own = [name for name in imports if name != "tinymim.seg"] if isinstance(imports, list) else []
     for key in DROPPED:
         values.pop(key, None)
     _check_shape(values, checkpoint)
     for section, value in values.items():
         for name, node in dicts(value, section):
-            _check_type(name, node, checkpoint, built=section in BUILT, own=own)
+            rooms = (MODEL if section == "model" else DATA) if section in BUILT else ()
+            _check_type(name, node, checkpoint, rooms, own)
             if section in BUILT:
                 _close(name, node, checkpoint, in_model=section == "model")
     cfg = Config(values)
-    check_config(cfg)
+    check_config(cfg, BUILT)
     return cfg
 
 
@@ -71,15 +75,17 @@ def _check_shape(values: Mapping[str, Any], checkpoint: str | Path) -> None:
             raise _wrong(checkpoint, f"its config has {key}={steps!r:.80}", "it must be a list of dicts")
 
 
-def _check_type(name: str, node: Mapping[str, Any], checkpoint: str | Path, *, built: bool, own: Sequence[Any]) -> None:
-    """Refuse a type that is not registered, where it would be built; and paths to functions everywhere."""
+def _check_type(
+    name: str, node: Mapping[str, Any], checkpoint: str | Path, rooms: Sequence[str], own: Sequence[Any]
+) -> None:
+    """Refuse a type that is not registered, where it would be built (``rooms``); paths to functions everywhere."""
+    places = [vars(room)[each] for room in (mmseg.registry, mmengine.registry) for each in rooms if each in vars(room)]
     for key, kind in node.items():
         if key == "_scope_" and kind not in ("mmseg", "mmengine"):
             raise _wrong(checkpoint, f"its config has {name}._scope_={kind!r:.80}", "it names another package")
-        if key != "type" and not (built and LAYER.search(str(key)) and kind is not None):
+        if key != "type" and not (rooms and LAYER.search(str(key)) and kind is not None):
             continue
-        known = isinstance(kind, str) and bool(registered(kind))
-        if known or (key == "type" and not built and isinstance(kind, str) and "." not in kind):
+        if isinstance(kind, str) and (registered(kind, places) if rooms else "." not in kind):
             continue
         modules = f"; it was trained with modules of its own ({', '.join(map(str, own))})" if own else ""
         raise ConfigError(

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tinymim.engine.python_file import load_python
 from tinymim.engine.recipe import FOLDER as RECIPES
 from tinymim.engine.recipe import load_recipe
 from tinymim.errors import CheckFailed, ConfigError
@@ -199,9 +200,7 @@ def _former_settings(cell: Cell, now: Mapping[str, Any]) -> dict[str, Any]:
 @functools.cache
 def _config_sha256(name: str) -> str:
     """sha256 of an MMSegmentation config with everything it inherits, without overrides."""
-    from mmengine.config import Config
-
-    values = Config.fromfile(config_file(name)).to_dict()
+    values = load_python(config_file(name)).to_dict()
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
 
 
