@@ -16,6 +16,7 @@ EVERYONE = {
     "tinymim",
     "tinymim.errors",
     "tinymim.files",
+    "tinymim.folders",
     "tinymim.lazy",
     "tinymim.progress",
     "tinymim.compat",
@@ -26,6 +27,7 @@ DATA = {"tinymim.data.folders", "tinymim.data.pixels"}  # of tinymim.data: numpy
 ARROWS: dict[str, set[str]] = {
     "tinymim.errors": set(),
     "tinymim.files": set(),
+    "tinymim.folders": set(),
     "tinymim.lazy": set(),
     "tinymim.progress": set(),
     "tinymim.compat": set(),
@@ -265,6 +267,7 @@ def test_light_modules_import_no_torch_at_import_time() -> None:
         "tinymim",
         "tinymim.errors",
         "tinymim.files",
+        "tinymim.folders",
         "tinymim.progress",
         "tinymim.confusion",
         "tinymim.cli",
