@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from tinymim.errors import ConfigError, TinyMIMError
-from tinymim.files import atomic_path, environment, prepare_out, sha256_file, write_json
+from tinymim.errors import TinyMIMError
+from tinymim.files import atomic_path, environment, sha256_file, write_json
 from tinymim.progress import Progress, clock
 
 
@@ -25,21 +25,6 @@ def test_atomic_path_leaves_all_or_nothing(tmp_path):
     assert json.loads(target.read_text()) == {"a": 1}
     assert [p.name for p in target.parent.iterdir()] == ["file.json"]
     assert len(sha256_file(target)) == 64
-
-
-def test_prepare_out(tmp_path):
-    """A used folder needs --resume or --overwrite; the error offers the next free name."""
-    out = prepare_out(tmp_path / "run")
-    (out / "x").touch()
-    with pytest.raises(ConfigError, match="run-2"):
-        prepare_out(out)
-    assert (prepare_out(out, resume=True) / "x").exists()
-    assert not (prepare_out(out, overwrite=True) / "x").exists()
-    with pytest.raises(ConfigError, match="no run to resume"):
-        prepare_out(tmp_path / "absent", resume=True)
-    (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="is a file"):
-        prepare_out(tmp_path / "file")
 
 
 def test_environment_names_versions():

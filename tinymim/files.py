@@ -157,23 +157,21 @@ def write_env(folder: str | Path, inputs: dict[str, Any]) -> None:
     write_json(path, value | {"outputs": before.get("outputs", {})} | ({"earlier": earlier} if earlier else {}))
 
 
+def note_output(folder: str | Path, name: str, *, known: bool = True) -> None:
+    """Record the sha256 of a file a run just wrote under "outputs" in its ``env.json``; ``known=False``: drop it."""
+    path = Path(folder) / "env.json"
+    value = json.loads(path.read_text("utf-8-sig")) if path.is_file() else environment()
+    outputs = {key: item for key, item in value.get("outputs", {}).items() if key != name}
+    write_json(path, value | {"outputs": outputs | ({name: sha256_file(Path(folder) / name)} if known else {})})
+
+
 @contextlib.contextmanager
 def noted_output(folder: str | Path, name: str) -> Iterator[None]:
-    """Write a product of a run inside the block; its sha256 is then under "outputs" in ``env.json``.
-
-    In between ``env.json`` names none for it, so that a kill leaves no sha256 of another file.
-    """
-    path = Path(folder) / "env.json"
-
-    def note(found: dict[str, str]) -> None:
-        value = json.loads(path.read_text("utf-8-sig")) if path.is_file() else environment()
-        outputs = {key: item for key, item in value.get("outputs", {}).items() if key != name}
-        write_json(path, value | {"outputs": outputs | found})
-
+    """Write a product of a run inside the block: ``env.json`` then has its sha256, and never that of another file."""
     if (Path(folder) / name).exists():
-        note({})
+        note_output(folder, name, known=False)  # a kill may come between the two files
     yield
-    note({name: sha256_file(Path(folder) / name)})
+    note_output(folder, name)
 
 
 def versions() -> dict[str, str]:
