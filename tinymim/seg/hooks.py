@@ -149,11 +149,11 @@ class RunFolderHook(Hook):
             folder = self._folder(runner)
             folder.check_here()
             path = folder.checkpoint(step)
-            write_segmentor(runner, self.scores, step)
             try:
                 with atomic_path(path) as part:
                     meta = {"iter": step, "epoch": 0}
                     runner.save_checkpoint(str(part.parent), part.name, meta=meta, by_epoch=False)
+                    write_segmentor(runner, self.scores, step)  # before the checkpoint has its name, which says done
             except RuntimeError as error:  # how torch reports a full disk
                 raise TinyMIMError(
                     f"cannot write {path}",
