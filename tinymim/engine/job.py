@@ -109,9 +109,9 @@ class Job(ABC):
             self.opened: OpenRun = held.enter_context(open_run(self.folder, resume=resume, overwrite=overwrite))
             return self.opened.fresh
 
-        self.resumed = not on_first_process(hold)
-        if self.resumed:
-            self.state = resume_state(self.folder, self.resolved)
+        self.changed = False
+        if not on_first_process(hold):
+            self.state, self.changed = resume_state(self.folder, self.resolved)
 
     def build(self) -> None:
         """Build the model on its device, and choose the number of images per pass."""
@@ -145,7 +145,11 @@ class Job(ABC):
             self.folder, config.save_every or plan.steps_per_epoch, self.write_product, self.state, plan.micro_batch
         )
         hooks = [*self.hooks_before(optimizer), self.monitor, *self.hooks_after(), saver]
-        on_first_process(lambda: open_folder(self.opened, self.resolved, self.inputs(), anew=self.state is None))
+        on_first_process(
+            lambda: open_folder(
+                self.opened, self.resolved, self.inputs(), anew=self.state is None, changed=self.changed
+            )
+        )
         runner = make_runner(
             self.folder,
             self.model,

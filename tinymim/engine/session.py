@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.dist import is_main_process
 from torch.utils.data import DataLoader
 
 from tinymim.compat import launched_processes, start_cpu_processes
@@ -26,6 +27,7 @@ from tinymim.folders import OpenRun
 HEALTH_KEYS = {"watch_every", "probe_data", "probe_photos", "tensorboard"}
 FILES = {"teacher", "teacher_weights", "student_file"}  # may have moved on resume: env.json has their sha256
 MAY_CHANGE = {"workers", "data", "val_data", *FILES, *HEALTH_KEYS}  # on resume; other changes would change the numbers
+SAID = {"lr", "precision"}  # may change, too, and is said: the advice for a loss that is not finite
 UNHASHED = {*MAY_CHANGE, "teachers", "init_from"}  # paths; env.json has the sha256 of the files
 
 
@@ -41,7 +43,9 @@ def join_processes(place: str, options: dict[str, Any]) -> tuple[int, int]:
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
-def open_folder(opened: OpenRun, settings: dict[str, Any], inputs: dict[str, Any], *, anew: bool) -> None:
+def open_folder(
+    opened: OpenRun, settings: dict[str, Any], inputs: dict[str, Any], *, anew: bool, changed: bool = False
+) -> None:
     """Begin the run with ``config.py`` (once) and ``env.json``; the first process, when all else is ready.
 
     Args:
@@ -49,6 +53,7 @@ def open_folder(opened: OpenRun, settings: dict[str, Any], inputs: dict[str, Any
         settings: Every resolved setting.
         inputs: Files the run reads, with their sha256.
         anew: Whether it starts at step 0, resumed or not.
+        changed: Whether ``config.py`` is written again, as settings have changed since.
 
     Raises:
         ConfigError: the run was started with another teacher or student.
@@ -71,7 +76,7 @@ def open_folder(opened: OpenRun, settings: dict[str, Any], inputs: dict[str, Any
                 "resume with the same file, or start a new run with --overwrite",
             )
     opened.begin()
-    if not (folder / "config.py").is_file():
+    if changed or not (folder / "config.py").is_file():
         with atomic_path(folder / "config.py") as part:
             part.write_text(
                 f'"""Resolved recipe of this run (tinymim {" ".join(sys.argv[1:])})."""\n\n'
@@ -88,8 +93,8 @@ def _each(given: Any) -> list[dict[str, Any]]:
     return given if isinstance(given, list) else [given] if given else []
 
 
-def resume_state(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The state of the newest checkpoint of a run, if its settings are unchanged; None without a checkpoint.
+def resume_state(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, Any] | None, bool]:
+    """The state of the newest checkpoint of a run, None without one; and whether settings that may change have changed.
 
     Raises:
         ConfigError: settings differ, or the folder holds no run.
@@ -105,18 +110,20 @@ def resume_state(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | Non
         )
     # keys that are newer than the run have their defaults
     before = json.loads(json.dumps({**default_recipe(before.get("method")).to_dict(), **before}))
-    changed = [
-        f"{k}: {before.get(k)!r} -> {v!r}" for k, v in settings.items() if k not in MAY_CHANGE and before.get(k) != v
-    ]
-    if changed:
+    changed = {
+        k: f"{k}: {before.get(k)!r} -> {v!r}" for k, v in settings.items() if k not in MAY_CHANGE and before.get(k) != v
+    }
+    if changed.keys() - SAID:
         raise ConfigError(
             "the settings differ from the run's own",
-            "; ".join(changed),
+            "; ".join(changed.values()),
             "resume with the same options, or start a new run with --init-from its student.pth",
         )
+    if changed and is_main_process():
+        print(f"changed since the run began: {'; '.join(changed.values())}", flush=True)
     newest = on_first_process(RunFolder(folder).newest)
     if newest is None:
-        return None
+        return None, bool(changed)
     try:
         state = torch.load(newest, map_location="cpu", weights_only=True)
         missing = {"step", "micro_batch", "model", "optimizer"} - set(state)
@@ -128,7 +135,7 @@ def resume_state(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | Non
             f"it holds no {', '.join(sorted(missing))}",
             "remove the file to resume from the one before it",
         )
-    return dict(state)
+    return dict(state), bool(changed)
 
 
 def train_loader(
