@@ -1,6 +1,7 @@
 """Resuming a segmentation run: what may have changed since it began, and what follows from a changed rate."""
 
 import copy
+import json
 import re
 import warnings
 from pathlib import Path
@@ -14,7 +15,7 @@ from mmengine.runner.checkpoint import _load_checkpoint_to_model
 
 from tinymim.engine.run_folder import bare
 from tinymim.errors import CheckpointError, ConfigError
-from tinymim.files import write_text
+from tinymim.files import sha256_file, write_text
 from tinymim.folders import OpenRun
 from tinymim.models.formats import _Inert, _torch_load
 
@@ -53,8 +54,25 @@ def check_unchanged(before: Config, cfg: Config, folder: Path) -> list[str]:
     return [changed[key] for key in said]
 
 
+def check_student(folder: Path, student: Path) -> None:
+    """Refuse to resume with another student than the run's own: it would not be read, or start another run.
+
+    Raises:
+        ConfigError: ``env.json`` notes another one, or none.
+    """
+    noted = folder / "env.json"
+    inputs = json.loads(noted.read_text("utf-8-sig")).get("inputs") or {} if noted.is_file() else None
+    old, new = (inputs or {}).get("student") or {}, sha256_file(student)
+    if inputs is not None and old.get("sha256") != new:
+        raise ConfigError(
+            f"the run was started {'with another' if old else 'without a'} student",
+            f"sha256 {new}, not {old.get('sha256')}",
+            "resume with the same --student, or start a new run with another --work-dir",
+        )
+
+
 def check_data(noted: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuse to resume on other photos, or on another number of processes, than ``env.json`` notes.
+    """Refuse to resume on other training photos, or on another number of processes, than ``env.json`` notes.
 
     Raises:
         ConfigError: they differ.
@@ -67,13 +85,6 @@ def check_data(noted: dict[str, Any], now: dict[str, Any]) -> None:
             f"{old.get('folder')} with {old.get('files')} files, now {new['folder']} with {new['files']}; "
             "names or sizes differ",
             fix,
-        )
-    old, new = noted.get("student") or {}, now.get("student") or {}
-    if new and old.get("sha256") != new["sha256"]:
-        raise ConfigError(
-            "the run was started with another student" if old else "the run was started without a student",
-            f"sha256 {new['sha256']}, not {old.get('sha256')}",
-            "resume with the same --student, or start a new run with another --work-dir",
         )
     before = noted.get("processes") or now["processes"]
     if before != now["processes"]:

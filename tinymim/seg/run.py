@@ -23,7 +23,7 @@ from tinymim.progress import Progress
 from tinymim.seg.config import find_config, merge_options, name_run, say, set_data, set_device
 from tinymim.seg.loop import stop_loader
 from tinymim.seg.metric import SegMetric, SegResult
-from tinymim.seg.resume import SegRunner, check_unchanged
+from tinymim.seg.resume import SegRunner, check_student, check_unchanged
 from tinymim.seg.segmentor import load_segmentor
 
 
@@ -213,11 +213,13 @@ def _start(cfg: Config, work_dir: Path) -> tuple[str | None, Any]:
     before = Config.fromfile(str(work_dir / "config.py"))
     if said := check_unchanged(before, cfg, work_dir):
         say(f"changed since the run began: {'; '.join(said)}")
+    given, student = _student(cfg), _student(before)
+    if given and Path(given["checkpoint"]).is_file():
+        check_student(work_dir, Path(given["checkpoint"]))
     newest = RunFolder(work_dir, "iter").newest()
     if newest is not None:
         return str(newest), None
-    student = _student(before)
-    if student and not cfg.model.backbone.get("init_cfg") and not Path(student["checkpoint"]).is_file():
+    if student and not given and not Path(student["checkpoint"]).is_file():
         raise CheckpointError(
             f"no checkpoint at {student['checkpoint']}",
             "the run was started with this student and stopped before its first checkpoint",
