@@ -1,10 +1,13 @@
 """Files that are whole or absent, run folders, the live line."""
 
+import errno
 import io
 import json
+import os
 
 import pytest
 
+from tinymim.cli import run_command
 from tinymim.errors import TinyMIMError
 from tinymim.files import atomic_path, environment, sha256_file, write_json
 from tinymim.progress import Progress, clock
@@ -60,3 +63,14 @@ def test_progress_is_plain_lines_off_a_terminal_and_one_line_on_it():
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0s"), (59.6, "1m00s"), (187, "3m07s"), (7500, "2h05m")])
 def test_clock(seconds, text):
     assert clock(seconds) == text
+
+
+def test_a_failing_disk_is_our_error_at_every_command(capsys):
+    """Whatever the operating system refuses where nobody has foreseen it: one message, exit code 2."""
+
+    def fail(_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "/somewhere/file")
+
+    assert run_command("tinymim x", "", lambda parser: None, fail, []) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("tinymim x: error: cannot use /somewhere/file\n  why: Input/output error\n  fix: ")

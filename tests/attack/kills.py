@@ -210,26 +210,26 @@ def fork(act: Callable[[], int], log: Path) -> int:
 
 def counted(words: list[str], note: Path, at: int | None) -> int:
     """Run a command; kill the process at its ``at``-th point: before a sync, before or after a rename."""
-    replace, sync, points = os.replace, os.fsync, 0
+    replace, sync = os.replace, os.fsync
+    points: list[str] = []
 
-    def point() -> None:
-        nonlocal points
-        if points == at:
+    def point(name: str) -> None:
+        if len(points) == at:
             os.kill(os.getpid(), signal.SIGKILL)
-        points += 1
+        points.append(name)
 
-    def replaced(*names: Any, **rest: Any) -> None:
-        point()
-        replace(*names, **rest)
-        point()
+    def replaced(source: Any, target: Any, **rest: Any) -> None:
+        point(f"before {Path(target).name} has its name")
+        replace(source, target, **rest)
+        point(f"after {Path(target).name} has its name")
 
     def synced(number: int) -> None:
-        point()
+        point("before a sync")
         sync(number)
 
     os.replace, os.fsync = replaced, synced  # type: ignore[assignment]
     code = command(words)
-    note.write_text(str(points), encoding="utf-8")
+    note.write_text(json.dumps(points), encoding="utf-8")
     return code
 
 
@@ -269,14 +269,23 @@ def left(out: Path) -> dict[str, Any]:
 
 
 def attack(case: Case, folder: Path, tries: int | None, rng: random.Random) -> tuple[int, int, int, list[str]]:
-    """Kill a command at some of its points (None: at all); survived, tried, points, and what went wrong."""
+    """Kill a command at some of its points (None: at all), those around the last product and checkpoint first.
+
+    Returns:
+        Kills survived, tried, points, and what went wrong.
+    """
     log, note, wrong = folder / "log.txt", folder / "points.txt", []
     case.clear()
     usual = fork(lambda: counted(case.words, note, None), log)
     if usual not in (0, 1):
         raise SystemExit(f"the command itself failed ({usual}):\n{log.read_text(encoding='utf-8', errors='replace')}")
-    points, expected = int(note.read_text(encoding="utf-8")), left(case.out)
-    chosen = sorted(rng.sample(range(points), min(tries or points, points)))
+    points, expected = json.loads(note.read_text(encoding="utf-8")), left(case.out)
+    last_save = [at for at, name in enumerate(points) if name.endswith(".pth has its name")][-4:]
+    chosen = [
+        *last_save,
+        *rng.sample([at for at in range(len(points)) if at not in last_save], len(points) - len(last_save)),
+    ]
+    chosen = sorted(chosen[:tries])
     for at in chosen:
         case.clear()
         code = fork(functools.partial(counted, case.words, note, at), log)
@@ -289,9 +298,9 @@ def attack(case: Case, folder: Path, tries: int | None, rng: random.Random) -> t
         now = left(case.out)
         differ = [key for key in sorted({*expected, *now}) if expected.get(key) != now.get(key)]
         if code != usual or differ or "Traceback" in said:
-            wrong.append(f"point {at} of {points}: exit {code}, other {', '.join(differ[:6])}; {said[-300:]}")
+            wrong.append(f"point {at}, {points[at]}: exit {code}, other {', '.join(differ[:6])}; {said[-300:]}")
     case.clear()
-    return len(chosen) - len(wrong), len(chosen), points, wrong
+    return len(chosen) - len(wrong), len(chosen), len(points), wrong
 
 
 def main() -> int:
