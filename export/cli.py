@@ -10,6 +10,7 @@ from typing import Any
 from tinymim.cli import run_command, spelled
 from tinymim.errors import ConfigError
 from tinymim.files import write_text
+from tinymim.folders import remove_dead_parts
 from tinymim_export.precision.base import PRECISIONS, by_block
 
 HELP = "export a checkpoint to ONNX and verify it against PyTorch; quantise, tune, or make a web page of the file"
@@ -104,6 +105,7 @@ def run(args: argparse.Namespace) -> int:
         return _with_fp32(args, _sensitivity)
     if args.onnx is None:
         return _web(args, args.source)
+    remove_dead_parts(Path(args.onnx).parent)
     code = _with_fp32(args, _reduce) if _reduced(args) else _export(args, args.onnx)
     return _web(args, args.onnx) if args.web is not None and code == 0 else code
 

@@ -1,12 +1,15 @@
 """Files that are whole or absent, run folders, the live line."""
 
+import errno
 import io
 import json
+import os
 
 import pytest
 
-from tinymim.errors import ConfigError, TinyMIMError
-from tinymim.files import atomic_path, environment, prepare_out, sha256_file, write_json
+from tinymim.cli import run_command
+from tinymim.errors import TinyMIMError
+from tinymim.files import atomic_path, environment, sha256_file, write_json
 from tinymim.progress import Progress, clock
 
 
@@ -25,21 +28,6 @@ def test_atomic_path_leaves_all_or_nothing(tmp_path):
     assert json.loads(target.read_text()) == {"a": 1}
     assert [p.name for p in target.parent.iterdir()] == ["file.json"]
     assert len(sha256_file(target)) == 64
-
-
-def test_prepare_out(tmp_path):
-    """A used folder needs --resume or --overwrite; the error offers the next free name."""
-    out = prepare_out(tmp_path / "run")
-    (out / "x").touch()
-    with pytest.raises(ConfigError, match="run-2"):
-        prepare_out(out)
-    assert (prepare_out(out, resume=True) / "x").exists()
-    assert not (prepare_out(out, overwrite=True) / "x").exists()
-    with pytest.raises(ConfigError, match="no run to resume"):
-        prepare_out(tmp_path / "absent", resume=True)
-    (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="is a file"):
-        prepare_out(tmp_path / "file")
 
 
 def test_environment_names_versions():
@@ -75,3 +63,14 @@ def test_progress_is_plain_lines_off_a_terminal_and_one_line_on_it():
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0s"), (59.6, "1m00s"), (187, "3m07s"), (7500, "2h05m")])
 def test_clock(seconds, text):
     assert clock(seconds) == text
+
+
+def test_a_failing_disk_is_our_error_at_every_command(capsys):
+    """Whatever the operating system refuses where nobody has foreseen it: one message, exit code 2."""
+
+    def fail(_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "/somewhere/file")
+
+    assert run_command("tinymim x", "", lambda parser: None, fail, []) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("tinymim x: error: cannot use /somewhere/file\n  why: Input/output error\n  fix: ")

@@ -1,12 +1,13 @@
 """Files that are complete or absent: atomic writes, hashes, run folders, the machine record. Standard library only."""
 
 import contextlib
+import errno
 import hashlib
 import importlib.util
 import json
 import os
 import platform
-import shutil
+import re
 from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -32,29 +33,60 @@ PACKAGES = (
     "onnxruntime-gpu",
 )
 
+HOST = re.sub(r"[^A-Za-z0-9-]", "-", platform.node().split(".")[0])[:30] or "localhost"
+_REMEDIES = {
+    (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): "free some space or choose another folder, then run the command again",
+    (errno.EROFS, errno.EACCES, errno.EPERM): "choose a folder you may write to, or change its permissions",
+    (errno.ENOENT, errno.ENOTDIR): "check that the folder is still there, then run the command again",
+}
+
+
+def file_error(what: str, error: OSError) -> TinyMIMError:
+    """Our own error for one of the operating system: why, and a remedy that fits its number."""
+    fix = next((text for numbers, text in _REMEDIES.items() if error.errno in numbers), "")
+    return TinyMIMError(what, str(error.strerror or error), fix or "check the disk, then run the command again")
+
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path next to ``path``; rename it to ``path`` if the block succeeds, else remove it.
 
+    The bytes are on the disk before the name is: after a power cut, too, a file is whole or absent, and of two files
+    written one after the other the second never exists without the first.
+
     Raises:
         TinyMIMError: the disk is full or the folder cannot be written.
     """
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}.{HOST}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
+        _sync(part)
         os.replace(part, path)
+        _sync(path.parent)
     except OSError as error:
-        raise TinyMIMError(
-            f"cannot write {path}",
-            f"{error.strerror or error} (no partial file is left)",
-            "free some space or choose another folder, then run the command again",
-        ) from error
+        known = file_error(f"cannot write {path}", error)
+        raise TinyMIMError(known.what, f"{known.why} (no partial file is left)", known.fix) from error
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Have the operating system write a file, or the names in a folder, to the disk."""
+    folder = path.is_dir()
+    try:
+        number = os.open(path, os.O_RDONLY)
+    except PermissionError:  # a folder may be writable and not readable
+        return
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if not (folder and error.errno in (errno.EINVAL, errno.ENOTSUP, errno.EBADF)):  # file systems without it
+            raise
+    finally:
+        os.close(number)
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -126,46 +158,21 @@ def write_env(folder: str | Path, inputs: dict[str, Any]) -> None:
     write_json(path, value | {"outputs": before.get("outputs", {})} | ({"earlier": earlier} if earlier else {}))
 
 
-def note_output(folder: str | Path, name: str) -> None:
-    """Record the sha256 of a file a run just wrote under "outputs" in its ``env.json``."""
+def note_output(folder: str | Path, name: str, *, known: bool = True) -> None:
+    """Record the sha256 of a file a run just wrote under "outputs" in its ``env.json``; ``known=False``: drop it."""
     path = Path(folder) / "env.json"
     value = json.loads(path.read_text("utf-8-sig")) if path.is_file() else environment()
-    value["outputs"] = value.get("outputs", {}) | {name: sha256_file(Path(folder) / name)}
-    write_json(path, value)
+    outputs = {key: item for key, item in value.get("outputs", {}).items() if key != name}
+    write_json(path, value | {"outputs": outputs | ({name: sha256_file(Path(folder) / name)} if known else {})})
 
 
-def prepare_out(
-    out: str | Path, *, resume: bool = False, overwrite: bool = False, make: bool = True, option: str = "--out"
-) -> Path:
-    """Create a run folder, refusing to mix two runs; with ``make=False``, only check, and change nothing.
-
-    ``option`` is what the command calls the folder, for errors.
-
-    Raises:
-        ConfigError: the folder already holds files and neither ``resume`` nor ``overwrite`` was given, or ``resume``
-            was given and there is nothing to resume; or the folder cannot be created.
-    """
-    out = Path(out)
-    used = out.is_dir() and any(out.iterdir())
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"{out} is a file", "a run writes a folder", f"choose another {option}")
-    if resume and not used:
-        raise ConfigError(f"{out} holds no run to resume", "the folder is missing or empty", "leave --resume out")
-    if used and overwrite and make:
-        shutil.rmtree(out)
-    elif used and not resume and not overwrite:
-        free = next(name for i in range(2, 10_000) if not (name := out.with_name(f"{out.name}-{i}")).exists())
-        raise ConfigError(
-            f"{out} already holds a run",
-            "two runs in one folder would mix their files",
-            f"add --resume to continue it, --overwrite to start again, or {option} {free}",
-        )
-    if make:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"cannot create the folder {out}", str(error), f"choose another {option}") from None
-    return out
+@contextlib.contextmanager
+def noted_output(folder: str | Path, name: str) -> Iterator[None]:
+    """Write a product of a run inside the block: ``env.json`` then has its sha256, and never that of another file."""
+    if (Path(folder) / name).exists():
+        note_output(folder, name, known=False)  # a kill may come between the two files
+    yield
+    note_output(folder, name)
 
 
 def versions() -> dict[str, str]:

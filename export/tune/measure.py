@@ -82,6 +82,9 @@ class Run:
         self._known = known or {}
         if not self.resumed:
             shutil.rmtree(folder / "scores", ignore_errors=True)
+            if (folder / "tune.json").is_file():  # files of other settings, which a resumed run would take for its own
+                for path in folder.glob("*.onnx"):
+                    path.unlink()
             self._result().to_json(folder / "tune.json")
 
     def leave_out(self, what: str, why: str) -> None:

@@ -10,16 +10,17 @@ Finished candidates are kept in ``<stem>.tune/tune.json``: an interrupted run co
 again without measuring. Needs onnx, and PyTorch where a checkpoint has to be exported.
 """
 
-import shutil
+import functools
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tinymim.data.folders import read_layout
 from tinymim.errors import CheckFailed, ConfigError, DataError, TinyMIMError
 from tinymim.files import cores, describe_files, sha256_file
+from tinymim.folders import hold
 from tinymim_export.precision.base import PRECISIONS, by_block
 from tinymim_export.precision.calibrate import choose_photos
 from tinymim_export.precision.variants import APPROXIMATE, VARIANTS
@@ -34,6 +35,21 @@ from tinymim_export.tune.verdict import Budget, loses_too_much, variants_that_pa
 EXACT_VARIANTS = tuple(name for name in VARIANTS if name not in APPROXIMATE)
 
 
+Function = TypeVar("Function", bound=Callable[..., TuneResult])
+
+
+def _alone(search: Function) -> Function:
+    """Only one process at a time may fill ``<stem>.tune``."""
+
+    @functools.wraps(search)
+    def held(checkpoint: str | Path, onnx: str | Path, **options: Any) -> TuneResult:
+        with hold(Path(onnx).with_name(f"{Path(onnx).stem}.tune"), "--onnx"):
+            return search(checkpoint, onnx, **options)
+
+    return held  # type: ignore[return-value]
+
+
+@_alone
 def tune(
     checkpoint: str | Path,
     onnx: str | Path,
@@ -133,7 +149,8 @@ def tune(
         places = _targets_here(run, original, runtimes)
     except TinyMIMError:
         if not run.resumed:
-            shutil.rmtree(folder)
+            for written in (folder / "tune.json", original):
+                written.unlink(missing_ok=True)
         raise
     print(f"tuning within the budget: {budget}", flush=True)
     opened: dict[tuple[str, ...], Any] = {}

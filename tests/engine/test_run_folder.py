@@ -10,7 +10,7 @@ import torch
 
 from tinymim.engine.cost import TrainingCost
 from tinymim.engine.run_folder import DamagedPhotos, RunFolder, dump_bad_batch, on_first_process, stop_signals
-from tinymim.errors import ConfigError, TinyMIMError
+from tinymim.errors import CheckpointError, ConfigError, TinyMIMError
 
 
 def send(number):
@@ -62,7 +62,7 @@ def test_checkpoints_sort_by_step_and_rotate(tmp_path, capsys, kind, name):
     (tmp_path / "checkpoints").mkdir()
     for step in (2, 90, 1000):
         assert folder.checkpoint(step).name == name.format(step)
-        folder.checkpoint(step).touch()
+        torch.save({"step": step}, folder.checkpoint(step))
         folder.rotate(folder.checkpoint(step))
     (tmp_path / "checkpoints" / f"{kind}_note.pth").touch()
     assert folder.checkpoints() == [folder.checkpoint(90), folder.checkpoint(1000)]
@@ -84,6 +84,60 @@ def test_metrics_are_cut_where_training_goes_on(tmp_path):
     assert folder.metrics.read_text().splitlines() == kept
     assert folder.log_until(0) == []
     assert folder.metrics.read_text() == ""
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut short", "zeros", "garbage", "one byte"])
+def test_a_damaged_checkpoint_is_passed_over_for_an_older_one(tmp_path, capsys, damage):
+    folder = RunFolder(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+
+    def save(step):
+        torch.save({"step": step, "weights": torch.arange(1000.0)}, folder.checkpoint(step))
+
+    def spoil(step):
+        whole = folder.checkpoint(step).read_bytes()
+        flipped = bytearray(whole)
+        flipped[whole.index(torch.arange(1000.0).numpy().tobytes()) + 17] ^= 1
+        folder.checkpoint(step).write_bytes(
+            {
+                "empty": b"",
+                "cut short": whole[: len(whole) // 2],
+                "zeros": bytes(len(whole)),
+                "garbage": bytes(range(256)) * 20,
+                "one byte": bytes(flipped),
+            }[damage]
+        )
+
+    save(4)
+    save(6)
+    spoil(6)
+    assert folder.newest() == folder.checkpoint(4)
+    said = capsys.readouterr().out
+    assert "step_00000006.pth is damaged" in said
+    assert "resuming at step 4" in said
+    assert folder.checkpoints() == [folder.checkpoint(4)]
+    spoil(4)
+    with pytest.raises(CheckpointError, match=r"every checkpoint is damaged: step_00000004\.pth"):
+        folder.newest()
+    assert folder.checkpoints() == [folder.checkpoint(4)]  # nothing is removed where nothing is whole
+
+
+def test_a_folder_removed_meanwhile_is_said_and_not_made_again(tmp_path):
+    folder = RunFolder(tmp_path / "gone")
+    for act in (folder.check_here, lambda: folder.log({"step": 1})):
+        with pytest.raises(TinyMIMError, match="gone is gone"):
+            act()
+    assert not folder.path.exists()
+
+
+def test_metrics_with_zeros_and_other_bytes_are_cut(tmp_path):
+    """What a power cut leaves: blocks of zeros, bytes that are no text."""
+    folder = RunFolder(tmp_path)
+    folder.log({"step": 1, "loss": 0.5})
+    with open(folder.metrics, "ab") as file:
+        file.write(b"\0" * 100 + b"\n\xff\xfe\n[1]\nnull\n" + b"[" * 5000)
+    assert folder.log_until(9) == [{"step": 1, "loss": 0.5}]
+    assert folder.metrics.read_text() == '{"step": 1, "loss": 0.5}\n'
 
 
 def test_metrics_that_cannot_be_written_are_our_error(tmp_path):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tinymim.errors import TinyMIMError
+from tinymim.files import file_error
 
 VERBS = {
     "demo": "photos to a deployed, measured segmentor in minutes (start here)",
@@ -68,6 +69,10 @@ def run_command(
     except BrokenPipeError:  # e.g. the output is piped into "head", which has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a disk or a folder that fails where no check has foreseen it
+        problem = file_error(f"cannot use {error.filename}" if error.filename else "the disk or network failed", error)
+        print(f"{prog}: error: {problem}", file=sys.stderr)
+        return problem.exit_code
     except KeyboardInterrupt:
         print(
             f"\n{prog}: interrupted; a run folder that was being written can be continued with --resume",

@@ -31,8 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Segment, print, write; return 1 if a photo could not be read."""
+    from tinymim.folders import remove_dead_parts
     from tinymim_export.runtime.predict import predict
 
+    out = Path(args.out)
+    remove_dead_parts(out if out.is_dir() else out.parent)
     result = predict(
         args.file,
         args.source,

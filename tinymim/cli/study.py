@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run what is missing; write the table after every result."""
     from tinymim.errors import ConfigError
+    from tinymim.folders import remove_dead_parts
     from tinymim.study.definition import choose_cells, load_study, make_trials, read_result
     from tinymim.study.renaming import find_former, rename
     from tinymim.study.run import command, open_stages, run_trials
@@ -55,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
     if min(seeds) < 0:
         raise ConfigError(f"the seed {min(seeds)}", "seeds are numbers from 0", "use e.g. --seeds 0 1 2")
     data = find_data(args.data, args.val_data, args.seg_data)
+    remove_dead_parts(args.out, deep=True)
 
     def write_tables(failed: Collection[Path] = ()) -> list[Path]:
         values = study_table(study, seeds, args.out, data, failed)

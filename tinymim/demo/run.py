@@ -18,7 +18,8 @@ from typing import Any
 from tinymim.data.folders import read_layout
 from tinymim.data.photo_files import list_photos
 from tinymim.errors import CheckFailed, ConfigError
-from tinymim.files import environment, prepare_out, write_json
+from tinymim.files import environment, write_json
+from tinymim.folders import open_run
 from tinymim.progress import clock
 
 CONFIG = "upernet_tinymim_demo"  # in mmseg_configs; it also gives the student's shape
@@ -96,7 +97,11 @@ class DemoRecord:
     def __init__(self, out: Path, settings: dict[str, Any], *, resume: bool) -> None:
         self.out, self.path = out, out / "demo.json"
         self.value: dict[str, Any] = {"settings": settings, "environment": environment(), "stages": {}}
-        if resume and self.path.is_file():
+        if resume:
+            if not self.path.is_file():
+                raise ConfigError(
+                    f"{out} holds no demo to resume", "demo.json is missing", "choose another --out, without --resume"
+                )
             before = json.loads(self.path.read_text("utf-8-sig"))
             changed = [key for key, value in settings.items() if before["settings"].get(key) != value]
             if changed:
@@ -156,10 +161,16 @@ def demo(
         raise ConfigError(f"{minutes:g} minutes are not possible", "the demo takes at least one", "try --minutes 6")
     if data is not None:
         read_layout(data)  # an error here leaves no folder behind
-    out = prepare_out(out, resume=resume, overwrite=overwrite)
-    settings = {"data": None if data is None else str(data), "seed": seed, "minutes": minutes}
-    record = DemoRecord(out, settings, resume=resume)
-    record.save()
+    with open_run(out, resume=resume, overwrite=overwrite) as opened:
+        settings = {"data": None if data is None else str(data), "seed": seed, "minutes": minutes}
+        record = DemoRecord(opened.path, settings, resume=not opened.fresh)
+        opened.begin()
+        record.save()
+        return _run(opened.path, record, data, seed, minutes)
+
+
+def _run(out: Path, record: DemoRecord, data: str | Path | None, seed: int, minutes: float) -> DemoResult:
+    """Run the stages that are not in the record."""
     known = record.stage("data", lambda: _data(data, out / "data", seed))
     # the cost of head and loss grows with the number of classes: with many classes, fewer steps
     share = (minutes - 1) / (MINUTES - 1) if minutes > 2 else 0.2 * minutes / 2

@@ -1,6 +1,7 @@
 """Sequential distillation: each student is the next teacher, read with the heads of the relations it learned."""
 
 import json
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,7 +13,8 @@ from tinymim.engine.build import student_outline
 from tinymim.engine.pretraining import RunResult, distill
 from tinymim.engine.recipe import load_recipe
 from tinymim.errors import ConfigError
-from tinymim.files import prepare_out, write_json
+from tinymim.files import write_json
+from tinymim.folders import OpenRun, open_run
 from tinymim.models import create_model, save_student
 from tinymim.models.registry import model_names
 
@@ -115,48 +117,51 @@ def distill_chain(
     overrides = [{**common, **(first if i == 0 else {}), **hop} for i, hop in enumerate(hops)]
     _check_hops(recipe, students, overrides, options)
     folder = Path(out or f"runs/{Path(recipe).stem}")
-    if not dry_run and is_first_process():
-        _open(folder, config.chain, resume=resume, overwrite=overwrite)
-    earlier = _read(folder)["hops"] if resume else []
-    result = ChainResult(folder, Path())
-    done_hops: list[dict[str, Any]] = []
-    scratch = TemporaryDirectory()  # for a dry run: untrained students as teachers of the next hop
-    for number, (student, hop) in enumerate(zip(students, overrides, strict=True), 1):
-        name = f"{number}_{student.removeprefix('tinymim_vit_')}"
-        started = (folder / name / "config.py").is_file()
-        if is_first_process():
-            print(f"hop {number} of {len(students)}: {student} from {teacher if number == 1 else done_hops[-1]['run']}")
-        run = distill(
-            recipe,
-            teacher=teacher,
-            student=student,
-            out=folder / name,
-            resume=resume and started,
-            overwrite=not started,
-            dry_run=dry_run,
-            title=f"hop {number}/{len(students)}",
-            cfg_options=hop,
-            **options,
-        )
-        result.hops.append(run)
-        entry = {
-            "run": name,
-            "student": student,
-            "teacher": teacher,
-            "relations": run.relations,
-            "steps": run.steps,
-            "seconds": round(run.seconds, 1),
-        }
-        done_hops.append(earlier[number - 1] if number <= len(earlier) else entry)
+    with ExitStack() as held:
+        scratch = Path(held.enter_context(TemporaryDirectory())) if dry_run else folder
         if not dry_run and is_first_process():
-            write_json(folder / "chain.json", {"chain": config.chain, "hops": done_hops})
-        result.student = folder / name / "student.pth"
-        teacher = str(result.student)
-        if dry_run:
-            teacher = str(Path(scratch.name) / f"{name}.pth")
-            save_student(_untrained(recipe, student, hop, options), teacher, {"relations": run.relations})
-    scratch.cleanup()
-    return result
+            opened = held.enter_context(open_run(folder, resume=resume, overwrite=overwrite))
+            held.callback(_leave, opened)
+            _begin(opened, config.chain)
+        earlier = _read(folder)["hops"] if resume else []
+        result = ChainResult(folder, Path())
+        done_hops: list[dict[str, Any]] = []
+        for number, (student, hop) in enumerate(zip(students, overrides, strict=True), 1):
+            name = f"{number}_{student.removeprefix('tinymim_vit_')}"
+            started = (folder / name / "config.py").is_file()
+            if is_first_process():
+                source = teacher if number == 1 else done_hops[-1]["run"]
+                print(f"hop {number} of {len(students)}: {student} from {source}")
+            run = distill(
+                recipe,
+                teacher=teacher,
+                student=student,
+                out=folder / name,
+                resume=resume and started,
+                overwrite=not started,
+                dry_run=dry_run,
+                title=f"hop {number}/{len(students)}",
+                cfg_options=hop,
+                **options,
+            )
+            result.hops.append(run)
+            entry = {
+                "run": name,
+                "student": student,
+                "teacher": teacher,
+                "relations": run.relations,
+                "steps": run.steps,
+                "seconds": round(run.seconds, 1),
+            }
+            done_hops.append(earlier[number - 1] if number <= len(earlier) else entry)
+            if not dry_run and is_first_process():
+                write_json(folder / "chain.json", {"chain": config.chain, "hops": done_hops})
+            result.student = folder / name / "student.pth"
+            teacher = str(result.student)
+            if dry_run:  # an untrained student as the teacher of the next hop
+                teacher = str(scratch / f"{name}.pth")
+                save_student(_untrained(recipe, student, hop, options), teacher, {"relations": run.relations})
+        return result
 
 
 def _untrained(recipe: str, student: str, overrides: dict[str, Any], options: dict[str, Any]) -> Any:
@@ -198,21 +203,25 @@ def _read(folder: Path) -> dict[str, Any]:
         ) from None
 
 
-def _open(folder: Path, chain: str, *, resume: bool, overwrite: bool) -> None:
-    """Create or reopen the folder of the chain.
+def _begin(opened: OpenRun, chain: str) -> None:
+    """Begin the chain, or go on with it.
 
     Raises:
-        ConfigError: it holds something else, or a different chain.
+        ConfigError: the folder holds something else, or a different chain.
     """
-    file = folder / "chain.json"
-    if resume:
-        before = _read(folder)["chain"]
-        if before != chain:
-            raise ConfigError(
-                f"{folder} holds " + (f"the chain {before}" if before else "no chain to resume"),
-                f"the requested chain is {chain}",
-                "resume with the same chain, or choose another --out",
-            )
+    if opened.fresh:
+        opened.begin()
+        write_json(opened.path / "chain.json", {"chain": chain, "hops": []})
         return
-    prepare_out(folder, overwrite=overwrite)
-    write_json(file, {"chain": chain, "hops": []})
+    before = _read(opened.path)["chain"]
+    if before != chain:
+        raise ConfigError(
+            f"{opened.path} holds " + (f"the chain {before}" if before else "no chain to resume"),
+            f"the requested chain is {chain}",
+            "resume with the same chain, or choose another --out",
+        )
+
+
+def _leave(opened: OpenRun) -> None:
+    """A chain whose first hop could not be built has not begun: nothing of it stays."""
+    opened.begun = any(opened.path.glob("*/config.py"))

@@ -68,7 +68,9 @@ class MonitorHook(Hook):
             if "val_loss" in record:
                 self.val.append((record["step"], record["val_loss"]))
                 self.last_val = {name: value for name, value in record.items() if name.startswith("val_")}
-        if runner.iter == 0:
+            if "lr" in record:
+                self.last = {name: value for name, value in record.items() if name not in ("step", "lr")}
+        if runner.iter in (0, runner.max_iters):  # the scores of a run that has ended are told again
             self._validate(runner)
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
@@ -124,13 +126,14 @@ class MonitorHook(Hook):
         self.val_photos = round(count)
         means = {f"val_{key}": value / count for key, value in zip(sums, values, strict=False)}
         self.last_val = means
-        self.val.append((runner.iter, means["val_loss"]))
-        self.folder.log({"step": runner.iter, **means})
+        if not self.val or self.val[-1][0] != runner.iter:
+            self.val.append((runner.iter, means["val_loss"]))
+            self.folder.log({"step": runner.iter, **means})
 
 
 @HOOKS.register_module()
 class SaveHook(Hook):
-    """Writes checkpoints (the two newest are kept) and a clean student file, atomically.
+    """Writes a clean student file, then the checkpoint that says so (the two newest are kept), atomically.
 
     Args:
         out: Run folder.
@@ -156,10 +159,12 @@ class SaveHook(Hook):
             self.save_now(runner, runner.iter)
 
     def save_now(self, runner: Any, step: int) -> None:
-        """Write step_N.pth and student.pth; processes other than the first do nothing."""
+        """Write student.pth and step_N.pth; processes other than the first do nothing."""
         if not is_main_process():
             return
+        self.folder.check_here()
         model = bare(runner.model)
+        self.save_student(model.encoder, step)
         path = self.folder.checkpoint(step)
         save_torch(
             {
@@ -172,4 +177,3 @@ class SaveHook(Hook):
             path,
         )
         self.folder.rotate(path)
-        self.save_student(model.encoder, step)

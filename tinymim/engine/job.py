@@ -6,6 +6,7 @@ A job is a subclass that provides data, model, hooks and result; see ``pretraini
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,9 +23,10 @@ from tinymim.engine.model import Trainable, pick_precision
 from tinymim.engine.plan import Plan, make_plan, measure, micro_batch, padding
 from tinymim.engine.recipe import load_recipe
 from tinymim.engine.run_folder import on_first_process
-from tinymim.engine.session import check_folder, join_processes, make_runner, open_folder, train, train_loader
+from tinymim.engine.session import join_processes, make_runner, open_folder, resume_state, train, train_loader
 from tinymim.engine.settings import Settings
-from tinymim.files import note_output
+from tinymim.files import noted_output, sha256_file
+from tinymim.folders import OpenRun, open_run
 
 
 class Job(ABC):
@@ -66,12 +68,13 @@ class Job(ABC):
             TinyMIMError: see the message; bad input exits 2, a non-finite loss 1.
         """
         self.plan()
-        self.open()
-        self.build()
-        if self.settings.dry_run:
-            measure(self.model, self.config, self.arithmetic, self.place)
-            return self.result(0.0)
-        return self.result(self.loop())
+        with ExitStack() as held:
+            self.open(held)
+            self.build()
+            if self.settings.dry_run:
+                measure(self.model, self.config, self.arithmetic, self.place)
+                return self.result(0.0)
+            return self.result(self.loop())
 
     def plan(self) -> None:
         """Resolve the recipe, find the data, compute batch, steps and rate."""
@@ -84,8 +87,8 @@ class Job(ABC):
         self.arithmetic: Plan = make_plan(self.config, photos, self.world, self.settings.lr, self.settings.max_steps)
         self.check_plan()
 
-    def open(self) -> None:
-        """Refuse a folder that is in use, or find the checkpoint to resume from. Nothing is written yet."""
+    def open(self, held: ExitStack) -> None:
+        """Hold the run folder, or refuse one that is in use; find the checkpoint to resume from."""
         self.resolved = {
             **json.loads(json.dumps(self.config.to_dict())),
             "data": str(self.settings.data),
@@ -96,9 +99,17 @@ class Job(ABC):
             **self.more_settings(),
         }
         self.folder = Path(self.settings.out or f"runs/{Path(self.recipe).stem}")
+        if self.settings.dry_run:
+            return
         resume, overwrite = self.settings.resume, self.settings.overwrite
-        if not self.settings.dry_run:
-            self.state = check_folder(self.folder, self.resolved, resume=resume, overwrite=overwrite)
+
+        def hold() -> bool:
+            self.opened: OpenRun = held.enter_context(open_run(self.folder, resume=resume, overwrite=overwrite))
+            return self.opened.fresh
+
+        self.changed = False
+        if not on_first_process(hold):
+            self.state, self.changed = resume_state(self.folder, self.resolved)
 
     def build(self) -> None:
         """Build the model on its device, and choose the number of images per pass."""
@@ -132,9 +143,10 @@ class Job(ABC):
             self.folder, config.save_every or plan.steps_per_epoch, self.write_product, self.state, plan.micro_batch
         )
         hooks = [*self.hooks_before(optimizer), self.monitor, *self.hooks_after(), saver]
-        resume, overwrite = self.settings.resume, self.settings.overwrite
         on_first_process(
-            lambda: open_folder(self.folder, self.resolved, self.inputs(), resume=resume, overwrite=overwrite)
+            lambda: open_folder(
+                self.opened, self.resolved, self.inputs(), anew=self.state is None, changed=self.changed
+            )
         )
         runner = make_runner(
             self.folder,
@@ -148,12 +160,23 @@ class Job(ABC):
             start=start,
             options=self.options,
         )
+        if start == plan.steps and self.rank == 0 and not self.has_product(start):
+            self.write_product(self.model.encoder, start)
         return train(runner, self.folder) + (self.state or {}).get("seconds", 0.0)
 
     def write_product(self, network: nn.Module, step: int) -> None:
         """Write the weights that are kept, and their sha256 into ``env.json``."""
-        self.save(network, self.folder / self.product, step)
-        note_output(self.folder, self.product)
+        with noted_output(self.folder, self.product):
+            self.save(network, self.folder / self.product, step)
+
+    def has_product(self, step: int) -> bool:
+        """Whether the weights that are kept are there, as ``env.json`` knows them, and those of a step."""
+        try:
+            noted = json.loads((self.folder / "env.json").read_text("utf-8-sig"))["outputs"][self.product]
+            meta = torch.load(self.folder / self.product, map_location="cpu", weights_only=True)["meta"]
+            return bool(noted == sha256_file(self.folder / self.product) and meta["step"] == step)
+        except Exception:  # missing, damaged, another's: torch raises many kinds
+            return False
 
     # what a job provides -------------------------------------------------------------------------------------------
 

@@ -4,12 +4,14 @@ Pre-training, distillation, fine-tuning and segmentation write the same folder: 
 step, ``checkpoints/`` with the two newest, and the batch that gave a loss that is not finite. All are written here.
 """
 
+import errno
 import json
 import os
 import re
 import signal
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,8 +22,8 @@ import torch
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.model import is_model_wrapper
 
-from tinymim.errors import TinyMIMError
-from tinymim.files import atomic_path
+from tinymim.errors import CheckpointError, TinyMIMError
+from tinymim.files import atomic_path, file_error
 from tinymim.models.checkpoints import save_torch
 
 CHECKPOINTS = {"step": "step_{:08d}.pth", "iter": "iter_{}.pth"}  # our format, and MMEngine's
@@ -136,7 +138,7 @@ class DamagedPhotos(dict[str, int]):
 class RunFolder:
     """The files that both trainers write; each is complete or absent.
 
-    All methods but :meth:`newest` act on the first process only.
+    All methods act on the first process only; :meth:`newest` is for the first process to call.
 
     Args:
         path: The folder.
@@ -163,24 +165,54 @@ class RunFolder:
         return [found[step] for step in sorted(found)]
 
     def newest(self) -> Path | None:
-        """The checkpoint to resume from; None, with a note, if the run was stopped before the first one."""
-        found = self.checkpoints()
-        match = self._match(found[-1]) if found else None
-        if is_main_process():
-            print(
-                f"resuming at step {int(match[1])}"
-                if match
-                else f"note: {self.path} was stopped before its first checkpoint; it starts again at step 0",
-                flush=True,
+        """The checkpoint to resume from; None, with a note, if the run was stopped before the first one.
+
+        Damaged ones are said, and removed if an older one is whole.
+
+        Raises:
+            CheckpointError: every checkpoint is damaged.
+            TinyMIMError: one cannot be read.
+        """
+        damaged: dict[Path, str] = {}
+        for path in reversed(self.checkpoints()):
+            if why := _damage(path):
+                damaged[path] = why
+                print(f"warning: the checkpoint {path} is damaged ({why})", flush=True)
+                continue
+            for other in damaged:
+                other.unlink()
+            match = self._match(path)
+            print(f"resuming at step {int(match[1]) if match else 0}", flush=True)
+            return path
+        if damaged:
+            raise CheckpointError(
+                f"{self.path} cannot be resumed",
+                "every checkpoint is damaged: " + "; ".join(f"{path.name}: {why}" for path, why in damaged.items()),
+                "restore one from a backup, or start the run again with --overwrite",
             )
-        return found[-1] if found else None
+        print(f"note: {self.path} was stopped before its first checkpoint; it starts again at step 0", flush=True)
+        return None
+
+    def check_here(self) -> None:
+        """Before a save: it must not make a folder that was removed meanwhile again, with one file in it.
+
+        Raises:
+            TinyMIMError: the folder is gone.
+        """
+        if is_main_process() and not self.path.is_dir():
+            raise TinyMIMError(
+                f"the run folder {self.path} is gone",
+                "it was removed or renamed while the run was writing to it",
+                "run the command again without --resume, or put the folder back and add --resume",
+            )
 
     def rotate(self, written: Path) -> None:
         """Remove all but the ``keep`` newest checkpoints; the one just written is never removed."""
         if is_main_process():
             found = self.checkpoints()
             for old in [path for path in found if path != written][: max(len(found) - self.keep, 0)]:
-                old.unlink()
+                with suppress(OSError):  # what cannot be removed cannot be written, either: the next save says so
+                    old.unlink()
 
     def log(self, record: dict[str, Any]) -> None:
         """Append a line to ``metrics.jsonl``.
@@ -194,9 +226,9 @@ class RunFolder:
             with open(self.metrics, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
-            raise TinyMIMError(
-                f"cannot write {self.metrics}", f"{error.strerror}", "free some space, then continue with --resume"
-            ) from error
+            self.check_here()
+            known = file_error(f"cannot write {self.metrics}", error)
+            raise TinyMIMError(known.what, known.why, f"{known.fix}; --resume continues it") from error
 
     def log_until(self, step: int) -> list[dict[str, Any]]:
         """Truncate ``metrics.jsonl`` after ``step`` (to nothing at 0), and return the lines kept.
@@ -205,7 +237,8 @@ class RunFolder:
         """
         if not is_main_process():
             return []
-        texts = self.metrics.read_text("utf-8-sig").splitlines() if step > 0 and self.metrics.is_file() else []
+        kept_any = step > 0 and self.metrics.is_file()
+        texts = self.metrics.read_text("utf-8-sig", errors="replace").splitlines() if kept_any else []
         kept = [text for text in texts if _step_of(text) <= step]
         with atomic_path(self.metrics) as part:
             part.write_text("".join(f"{text}\n" for text in kept), "utf-8")
@@ -213,6 +246,26 @@ class RunFolder:
 
     def _match(self, path: Path) -> re.Match[str] | None:
         return re.fullmatch(rf"{self.kind}_(\d+)\.pth", path.name)
+
+
+def _damage(path: Path) -> str:
+    """What is wrong with a checkpoint, which is a zip archive with checksums; "" if it is whole.
+
+    Raises:
+        TinyMIMError: it cannot be read.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            wrong = archive.testzip()
+        return f"{wrong} has a wrong checksum" if wrong else ""
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # an offset that cannot be
+            return "its table of contents is wrong"
+        raise file_error(f"cannot read {path}", error) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # zipfile, zlib and struct raise many kinds on damaged archives
+        return str(error) or type(error).__name__
 
 
 def dump_bad_batch(path: Path, step: int, **content: Any) -> Path:
@@ -238,5 +291,5 @@ def _on_cpu(value: Any) -> Any:
 def _step_of(text: str) -> float:
     try:
         return float(json.loads(text)["step"])
-    except (ValueError, KeyError, TypeError):  # incomplete: the run was killed
+    except (ValueError, KeyError, TypeError, RecursionError):  # incomplete: the run was killed
         return float("inf")

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.dist import is_main_process
 from torch.utils.data import DataLoader
 
 from tinymim.compat import launched_processes, start_cpu_processes
@@ -19,13 +20,15 @@ from tinymim.engine.model import NonFiniteLoss
 from tinymim.engine.plan import Plan
 from tinymim.engine.recipe import default_recipe
 from tinymim.engine.run_folder import RunFolder, bare, dump_bad_batch, on_first_process
-from tinymim.errors import ConfigError
-from tinymim.files import atomic_path, prepare_out, write_env
+from tinymim.errors import CheckpointError, ConfigError
+from tinymim.files import atomic_path, write_env
+from tinymim.folders import OpenRun
 from tinymim.literals import read_literal_file
 
 HEALTH_KEYS = {"watch_every", "probe_data", "probe_photos", "tensorboard"}
 FILES = {"teacher", "teacher_weights", "student_file"}  # may have moved on resume: env.json has their sha256
 MAY_CHANGE = {"workers", "data", "val_data", *FILES, *HEALTH_KEYS}  # on resume; other changes would change the numbers
+SAID = {"lr", "precision"}  # may change, too, and is said: the advice for a loss that is not finite
 UNHASHED = {*MAY_CHANGE, "teachers", "init_from"}  # paths; env.json has the sha256 of the files
 
 
@@ -41,43 +44,40 @@ def join_processes(place: str, options: dict[str, Any]) -> tuple[int, int]:
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
-def check_folder(folder: Path, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> dict[str, Any] | None:
-    """Refuse a run folder that is in use; on resume, return the state of its newest checkpoint. Nothing is written yet.
-
-    Raises:
-        ConfigError: see :func:`tinymim.files.prepare_out` and :func:`resume_state`.
-    """
-    on_first_process(lambda: prepare_out(folder, resume=resume, overwrite=overwrite, make=False))
-    return resume_state(folder, settings) if resume else None
-
-
 def open_folder(
-    folder: Path, settings: dict[str, Any], inputs: dict[str, Any], *, resume: bool, overwrite: bool
+    opened: OpenRun, settings: dict[str, Any], inputs: dict[str, Any], *, anew: bool, changed: bool = False
 ) -> None:
-    """Create the run folder with ``config.py`` (once) and ``env.json``; the first process, when all else is ready.
+    """Begin the run with ``config.py`` (once) and ``env.json``; the first process, when all else is ready.
 
     Args:
-        folder: Run folder.
+        opened: Run folder.
         settings: Every resolved setting.
         inputs: Files the run reads, with their sha256.
-        resume: Continue the run in it.
-        overwrite: Replace the run in it.
+        anew: Whether it starts at step 0, resumed or not.
+        changed: Whether ``config.py`` is written again, as settings have changed since.
 
     Raises:
         ConfigError: the run was started with another teacher or student.
     """
+    folder, resume = opened.path, not opened.fresh
     noted = folder / "env.json"
     before = json.loads(noted.read_text("utf-8-sig")).get("inputs", {}) if resume and noted.is_file() else {}
     for key in ("teacher", "student"):
         old, new = ([item["sha256"] for item in _each(given.get(key))] for given in (before, inputs))
+        if old and anew and key == "student" and not new:
+            raise ConfigError(
+                f"the run was started with the student {before[key]['file']}",
+                "it was stopped before its first checkpoint; without the student it would start from random weights",
+                "add --student FILE to --resume, or start a new run with --overwrite",
+            )
         if old and new and old != new:
             raise ConfigError(
                 f"the run was started with another {key}",
                 f"sha256 {', '.join(map(str, new))}, not {', '.join(map(str, old))}",
                 "resume with the same file, or start a new run with --overwrite",
             )
-    prepare_out(folder, resume=resume, overwrite=overwrite)
-    if not (folder / "config.py").is_file():
+    opened.begin()
+    if changed or not (folder / "config.py").is_file():
         with atomic_path(folder / "config.py") as part:
             part.write_text(
                 f'"""Resolved recipe of this run."""\n\n# command: {["tinymim", *sys.argv[1:]]!r}\n\n'
@@ -94,8 +94,8 @@ def _each(given: Any) -> list[dict[str, Any]]:
     return given if isinstance(given, list) else [given] if given else []
 
 
-def resume_state(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The state of the newest checkpoint of a run, if its settings are unchanged; None without a checkpoint.
+def resume_state(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, Any] | None, bool]:
+    """The state of the newest checkpoint of a run, None without one; and whether settings that may change have changed.
 
     Raises:
         ConfigError: settings differ, or the folder holds no run.
@@ -111,17 +111,32 @@ def resume_state(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | Non
         )
     # keys that are newer than the run have their defaults
     before = json.loads(json.dumps({**default_recipe(before.get("method")).to_dict(), **before}))
-    changed = [
-        f"{k}: {before.get(k)!r} -> {v!r}" for k, v in settings.items() if k not in MAY_CHANGE and before.get(k) != v
-    ]
-    if changed:
+    changed = {
+        k: f"{k}: {before.get(k)!r} -> {v!r}" for k, v in settings.items() if k not in MAY_CHANGE and before.get(k) != v
+    }
+    if changed.keys() - SAID:
         raise ConfigError(
             "the settings differ from the run's own",
-            "; ".join(changed),
+            "; ".join(changed.values()),
             "resume with the same options, or start a new run with --init-from its student.pth",
         )
-    newest = RunFolder(folder).newest()
-    return torch.load(newest, map_location="cpu", weights_only=True) if newest else None
+    if changed and is_main_process():
+        print(f"changed since the run began: {'; '.join(changed.values())}", flush=True)
+    newest = on_first_process(RunFolder(folder).newest)
+    if newest is None:
+        return None, bool(changed)
+    try:
+        state = torch.load(newest, map_location="cpu", weights_only=True)
+        missing = {"step", "micro_batch", "model", "optimizer"} - set(state)
+    except Exception as error:  # whole, but no checkpoint: torch raises many kinds
+        missing = {f"tensors ({str(error).splitlines()[0][:100]})"}
+    if missing:
+        raise CheckpointError(
+            f"{newest} is no checkpoint of a run",
+            f"it holds no {', '.join(sorted(missing))}",
+            "remove the file to resume from the one before it",
+        )
+    return dict(state), bool(changed)
 
 
 def train_loader(

@@ -7,18 +7,29 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mmengine.dist import all_reduce_params, barrier, is_distributed, is_main_process
+import torch
+from mmengine.dist import all_reduce_params, barrier, get_world_size, is_distributed, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner.base_loop import BaseLoop
 from mmseg.registry import HOOKS
 
 from tinymim.engine.run_folder import RunFolder, bare, on_first_process
 from tinymim.errors import ConfigError, TinyMIMError
-from tinymim.files import atomic_path, describe_file, describe_files, note_output, versions, write_env
+from tinymim.files import (
+    atomic_path,
+    describe_file,
+    describe_files,
+    noted_output,
+    sha256_file,
+    versions,
+    write_env,
+    write_text,
+)
 from tinymim.models import Backbone
 from tinymim.models.checkpoints import save_torch
 from tinymim.progress import Progress
 from tinymim.seg.config import config_text
+from tinymim.seg.resume import check_data
 
 
 @HOOKS.register_module()
@@ -43,27 +54,38 @@ class RunFolderHook(Hook):
         self.progress: Progress | None = None
 
     def before_run(self, runner: Any) -> None:
-        """Before training: write env.json, check that the heads have as many classes as the data."""
+        """Before training: check that the heads have as many classes as the data, and a resumed run the same data."""
         if not _is_training(runner):
             return
-        if is_main_process():
-            Path(runner.work_dir).mkdir(parents=True, exist_ok=True)
-            data, source = runner.train_dataloader.dataset, _student(runner.cfg)
-            write_env(
-                runner.work_dir,
-                {
-                    "student": describe_file(source) if source else None,
-                    "data": describe_files(data.layout.root, [path for pair in data.pairs for path in pair])
-                    if hasattr(data, "layout")
-                    else None,
-                    "config_sha256": hashlib.sha256(_plain_text(runner.cfg).encode()).hexdigest(),
-                },
-            )
-        _check_classes(bare(runner.model), runner.train_dataloader.dataset.metainfo["classes"])
+        data, source = runner.train_dataloader.dataset, _student(runner.cfg)
+        _check_classes(bare(runner.model), data.metainfo["classes"])
+
+        def describe() -> dict[str, Any]:
+            pairs = [path for pair in data.pairs for path in pair] if hasattr(data, "layout") else None
+            found = {
+                "student": describe_file(source) if source else None,
+                "data": describe_files(data.layout.root, pairs) if pairs is not None else None,
+                "config_sha256": hashlib.sha256(_plain_text(runner.cfg).encode()).hexdigest(),
+                "processes": get_world_size(),
+            }
+            noted = Path(runner.work_dir) / "env.json"
+            opened = getattr(runner, "opened", None)
+            if opened is not None and not opened.fresh and noted.is_file():
+                check_data(json.loads(noted.read_text("utf-8-sig")).get("inputs") or {}, found)
+            return found
+
+        self.inputs = on_first_process(describe)
 
     def before_train(self, runner: Any) -> None:
-        """Drop metrics that a killed run wrote after its last checkpoint; start the progress line."""
+        """Begin: config.py, env.json; drop metrics that a killed run wrote after its last checkpoint."""
         folder = self._folder(runner)
+
+        def begin() -> None:
+            if hasattr(runner, "begin"):  # ours; MMEngine's has written its config before
+                runner.begin()
+            write_env(runner.work_dir, self.inputs)
+
+        on_first_process(begin)
         done = on_first_process(lambda: [line for line in folder.log_until(runner.iter) if "mIoU" in line])
         runner.train_loop.validated = {line["step"] for line in done}
         self.scores = done[-1] if done else {}
@@ -104,8 +126,10 @@ class RunFolderHook(Hook):
         runner.train_loop.validated.add(runner.iter)
         if is_main_process() and not repeated:
             self._folder(runner).log(self.scores)
-            if self.saved == runner.iter:
-                write_segmentor(runner, self.scores, runner.iter)
+        # a run that is resumed after its last step may lack what should have followed from it
+        due = is_main_process() and (self.saved == runner.iter or runner.iter == runner.max_iters)
+        if due and not _is_current(Path(runner.work_dir), self.scores, runner.iter):
+            write_segmentor(runner, self.scores, runner.iter)
 
     def after_train(self, runner: Any) -> None:
         """Close the progress line."""
@@ -115,7 +139,7 @@ class RunFolderHook(Hook):
                 print(runner.train_loop.skipped.summary())
 
     def save_now(self, runner: Any, step: int) -> None:
-        """Write checkpoint and segmentor after ``step`` steps, atomically; remove old checkpoints.
+        """Write segmentor and checkpoint after ``step`` steps, atomically; remove old checkpoints.
 
         Raises:
             TinyMIMError: the disk is full or the folder cannot be written.
@@ -123,20 +147,20 @@ class RunFolderHook(Hook):
         average_buffers(runner.model)
         if is_main_process():
             folder = self._folder(runner)
+            folder.check_here()
             path = folder.checkpoint(step)
             try:
                 with atomic_path(path) as part:
                     meta = {"iter": step, "epoch": 0}
                     runner.save_checkpoint(str(part.parent), part.name, meta=meta, by_epoch=False)
+                    write_segmentor(runner, self.scores, step)  # before the checkpoint has its name, which says done
             except RuntimeError as error:  # how torch reports a full disk
                 raise TinyMIMError(
                     f"cannot write {path}",
                     f"{error} (no partial file is left, older checkpoints are kept)",
                     "free some space, then continue with --resume",
                 ) from error
-            with atomic_path(Path(runner.work_dir) / "last_checkpoint") as part:
-                part.write_text(str(path), "utf-8")
-            write_segmentor(runner, self.scores, step)
+            write_text(Path(runner.work_dir) / "last_checkpoint", str(path))
             folder.rotate(path)
         self.saved = step
         barrier()
@@ -203,5 +227,16 @@ def write_segmentor(runner: Any, scores: dict[str, float], step: int) -> None:
         "step": step,
     }
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_torch({"state_dict": state, "meta": meta}, folder / "segmentor.pth")
-    note_output(folder, "segmentor.pth")
+    with noted_output(folder, "segmentor.pth"):
+        save_torch({"state_dict": state, "meta": meta}, folder / "segmentor.pth")
+
+
+def _is_current(folder: Path, scores: dict[str, float], step: int) -> bool:
+    """Whether segmentor.pth is as env.json knows it, of this step and with these scores."""
+    try:
+        noted = json.loads((folder / "env.json").read_text("utf-8-sig"))["outputs"]["segmentor.pth"]
+        meta = torch.load(folder / "segmentor.pth", map_location="cpu", weights_only=True)["meta"]
+        same = meta["step"] == step and meta["metrics"] == {name: float(value) for name, value in scores.items()}
+        return bool(same and noted == sha256_file(folder / "segmentor.pth"))
+    except Exception:  # missing, damaged, another's: torch raises many kinds
+        return False

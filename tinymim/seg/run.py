@@ -3,10 +3,9 @@
 # ruff: noqa: PT028  (test_segmentor is not a pytest function)
 
 import re
-import shutil
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,15 @@ from mmengine.runner import Runner
 
 from tinymim import compat
 from tinymim.engine.run_folder import RunFolder, on_first_process
-from tinymim.errors import CheckpointError, ConfigError, DataError, TinyMIMError
-from tinymim.files import prepare_out
+from tinymim.errors import CheckpointError, ConfigError, DataError
+from tinymim.folders import OpenRun, open_run
 from tinymim.literals import read_literal_file
 from tinymim.progress import Progress
 from tinymim.seg.checks import check_batch
 from tinymim.seg.config import building, find_config, merge_options, model_outline, name_run, say, set_data, set_device
 from tinymim.seg.loop import stop_loader
 from tinymim.seg.metric import SegMetric, SegResult
+from tinymim.seg.resume import SegRunner, check_student, check_unchanged
 from tinymim.seg.segmentor import load_segmentor
 
 
@@ -68,6 +68,9 @@ def train_segmentor(
     """
     cfg = find_config(config)
     merge_options(cfg, cfg_options)
+    steps = cfg.train_cfg.max_iters
+    if not isinstance(steps, int) or steps < 1:
+        raise ConfigError(f"train_cfg.max_iters is {steps!r}", "a run takes at least one step", "give a whole number")
     layout = set_data(cfg, data_root, ignore_label, reduce_zero_label)
     if student is not None:
         if not Path(student).is_file():
@@ -77,34 +80,32 @@ def train_segmentor(
     model_outline(cfg)
     check_batch(cfg)
     folder = Path(work_dir)
-    _open_folder(cfg, folder, resume=resume, overwrite=overwrite)
-    say(f"data: {layout}")
-    batch, world = cfg.train_dataloader.batch_size, compat.launched_processes()
-    say(f"{kind}: {world} process(es) x batch {batch} = {world * batch} photos per step -> {folder}")
-    with _our_errors():
-        try:
+    with ExitStack() as held:
+        opened = _open_folder(held, cfg, folder, resume=resume, overwrite=overwrite)
+        say(f"data: {layout}")
+        batch, world = cfg.train_dataloader.batch_size, compat.launched_processes()
+        say(f"{kind}: {world} process(es) x batch {batch} = {world * batch} photos per step -> {folder}")
+        with _our_errors():
             with building("run"):
-                runner = Runner.from_cfg(name_run(cfg))
+                runner = SegRunner.from_cfg(name_run(cfg))
                 assert runner.train_loop is not None  # builds the data loader
                 runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
-        except TinyMIMError:
-            if not resume and is_main_process():  # nothing was trained yet
-                shutil.rmtree(folder, ignore_errors=True)
-            raise
-        runner.train()
-        metric = next(m for m in runner.val_evaluator.metrics if isinstance(m, SegMetric))
-        if metric.last is None:  # resumed after the last step
-            runner.val_loop.run()
-            stop_loader(runner.val_loop.dataloader)
-    assert metric.last is not None
-    result = metric.last
-    result.files = {
-        name: str(folder / file)
-        for name, file in (("work_dir", ""), ("segmentor", "segmentor.pth"), ("metrics", "metrics.jsonl"))
-    }
-    if is_main_process():
-        result.to_json(folder / "result.json")
-    return result
+            if opened is not None:
+                runner.opened = opened
+            runner.train()
+            metric = next(m for m in runner.val_evaluator.metrics if isinstance(m, SegMetric))
+            if metric.last is None:  # resumed after the last step
+                runner.val_loop.run()
+                stop_loader(runner.val_loop.dataloader)
+        assert metric.last is not None
+        result = metric.last
+        result.files = {
+            name: str(folder / file)
+            for name, file in (("work_dir", ""), ("segmentor", "segmentor.pth"), ("metrics", "metrics.jsonl"))
+        }
+        if is_main_process():
+            result.to_json(folder / "result.json")
+        return result
 
 
 def test_segmentor(
@@ -178,51 +179,64 @@ def test_segmentor(
 setattr(test_segmentor, "__test__", False)  # noqa: B010  (pytest would collect it where it is imported)
 
 
-def _open_folder(cfg: Config, work_dir: Path, *, resume: bool, overwrite: bool) -> None:
-    """Create or reopen the run folder, once for all processes; set the checkpoint that ``cfg`` resumes from."""
+def _open_folder(held: ExitStack, cfg: Config, work_dir: Path, *, resume: bool, overwrite: bool) -> OpenRun | None:
+    """Hold the run folder (the first process does); set the checkpoint or the student that ``cfg`` starts from.
+
+    Raises:
+        ConfigError: the folder is in use, or the options are not the run's.
+    """
     if compat.launched_processes() > 1 and not torch.distributed.is_initialized():
         from mmengine.dist import init_dist
 
         init_dist("pytorch")
+    opened: OpenRun | None = None
 
-    def open_it() -> str | None:
-        prepare_out(work_dir, resume=resume, overwrite=overwrite, option="--work-dir")
-        return _last_checkpoint(cfg, work_dir) if resume else None
+    def hold() -> tuple[str | None, Any]:
+        nonlocal opened
+        opened = held.enter_context(open_run(work_dir, resume=resume, overwrite=overwrite, option="--work-dir"))
+        return (None, None) if opened.fresh else _start(cfg, work_dir)
 
-    checkpoint = on_first_process(open_it)
+    checkpoint, student = on_first_process(hold)
     cfg.work_dir, cfg.resume, cfg.load_from = str(work_dir), checkpoint is not None, checkpoint
     if cfg.resume:
         cfg.model.backbone.init_cfg = None  # every weight comes from the checkpoint
+    elif student is not None and not cfg.model.backbone.get("init_cfg"):
+        cfg.model.backbone.init_cfg = student
+        say(f"student: {student.get('checkpoint')}, as the run was started with")
+    return opened
 
 
-def _last_checkpoint(cfg: Config, work_dir: Path) -> str | None:
-    """Path of the newest checkpoint of a run; None if it was stopped before the first.
+def _start(cfg: Config, work_dir: Path) -> tuple[str | None, Any]:
+    """Where a resumed run goes on: its newest checkpoint, or None and the ``init_cfg`` that it began with.
 
     Raises:
-        ConfigError: the run was made with another model.
+        ConfigError: the folder holds no run, another kind of run, or one with other options.
+        CheckpointError: every checkpoint is damaged, or the student is gone.
     """
-    if (work_dir / "config.py").is_file():
-        before = Config(read_literal_file(work_dir / "config.py"))
-        differ = [
-            key
-            for key in sorted({*before.model, *cfg.model})
-            if _plain(before.model.get(key)) != _plain(cfg.model.get(key))
-        ]
-        if differ:
-            raise ConfigError(
-                f"{work_dir} was trained with another model ({', '.join(f'model.{key}' for key in differ)} differ)",
-                "a run can only be resumed with the options it was started with",
-                "repeat the first command with --resume, or start a new run with another --work-dir",
-            )
+    if not (work_dir / "config.py").is_file():
+        raise ConfigError(f"{work_dir} holds no run to resume", "config.py is missing", "leave --resume out")
+    before = Config(read_literal_file(work_dir / "config.py"))
+    if said := check_unchanged(before, cfg, work_dir):
+        say(f"changed since the run began: {'; '.join(said)}")
+    given, student = _student(cfg), _student(before)
+    if given and Path(given["checkpoint"]).is_file():
+        check_student(work_dir, Path(given["checkpoint"]))
     newest = RunFolder(work_dir, "iter").newest()
-    return str(newest) if newest else None
+    if newest is not None:
+        return str(newest), None
+    if student and not given and not Path(student["checkpoint"]).is_file():
+        raise CheckpointError(
+            f"no checkpoint at {student['checkpoint']}",
+            "the run was started with this student and stopped before its first checkpoint",
+            "add --student FILE",
+        )
+    return None, student
 
 
-def _plain(value: Any) -> Any:
-    """A config node as plain values, without what may change on resume (initial weights, SyncBN or BN)."""
-    if isinstance(value, dict):
-        return {k: "BN" if v == "SyncBN" else _plain(v) for k, v in value.items() if k != "init_cfg"}
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+def _student(cfg: Config) -> dict[str, Any] | None:
+    """The backbone's ``init_cfg``, if it names a file."""
+    found = cfg.model.backbone.get("init_cfg") or {}
+    return dict(found) if isinstance(found, dict) and isinstance(found.get("checkpoint"), str) else None
 
 
 @contextmanager
