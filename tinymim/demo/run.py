@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from tinymim.data.folders import read_layout
+from tinymim.demo.record import DemoFile
 from tinymim.errors import CheckFailed, ConfigError
 from tinymim.files import environment, prepare_out, write_json
 from tinymim.progress import clock
+from tinymim.schema import read_json
 
 CONFIG = "upernet_tinymim_demo"  # in mmseg_configs; it also gives the student's shape
 SIZE = (160, 128)  # width and height of the demo's photos, pixels
@@ -96,7 +98,7 @@ class DemoRecord:
         self.out, self.path = out, out / "demo.json"
         self.value: dict[str, Any] = {"settings": settings, "environment": environment(), "stages": {}}
         if resume and self.path.is_file():
-            before = json.loads(self.path.read_text("utf-8-sig"))
+            before = read_json(self.path, DemoFile, fix="start again with --overwrite")
             changed = [key for key, value in settings.items() if before["settings"].get(key) != value]
             if changed:
                 raise ConfigError(

@@ -1,6 +1,5 @@
 """Sequential distillation: each student is the next teacher, read with the heads of the relations it learned."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,6 +14,8 @@ from tinymim.errors import ConfigError
 from tinymim.files import prepare_out, write_json
 from tinymim.models import create_model, save_student
 from tinymim.models.registry import model_names
+from tinymim.records import Chain
+from tinymim.schema import read_json
 
 TEACHERS = {
     "mae_base": "timm/vit_base_patch16_224.mae",
@@ -190,12 +191,8 @@ def _check_hops(recipe: str, students: list[str], overrides: list[dict[str, Any]
 def _read(folder: Path) -> dict[str, Any]:
     """chain.json of a folder; without one, an empty chain."""
     file = folder / "chain.json"
-    try:
-        return json.loads(file.read_text("utf-8-sig")) if file.is_file() else {"chain": None, "hops": []}
-    except ValueError as error:
-        raise ConfigError(
-            f"cannot read {file}", f"it is damaged ({error})", "start the chain again with --overwrite"
-        ) from None
+    fix = "start the chain again with --overwrite"
+    return read_json(file, Chain, fix=fix) if file.is_file() else {"chain": None, "hops": []}
 
 
 def _open(folder: Path, chain: str, *, resume: bool, overwrite: bool) -> None:

@@ -21,6 +21,7 @@ from tinymim.engine.recipe import default_recipe
 from tinymim.engine.run_folder import RunFolder, bare, dump_bad_batch, on_first_process
 from tinymim.errors import ConfigError
 from tinymim.files import atomic_path, prepare_out, write_env
+from tinymim.records import read_env
 
 HEALTH_KEYS = {"watch_every", "probe_data", "probe_photos", "tensorboard"}
 FILES = {"teacher", "teacher_weights", "student_file"}  # may have moved on resume: env.json has their sha256
@@ -65,10 +66,9 @@ def open_folder(
     Raises:
         ConfigError: the run was started with another teacher or student.
     """
-    noted = folder / "env.json"
-    before = json.loads(noted.read_text("utf-8-sig")).get("inputs", {}) if resume and noted.is_file() else {}
+    before = read_env(folder).get("inputs", {}) if resume else {}
     for key in ("teacher", "student"):
-        old, new = ([item["sha256"] for item in _each(given.get(key))] for given in (before, inputs))
+        old, new = ([item.get("sha256") for item in _each(given.get(key))] for given in (before, inputs))
         if old and new and old != new:
             raise ConfigError(
                 f"the run was started with another {key}",

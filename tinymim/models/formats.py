@@ -5,7 +5,6 @@ files, ``.pth`` and ``.safetensors``. Nothing in a file is ever executed: tensor
 unknown pickled globals become inert placeholders.
 """
 
-import json
 import math
 import os
 import pickle
@@ -21,6 +20,7 @@ from torch import Tensor
 from tinymim.errors import CheckpointError
 from tinymim.models.position import num_extra_rows
 from tinymim.models.vit import TABLE
+from tinymim.schema import parse
 
 State = dict[str, Tensor]
 DROPPED = re.compile(  # parts of a file outside the encoder: decoders, heads of a segmentor, teachers, adapters
@@ -126,7 +126,9 @@ def read_checkpoint(source: str | os.PathLike[str] | dict[str, Any]) -> Checkpoi
             try:
                 with safe_open(path, framework="pt") as file:
                     content = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no iterator)
-                    meta = json.loads((file.metadata() or {}).get("tinymim", "{}"))
+                    meta = parse(
+                        (file.metadata() or {}).get("tinymim", "{}"), dict[str, Any], f"the metadata of {path}"
+                    )
             except (SafetensorError, ValueError) as error:
                 raise CheckpointError(
                     f"cannot read {path}", f"damaged safetensors file ({error})", "download it again"

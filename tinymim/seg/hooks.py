@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from tinymim.files import atomic_path, describe_file, describe_files, note_outpu
 from tinymim.models import Backbone
 from tinymim.models.checkpoints import save_torch
 from tinymim.progress import Progress
+from tinymim.records import read_env
 from tinymim.seg.config import config_text
 
 
@@ -188,7 +188,7 @@ def _plain_text(cfg: Any) -> str:
 def write_segmentor(runner: Any, scores: dict[str, float], step: int) -> None:
     """Write segmentor.pth: ``{"state_dict", "meta"}``, tensors and plain values only."""
     model, cfg, folder = bare(runner.model), runner.cfg, Path(runner.work_dir)
-    student = json.loads((folder / "env.json").read_text("utf-8-sig"))["inputs"]["student"] or {}
+    student = read_env(folder).get("inputs", {}).get("student") or {}
     pre, data = cfg.model.data_preprocessor, runner.train_dataloader.dataset.metainfo
     meta = {
         "config": _plain_text(cfg),
