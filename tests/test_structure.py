@@ -397,9 +397,8 @@ def loose_markup(path: Path) -> list[str]:
             literal = isinstance(node.args[0], ast.Constant)
             wrong += [] if literal else [f"{own}:{node.lineno} {name}() of a value; templates are literals"]
         if name in ("json.load", "json.loads") and own != "tinymim.schema":
-            ours = node.args and ast.unparse(node.args[0]).endswith((".to_json()", "json.dumps(value)"))
-            plain = node.args and isinstance(node.args[0], ast.Call) and ast.unparse(node.args[0].func) == "json.dumps"
-            wrong += [] if ours or plain else [f"{own}:{node.lineno} {name}(); use tinymim.schema"]
+            ours = node.args and ast.unparse(getattr(node.args[0], "func", node)).endswith((".to_json", "json.dumps"))
+            wrong += [] if ours else [f"{own}:{node.lineno} {name}(); use tinymim.schema"]
     return wrong
 
 
@@ -411,6 +410,10 @@ OWN_JSON = {
     "tinymim_export.runtime.sessions",
     "tinymim_export.bench.latency",
     "tinymim.benchmarks",
+    "tinymim.engine.health",
+    "tinymim.engine.run_folder",
+    "tinymim.files",
+    "tinymim.data.folders",
 }
 
 

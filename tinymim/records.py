@@ -115,7 +115,7 @@ class BenchRow(TypedDict, total=False):
     file: Required[str]
     sha256: Required[str]
     engine: str
-    provider: Required[str]
+    provider: str
     gpu: str | None
     shape: Required[Shape4]
     threads: Required[Count]
@@ -384,9 +384,9 @@ class Chain(TypedDict):
 class StageDone(TypedDict, total=False):
     """done.json of a stage of a study."""
 
-    reads: Required[dict[str, Any]]
+    reads: dict[str, str | None]
     seconds: Required[list[AtLeast0]]
-    machine: Required[Machine]
+    machine: Required[SomeMachine]
     student_sha256: Required[str | None]
     result: Required[dict[str, AnyNumber]]
 
@@ -403,7 +403,7 @@ class CellResult(TypedDict, total=False):
     data: Required[dict[str, DataNote]]
     stages: Required[dict[str, str]]
     student_sha256: Required[dict[str, str | None]]
-    machine: Required[Machine]
+    machine: Required[SomeMachine]
 
 
 class Renaming(TypedDict):
@@ -420,9 +420,8 @@ class Renamings(TypedDict):
 
 
 class DemoStage(TypedDict, total=False):
-    """One finished stage of a demo: what every stage says, and what single ones do."""
+    """One finished stage of a demo, as far as a report reads it."""
 
-    seconds: Required[AtLeast0]
     rows: list[BenchRow]
     environment: Machine
     onnx: Score | str

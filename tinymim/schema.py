@@ -33,7 +33,7 @@ from tinymim.errors import DataError
 LARGEST = 32 * 2**20  # bytes of a JSON file, or of one value
 LONGEST_LINE, LARGEST_LOG = 2**20, 2**30  # bytes of a line of metrics.jsonl, and of the file
 DEPTH = 32  # objects and lists within each other
-TEXT, MOST = 2**20, 2**22  # characters of a text, entries of a list or an object
+TEXT, VALUES = 2**20, 2**23  # characters of a text, values in all
 WHOLE = 2**53  # largest whole number: what every reader of JSON agrees on
 FIX = "write it again with the command that made it, or restore a copy"
 
@@ -240,13 +240,16 @@ class _Checker:
     """Walks a value and its shape side by side; refuses at the first difference."""
 
     def __init__(self, source: str, fix: str) -> None:
-        self.source, self.fix = source, fix
+        self.source, self.fix, self.seen = source, fix, 0
 
     def refuse(self, place: str, what: str) -> DataError:
         """The error, with the place in the value."""
         return DataError(f"cannot use {self.source}", f"{place.lstrip('.') or 'its content'} {what}"[:600], self.fix)
 
     def __call__(self, value: Any, shape: Any, place: str, depth: int) -> None:
+        self.seen += 1
+        if self.seen > VALUES:
+            raise self.refuse("", f"holds more than {VALUES:,} values")
         if depth > DEPTH:
             raise self.refuse(place[:80], f"is nested deeper than {DEPTH} levels")
         origin = get_origin(shape)
@@ -320,8 +323,6 @@ class _Checker:
 
     def items(self, value: Any, shape: Any, place: str, depth: int) -> None:
         """A list: any number of one shape, or as many as a tuple has."""
-        if len(value) > MOST:
-            raise self.refuse(place, f"has {len(value):,} entries; {MOST:,} at most")
         shapes = get_args(shape)
         if get_origin(shape) is tuple and len(value) != len(shapes):
             raise self.refuse(place, f"has {len(value)} entries, expected {len(shapes)}")
@@ -331,8 +332,6 @@ class _Checker:
 
     def entries(self, value: dict[Any, Any], shape: Any, place: str, depth: int) -> None:
         """An object: of known keys, or of any keys and one shape."""
-        if len(value) > MOST:
-            raise self.refuse(place, f"has {len(value):,} keys; {MOST:,} at most")
         known, needed = _keys(shape) if _is_object(shape) else ({}, frozenset())
         if missing := [key for key in known if key in needed and key not in value]:
             raise self.refuse(place, f"has no {missing[0]!r}")

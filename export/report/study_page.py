@@ -11,6 +11,7 @@ from tinymim.files import write_json, write_text
 from tinymim_export.report.markup import Html, html, join
 from tinymim_export.report.page import Section, commands, table, write_report
 from tinymim_export.report.plots import tick_label, ticks
+from tinymim_export.tables import markdown as plain
 from tinymim_export.tables import markdown_table
 
 WIDTH, ROW, HEAD, FOOT = 820, 28, 26, 30  # of a plot, in SVG units
@@ -48,7 +49,7 @@ def write_study(values: Mapping[str, Any], folder: Path, command: str) -> list[P
 
 def markdown(values: Mapping[str, Any]) -> str:
     """The whole page for the docs."""
-    parts = [f"# {values['title']}\n", *(f"{lead}\n" for lead in [_lead(values)] if lead)]
+    parts = [f"# {plain(values['title'])}\n", *(f"{plain(lead)}\n" for lead in [_lead(values)] if lead)]
     for score in values["scores"]:
         parts += [f"## {_heading(score)}\n", markdown_table(_rows(values, score)), f"![{score}]({score}.svg)\n"]
         if pairs := _order(values, score):
@@ -58,7 +59,11 @@ def markdown(values: Mapping[str, Any]) -> str:
                 f"{_count(values, score)}\n",
             ]
     parts += [f"{_rule(values)}\n"] if values["pairs"] else []
-    parts += ["## How it was made\n", f"```\n{values['command']}\n```\n", _made(values)]
+    parts += [
+        "## How it was made\n",
+        f"```\n{values['command']}\n```\n",
+        "\n".join(map(plain, _made(values).split("\n"))),
+    ]
     files = markdown_table([("file", "sha256"), *values["files"].items()])
     parts += ["<details><summary>Result files (sha256)</summary>\n", files, "</details>\n"]
     return "\n".join(parts)

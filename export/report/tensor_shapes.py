@@ -5,6 +5,7 @@ numbers and text only: a tensor gives its shape, any other object an empty place
 """
 
 import collections
+import contextlib
 import pickle
 import struct
 import zipfile
@@ -13,7 +14,7 @@ from typing import Any, TypedDict
 
 from tinymim.errors import DataError
 from tinymim.records import Count
-from tinymim.schema import parse
+from tinymim.schema import check, parse
 
 LARGEST_PICKLE = 64 * 2**20  # bytes, without tensors
 
@@ -56,7 +57,7 @@ class _Reader(pickle._Unpickler):  # type: ignore[name-defined]  # in Python: C'
 
 
 def read_weights(path: Path) -> tuple[dict[str, Shape], dict[str, Any]]:
-    """Tensor shapes and meta (texts and numbers only) of a ``.pth`` (PyTorch 1.6 or newer) or ``.safetensors`` file.
+    """Tensor shapes and meta (plain values only) of a ``.pth`` (PyTorch 1.6 or newer) or ``.safetensors`` file.
 
     Raises:
         DataError: damaged, or another format.
@@ -83,10 +84,14 @@ def read_weights(path: Path) -> tuple[dict[str, Shape], dict[str, Any]]:
             "copy it again and compare its sha256, or give the run folder, .onnx or result file instead",
         ) from error
     content = content if isinstance(content, dict) else {}
-    meta = content.get("meta") if isinstance(content.get("meta"), dict) else {}
+    found = content.get("meta")
+    meta: dict[Any, Any] = found if isinstance(found, dict) else {}
     state = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict)), content)
     shapes = {name: value for name, value in state.items() if isinstance(name, str) and _is_shape(value)}
-    plain = {k: v for k, v in meta.items() if isinstance(k, str) and type(v) in (str, int, float, bool)} if meta else {}
+    plain = {}
+    for key, value in meta.items():
+        with contextlib.suppress(DataError):  # an object of a foreign file
+            plain[str(key)] = check(value, Any, str(path))
     return shapes, plain
 
 

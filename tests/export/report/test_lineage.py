@@ -515,7 +515,7 @@ def test_env_json_keeps_what_a_resume_does_not_say(tmp_path):
     [
         ("x.json", "[1, 2]", "is not a result of tinymim"),
         ("x.json", '{"kind": "tinymim.magic"}', "is not a result of tinymim"),
-        ("x.json", '{"kind": "tinymim.bench", "rows": [{}], "environment": {}}', "has no usable"),
+        ("x.json", '{"kind": "tinymim.bench", "rows": [{}], "environment": {}}', "rows[0] has no 'file'"),
         ("x.onnx", "no graph", "not a usable .onnx file"),
         ("x.txt", "", "a report cannot be made from"),
         ("x.pth", "", "cannot read"),
