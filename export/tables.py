@@ -3,7 +3,6 @@
 import re
 from collections.abc import Sequence
 
-
 UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters would steer a terminal
 
 

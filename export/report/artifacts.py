@@ -149,7 +149,10 @@ def onnx_file(path: Path) -> File:
         session = ort.InferenceSession(str(path), options, providers=[PROVIDERS["cpu"].title])
     except Exception as error:  # onnxruntime raises several kinds
         raise not_onnx(path, error) from error
-    meta = read_metadata(session, path.name)
+    notes: list[str] = []
+    meta = read_metadata(session, path.name, notes)
+    if not meta and not notes:
+        notes.append("carries no tinymim metadata: made by another tool, so its origin is unknown")
     precision, cost = meta.get("precision") or {}, meta.get("cost") or {}
     parts = cost.get("parts", {}).values()
     parents = {"checkpoint": meta.get("checkpoint_sha256"), "fp32 file": precision.get("parent_sha256")}
@@ -173,7 +176,7 @@ def onnx_file(path: Path) -> File:
         palette=meta.get("palette"),
         config_sha256=meta.get("config_sha256"),
         environment={"versions": meta["versions"]} if meta.get("versions") else None,
-        notes=[] if meta else ["carries no tinymim metadata: made by another tool, so its origin is unknown"],
+        notes=notes,
         path=str(path),
     )
 

@@ -85,11 +85,10 @@ def read_weights(path: Path) -> tuple[dict[str, Shape], dict[str, Any]]:
         ) from error
     content = content if isinstance(content, dict) else {}
     found = content.get("meta")
-    meta: dict[Any, Any] = found if isinstance(found, dict) else {}
     state = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict)), content)
     shapes = {name: value for name, value in state.items() if isinstance(name, str) and _is_shape(value)}
     plain = {}
-    for key, value in meta.items():
+    for key, value in found.items() if isinstance(found, dict) else ():
         with contextlib.suppress(DataError):  # an object of a foreign file
             plain[str(key)] = check(value, Any, str(path))
     return shapes, plain

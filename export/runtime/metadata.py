@@ -20,28 +20,37 @@ from tinymim.schema import check, parse
 PREFIX = "tinymim."
 
 
-def decode(properties: Mapping[str, str], source: str = "the .onnx file") -> dict[str, Any]:
+def decode(
+    properties: Mapping[str, str], source: str = "the .onnx file", notes: list[str] | None = None
+) -> dict[str, Any]:
     """``tinymim.*`` properties without the prefix, JSON decoded and checked; keys of others are left out.
+
+    Args:
+        properties: Key -> text.
+        source: The file, for the error.
+        notes: Given: a value that is not right is left out, and said here.
 
     Raises:
         DataError: a value that is no JSON, or not what :class:`tinymim.records.Contract` says.
     """
     fix = "export it again with tinymim-export, or use a copy that was not edited"
-    found = {
-        key.removeprefix(PREFIX): parse(text, Any, f"{source}: {key}", fix=fix)
-        for key, text in properties.items()
-        if key.startswith(PREFIX)
-    }
-    return check(found, Contract, f"the metadata of {source}", fix=fix)
+    found: dict[str, Any] = {}
+    for key, text in properties.items():
+        if key.startswith(PREFIX):
+            name = key.removeprefix(PREFIX)
+            try:
+                value = {name: parse(text, Any, f"{key} of {source}", fix=fix)}
+                found |= check(value, Contract, f"the metadata of {source}", fix=fix)
+            except DataError as error:
+                if notes is None:
+                    raise
+                notes.append(f"{key} was left out: {error.why}")
+    return found
 
 
-def read_metadata(session: Any, source: str = "the .onnx file") -> dict[str, Any]:
-    """Metadata of an onnxruntime session.
-
-    Raises:
-        DataError: see :func:`decode`.
-    """
-    return decode(session.get_modelmeta().custom_metadata_map, source)
+def read_metadata(session: Any, source: str = "the .onnx file", notes: list[str] | None = None) -> dict[str, Any]:
+    """Metadata of an onnxruntime session; see :func:`decode`."""
+    return decode(session.get_modelmeta().custom_metadata_map, source, notes)
 
 
 def write_metadata(proto: Any, values: dict[str, Any]) -> None:

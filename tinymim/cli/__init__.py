@@ -61,7 +61,7 @@ def run_command(
         print(f"{prog}: error: {error.name} is not installed\n  why: {why}\n  fix: {fix}", file=sys.stderr)
         return 2
     except TinyMIMError as error:
-        # values of a file may stand in it: a control character would steer the terminal, half a character cannot be printed
+        # values of a file may stand in it: a control character would steer the terminal
         print(f"{prog}: error: {re.sub(UNSEEN, '?', str(error))}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # e.g. the output is piped into "head", which has ended
