@@ -6,6 +6,11 @@ from collections.abc import Sequence
 UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters would steer a terminal
 
 
+def printable(text: str) -> str:
+    """Text for a terminal: lines stay, control characters that a file brought do not."""
+    return "\n".join(UNSEEN.sub("?", line) for line in text.split("\n"))
+
+
 def markdown(text: str) -> str:
     """Text that Markdown shows as it is, on one line: no HTML, no column of its own."""
     return UNSEEN.sub(" ", text).replace("<", "&lt;").replace("|", "\\|")

@@ -188,6 +188,8 @@ def result_kind(value: Any) -> str | None:
     kind = str(value.get("kind", "")).removeprefix("tinymim.")
     if kind in KINDS and (kind != "compare" or "models" in value):  # a comparison of two benches has that name, too
         return kind
+    if {"onnx", "cost", "parity"} <= value.keys():
+        return "export"  # of an FP32 file, which names no kind
     return "demo" if {"settings", "environment", "stages"} <= value.keys() else None
 
 

@@ -16,7 +16,7 @@ from tinymim_export.report.lineage import File, Lineage, Score, Time
 from tinymim_export.report.markup import Html, html
 from tinymim_export.report.page import Section, cards, charts, is_ratio, table, write_report
 from tinymim_export.report.plots import Series, chart
-from tinymim_export.tables import markdown_table, text_table
+from tinymim_export.tables import markdown_table, printable, text_table
 
 
 @dataclass
@@ -74,10 +74,10 @@ class CompareResult:
         """The table for a terminal."""
         print(text_table(self.table()))
         for item in self.settings[:20]:
-            print(f"setting of the {item['of']}: {item['key']}: {item['a']} -> {item['b']}")
+            print(printable(f"setting of the {item['of']}: {item['key']}: {item['a']} -> {item['b']}"))
         if len(self.settings) > 20:
             print(f"... and {len(self.settings) - 20} more settings (on the page)")
-        print(f"report: {self.report}")
+        print(printable(f"report: {self.report}"))
 
 
 def kind_of(path: Path) -> str | None:

@@ -139,7 +139,8 @@ def _stamp(env: dict[str, Any]) -> str:
     """A machine and the versions that matter, in one line."""
     versions = env.get("versions", {})
     packages = [f"{name} {versions[name]}" for name in ("tinymim", "torch", "onnxruntime") if name in versions]
-    return ", ".join(([f"{env['cpu']}, {env['cores']} cores"] if "cpu" in env else []) + packages)
+    machine = [f"{env[key]}{word}" for key, word in (("cpu", ""), ("cores", " cores")) if key in env]
+    return ", ".join(machine + packages)
 
 
 def machines(lineage: Lineage) -> Html:

@@ -67,6 +67,12 @@ def run(args: argparse.Namespace) -> int:
 
     former = find_former(study, seeds, data, args.out)
     if args.rename_stages:
+        if not (former or former.left or any((args.out / study.name).glob("cells/*/*.json"))):
+            raise ConfigError(
+                f"nothing of {study.name} is in {args.out}",
+                "--rename-stages renames the results and stages of an earlier run",
+                "give the --out of that run",
+            )
         print("\n".join(rename(former, study, args.out)) or "nothing to rename")
         for path, why in former.left.items():
             print(f"unchanged: {path}: {why}", file=sys.stderr)
