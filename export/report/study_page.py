@@ -12,7 +12,7 @@ from tinymim_export.report.markup import Html, html, join
 from tinymim_export.report.page import Section, commands, table, write_report
 from tinymim_export.report.plots import tick_label, ticks
 from tinymim_export.tables import markdown as plain
-from tinymim_export.tables import markdown_table
+from tinymim_export.tables import markdown_table, printable
 
 WIDTH, ROW, HEAD, FOOT = 820, 28, 26, 30  # of a plot, in SVG units
 LEFT, MIDDLE, RIGHT = 232, (476, 516), 806  # ends of the paper's panel and of ours
@@ -61,7 +61,7 @@ def markdown(values: Mapping[str, Any]) -> str:
     parts += [f"{_rule(values)}\n"] if values["pairs"] else []
     parts += [
         "## How it was made\n",
-        f"```\n{values['command']}\n```\n",
+        f"```\n{' '.join(printable(values['command']).split())}\n```\n",
         "\n".join(map(plain, _made(values).split("\n"))),
     ]
     files = markdown_table([("file", "sha256"), *values["files"].items()])

@@ -269,4 +269,4 @@ def test_no_page_takes_markup_from_a_file(hostile, capsys):
     said = capsys.readouterr().out
     assert "\x1b" not in said
     for path in hostile.rglob("*.md"):
-        assert "<script" not in path.read_text("utf-8"), path
+        assert "<script" not in re.sub(r"```.*?```", "", path.read_text("utf-8"), flags=re.DOTALL), path
