@@ -67,7 +67,8 @@ def run(args: argparse.Namespace) -> int:
 
     former = find_former(study, seeds, data, args.out)
     if args.rename_stages:
-        if not (former or former.left or any((args.out / study.name).glob("cells/*/*.json"))):
+        there = (args.out / "stages").is_dir() or any((args.out / study.name).glob("cells/*/*.json"))
+        if not (there or former or former.left):
             raise ConfigError(
                 f"nothing of {study.name} is in {args.out}",
                 "--rename-stages renames the results and stages of an earlier run",
