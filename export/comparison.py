@@ -9,6 +9,7 @@ import numpy as np
 
 from tinymim.errors import CheckFailed
 from tinymim.files import write_json
+from tinymim_export.tables import markdown_table
 
 MAX_ERROR = 1e-4  # of the largest absolute reference value
 MIN_COSINE = 0.999999
@@ -77,16 +78,21 @@ class ParityResult:
 
     def to_markdown(self) -> str:
         """A table of the comparisons."""
-        lines = ["| | output | input | source | max error | relative | cosine | equal pixels |", "|" + "---|" * 8]
+        lines = [["", "output", "input", "source", "max error", "relative", "cosine", "equal pixels"]]
         for row in self.rows:
             figures = [row.max_error, row.relative_error]
             lines.append(
-                f"| {'ok' if row.passed else 'FAILED'} | {row.name} | {'x'.join(map(str, row.shape))} | {row.source} | "
-                + " | ".join("" if value is None else f"{value:.1e}" for value in figures)
-                + f" | {'' if row.cosine is None else f'{row.cosine:.7f}'}"
-                + f" | {'' if row.equal_pixels is None else f'{100 * row.equal_pixels:.3f} %'} |"
+                [
+                    "ok" if row.passed else "FAILED",
+                    row.name,
+                    "x".join(map(str, row.shape)),
+                    row.source,
+                    *("" if value is None else f"{value:.1e}" for value in figures),
+                    "" if row.cosine is None else f"{row.cosine:.7f}",
+                    "" if row.equal_pixels is None else f"{100 * row.equal_pixels:.3f} %",
+                ]
             )
-        return "\n".join(lines) + "\n"
+        return markdown_table(lines)
 
     def print(self) -> None:
         """One line per comparison."""

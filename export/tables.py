@@ -1,16 +1,30 @@
-"""Tables for terminals and Markdown, and counts that read well. Imports nothing."""
+"""Tables for terminals and Markdown, and counts that read well. Standard library only."""
 
+import re
 from collections.abc import Sequence
+
+UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters would steer a terminal
+
+
+def printable(text: str) -> str:
+    """Text for a terminal: lines stay, control characters that a file brought do not."""
+    return "\n".join(UNSEEN.sub("?", line) for line in text.split("\n"))
+
+
+def markdown(text: str) -> str:
+    """Text that Markdown shows as it is, on one line: no HTML, no column of its own."""
+    return UNSEEN.sub(" ", text).replace("<", "&lt;").replace("|", "\\|")
 
 
 def markdown_table(lines: Sequence[Sequence[str]]) -> str:
     """Markdown of a heading and rows."""
-    rows = ["| " + " | ".join(line) + " |" for line in lines]
+    rows = ["| " + " | ".join(map(markdown, line)) + " |" for line in lines]
     return "\n".join([rows[0], "|" + "---|" * len(lines[0]), *rows[1:]]) + "\n"
 
 
 def text_table(lines: Sequence[Sequence[str]]) -> str:
     """Aligned columns, the first to the left."""
+    lines = [[UNSEEN.sub("?", cell) for cell in line] for line in lines]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return "\n".join(
         "  ".join(

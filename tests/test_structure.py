@@ -23,6 +23,8 @@ EVERYONE = {
     "tinymim.progress",
     "tinymim.compat",
     "tinymim.confusion",
+    "tinymim.schema",
+    "tinymim.records",
 }
 DATA = {
     f"tinymim.data.{name}" for name in ("folders", "label_files", "photo_files", "pixels")
@@ -38,6 +40,8 @@ ARROWS: dict[str, set[str]] = {
     "tinymim.progress": set(),
     "tinymim.compat": set(),
     "tinymim.confusion": {"tinymim.errors"},
+    "tinymim.schema": {"tinymim.errors"},
+    "tinymim.records": {"tinymim.schema"},
     "tinymim.models": set(),
     "tinymim.data": set(),
     "tinymim.recipes": set(),
@@ -53,7 +57,7 @@ ARROWS: dict[str, set[str]] = {
     "tinymim.seg": {"tinymim.models", "tinymim.engine", "tinymim.distill.recipe_keys", *DATA},
     "tinymim.study": {"tinymim.engine", "tinymim.seg", "tinymim.data", "tinymim.models", "tinymim.recipes"},
     "tinymim_mmseg_configs": set(),
-    "tinymim_export.comparison": set(),
+    "tinymim_export.comparison": {"tinymim_export.tables"},
     "tinymim_export.tables": set(),
     "tinymim_export.runtime": {"tinymim_export.tables", *DATA},
     "tinymim_export.bench": {"tinymim_export.runtime", "tinymim_export.tables"},
@@ -278,6 +282,8 @@ def test_light_modules_import_no_torch_at_import_time() -> None:
         "tinymim.folders",
         "tinymim.progress",
         "tinymim.confusion",
+        "tinymim.schema",
+        "tinymim.records",
         "tinymim.cli",
         "tinymim.demo.run",
         "tinymim.cli.bench",
@@ -407,6 +413,62 @@ def test_the_rule_finds_a_vit_by_name(tmp_path: Path) -> None:
     ):
         (tmp_path / "a.py").write_text(text)
         assert bool(vit_by_name(tmp_path / "a.py")) is wrong, text
+
+
+def loose_markup(path: Path) -> list[str]:
+    """Calls that make HTML of anything but a literal, and JSON that is not read through tinymim.schema."""
+    own, wrong = module_name(path), []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        if name.split(".")[-1] in ("html", "Html") and own != "tinymim_export.report.markup" and node.args:
+            literal = isinstance(node.args[0], ast.Constant)
+            wrong += [] if literal else [f"{own}:{node.lineno} {name}() of a value; templates are literals"]
+        if name in ("json.load", "json.loads") and own != "tinymim.schema":
+            ours = node.args and ast.unparse(getattr(node.args[0], "func", node)).endswith((".to_json", "json.dumps"))
+            wrong += [] if ours else [f"{own}:{node.lineno} {name}(); use tinymim.schema"]
+    return wrong
+
+
+# modules that read back what the same process, or an argument, gave them
+OWN_JSON = {
+    "tinymim.study.verbs",
+    "tinymim.study.renaming",
+    "tinymim.study.definition",
+    "tinymim_export.runtime.sessions",
+    "tinymim_export.bench.latency",
+    "tinymim.benchmarks",
+    "tinymim.engine.health",
+    "tinymim.engine.run_folder",
+    "tinymim.files",
+    "tinymim.data.folders",
+}
+
+
+def test_what_comes_from_a_file_is_checked_and_escaped() -> None:
+    found = [(path, text) for path in FILES for text in loose_markup(path)]
+    assert not [
+        text
+        for path, text in found
+        if "json.load" not in text or not any(inside(module_name(path), name) for name in OWN_JSON)
+    ]
+
+
+def test_the_rule_finds_loose_markup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    (tmp_path / "export").mkdir()
+    for text, wrong in (
+        ('html(f"<b>{name}</b>")', True),
+        ('html("<b>" + name)', True),
+        ("markup.Html(name)", True),
+        ('html("<b>{}</b>", name)', False),
+        ("json.loads(path.read_text())", True),
+        ("json.loads(made.to_json())", False),
+        ("json.loads(json.dumps(x, default=str))", False),
+    ):
+        (tmp_path / "export" / "a.py").write_text(text)
+        assert bool(loose_markup(tmp_path / "export" / "a.py")) is wrong, text
 
 
 def test_public_names_of_export_need_one_import() -> None:

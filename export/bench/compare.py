@@ -12,6 +12,8 @@ from typing import Any
 
 from tinymim.errors import CheckFailed, ConfigError, DataError
 from tinymim.files import write_json
+from tinymim.records import TimedBench
+from tinymim.schema import check, read_json
 from tinymim_export.runtime.engines import packages
 from tinymim_export.tables import markdown_table, text_table
 
@@ -117,20 +119,18 @@ def read_bench(path: str | Path) -> dict[str, Any]:
     """A stored result.
 
     Raises:
-        DataError: missing, or not a result of ``tinymim bench``.
+        DataError: missing, damaged, or not a result of ``tinymim bench``.
     """
-    try:
-        value = json.loads(Path(path).read_text("utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {path}", str(error), "name a file written by tinymim bench --json") from error
+    fix = "name a file written by tinymim bench --json"
+    value = read_json(path, fix=fix)
     if not isinstance(value, dict) or value.get("kind") != "tinymim.bench":
         kind = value.get("kind", "no kind") if isinstance(value, dict) else "a list"
         raise DataError(
             f"{path} is not a result of tinymim bench",
-            f"it says {kind}",
+            f"it says {kind!s:.80}",
             "write one: tinymim bench FILE.onnx --json out.json",
         )
-    return value
+    return check(value, TimedBench, str(path), fix=fix)
 
 
 def refuse_other_machine(

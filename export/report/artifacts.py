@@ -7,23 +7,37 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tinymim.errors import DataError
 from tinymim.files import sha256_file
+from tinymim.records import Bench, Compare, Demo, Eval, Export, Sensitivity, Tune, read_env
+from tinymim.records import Score as StoredScore
+from tinymim.schema import check, read_json
 from tinymim_export.bench.stats import bootstrap_miou
 from tinymim_export.report.lineage import PYTORCH, TUNED, Counts, File, Lineage, Score, Time, data_key
-from tinymim_export.report.page import hide_paths, read_metrics
+from tinymim_export.report.page import hide_paths, read_config, read_metrics
 from tinymim_export.report.plots import thin
 from tinymim_export.report.tensor_shapes import read_weights
 from tinymim_export.runtime.engines.base import DEFAULT, engine_label, packages, provider_word
-from tinymim_export.runtime.metadata import decode, not_onnx
+from tinymim_export.runtime.metadata import not_onnx, read_metadata
+from tinymim_export.runtime.sessions import PROVIDERS
 
 WEIGHTS = ("segmentor.pth", "student.pth", "student.safetensors")
-KINDS = ("export", "eval", "bench", "tune", "sensitivity", "compare", "lineage")
+SHAPES: dict[str, Any] = {
+    "export": Export,
+    "eval": Eval,
+    "bench": Bench,
+    "tune": Tune,
+    "sensitivity": Sensitivity,
+    "compare": Compare,
+    "lineage": Lineage,
+    "demo": Demo,
+}
+KINDS = tuple(SHAPES)[:-1]
 STAMP = ("cpu", "cores", "platform", "machine", "cpu_features", "gpu")  # times compare only where these are equal
 CURVES = ("loss", "val_loss", "mIoU")
 
@@ -61,7 +75,7 @@ def run_folder(folder: Path) -> Lineage:
     """What a run folder records about the weights it made."""
     path = next(folder / name for name in WEIGHTS if (folder / name).is_file())
     file, lineage = weights_file(path), Lineage()
-    env = _json(folder / "env.json") or {}
+    env = read_env(folder)
     inputs, lineage.files = env.get("inputs", {}), [file]
     for relation in ("teacher", "student"):
         about = inputs.get(relation) or []
@@ -77,16 +91,17 @@ def run_folder(folder: Path) -> Lineage:
         file.notes.append("this file was changed after its run wrote it")
     if env.get("earlier"):
         file.notes.append(f"the run was resumed with another machine or input {len(env['earlier'])} time(s)")
-    if (folder / "config.py").is_file():
-        text = (folder / "config.py").read_text("utf-8-sig")
+    if text := read_config(folder):
         file.settings = flat_settings(text)
         words = re.match(r'"""Resolved recipe of this run \((.*)\)\."""', text)
         file.command = hide_paths(words[1]) if words else None
+        if words and words[1].startswith("tinymim distill ") and file.role == "teacher":
+            file.role = "student"  # of a method without a teacher
     if (folder / "metrics.jsonl").is_file():
         metrics = read_metrics(folder / "metrics.jsonl")
         file.curves = {name: [list(p) for p in thin(metrics[name], 120)] for name in CURVES if name in metrics}
-    scored = _json(folder / "result.json")
-    if scored and path.name == "segmentor.pth":
+    if path.name == "segmentor.pth" and (folder / "result.json").is_file():
+        scored = read_json(folder / "result.json", StoredScore)
         lineage.scores.append(_score(scored, file.sha256, PYTORCH, f"{folder.name}/result.json"))
     return lineage
 
@@ -131,10 +146,13 @@ def onnx_file(path: Path) -> File:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
     try:
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        meta = decode(session.get_modelmeta().custom_metadata_map)
+        session = ort.InferenceSession(str(path), options, providers=[PROVIDERS["cpu"].title])
     except Exception as error:  # onnxruntime raises several kinds
         raise not_onnx(path, error) from error
+    notes: list[str] = []
+    meta = read_metadata(session, path.name, notes)
+    if not meta and not notes:
+        notes.append("carries no tinymim metadata: made by another tool, so its origin is unknown")
     precision, cost = meta.get("precision") or {}, meta.get("cost") or {}
     parts = cost.get("parts", {}).values()
     parents = {"checkpoint": meta.get("checkpoint_sha256"), "fp32 file": precision.get("parent_sha256")}
@@ -158,7 +176,7 @@ def onnx_file(path: Path) -> File:
         palette=meta.get("palette"),
         config_sha256=meta.get("config_sha256"),
         environment={"versions": meta["versions"]} if meta.get("versions") else None,
-        notes=[] if meta else ["carries no tinymim metadata: made by another tool, so its origin is unknown"],
+        notes=notes,
         path=str(path),
     )
 
@@ -170,6 +188,8 @@ def result_kind(value: Any) -> str | None:
     kind = str(value.get("kind", "")).removeprefix("tinymim.")
     if kind in KINDS and (kind != "compare" or "models" in value):  # a comparison of two benches has that name, too
         return kind
+    if {"onnx", "cost", "parity"} <= value.keys():
+        return "export"  # of an FP32 file, which names no kind
     return "demo" if {"settings", "environment", "stages"} <= value.keys() else None
 
 
@@ -190,12 +210,13 @@ def result_file(path: Path, value: dict[str, Any]) -> Lineage:
         "lineage": lambda v, s: Lineage.from_dict(v),
     }
     kind = result_kind(value) or ""
+    check(value, SHAPES[kind], str(path))
     try:
         return readers[kind](value, path.name)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (KeyError, ValueError, ZeroDivisionError) as error:  # parts that do not fit together
         raise DataError(
             f"cannot use {path}",
-            f"it says it is a tinymim.{kind} result but has no usable {error}",
+            f"its parts do not fit together ({type(error).__name__}: {error})",
             "write it again with this version of tinymim",
         ) from error
 
@@ -216,7 +237,8 @@ def _tune(value: dict[str, Any], path: Path) -> Lineage:
     full = [
         score
         for near in _by_age((path.parent / "scores").glob("*.json"))
-        for score in result_file(near, _json(near) or {}).scores
+        if (stored := read_json(near)) and result_kind(stored) == "eval"
+        for score in result_file(near, stored).scores
     ]
     lineage.scores += full
     for row in value["candidates"]:
@@ -334,22 +356,22 @@ def _read(path: Path) -> Iterator[Lineage]:
         yield Lineage([file])
         beside = [*path.parent.glob("*.json"), *path.parent.glob(f"{path.stem}.tune/tune.json")]
         for near in _by_age(beside):
-            if (value := _json(near)) and result_kind(value) in KINDS[:-1]:
-                found = result_file(near, value)
+            for found in _result_or_note(near, KINDS[:-1]):
                 yield Lineage(
                     scores=[s for s in found.scores if s.sha256 == file.sha256],
                     times=[t for t in found.times if t.sha256 == file.sha256],
                     sensitivity=[s for s in found.sensitivity if s.get("sha256") == file.sha256],
                     exports=[e for e in found.exports if e.get("sha256") == file.sha256],
+                    notes=found.notes,
                 )
     elif path.suffix in (".pth", ".safetensors") and path.is_file():
         yield run_folder(path.parent) if path.name in WEIGHTS else Lineage([weights_file(path)])
     elif path.suffix == ".json" and path.is_file():
-        value = _json(path)
-        if value is None or result_kind(value) is None:
+        value = read_json(path)
+        if result_kind(value) is None:
             raise DataError(
                 f"{path} is not a result of tinymim",
-                f'its "kind" is {value.get("kind")!r}' if isinstance(value, dict) else "it is not a JSON object",
+                f'its "kind" is {value.get("kind")!r:.80}' if isinstance(value, dict) else "it is not a JSON object",
                 "give a file that tinymim bench, eval or tinymim-export wrote with --json",
             )
         yield result_file(path, value)
@@ -363,41 +385,43 @@ def _read(path: Path) -> Iterator[Lineage]:
 
 def _search(folder: Path) -> Iterator[Lineage]:
     """All files of tinymim below a folder; files that cannot be read become a note."""
-    found = False
+    found: list[Lineage] = []
     results: list[Path] = []
     for place, inside, names in os.walk(folder):
         inside[:] = sorted(name for name in inside if not name.startswith(".") and name != "checkpoints")
         here = Path(place)
-        if any(name in names for name in WEIGHTS):
-            found = True
-            yield run_folder(here)
+        if any((here / name).is_file() for name in WEIGHTS):
+            found += _or_note(here, run_folder)
         for path in sorted(here / name for name in names if name.endswith(".onnx") and not name.startswith(".")):
-            found = True
-            try:
-                yield Lineage([onnx_file(path)])
-            except DataError as error:
-                yield Lineage(notes=[f"left out: {path.name}: {error.why}"])
-        results += [here / name for name in names if name.endswith(".json")]
+            found += _or_note(path, lambda p: Lineage([onnx_file(p)]))
+        results += [here / name for name in names if name.endswith(".json") and not name.startswith(".")]
     for path in _by_age(results):
-        value = _json(path)
-        if value and result_kind(value) not in (None, "lineage"):
-            found = True
-            yield result_file(path, value)
-    if not found:
+        found += _result_or_note(path, (*KINDS[:-1], "demo"))
+    if not any(part.files or part.scores or part.times or part.exports or part.sensitivity for part in found):
+        why = next((note for part in found for note in part.notes), "no run folder, .onnx or result .json lies in it")
         raise DataError(
-            f"{folder} holds nothing to report on",
-            "no run folder, .onnx or result .json lies in it or below it",
-            "give the folder of a run, or of the exported files",
+            f"{folder} holds nothing to report on", why, "give the folder of a run, or of the exported files"
         )
+    yield from found
 
 
-def _by_age(paths: Any) -> list[Path]:
-    return sorted(paths, key=lambda path: (path.stat().st_mtime_ns, path.name))
-
-
-def _json(path: Path) -> Any:
-    """A file's JSON value, or None."""
+def _or_note(path: Path, read: Callable[[Path], Lineage]) -> list[Lineage]:
+    """What a path says; a damaged one becomes a note on the page."""
     try:
-        return json.loads(path.read_text("utf-8-sig"))
-    except (OSError, ValueError):
-        return None
+        return [read(path)]
+    except DataError as error:
+        return [Lineage(notes=[f"left out: {path.name}: {error.why}"])]
+
+
+def _result_or_note(path: Path, kinds: Sequence[str]) -> list[Lineage]:
+    """What a file found beside others says, if it is a result of ours; a damaged one becomes a note."""
+    try:
+        value = read_json(path)
+    except DataError as error:
+        return [Lineage(notes=[f"left out: {path.name}: {error.why}"])]
+    return _or_note(path, lambda p: result_file(p, value)) if result_kind(value) in kinds else []
+
+
+def _by_age(paths: Iterable[Path]) -> list[Path]:
+    """Files, the oldest first; dangling links and the like are left out."""
+    return sorted((p for p in paths if p.is_file()), key=lambda path: (path.stat().st_mtime_ns, path.name))

@@ -1,11 +1,14 @@
 """The report of a chain of distillations: one page from chain.json and the hops' run folders. Standard library only."""
 
-import json
 from pathlib import Path
+from urllib.parse import quote
 
 from tinymim.errors import DataError
+from tinymim.records import Chain
+from tinymim.schema import read_json
+from tinymim_export.report.markup import html
 from tinymim_export.report.page import Section, charts, commands, here, read_metrics, run_report, table, write_report
-from tinymim_export.report.plots import Series, chart, escape, number
+from tinymim_export.report.plots import Series, chart, number
 
 
 def chain_report(folder: str | Path) -> Path:
@@ -20,7 +23,7 @@ def chain_report(folder: str | Path) -> Path:
     folder = Path(folder)
     if not (folder / "chain.json").is_file():
         raise DataError(f"no chain in {folder}", "chain.json is missing", "tinymim distill --chain ... writes it")
-    chain = json.loads((folder / "chain.json").read_text("utf-8-sig"))
+    chain = read_json(folder / "chain.json", Chain)
     rows, curves = [], []
     for i, hop in enumerate(chain["hops"], 1):
         metrics = read_metrics(folder / hop["run"] / "metrics.jsonl")
@@ -35,9 +38,9 @@ def chain_report(folder: str | Path) -> Path:
         teacher = hop["teacher"] if i == 1 else chain["hops"][i - 2]["run"]
         rows.append(
             [
-                f'<a href="{escape(hop["run"])}/report.html">{escape(hop["run"])}</a>',
-                escape(Path(teacher).name),
-                escape(grouping),
+                html('<a href="./{}/report.html">{}</a>', quote(hop["run"]), hop["run"]),
+                Path(teacher).name,
+                grouping,
                 f"{hop['steps']:,}",
                 number(losses[0][1]),
                 number(losses[-1][1]),
@@ -52,7 +55,7 @@ def chain_report(folder: str | Path) -> Path:
         f"Chain of {len(chain['hops'])} distillations: {chain['chain']}.",
         Section(
             "Hops",
-            [table(head, rows, raw=True)],
+            [table(head, rows)],
             "Relations keep the head grouping of the first teacher: a student is read in the one it learned.",
         ),
         Section("Losses", [charts(chart("loss of each hop", curves))] if curves else []),

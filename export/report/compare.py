@@ -5,15 +5,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from tinymim.errors import DataError
 from tinymim.files import write_json
+from tinymim.schema import read_json
 from tinymim_export.bench.compare import SESSION_SPREAD
 from tinymim_export.bench.stats import bootstrap_miou_drop, distinguishable
 from tinymim_export.report.artifacts import WEIGHTS, read_paths, result_kind, weights_file
 from tinymim_export.report.figures import class_losses, points
 from tinymim_export.report.lineage import File, Lineage, Score, Time
+from tinymim_export.report.markup import Html, html
 from tinymim_export.report.page import Section, cards, charts, is_ratio, table, write_report
-from tinymim_export.report.plots import Series, chart, escape
-from tinymim_export.tables import markdown_table, text_table
+from tinymim_export.report.plots import Series, chart
+from tinymim_export.tables import markdown_table, printable, text_table
 
 
 @dataclass
@@ -71,10 +74,10 @@ class CompareResult:
         """The table for a terminal."""
         print(text_table(self.table()))
         for item in self.settings[:20]:
-            print(f"setting of the {item['of']}: {item['key']}: {item['a']} -> {item['b']}")
+            print(printable(f"setting of the {item['of']}: {item['key']}: {item['a']} -> {item['b']}"))
         if len(self.settings) > 20:
             print(f"... and {len(self.settings) - 20} more settings (on the page)")
-        print(f"report: {self.report}")
+        print(printable(f"report: {self.report}"))
 
 
 def kind_of(path: Path) -> str | None:
@@ -87,8 +90,8 @@ def kind_of(path: Path) -> str | None:
     if path.suffix in (".pth", ".safetensors") and path.is_file():
         return weights_file(path).role
     try:
-        return "lineage" if result_kind(json.loads(path.read_text("utf-8-sig"))) == "lineage" else None
-    except (OSError, ValueError):
+        return "lineage" if result_kind(read_json(path)) == "lineage" else None
+    except DataError:  # read_paths says what is wrong with it
         return None
 
 
@@ -108,13 +111,13 @@ def compare_reports(a: str | Path, b: str | Path, out: str | Path) -> CompareRes
     ]
     result = CompareResult(names[0], names[1], str(out))
     pairs = list(_pairs(lineages[0], lineages[1], single=all(kind_of(path) != "lineage" for path in paths)))
-    classes: list[str] = []
+    classes: list[Html] = []
     for of, first, second in pairs:
         result.rows += _sizes(of, first, second)
         for x, y in _scores(lineages, first, second):
             result.rows.append(_score_row(_words(of, (x or y).engine), x, y))  # type: ignore[union-attr]
             if x and y and _same_photos(x, y) and x.class_iou:
-                heading = f"<h3>{escape(_words(of, x.engine))}</h3>"
+                heading = html("<h3>{}</h3>", _words(of, x.engine))
                 colours = dict(zip(x.class_iou, first.palette or [], strict=False)) if first else None
                 classes.append(heading + class_losses([("B - A, points", y.class_iou)], x.class_iou, colours, "A, IoU"))
         result.rows += _time_rows(of, lineages, first, second)
@@ -262,7 +265,7 @@ def _settings(a: File, b: File) -> list[dict[str, str]]:
     return differing
 
 
-def _headline(result: CompareResult) -> str:
+def _headline(result: CompareResult) -> Html:
     """The clearest differences as cards: mIoU, time, size, of the first pair that has them."""
     items = []
     for what in ("mIoU", "p50 ms", "size"):
@@ -273,24 +276,24 @@ def _headline(result: CompareResult) -> str:
     return cards(items)
 
 
-def _table(result: CompareResult) -> str:
+def _table(result: CompareResult) -> Html:
     tone = {"good": "ok", "bad": "fail", "": ""}
     rows = [
         (
-            escape(row.of),
-            escape(row.what),
-            escape(row.a),
-            escape(row.b),
-            f'<span class="{tone[row.tone]}">{escape(row.change)}</span>'
+            row.of,
+            row.what,
+            row.a,
+            row.b,
+            html('<span class="{}">{}</span>', tone[row.tone], row.change)
             if row.change
-            else f'<span class="missing">{escape("not compared: " + row.why_not if row.why_not else "")}</span>',
+            else html('<span class="missing">{}</span>', "not compared: " + row.why_not if row.why_not else ""),
         )
         for row in result.rows
     ]
-    return table(("of", "what", "A", "B", "B against A"), rows, raw=True)
+    return table(("of", "what", "A", "B", "B against A"), rows)
 
 
-def _curves(pairs: Sequence[tuple[str, File | None, File | None]]) -> Iterator[str]:
+def _curves(pairs: Sequence[tuple[str, File | None, File | None]]) -> Iterator[Html]:
     for of, a, b in pairs:
         if a and b:
             for name in (name for name in a.curves if name in b.curves):

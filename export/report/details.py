@@ -5,11 +5,11 @@ from typing import Any
 
 from tinymim_export.report.figures import MISSING, bars, percent, short, with_interval
 from tinymim_export.report.lineage import File, Lineage
+from tinymim_export.report.markup import Html, html, join
 from tinymim_export.report.page import here, table
-from tinymim_export.report.plots import escape
 
 
-def candidates(lineage: Lineage) -> list[str]:
+def candidates(lineage: Lineage) -> list[Html]:
     """PROMOTED and REJECTED of the tuner, with its reasons."""
     blocks = []
     for verdict in lineage.verdicts:
@@ -19,21 +19,21 @@ def candidates(lineage: Lineage) -> list[str]:
                 continue
             word = str(item.get("verdict", ""))
             tone = "ok" if word == "PROMOTED" else "fail" if word == "REJECTED" else ""
-            why = "".join(f"<li>{escape(text)}</li>" for text in item.get("reasons", []))
-            why += "".join(f'<li class="missing">{escape(text)}</li>' for text in item.get("remarks", []))
+            why = join(html("<li>{}</li>", text) for text in item.get("reasons", []))
+            why += join(html('<li class="missing">{}</li>', text) for text in item.get("remarks", []))
             rows.append(
                 (
-                    with_interval(f"<b>{escape(item['name'])}</b>", escape(item["engine"])),
-                    f'<span class="{tone}">{escape(word)}</span>',
-                    f"<ul>{why}</ul>" if why else "",
+                    with_interval(html("<b>{}</b>", item["name"]), item["engine"]),
+                    html('<span class="{}">{}</span>', tone, word),
+                    html("<ul>{}</ul>", why) if why else "",
                 )
             )
-        rows += [(escape(what), "left out", escape(why)) for what, why in verdict.get("left_out", [])]
-        blocks.append(table(("candidate", "verdict", "why"), rows, raw=True).replace("<table>", '<table class="why">'))
+        rows += [(what, "left out", why) for what, why in verdict.get("left_out", [])]
+        blocks.append(table(("candidate", "verdict", "why"), rows, "why"))
     return blocks
 
 
-def sensitivity(lineage: Lineage) -> list[str]:
+def sensitivity(lineage: Lineage) -> list[Html]:
     """Bars of mIoU lost with one block in the other precision, and the classes that lose most."""
     figures = []
     for value in lineage.sensitivity:
@@ -49,50 +49,51 @@ def sensitivity(lineage: Lineage) -> list[str]:
     return figures
 
 
-def parity(lineage: Lineage, onnx: list[File]) -> list[str]:
+def parity(lineage: Lineage, onnx: list[File]) -> list[Html]:
     """What the files say of their own check, then every comparison of the exports that were given."""
     rows = []
     for file in onnx:
         measured = file.parity or {}
-        word = {True: '<span class="ok">yes</span>', False: '<span class="fail">no</span>'}.get(bool(file.verified))
+        word = html('<span class="ok">yes</span>') if file.verified else html('<span class="fail">no</span>')
         if file.verified is None:
             word = MISSING
         rows.append(
             (
-                f"<b>{escape(file.name)}</b>",
+                html("<b>{}</b>", file.name),
                 word,
                 _scientific(measured.get("relative_error")),
-                "&ndash;" if measured.get("cosine") is None else f"{measured['cosine']:.7f}",
+                "\u2013" if measured.get("cosine") is None else f"{measured['cosine']:.7f}",
                 percent(measured.get("equal_pixels"), 3),
             )
         )
-    blocks = [table(("file", "checked", "largest error, relative", "cosine", "equal pixels"), rows, raw=True)]
+    blocks = [table(("file", "checked", "largest error, relative", "cosine", "equal pixels"), rows)]
     for value in lineage.exports:
         parity = value.get("parity") or {}
         detail = [
             (
-                ("&#10003; " if r["passed"] else "&#10007; ") + escape(r["name"]),
+                ("\u2713 " if r["passed"] else "\u2717 ") + r["name"],
                 "x".join(map(str, r["shape"])),
-                escape(r["source"]),
+                r["source"],
                 _scientific(r["max_error"]),
                 _scientific(r["relative_error"]),
                 percent(r["equal_pixels"], 3),
-                escape(r.get("remark", "")),
+                r.get("remark", ""),
             )
             for r in parity.get("rows", [])
         ]
         head = ("output", "input", "on", "largest error", "relative", "equal pixels", "remark")
-        body = table(head, detail, raw=True)
-        name = escape(Path(str(value.get("onnx") or value.get("file") or parity.get("file", ""))).name)
-        blocks.append(f"<details><summary>every comparison of {name}</summary>{body}</details>" if body else "")
+        body = table(head, detail)
+        name = Path(str(value.get("onnx") or value.get("file") or parity.get("file", ""))).name
+        if body:
+            blocks.append(html("<details><summary>every comparison of {}</summary>{}</details>", name, body))
     return blocks if rows else []
 
 
 def _scientific(value: float | None) -> str:
-    return "&ndash;" if value is None else f"{value:.1e}"
+    return "\u2013" if value is None else f"{value:.1e}"
 
 
-def calibration(onnx: list[File]) -> list[str]:
+def calibration(onnx: list[File]) -> list[Html]:
     blocks = []
     for file in onnx:
         about = file.calibration
@@ -103,47 +104,46 @@ def calibration(onnx: list[File]) -> list[str]:
             f"{file.name}: {about.get('count')} photos of {about.get('folder')}, seed {about.get('seed')}, "
             f"{about.get('method')}, list sha256 {str(about.get('list_sha256'))[:12]}"
         )
-        blocks.append(f"<details><summary>{escape(text)}</summary><pre>{escape(names)}</pre></details>")
+        blocks.append(html("<details><summary>{}</summary><pre>{}</pre></details>", text, names))
     return blocks
 
 
-def provenance(lineage: Lineage) -> str:
+def provenance(lineage: Lineage) -> Html:
     rows = []
     for file in lineage.files:
         parents = []
         for relation, sha in file.parents.items():
             parent = lineage.file(sha)
-            parents.append(f"{escape(relation)}: {escape(parent.name) if parent else ''} {short(sha)}")
+            parents.append(html("{}: {} {}", relation, parent.name if parent else "", short(sha)))
         expects = {"student": "teacher", "segmentor": "student", "onnx": "checkpoint"}.get(file.role)
         if file.given and expects and not parents:
-            parents.append(f"{expects}: {MISSING}")
+            parents.append(html("{}: {}", expects, MISSING))
         data, recipe = file.data, file.recipe_sha256 or file.config_sha256
         data_cell = "" if file.role == "onnx" else MISSING
         if data:
-            data_cell = with_interval(f"{escape(data['folder'])}, {data['files']:,} files", short(data["list_sha256"]))
+            data_cell = with_interval(f"{data['folder']}, {data['files']:,} files", short(data["list_sha256"]))
         rows.append(
             (
-                with_interval(f"<b>{escape(file.name)}</b>", escape(file.role)),
-                f"<code>{escape(file.sha256)}</code>",
-                "<br>".join(parents) or ("" if file.given else MISSING),
+                with_interval(html("<b>{}</b>", file.name), file.role),
+                html("<code>{}</code>", file.sha256),
+                join(parents, html("<br>")) or ("" if file.given else MISSING),
                 data_cell,
                 short(recipe) if recipe else MISSING,
-                escape(_stamp(file.environment)) if file.environment else MISSING,
+                _stamp(file.environment) if file.environment else MISSING,
             )
         )
-    return table(("file", "sha256", "made from", "data", "recipe", "made on"), rows, raw=True).replace(
-        "<table>", '<table class="provenance">'
-    )
+    return table(("file", "sha256", "made from", "data", "recipe", "made on"), rows, "provenance")
 
 
 def _stamp(env: dict[str, Any]) -> str:
     """A machine and the versions that matter, in one line."""
     versions = env.get("versions", {})
     packages = [f"{name} {versions[name]}" for name in ("tinymim", "torch", "onnxruntime") if name in versions]
-    return ", ".join(([f"{env['cpu']}, {env['cores']} cores"] if "cpu" in env else []) + packages)
+    machine = [f"{env[key]}{word}" for key, word in (("cpu", ""), ("cores", " cores")) if key in env]
+    return ", ".join(machine + packages)
 
 
-def machines(lineage: Lineage) -> str:
+def machines(lineage: Lineage) -> Html:
     """Every version of every environment in which weights were made."""
     stamps = {repr(file.environment): file for file in lineage.files if file.environment and "cpu" in file.environment}
     rows = [
@@ -155,11 +155,9 @@ def machines(lineage: Lineage) -> str:
         )
         for file in stamps.values()
     ]
-    made = table(("weights were made on", "cores", "platform", "versions"), rows).replace(
-        "<table>", '<table class="provenance">'
-    )
-    timed = "".join(f"<li>{escape(place)}</li>" for place in lineage.places())
-    return made + (f'<p class="note">Times were taken on:</p><ul class="note">{timed}</ul>' if timed else "")
+    made = table(("weights were made on", "cores", "platform", "versions"), rows, "provenance")
+    timed = join(html("<li>{}</li>", place) for place in lineage.places())
+    return made + (html('<p class="note">Times were taken on:</p><ul class="note">{}</ul>', timed) if timed else "")
 
 
 def missing(lineage: Lineage, out: Path) -> list[tuple[str, str]]:
@@ -187,6 +185,6 @@ def missing(lineage: Lineage, out: Path) -> list[tuple[str, str]]:
     return todo + made
 
 
-def notes(lineage: Lineage) -> str:
+def notes(lineage: Lineage) -> Html:
     texts = [*lineage.notes, *(f"{file.name}: {note}" for file in lineage.files for note in file.notes)]
-    return f'<ul class="note">{"".join(f"<li>{escape(text)}</li>" for text in texts)}</ul>' if texts else ""
+    return html('<ul class="note">{}</ul>', join(html("<li>{}</li>", text) for text in texts)) if texts else html("")

@@ -5,14 +5,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from tinymim_export.bench.stats import LEVEL
-from tinymim_export.report.plots import escape, swatch
+from tinymim_export.report.markup import Html, escape, html, join
+from tinymim_export.report.plots import swatch
 
-MISSING = '<span class="missing">not given</span>'
+MISSING = html('<span class="missing">not given</span>')
 UNCHANGED = 0.0005  # change of an IoU that rounds to 0.0 points
 WORSE, BETTER, OTHER = (214, 39, 40), (31, 140, 90), (230, 160, 30)  # colours of a difference picture
 
 
-def bars(title: str, rows: Sequence[tuple[str, float, str]], least: float = 0.0) -> str:
+def bars(title: str, rows: Sequence[tuple[str, float, str]], least: float = 0.0) -> Html:
     """Horizontal bars from a common zero line; negative values go to the left, in green (they cost nothing).
 
     Args:
@@ -21,7 +22,7 @@ def bars(title: str, rows: Sequence[tuple[str, float, str]], least: float = 0.0)
         least: Smallest value a full bar stands for, so that noise does not look like a finding.
     """
     if not rows:
-        return ""
+        return html("")
     low, high = min(0.0, *(v for _, v, _ in rows)), max(least, *(v for _, v, _ in rows))
     span = (high - low) or 1.0
     lines = []
@@ -29,10 +30,16 @@ def bars(title: str, rows: Sequence[tuple[str, float, str]], least: float = 0.0)
         start, width = 100 * (min(value, 0.0) - low) / span, 100 * abs(value) / span
         tone = "var(--good)" if value < 0 else "var(--c1)"
         lines.append(
-            f'<span>{escape(label)}</span><div><i style="left:{start:.2f}%;width:{max(width, 0.4):.2f}%;'
-            f'background:{tone}"></i></div><b>{escape(note)}</b>'
+            html(
+                '<span>{}</span><div><i style="left:{:.2f}%;width:{:.2f}%;background:{}"></i></div><b>{}</b>',
+                label,
+                start,
+                max(width, 0.4),
+                tone,
+                note,
+            )
         )
-    return f'<figure><figcaption>{escape(title)}</figcaption><div class="bars">{"".join(lines)}</div></figure>'
+    return html('<figure><figcaption>{}</figcaption><div class="bars">{}</div></figure>', title, join(lines))
 
 
 def class_losses(
@@ -40,7 +47,7 @@ def class_losses(
     original: dict[str, float | None],
     colours: dict[str, Sequence[int]] | None = None,
     base: str = "FP32 IoU",
-) -> str:
+) -> Html:
     """A table of classes: IoU of the original, then what each other column loses (red) or gains (green), in points.
 
     Args:
@@ -57,27 +64,29 @@ def class_losses(
     alike = [text for (text, _), change in zip(columns, changes, strict=True) if change < UNCHANGED]
     columns = [column for column, change in zip(columns, changes, strict=True) if change >= UNCHANGED]
     said = f"No class changes by {100 * UNCHANGED:g} points: {', '.join(alike)}."
-    note = f'<p class="note">{escape(said)}</p>' if alike else ""
+    note = html('<p class="note">{}</p>', said) if alike else html("")
     if not order or not columns:
-        return note if order else ""
+        return note if order else html("")
     strongest = max(*changes, 0.005)
-    head = "".join(f"<th>{escape(text)}</th>" for text in ("class", base, *(name for name, _ in columns)))
+    head = join(html("<th>{}</th>", text) for text in ("class", base, *(name for name, _ in columns)))
     body = []
     for name in order:
         own = original[name] or 0.0
         square = swatch(colours[name]) if colours and name in colours else ""
-        cells = [f"<td>{square}{escape(name)}</td><td>{100 * own:.1f} %</td>"]
+        cells = [html("<td>{}{}</td><td>{:.1f} %</td>", square, name, 100 * own)]
         for _, iou in columns:
             value = iou.get(name)
             if value is None:
-                cells.append("<td>absent</td>")
+                cells.append(html("<td>absent</td>"))
                 continue
             change = value - own
             tone, share = ("bad" if change < 0 else "good"), round(70 * abs(change) / strongest)
             text = "0.0" if abs(change) < UNCHANGED else f"{100 * change:+.1f}"
-            cells.append(f'<td style="background:color-mix(in srgb,var(--{tone}) {share}%,transparent)">{text}</td>')
-        body.append(f"<tr>{''.join(cells)}</tr>")
-    return f'<div class="scroll"><table class="heat"><tr>{head}</tr>{"".join(body)}</table></div>{note}'
+            cells.append(
+                html('<td style="background:color-mix(in srgb,var(--{}) {}%,transparent)">{}</td>', tone, share, text)
+            )
+        body.append(html("<tr>{}</tr>", join(cells)))
+    return html('<div class="scroll"><table class="heat"><tr>{}</tr>{}</table></div>{}', head, join(body), note)
 
 
 def difference_image(
@@ -105,14 +114,14 @@ def difference_image(
     return out_HW3
 
 
-def short(sha256: str) -> str:
+def short(sha256: str) -> Html:
     """The first 10 digits of a hash, all of it in the tooltip."""
-    return f'<code title="{escape(sha256)}">{escape(sha256[:10])}</code>'
+    return html('<code title="{}">{}</code>', sha256, sha256[:10])
 
 
 def percent(value: float | None, digits: int = 1) -> str:
     """A fraction in percent, or a dash."""
-    return "&ndash;" if value is None else f"{100 * value:.{digits}f} %"
+    return "\u2013" if value is None else f"{100 * value:.{digits}f} %"
 
 
 def points(value: float) -> str:
@@ -120,9 +129,9 @@ def points(value: float) -> str:
     return f"{-100 * value:+.2f}".replace("-0.00", "+0.00")
 
 
-def with_interval(text: str, small: str) -> str:
+def with_interval(text: str, small: str) -> Html:
     """A figure with small print under it."""
-    return f"{text}<small>{small}</small>" if small else text
+    return html("{}<small>{}</small>", text, small) if small else escape(text)
 
 
 def interval_text(interval: Sequence[float] | None, scale: float, digits: int = 1) -> str:
@@ -133,9 +142,11 @@ def interval_text(interval: Sequence[float] | None, scale: float, digits: int = 
     return f"{low:.{digits}f} to {high:.{digits}f}"
 
 
-def legend(*entries: tuple[Sequence[int], str]) -> str:
+def legend(*entries: tuple[Sequence[int], str]) -> Html:
     """Colours and what they mean, in one line."""
-    return f'<div class="legend">{"".join(f"<span>{swatch(c)}{escape(text)}</span>" for c, text in entries)}</div>'
+    return html(
+        '<div class="legend">{}</div>', join((html("<span>{}{}</span>", swatch(c), text) for c, text in entries))
+    )
 
 
 INTERVAL_NOTE = f"Small print: {100 * LEVEL:.0f} % intervals (bootstrap over photos, or over timed runs)."

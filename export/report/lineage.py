@@ -8,15 +8,19 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 
+from tinymim import records
 from tinymim_export.bench.stats import bootstrap_miou_drop
 from tinymim_export.precision.base import PRECISIONS
+from tinymim_export.runtime.engines.base import DEFAULT, engine_label
 
 PYTORCH = "PyTorch"
+BASE = engine_label(DEFAULT, "cpu", None)  # what every file is compared on
 TUNED = "tuner:"  # marks scores of which the tuner kept totals only
+Kind = TypeVar("Kind", "File", "Score", "Time")
 ROLES = ("teacher", "student", "segmentor", "onnx")
 
 
@@ -38,7 +42,7 @@ class File:
 
     sha256: str
     name: str
-    role: str
+    role: Annotated[str, Literal["teacher", "student", "segmentor", "onnx"]]
     given: bool = True
     parents: dict[str, str] = field(default_factory=dict)
     mib: float | None = None
@@ -50,14 +54,14 @@ class File:
     graph: list[str] = field(default_factory=list)
     pixels: bool = False
     excluded: list[str] = field(default_factory=list)
-    calibration: dict[str, Any] | None = None
+    calibration: Annotated[dict[str, Any], records.Calibration] | None = None
     verified: bool | None = None
-    parity: dict[str, Any] | None = None
-    palette: list[list[int]] | None = None
+    parity: Annotated[dict[str, Any], records.ParitySummary] | None = None
+    palette: Annotated[list[list[int]], list[records.Colour]] | None = None
     recipe_sha256: str | None = None
     config_sha256: str | None = None
-    data: dict[str, Any] | None = None
-    environment: dict[str, Any] | None = None
+    data: Annotated[dict[str, Any], records.DataNote] | None = None
+    environment: Annotated[dict[str, Any], records.SomeMachine] | None = None
     command: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     curves: dict[str, list[list[float]]] = field(default_factory=dict)
@@ -100,7 +104,7 @@ class Score:
 
     sha256: str
     engine: str
-    miou: float
+    miou: Annotated[float, records.Share]
     source: str
     macc: float | None = None
     aacc: float | None = None
@@ -109,10 +113,10 @@ class Score:
     mode: str | None = None
     folder: str | None = None
     data: str | None = None
-    interval: list[float] | None = None
+    interval: Annotated[list[float], records.Interval] | None = None
     class_iou: dict[str, float | None] = field(default_factory=dict)
     loss: float | None = None
-    loss_interval: list[float] | None = None
+    loss_interval: Annotated[list[float], records.Interval] | None = None
     counts: Counts | None = None
 
 
@@ -130,12 +134,12 @@ class Time:
     sha256: str
     engine: str
     place: str
-    p50_ms: float
+    p50_ms: Annotated[float, records.Milliseconds]
     source: str
     p90_ms: float | None = None
-    interval: list[float] | None = None
+    interval: Annotated[list[float], records.Interval] | None = None
     peak_mib: float | None = None
-    speed_up: list[float] | None = None
+    speed_up: Annotated[list[float], records.Ratio] | None = None
     against: str | None = None
 
     @property
@@ -181,9 +185,9 @@ class Lineage:
     files: list[File] = field(default_factory=list)
     scores: list[Score] = field(default_factory=list)
     times: list[Time] = field(default_factory=list)
-    sensitivity: list[dict[str, Any]] = field(default_factory=list)
-    exports: list[dict[str, Any]] = field(default_factory=list)
-    verdicts: list[dict[str, Any]] = field(default_factory=list)
+    sensitivity: list[Annotated[dict[str, Any], records.Sensitivity]] = field(default_factory=list)
+    exports: list[Annotated[dict[str, Any], records.Export]] = field(default_factory=list)
+    verdicts: list[Annotated[dict[str, Any], records.Tune]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def add(self, other: "Lineage") -> None:
@@ -295,9 +299,7 @@ class Lineage:
             (
                 s
                 for s in self.scores
-                if s.sha256 == reference.sha256
-                and s.engine == "onnxruntime cpu"
-                and (s.data, s.mode) == (score.data, score.mode)
+                if s.sha256 == reference.sha256 and s.engine == BASE and (s.data, s.mode) == (score.data, score.mode)
             ),
             None,
         )
@@ -311,7 +313,7 @@ class Lineage:
             engines = list(dict.fromkeys([s.engine for s in scores] + [t.engine for t in times]))
             if not engines:
                 rows.append(Row(file, None, None, {}))
-            for engine in sorted(engines, key=lambda e: (e != "onnxruntime cpu", e)):
+            for engine in sorted(engines, key=lambda e: (e != BASE, e)):
                 own = {t.place: t for t in times if t.engine == engine}
                 found: list[Score | None] = [s for s in scores if s.engine == engine]
                 rows += [Row(file, engine, score, own) for score in found or [None]]
@@ -341,12 +343,13 @@ class Lineage:
     def from_dict(cls, value: dict[str, Any]) -> "Lineage":
         """What :meth:`to_dict` gave."""
         rest = {f.name: value.get(f.name, []) for f in fields(cls) if f.name not in ("files", "scores", "times")}
-        return cls(
-            [File(**x) for x in value["files"]],
-            [Score(**x) for x in value["scores"]],
-            [Time(**x) for x in value["times"]],
-            **rest,
-        )
+        return cls(_of(File, value["files"]), _of(Score, value["scores"]), _of(Time, value["times"]), **rest)
+
+
+def _of(kind: type[Kind], rows: list[dict[str, Any]]) -> list[Kind]:
+    """Stored rows as objects; keys of other versions are left out, ``counts`` and ``path`` are never stored."""
+    names = {item.name for item in fields(kind)} - {"counts", "path"}
+    return [kind(**{key: value for key, value in row.items() if key in names}) for row in rows]
 
 
 def _fill(known: File, more: File) -> None:

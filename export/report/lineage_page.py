@@ -14,9 +14,10 @@ from tinymim_export.report.figures import (
     short,
     with_interval,
 )
-from tinymim_export.report.lineage import File, Lineage, Row, Score, Time
+from tinymim_export.report.lineage import BASE, File, Lineage, Row, Score, Time
+from tinymim_export.report.markup import Html, html, join
 from tinymim_export.report.page import Section, cards, commands, flow, table, verdict, where_to_run, write_report
-from tinymim_export.report.plots import ScatterPoint, escape, scatter
+from tinymim_export.report.plots import ScatterPoint, scatter
 
 BUDGET = 0.005  # mIoU that the "fastest file" may lose, as a fraction
 
@@ -93,7 +94,7 @@ def baseline(lineage: Lineage, rows: Iterable[Row], place: str | None) -> Row | 
     wanted = [
         row
         for row in rows
-        if row.file.precision == "fp32" and not row.file.graph and row.engine == "onnxruntime cpu" and row.file.given
+        if row.file.precision == "fp32" and not row.file.graph and row.engine == BASE and row.file.given
     ]
     children = [reference.sha256 for file in lineage.files if (reference := lineage.reference(file)) is not None]
     return max(
@@ -127,7 +128,7 @@ def chosen(lineage: Lineage, rows: Iterable[Row], base: Row, place: str) -> Row 
     return found[0] if found else fastest(rows, base, place)
 
 
-def _headline(lineage: Lineage, rows: list[Row]) -> str:
+def _headline(lineage: Lineage, rows: list[Row]) -> Html:
     place = main_place(lineage)
     base = baseline(lineage, rows, place)
     if base is None:
@@ -169,19 +170,19 @@ def _loss_words(score: Score) -> str:
 def label(row: Row) -> str:
     """A row in words: what is special about the file and the engine."""
     words = [row.file.kind or row.file.name]
-    if row.engine not in (None, "onnxruntime cpu"):
+    if row.engine not in (None, BASE):
         words.append(str(row.engine).removesuffix(" f32"))
     return " / ".join(words)
 
 
-def _verdicts(lineage: Lineage, rows: list[Row]) -> str:
+def _verdicts(lineage: Lineage, rows: list[Row]) -> Html:
     """The tuner's verdict, else the plain fact on the fastest good file."""
     if lineage.verdicts:
-        return "".join(_tuned(value) for value in lineage.verdicts)
+        return join(_tuned(value) for value in lineage.verdicts)
     place = main_place(lineage)
     base = baseline(lineage, rows, place)
     if base is None or base.score is None or place is None or place not in base.times:
-        return ""
+        return html("")
     best = fastest(rows, base, place)
     if best is None or best.score is None or best.score is base.score:
         return verdict(f"no file measured here is faster than FP32 and within {100 * BUDGET:g} points of it", False)
@@ -193,7 +194,7 @@ def _verdicts(lineage: Lineage, rows: list[Row]) -> str:
     )
 
 
-def _tuned(value: dict[str, Any]) -> str:
+def _tuned(value: dict[str, Any]) -> Html:
     """What the tuner decided."""
     winner, budget = value.get("winner"), value.get("budget") or {}
     limits = f"at most {budget.get('max_miou_drop')} points lost, {budget.get('min_speedup')} times as fast"
@@ -219,7 +220,7 @@ def _ends(lineage: Lineage) -> list[File]:
     return list({id(file): file for file in [*origins, *loose] if file is not None}.values())[:6]
 
 
-def _chain(lineage: Lineage, end: File) -> str:
+def _chain(lineage: Lineage, end: File) -> Html:
     """Teacher -> student -> segmentor -> files as boxes."""
     steps = [(f"{file.role.capitalize()}", _box(lineage, file)) for file in [*lineage.ancestors(end), end]]
     first = [*lineage.ancestors(end), end][0]
@@ -248,7 +249,7 @@ def _box(lineage: Lineage, file: File) -> list[str]:
     return [*lines, f"mIoU {100 * score.miou:.1f} %"] if score else lines
 
 
-def _files(lineage: Lineage, rows: list[Row]) -> str:
+def _files(lineage: Lineage, rows: list[Row]) -> Html:
     """One row per file and engine: size, mIoU and latency side by side."""
     places, sets = lineage.places(), lineage.data_sets()
     head = ["file", "mIoU", "against FP32"]
@@ -259,45 +260,45 @@ def _files(lineage: Lineage, rows: list[Row]) -> str:
     for row in rows:
         file, score, fresh = row.file, row.score, row.file.sha256 not in seen
         seen.add(file.sha256)
-        cells = [_name(file) if fresh else f'<span class="missing">{escape(file.name)}, again</span>']
+        cells = [_name(file) if fresh else html('<span class="missing">{}, again</span>', file.name)]
         if score is None:
-            cells += ['<span class="missing">not scored</span>' if file.role == "onnx" else "", ""]
+            cells += [html('<span class="missing">not scored</span>') if file.role == "onnx" else "", ""]
         else:
             of = f" ({1 + sets.index(score.data)})" if len(sets) > 1 else ""
             cells.append(with_interval(percent(score.miou) + of, interval_text(score.interval, 100)))
             low_high = [-v for v in reversed(score.loss_interval)] if score.loss_interval else None
-            tone = "" if score.loss is None else ' class="fail"' if score.loss > BUDGET else ' class="ok"'
-            change = f"<span{tone}>{points(score.loss)}</span>" if score.loss is not None else ""
+            tone = "fail" if (score.loss or 0) > BUDGET else "ok"
+            change = html('<span class="{}">{}</span>', tone, points(score.loss)) if score.loss is not None else ""
             cells.append(with_interval(change, interval_text(low_high, 100, 2)))
         cells += [_time_cell(row.times.get(place), base[place], place) for place in places]
-        cells.append(with_interval(escape(row.engine or ""), escape(score.mode or "") if score else ""))
+        cells.append(with_interval(row.engine or "", (score.mode or "") if score else ""))
         cells.append(f"{file.mib:.1f}" if file.mib and fresh else "")
         macs = f"{file.macs / 1e9:.2f} G multiply-adds" if file.macs else ""
         macs += f" at {'x'.join(map(str, file.size))}" if macs and file.size else ""
         cells.append(with_interval(f"{file.parameters / 1e6:.2f} M", macs) if file.parameters and fresh else "")
         body.append(cells)
-    return table(head, body, raw=True).replace("<table>", '<table class="files">')
+    return table(head, body, "files")
 
 
-def _name(file: File) -> str:
+def _name(file: File) -> Html:
     """Name, mark, and in small print what it is."""
     mark = {
-        True: ' <span class="ok" title="checked against its original">&#10003;</span>',
-        False: ' <span class="fail" title="not checked, or failed">&#10007;</span>',
+        True: html(' <span class="ok" title="checked against its original">&#10003;</span>'),
+        False: html(' <span class="fail" title="not checked, or failed">&#10007;</span>'),
     }
     what = [file.role if file.role != "onnx" else file.kind or "unknown precision"]
     what += ["uint8 pixels in"] * file.pixels + ([f"gives {file.output}"] if file.output else [])
     checked = mark.get(file.verified, "") if file.verified is not None else ""
-    return with_interval(f"<b>{escape(file.name)}</b>{checked}", f"{escape(', '.join(what))} {short(file.sha256)}")
+    return with_interval(html("<b>{}</b>{}", file.name, checked), html("{} {}", ", ".join(what), short(file.sha256)))
 
 
-def _time_cell(time: Time | None, base: Row | None, place: str) -> str:
+def _time_cell(time: Time | None, base: Row | None, place: str) -> Html:
     if time is None:
-        return ""
-    small = interval_text(time.interval, 1)
+        return html("")
+    small = html("{}", interval_text(time.interval, 1))
     if base is not None and place in base.times and base.times[place] is not time:
         ratio, sure = time.than(base.times[place])
-        small += f"<br>{ratio:.2f} x FP32{f' ({sure})' if sure else ''}"
+        small += html("<br>{:.2f} x FP32{}", ratio, f" ({sure})" if sure else "")
     return with_interval(f"{time.p50_ms:.1f}", small)
 
 
@@ -306,7 +307,7 @@ def letter(index: int) -> str:
     return chr(ord("A") + index % 26)
 
 
-def _legend(lineage: Lineage) -> str:
+def _legend(lineage: Lineage) -> Html:
     """Which machine and which photos the columns mean."""
     places, sets = lineage.places(), lineage.data_sets()
     said = [f"p50 ms: {places[0]}" if len(places) == 1 else f"({letter(i)}) {place}" for i, place in enumerate(places)]
@@ -321,10 +322,10 @@ def _legend(lineage: Lineage) -> str:
         )
     if len(sets) > 1:
         said.append("scores of different photos do not compare")
-    return f'<p class="note legendnote">{"<br>".join(map(escape, said))}</p>' if said else ""
+    return html('<p class="note legendnote">{}</p>', join(said, html("<br>"))) if said else html("")
 
 
-def _pareto(lineage: Lineage, rows: list[Row]) -> list[str]:
+def _pareto(lineage: Lineage, rows: list[Row]) -> list[Html]:
     plots = []
     for place in lineage.places():
         for data in lineage.data_sets():
@@ -352,7 +353,7 @@ def _spot(row: Row, score: Score, time: Time, best: bool) -> ScatterPoint:
     return ScatterPoint(label(row), time.p50_ms, 100 * score.miou, ms, span, row.file.precision or "unknown", best)
 
 
-def _classes(lineage: Lineage) -> list[str]:
+def _classes(lineage: Lineage) -> list[Html]:
     """One heat table for every FP32 original and set of photos."""
     groups: dict[int, tuple[Score, list[Row]]] = {}
     for row in lineage.rows():

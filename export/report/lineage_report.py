@@ -18,7 +18,7 @@ from tinymim_export.report.figures import points
 from tinymim_export.report.lineage import Lineage, Row
 from tinymim_export.report.lineage_page import letter, write_lineage_page
 from tinymim_export.report.photo_rows import photo_rows
-from tinymim_export.tables import markdown_table, text_table
+from tinymim_export.tables import markdown_table, printable, text_table
 
 __all__ = ["CompareResult", "LineageResult", "build_report", "compare_reports"]
 
@@ -62,7 +62,7 @@ class LineageResult:
 
     def print(self) -> None:
         """The table for a terminal."""
-        print("\n".join([text_table(self.table()), *self._remarks(), f"report: {self.report}"]))
+        print(printable("\n".join([text_table(self.table()), *self._remarks(), f"report: {self.report}"])))
 
 
 def _cells(row: Row) -> list[str]:

@@ -4,8 +4,6 @@ Blocks are functions that return HTML; a :class:`Section` holds some of them; :f
 The page loads nothing from elsewhere, follows the reader's light or dark setting and fits a phone.
 """
 
-import contextlib
-import json
 import math
 import os
 import re
@@ -18,26 +16,34 @@ import numpy as np
 
 from tinymim.errors import DataError
 from tinymim.files import atomic_path, sha256_file
-from tinymim_export.report.plots import Series, chart, data_uri, escape, mask_image, number, swatch
+from tinymim.records import read_env
+from tinymim.schema import read_lines
+from tinymim_export.report.markup import Html, html, join
+from tinymim_export.report.plots import Series, chart, data_uri, mask_image, number, swatch
 from tinymim_export.report.style import STYLE
 from tinymim_export.report.training_health import NOTE, health_figures, is_health_metric, outlier_verdict
 
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+LONGEST_CONFIG = 2**20  # characters of a config.py on a page
 NOT_CURVES = {"step", "iter", "epoch", "time", "data_time", "memory", "eta", "seconds", "images_per_second"}
 
 
 @dataclass
 class Section:
-    """A part of the page: a heading, a plain sentence under it, blocks of HTML (empty ones are left out)."""
+    """A part of the page: a heading, a plain sentence under it, blocks of HTML (empty ones are left out).
+
+    Blocks and cells that are not :class:`~tinymim_export.report.markup.Html` are shown as text.
+    """
 
     title: str
     blocks: Sequence[str]
     note: str = ""
 
-    def html(self) -> str:
+    def html(self) -> Html:
         """The section, or nothing when every block is empty."""
-        body = "".join(self.blocks)
-        note = f'<p class="note">{escape(self.note)}</p>' if self.note else ""
-        return f"<section><h2>{escape(self.title)}</h2>{note}{body}</section>" if body else ""
+        body = join(self.blocks)
+        note = html('<p class="note">{}</p>', self.note) if self.note else ""
+        return html("<section><h2>{}</h2>{}{}</section>", self.title, note, body) if body else body
 
 
 def write_report(path: str | Path, title: str, lead: str, *sections: Section, footer: str = "") -> Path:
@@ -51,70 +57,80 @@ def write_report(path: str | Path, title: str, lead: str, *sections: Section, fo
         footer: Last line, small.
     """
     path = Path(path)
-    page = (
+    page = html(
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta http-equiv="Content-Security-Policy" content="{}">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main>"
-        f'<h1>{escape(title)}</h1><p class="lead">{escape(lead)}</p>'
-        + "".join(section.html() for section in sections)
-        + (f"<footer>{escape(footer)}</footer>" if footer else "")
-        + "</main></body></html>\n"
+        "<title>{}</title><style>{}</style></head><body><main>"
+        '<h1>{}</h1><p class="lead">{}</p>{}{}</main></body></html>\n',
+        POLICY,
+        title,
+        STYLE,
+        title,
+        lead,
+        join(section.html() for section in sections),
+        html("<footer>{}</footer>", footer) if footer else "",
     )
     with atomic_path(path) as part:
         part.write_text(page, "utf-8", "backslashreplace")  # names of files may be no UTF-8
     return path
 
 
-def cards(items: Iterable[tuple[str, str, str, str]]) -> str:
+def cards(items: Iterable[tuple[str, str, str, str]]) -> Html:
     """Headline numbers: (label, value, note, tone), tone "good", "bad" or ""."""
     cells = []
     for label, value, note, tone in items:
         amount, _, unit = value.partition(" ")
-        unit = f" <span>{escape(unit)}</span>" if unit else ""
+        unit = html(" <span>{}</span>", unit) if unit else ""
         cells.append(
-            f'<div class="card {escape(tone)}"><small>{escape(label)}</small><b>{escape(amount)}{unit}</b>'
-            f"<small>{escape(note)}</small></div>"
+            html(
+                '<div class="card {}"><small>{}</small><b>{}{}</b><small>{}</small></div>',
+                tone,
+                label,
+                amount,
+                unit,
+                note,
+            )
         )
-    return f'<div class="cards">{"".join(cells)}</div>' if cells else ""
+    return html('<div class="cards">{}</div>', join(cells)) if cells else html("")
 
 
-def flow(steps: Iterable[tuple[str, Sequence[str]]]) -> str:
+def flow(steps: Iterable[tuple[str, Sequence[str]]]) -> Html:
     """The pipeline as boxes and arrows: (name, lines of text)."""
     boxes = [
-        f"<div><strong>{escape(name)}</strong>{''.join(f'<span>{escape(line)}</span>' for line in lines)}</div>"
+        html("<div><strong>{}</strong>{}</div>", name, join(html("<span>{}</span>", line) for line in lines))
         for name, lines in steps
     ]
-    return f'<div class="flow">{"".join(boxes)}</div>'
+    return html('<div class="flow">{}</div>', join(boxes))
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, raw: bool = False) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[object]], kind: str = "") -> Html:
     """A table that scrolls sideways on a phone.
 
     Args:
         head: Column names; the first column is left-aligned.
-        rows: Cells; text that is no number is escaped unless ``raw``.
-        raw: Cells hold HTML already.
+        rows: Cells.
+        kind: Class of the style sheet.
     """
-    body = "".join(
-        "<tr>" + "".join(f"<td>{cell if raw else escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    names = "".join(f"<th>{escape(name)}</th>" for name in head)
-    return f'<div class="scroll"><table><tr>{names}</tr>{body}</table></div>' if body else ""
+    body = join(html("<tr>{}</tr>", join(html("<td>{}</td>", cell) for cell in row)) for row in rows)
+    names = join(html("<th>{}</th>", name) for name in head)
+    opened = html('<table class="{}">', kind) if kind else html("<table>")
+    return html('<div class="scroll">{}<tr>{}</tr>{}</table></div>', opened, names, body) if body else body
 
 
-def columns(*blocks: str) -> str:
+def columns(*blocks: str) -> Html:
     """Blocks side by side where the page is wide enough."""
-    return f'<div class="two">{"".join(f"<div>{block}</div>" for block in blocks if block)}</div>'
+    return html('<div class="two">{}</div>', join(html("<div>{}</div>", block) for block in blocks if block))
 
 
-def charts(*figures: str) -> str:
+def charts(*figures: str) -> Html:
     """Charts in a grid."""
-    return f'<div class="charts">{"".join(figures)}</div>' if any(figures) else ""
+    return html('<div class="charts">{}</div>', join(figures)) if any(figures) else html("")
 
 
-def commands(items: Iterable[tuple[str, str]]) -> str:
+def commands(items: Iterable[tuple[str, str]]) -> Html:
     """What to type next: (what it does, the command)."""
-    return "".join(f"<div>{escape(what)}</div><pre>{escape(command)}</pre>" for what, command in items)
+    return join((html("<div>{}</div><pre>{}</pre>", what, command) for what, command in items))
 
 
 def gallery(
@@ -123,7 +139,7 @@ def gallery(
     palette: Sequence[Sequence[int]],
     *,
     most_classes: int = 40,
-) -> str:
+) -> Html:
     """Photo, truth and prediction side by side, with the legend of the classes that occur.
 
     Args:
@@ -136,47 +152,49 @@ def gallery(
     trios, seen = [], np.zeros(256, bool)
     for caption, photo_HW3, truth_HW, guess_HW in rows:
         seen[np.unique(truth_HW)] = seen[np.unique(guess_HW)] = True
-        cells = [f'<span>{escape(caption)}</span><img src="{data_uri(photo_HW3, width=480)}" alt="photo">']
+        cells = [html('<span>{}</span><img src="{}" alt="photo">', caption, data_uri(photo_HW3, width=480))]
         for name, mask in (("truth", truth_HW), ("prediction", guess_HW)):
             uri = data_uri(mask_image(mask, palette), width=480)
-            cells.append(f'<span>{name}</span><img class="mask" src="{uri}" alt="{name}">')
-        trios.append("".join(f"<div>{cell}</div>" for cell in cells))
+            cells.append(html('<span>{}</span><img class="mask" src="{}" alt="{}">', name, uri, name))
+        trios.append(join(html("<div>{}</div>", cell) for cell in cells))
     if not trios:
-        return ""
-    names = [f"<span>{swatch(palette[i])}{escape(name)}</span>" for i, name in enumerate(classes[:256]) if seen[i]]
-    left_out = f"<span>and {len(names) - most_classes} more</span>" if len(names) > most_classes else ""
-    photos = "".join(f'<div class="trio">{trio}</div>' for trio in trios)
-    return f'<div class="photos">{photos}</div><div class="legend">{"".join(names[:most_classes])}{left_out}</div>'
+        return html("")
+    names = [html("<span>{}{}</span>", swatch(palette[i]), name) for i, name in enumerate(classes[:256]) if seen[i]]
+    left_out = html("<span>and {} more</span>", len(names) - most_classes) if len(names) > most_classes else ""
+    photos = join(html('<div class="trio">{}</div>', trio) for trio in trios)
+    return html(
+        '<div class="photos">{}</div><div class="legend">{}{}</div>', photos, join(names[:most_classes]), left_out
+    )
 
 
-def verdict(text: str, good: bool) -> str:
+def verdict(text: str, good: bool) -> Html:
     """One plain sentence (a capital letter and a full stop are added) with a green or red edge."""
-    return f'<p class="verdict{"" if good else " bad"}">{escape(text[:1].upper() + text[1:])}.</p>'
+    return html('<p class="verdict{}">{}.</p>', "" if good else " bad", text[:1].upper() + text[1:])
 
 
-def files_table(folder: Path, paths: Iterable[Path]) -> str:
+def files_table(folder: Path, paths: Iterable[Path]) -> Html:
     """Names relative to ``folder``, sizes and sha256 of files that exist."""
     rows = []
     for path in paths:
         if path.is_file():
-            name = escape(os.path.relpath(path, folder))
+            name = os.path.relpath(path, folder)
             size = path.stat().st_size
             text = f"{size / 2**20:.2f} MiB" if size >= 2**17 else f"{size / 2**10:.1f} KiB"
-            rows.append((name, text, f"<code>{sha256_file(path)}</code>"))
-    return table(("file", "size", "sha256"), rows, raw=True)
+            rows.append((name, text, html("<code>{}</code>", sha256_file(path))))
+    return table(("file", "size", "sha256"), rows)
 
 
-def environment_table(env: dict[str, Any]) -> str:
+def environment_table(env: dict[str, Any]) -> Html:
     """Processor, cores, platform and package versions of an ``env.json``."""
     rows = [(key, env[key]) for key in ("cpu", "cores", "platform") if key in env]
     return table(("machine", ""), [*rows, *sorted(env.get("versions", {}).items())])
 
 
 def read_metrics(path: str | Path) -> dict[str, list[tuple[float, float]]]:
-    """``metrics.jsonl`` -> one list of (step, value) per numeric name; a half-written last line is left out.
+    """``metrics.jsonl`` -> one list of (step, value) per numeric name; damaged lines are left out, and said.
 
     Raises:
-        DataError: no such file.
+        DataError: no such file, or no line of numbers in it.
     """
     path = Path(path)
     if not path.is_file():
@@ -184,12 +202,11 @@ def read_metrics(path: str | Path) -> dict[str, list[tuple[float, float]]]:
             f"no {path.name} in {path.parent}", "the run wrote no metrics", "name a run folder that was used"
         )
     curves: dict[str, list[tuple[float, float]]] = {}
-    for text in path.read_text("utf-8-sig").splitlines():
-        with contextlib.suppress(ValueError):
-            record = json.loads(text)
-            step = record.get("step")
+    for record in read_lines(path):
+        step = record.get("step")
+        if isinstance(step, int | float) and math.isfinite(step):
             for name, value in record.items():
-                if name not in NOT_CURVES and type(value) in (int, float) and step is not None:
+                if name not in NOT_CURVES and type(value) in (int, float):
                     curves.setdefault(name, []).append((float(step), float(value)))
     return curves
 
@@ -199,7 +216,7 @@ def is_ratio(name: str) -> bool:
     return bool(re.search(r"(?i)iou|acc|top\d", name)) and "loss" not in name
 
 
-def metric_charts(metrics: dict[str, list[tuple[float, float]]]) -> list[str]:
+def metric_charts(metrics: dict[str, list[tuple[float, float]]]) -> list[Html]:
     """Charts of any metrics: a name and its ``val_`` twin share one, ratios such as mIoU are in percent."""
     figures = []
     for name in sorted(metrics, key=lambda n: (n != "loss", n.endswith("lr"), n.startswith("val_"), n)):
@@ -214,6 +231,15 @@ def metric_charts(metrics: dict[str, list[tuple[float, float]]]) -> list[str]:
             lines = [Series("training", metrics[name]), Series("held out", metrics[f"val_{name}"], dots=True)]
         figures.append(chart(name, lines, percent=ratio))
     return figures
+
+
+def read_config(folder: Path) -> str:
+    """Text of a run's config.py, to be shown; "" without one. Nothing of it is run."""
+    path = folder / "config.py"
+    if not path.is_file():
+        return ""
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        return file.read(LONGEST_CONFIG)
 
 
 def hide_paths(text: str) -> str:
@@ -246,8 +272,8 @@ def run_report(run_folder: str | Path, *, next_commands: Iterable[tuple[str, str
     folder = Path(run_folder)
     metrics = read_metrics(folder / "metrics.jsonl")
     steps = max((int(x) for points in metrics.values() for x, _ in points), default=0)
-    env = json.loads((folder / "env.json").read_text("utf-8-sig")) if (folder / "env.json").is_file() else {}
-    config = hide_paths((folder / "config.py").read_text("utf-8-sig")) if (folder / "config.py").is_file() else ""
+    env = read_env(folder)
+    config = hide_paths(read_config(folder))
     headlines = ("loss", "val_loss", "val_top1", "val_top5", "mIoU", "mAcc", "aAcc", "knn_top1", "linear_top1")
     first = [name for name in headlines if name in metrics]
     headline = []
@@ -281,7 +307,7 @@ def run_report(run_folder: str | Path, *, next_commands: Iterable[tuple[str, str
         Section("Files", [files_table(folder, left)]),
         Section(
             "Settings",
-            [f"<details><summary>config.py</summary><pre>{escape(config)}</pre></details>" if config else ""],
+            [html("<details><summary>config.py</summary><pre>{}</pre></details>", config) if config else ""],
         ),
         Section("Machine", [environment_table(env)]),
         footer=f"tinymim {env.get('versions', {}).get('tinymim', '')}".strip(),

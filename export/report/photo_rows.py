@@ -10,15 +10,16 @@ from tinymim.data.label_files import wrong_size
 from tinymim.data.photo_files import list_photos
 from tinymim.errors import ConfigError, DataError
 from tinymim_export.report.figures import BETTER, OTHER, WORSE, difference_image, legend
-from tinymim_export.report.lineage import Counts, File, Lineage
-from tinymim_export.report.plots import data_uri, escape, mask_image
+from tinymim_export.report.lineage import BASE, Counts, File, Lineage
+from tinymim_export.report.markup import Html, html, join
+from tinymim_export.report.plots import data_uri, mask_image
 
 LOOKED_AT, SHOWN, FILES = 12, 2, 8  # photos run for each file, photos shown of them, files shown
 WIDTH = 360  # pixels of a picture on the page
 Photo = tuple[str, Path, Path | None]  # name, photo, label
 
 
-def photo_rows(lineage: Lineage, folder: Path, **reading: Any) -> tuple[str, str]:
+def photo_rows(lineage: Lineage, folder: Path, **reading: Any) -> tuple[Html, str]:
     """HTML of photo, original's mask, the file's mask and their difference, and the sentence above it.
 
     Args:
@@ -73,8 +74,10 @@ def photo_rows(lineage: Lineage, folder: Path, **reading: Any) -> tuple[str, str
         ranked.sort(key=lambda item: (-item[0], item[1][0]))
         stretched = stretched or any(side.predictor.stretch for side in sides)
         mean = 100 * float(np.mean([item[0] for item in ranked]))
-        blocks.append(f"<h3>{escape(file.name)} ({escape(file.kind)})</h3>")
-        blocks.append(f'<p class="note">{mean:.2f} % of the pixels differ over {len(ranked)} photos looked at.</p>')
+        blocks.append(html("<h3>{} ({})</h3>", file.name, file.kind))
+        blocks.append(
+            html('<p class="note">{:.2f} % of the pixels differ over {} photos looked at.</p>', mean, len(ranked))
+        )
         for share, (name, path, label), first, second in ranked[:SHOWN]:
             truth = None
             if layout is not None and label is not None:
@@ -93,8 +96,8 @@ def photo_rows(lineage: Lineage, folder: Path, **reading: Any) -> tuple[str, str
     more = f" One file of each precision and graph; {left} more not shown." if left else ""
     known = [(WORSE, "the FP32 file was right"), (BETTER, "this file is right")] if layout is not None else []
     keys = legend(*known, (OTHER, "differ, neither is right or nobody knows"))
-    return keys + "".join(
-        blocks
+    return join(
+        [keys, *blocks]
     ), f"Photos of {folder.name} on which the masks differ most, run by ONNX Runtime{how}.{more}"
 
 
@@ -139,7 +142,7 @@ def _promising(lineage: Lineage, original: File, file: File, photos: list[Photo]
     Half the sum of the differences in predicted area is the least number of pixels that differ.
     """
     counts: list[Counts | None] = [
-        next((s.counts for s in lineage.scores if s.sha256 == f.sha256 and s.engine == "onnxruntime cpu"), None)
+        next((s.counts for s in lineage.scores if s.sha256 == f.sha256 and s.engine == BASE), None)
         for f in (original, file)
     ]
     first, second = counts
@@ -156,7 +159,7 @@ def _promising(lineage: Lineage, original: File, file: File, photos: list[Photo]
 
 def _row(
     caption: str, path: Path, first_HW: np.ndarray, second_HW: np.ndarray, truth_HW: np.ndarray | None, file: File
-) -> str:
+) -> Html:
     """Four pictures in a row."""
     from tinymim_export.runtime.predictor import read_photo
 
@@ -170,6 +173,6 @@ def _row(
     ]
     cells = []
     for name, uri in pictures:
-        kind = ' class="mask"' if uri.startswith("data:image/png") else ""
-        cells.append(f'<div><img{kind} src="{uri}" alt="{escape(name)}"><span>{escape(name)}</span></div>')
-    return f'<p class="note">{escape(caption)}</p><div class="quad">{"".join(cells)}</div>'
+        kind = html(' class="mask"') if uri.startswith("data:image/png") else ""
+        cells.append(html('<div><img{} src="{}" alt="{}"><span>{}</span></div>', kind, uri, name, name))
+    return html('<p class="note">{}</p><div class="quad">{}</div>', caption, join(cells))

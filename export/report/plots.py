@@ -4,7 +4,6 @@ Colours are CSS variables (``--c0`` .. ``--c7``, ``--ink``, ``--grid``), so one 
 """
 
 import base64
-import html
 import io
 import math
 import re
@@ -15,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from tinymim_export.report.markup import Html, html, join
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 560, 240, 58, 14, 12, 34  # of a chart, in SVG units
 WIDE, TALL = 820, 400  # of a scatter plot
@@ -41,11 +42,6 @@ class Series:
     def finite(self) -> list[tuple[float, float]]:
         """The points that can be drawn."""
         return [(float(x), float(y)) for x, y in self.points if math.isfinite(x) and math.isfinite(y)]
-
-
-def escape(text: object) -> str:
-    """Text safe inside HTML."""
-    return html.escape(str(text), quote=True)
 
 
 def number(value: float) -> str:
@@ -89,12 +85,12 @@ def thin(points: list[tuple[float, float]], most: int = 300) -> list[tuple[float
     return points[::stride] + (points[-1:] if (len(points) - 1) % stride else [])
 
 
-def curve_svg(series: Sequence[Series], *, xlabel: str = "step", label: str = "", percent: bool = False) -> str:
+def curve_svg(series: Sequence[Series], *, xlabel: str = "step", label: str = "", percent: bool = False) -> Html:
     """An SVG line chart; the raw line is faint behind its moving average. Empty text if there is nothing to draw."""
     lines = [(s, s.finite()) for s in series]
     lines = [(s, points) for s, points in lines if points]
     if max((len(points) for _, points in lines), default=0) < 2:
-        return ""
+        return html("")
     shown = [y for s, points in lines for y in ([y for _, y in points] if s.dots or s.exact else _steady(points))]
     x0, x1 = min(p[0] for _, ps in lines for p in ps), max(p[0] for _, ps in lines for p in ps)
     y0, y1 = min(shown), max(shown)
@@ -115,33 +111,38 @@ def curve_svg(series: Sequence[Series], *, xlabel: str = "step", label: str = ""
     def path(points: list[tuple[float, float]]) -> str:
         return "M" + "L".join(f"{px(x)},{py(y)}" for x, y in points)
 
-    out = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">']
+    out = [html('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">', WIDTH, HEIGHT, label)]
     levels = [10.0**e for e in ticks(y0, y1, 4)] if log else ticks(y0, y1)
     for y in levels:
         text = f"{100 * y:.0f}%" if percent else tick_label(y, levels)
-        out.append(f'<path class="grid" d="M{LEFT},{py(y)}H{WIDTH - RIGHT}"/>')
-        out.append(f'<text x="{LEFT - 8}" y="{py(y) + 4}" text-anchor="end">{text}</text>')
+        out.append(html('<path class="grid" d="M{},{}H{}"/>', LEFT, py(y), WIDTH - RIGHT))
+        out.append(html('<text x="{}" y="{}" text-anchor="end">{}</text>', LEFT - 8, py(y) + 4, text))
     for x in ticks(x0, x1, 6):
-        out.append(f'<text x="{px(x)}" y="{HEIGHT - 18}" text-anchor="middle">{x:,.0f}</text>')
-    out.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 3}" text-anchor="end">{escape(xlabel)}</text>')
+        out.append(html('<text x="{}" y="{}" text-anchor="middle">{:,.0f}</text>', px(x), HEIGHT - 18, x))
+    out.append(html('<text x="{}" y="{}" text-anchor="end">{}</text>', WIDTH - RIGHT, HEIGHT - 3, xlabel))
     for i, (s, points) in enumerate(lines):
         if s.dots:
-            out.append(f'<path class="line" style="stroke:var(--c{i % 8})" d="{path(points)}"/>')
+            out.append(html('<path class="line" style="stroke:var(--c{})" d="{}"/>', i % 8, path(points)))
             for x, y in points:
                 title = (
                     f"{s.name}, {xlabel} {x:.0f}: {100 * y:.1f}%" if percent else f"{s.name}, {xlabel} {x:.0f}: {y:.5g}"
                 )
                 out.append(
-                    f'<circle cx="{px(x)}" cy="{py(y)}" r="3.6" style="fill:var(--c{i % 8})">'
-                    f"<title>{escape(title)}</title></circle>"
+                    html(
+                        '<circle cx="{}" cy="{}" r="3.6" style="fill:var(--c{})"><title>{}</title></circle>',
+                        px(x),
+                        py(y),
+                        i % 8,
+                        title,
+                    )
                 )
             continue
         window = 1 if s.exact else max(1, len(points) // 25)
         soft = list(zip([x for x, _ in points], smooth([y for _, y in points], window), strict=True))
         if window > 1:
-            out.append(f'<path class="raw" style="stroke:var(--c{i % 8})" d="{path(thin(points))}"/>')
-        out.append(f'<path class="line" style="stroke:var(--c{i % 8})" d="{path(thin(soft))}"/>')
-    return "".join(out) + "</svg>"
+            out.append(html('<path class="raw" style="stroke:var(--c{})" d="{}"/>', i % 8, path(thin(points))))
+        out.append(html('<path class="line" style="stroke:var(--c{})" d="{}"/>', i % 8, path(thin(soft))))
+    return html("{}</svg>", join(out))
 
 
 def _steady(points: list[tuple[float, float]]) -> list[float]:
@@ -150,17 +151,17 @@ def _steady(points: list[tuple[float, float]]) -> list[float]:
     return values[len(values) // 50 :]
 
 
-def chart(title: str, series: Sequence[Series], **options: object) -> str:
+def chart(title: str, series: Sequence[Series], **options: object) -> Html:
     """A figure: title, legend with each line's last value, curves."""
     svg = curve_svg(series, label=title, **options)  # type: ignore[arg-type]
     if not svg:
-        return ""
+        return svg
     percent = bool(options.get("percent"))
     keys = []
     for i, (s, points) in enumerate((s, s.finite()) for s in series if s.finite()):
         last = f"{100 * points[-1][1]:.1f} %" if percent else number(points[-1][1])
-        keys.append(f'<span><i style="background:var(--c{i % 8})"></i>{escape(s.name)} <b>{last}</b></span>')
-    return f'<figure><figcaption>{escape(title)}</figcaption><div class="keys">{"".join(keys)}</div>{svg}</figure>'
+        keys.append(html('<span><i style="background:var(--c{})"></i>{} <b>{}</b></span>', i % 8, s.name, last))
+    return html('<figure><figcaption>{}</figcaption><div class="keys">{}</div>{}</figure>', title, join(keys), svg)
 
 
 @dataclass
@@ -195,7 +196,7 @@ def pareto_front(points: Sequence[ScatterPoint]) -> list[ScatterPoint]:
     return front
 
 
-def scatter(title: str, points: Sequence[ScatterPoint], xlabel: str, ylabel: str) -> str:
+def scatter(title: str, points: Sequence[ScatterPoint], xlabel: str, ylabel: str) -> Html:
     """A figure: points with whiskers and labels, and the Pareto front (small x, large y) as a dashed staircase.
 
     The x axis is logarithmic where values span more than a factor of 8. Labels that fit nowhere without covering
@@ -203,7 +204,7 @@ def scatter(title: str, points: Sequence[ScatterPoint], xlabel: str, ylabel: str
     """
     points = [p for p in points if math.isfinite(p.x) and math.isfinite(p.y)]
     if not points:
-        return ""
+        return html("")
     xs = [v for p in points for v in (p.x, *(p.x_interval or ()))]
     ys = [v for p in points for v in (p.y, *(p.y_interval or ()))]
     log = min(xs) > 0 and max(xs) / min(xs) > 8
@@ -216,25 +217,32 @@ def scatter(title: str, points: Sequence[ScatterPoint], xlabel: str, ylabel: str
         return round(TOP + (y1 - y) / (y1 - y0) * (TALL - TOP - 44), 1)
 
     bottom = TALL - 44
-    out = [f'<svg class="scatter" viewBox="0 0 {WIDE} {TALL}" role="img" aria-label="{escape(title)}">']
+    out = [html('<svg class="scatter" viewBox="0 0 {} {}" role="img" aria-label="{}">', WIDE, TALL, title)]
     rows, columns = ticks(y0, y1), _log_ticks(x0, x1) if log else ticks(x0, x1, 8)
     for y in rows:
-        out.append(f'<path class="grid" d="M{LEFT},{py(y)}H{WIDE - RIGHT}"/>')
-        out.append(f'<text x="{LEFT - 8}" y="{py(y) + 4}" text-anchor="end">{tick_label(y, rows)}</text>')
+        out.append(html('<path class="grid" d="M{},{}H{}"/>', LEFT, py(y), WIDE - RIGHT))
+        out.append(html('<text x="{}" y="{}" text-anchor="end">{}</text>', LEFT - 8, py(y) + 4, tick_label(y, rows)))
     for x in columns:
-        out.append(f'<path class="grid" d="M{px(x)},{TOP}V{bottom}"/>')
-        out.append(f'<text x="{px(x)}" y="{bottom + 17}" text-anchor="middle">{tick_label(x, columns)}</text>')
+        out.append(html('<path class="grid" d="M{},{}V{}"/>', px(x), TOP, bottom))
+        out.append(
+            html('<text x="{}" y="{}" text-anchor="middle">{}</text>', px(x), bottom + 17, tick_label(x, columns))
+        )
     out.append(
-        f'<text x="{WIDE - RIGHT}" y="{TALL - 6}" text-anchor="end">{escape(xlabel)} &#8594;'
-        f"{' (logarithmic)' if log else ''}</text>"
+        html(
+            '<text x="{}" y="{}" text-anchor="end">{} &#8594;{}</text>',
+            WIDE - RIGHT,
+            TALL - 6,
+            xlabel,
+            " (logarithmic)" if log else "",
+        )
     )
-    out.append(f'<text x="{LEFT + 6}" y="{TOP + 10}">&#8593; {escape(ylabel)}</text>')
+    out.append(html('<text x="{}" y="{}">&#8593; {}</text>', LEFT + 6, TOP + 10, ylabel))
     front = pareto_front(points)
     corners = [(px(front[0].x), float(bottom)), (px(front[0].x), py(front[0].y))]
     for p in front[1:]:
         corners += [(px(p.x), corners[-1][1]), (px(p.x), py(p.y))]
     corners.append((float(WIDE - RIGHT), corners[-1][1]))
-    out.append(f'<path class="front" d="M{"L".join(f"{x},{y}" for x, y in corners)}"/>')
+    out.append(html('<path class="front" d="M{}"/>', "L".join((f"{x},{y}" for x, y in corners))))
     groups = list(dict.fromkeys(p.group for p in points))
     for p in points:
         out.append(_dot(p, px, py, f"var(--c{groups.index(p.group) % 8})", xlabel, ylabel))
@@ -245,11 +253,13 @@ def scatter(title: str, points: Sequence[ScatterPoint], xlabel: str, ylabel: str
         lines += [(px(p.x), py(high), px(p.x), py(low)), (px(left), py(p.y), px(right), py(p.y))]
     first = sorted(points, key=lambda p: (not p.mark, p not in front, p.x))
     out += _labels(first, px, py, (LEFT, TOP, WIDE - RIGHT, bottom), lines)
-    keys = [f'<span><i style="background:var(--c{i % 8})"></i>{escape(g)}</span>' for i, g in enumerate(groups) if g]
-    keys.append("<span>dashed: no measured point is both faster and better</span>")
-    return (
-        f'<figure><figcaption>{escape(title)}</figcaption><div class="keys">{"".join(keys)}</div>'
-        f'<div class="wide">{"".join(out)}</svg></div></figure>'
+    keys = [html('<span><i style="background:var(--c{})"></i>{}</span>', i % 8, g) for i, g in enumerate(groups) if g]
+    keys.append(html("<span>dashed: no measured point is both faster and better</span>"))
+    return html(
+        '<figure><figcaption>{}</figcaption><div class="keys">{}</div><div class="wide">{}</svg></div></figure>',
+        title,
+        join(keys),
+        join(out),
     )
 
 
@@ -270,7 +280,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 def _dot(
     p: ScatterPoint, px: Callable[[float], float], py: Callable[[float], float], colour: str, xlabel: str, ylabel: str
-) -> str:
+) -> Html:
     """Whiskers, ring and dot with a tooltip."""
     x, y, parts = px(p.x), py(p.y), []
     tooltip = f"{p.name}: {xlabel} {number(p.x)}, {ylabel} {number(p.y)}"
@@ -282,11 +292,16 @@ def _dot(
         low, high = map(py, p.y_interval)
         parts.append(f"M{x - 4},{low}h8M{x},{low}V{high}M{x - 4},{high}h8")
         tooltip += f"; {ylabel} from {number(p.y_interval[0])} to {number(p.y_interval[1])}"
-    whiskers = f'<path class="whisker" style="stroke:{colour}" d="{"".join(parts)}"/>' if parts else ""
-    ring = f'<circle class="ring" cx="{x}" cy="{y}" r="9"/>' if p.mark else ""
-    return (
-        f'{whiskers}{ring}<circle cx="{x}" cy="{y}" r="5" style="fill:{colour}">'
-        f"<title>{escape(tooltip)}</title></circle>"
+    whiskers = html('<path class="whisker" style="stroke:{}" d="{}"/>', colour, join(parts)) if parts else ""
+    ring = html('<circle class="ring" cx="{}" cy="{}" r="9"/>', x, y) if p.mark else ""
+    return html(
+        '{}{}<circle cx="{}" cy="{}" r="5" style="fill:{}"><title>{}</title></circle>',
+        whiskers,
+        ring,
+        x,
+        y,
+        colour,
+        tooltip,
     )
 
 
@@ -328,10 +343,17 @@ def _labels(
         taken.append(best[1])
         end = (min(max(x, a), c), min(max(y, b), d))
         if math.dist(end, (x, y)) > 13:
-            out.append(f'<path class="leader" d="M{x},{y}L{end[0]:.1f},{end[1]:.1f}"/>')
+            out.append(html('<path class="leader" d="M{},{}L{:.1f},{:.1f}"/>', x, y, end[0], end[1]))
         out.append(
-            f'<text class="name{" marked" if p.mark else ""}" x="{a:.1f}" y="{d - 4:.1f}" '
-            f'textLength="{wide:.1f}" lengthAdjust="spacingAndGlyphs">{escape(p.name)}</text>'
+            html(
+                '<text class="name{}" x="{:.1f}" y="{:.1f}" textLength="{:.1f}" lengthAdjust="spacingAndGlyphs">'
+                "{}</text>",
+                " marked" if p.mark else "",
+                a,
+                d - 4,
+                wide,
+                p.name,
+            )
         )
     return out
 
@@ -341,7 +363,7 @@ def _meet(a: Box, b: Box) -> bool:
     return a[0] <= b[2] and b[0] <= a[2] and a[1] <= b[3] and b[1] <= a[3]
 
 
-def stacked_bar(parts: Sequence[tuple[str, float, str]]) -> str:
+def stacked_bar(parts: Sequence[tuple[str, float, str]]) -> Html:
     """One bar cut into shares.
 
     Args:
@@ -353,20 +375,22 @@ def stacked_bar(parts: Sequence[tuple[str, float, str]]) -> str:
         share = 100 * max(size, 0) / total
         inside = f"{share:.0f} %" if share >= 9 else ""
         tip = f"{name}: {note}, {share:.0f} %"
-        cells.append(f'<div style="width:{share:.2f}%;background:var(--c{i % 8})" title="{escape(tip)}">{inside}</div>')
-        keys.append(f'<span><i style="background:var(--c{i % 8})"></i>{escape(name)} <b>{escape(note)}</b></span>')
-    return f'<div class="bar" role="img">{"".join(cells)}</div><div class="keys">{"".join(keys)}</div>'
+        cells.append(
+            html('<div style="width:{:.2f}%;background:var(--c{})" title="{}">{}</div>', share, i % 8, tip, inside)
+        )
+        keys.append(html('<span><i style="background:var(--c{})"></i>{} <b>{}</b></span>', i % 8, name, note))
+    return html('<div class="bar" role="img">{}</div><div class="keys">{}</div>', join(cells), join(keys))
 
 
-def swatch(colour: Sequence[int]) -> str:
+def swatch(colour: Sequence[int]) -> Html:
     """A small square in a class's colour."""
-    return f'<i class="swatch" style="background:rgb({",".join(str(int(v)) for v in colour)})"></i>'
+    return html('<i class="swatch" style="background:rgb({})"></i>', ",".join(str(int(v)) for v in colour))
 
 
-def meter(share: float) -> str:
+def meter(share: float) -> Html:
     """A share from 0 to 1 as a small horizontal bar and in percent, for table cells."""
     width = 100 * min(max(share, 0), 1)
-    return f'<div class="meter"><div style="width:{width:.1f}%"></div></div><span>{100 * share:.1f} %</span>'
+    return html('<div class="meter"><div style="width:{:.1f}%"></div></div><span>{:.1f} %</span>', width, 100 * share)
 
 
 def data_uri(image: Image.Image | np.ndarray | str | Path, *, width: int | None = None) -> str:

@@ -8,20 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from tinymim.files import write_json, write_text
+from tinymim_export.report.markup import Html, html, join
 from tinymim_export.report.page import Section, commands, table, write_report
-from tinymim_export.report.plots import escape, tick_label, ticks
-from tinymim_export.tables import markdown_table
+from tinymim_export.report.plots import tick_label, ticks
+from tinymim_export.tables import markdown as plain
+from tinymim_export.tables import markdown_table, printable
 
 WIDTH, ROW, HEAD, FOOT = 820, 28, 26, 30  # of a plot, in SVG units
 LEFT, MIDDLE, RIGHT = 232, (476, 516), 806  # ends of the paper's panel and of ours
-COLOURS = """<style>
+COLOURS = Html("""<style>
 svg { --ink: #1c1d20; --soft: #5d6068; --grid: #dcdcd8; --c0: #2f6fdb; --c1: #d8602a; }
 @media (prefers-color-scheme: dark) {
   svg { --ink: #ecedef; --soft: #a0a4ac; --grid: #3a3d42; --c0: #6ba0f5; --c1: #f08c58; }
 }
 text { font: 12px system-ui, sans-serif; fill: var(--soft); }
 .grid { stroke: var(--grid); fill: none; }
-</style>"""
+</style>""")
 VERDICTS = ("reproduced", "reversed", "within noise")
 
 
@@ -47,7 +49,7 @@ def write_study(values: Mapping[str, Any], folder: Path, command: str) -> list[P
 
 def markdown(values: Mapping[str, Any]) -> str:
     """The whole page for the docs."""
-    parts = [f"# {values['title']}\n", *(f"{lead}\n" for lead in [_lead(values)] if lead)]
+    parts = [f"# {plain(values['title'])}\n", *(f"{plain(lead)}\n" for lead in [_lead(values)] if lead)]
     for score in values["scores"]:
         parts += [f"## {_heading(score)}\n", markdown_table(_rows(values, score)), f"![{score}]({score}.svg)\n"]
         if pairs := _order(values, score):
@@ -57,7 +59,11 @@ def markdown(values: Mapping[str, Any]) -> str:
                 f"{_count(values, score)}\n",
             ]
     parts += [f"{_rule(values)}\n"] if values["pairs"] else []
-    parts += ["## How it was made\n", f"```\n{values['command']}\n```\n", _made(values)]
+    parts += [
+        "## How it was made\n",
+        f"```\n{' '.join(printable(values['command']).split())}\n```\n",
+        "\n".join(map(plain, _made(values).split("\n"))),
+    ]
     files = markdown_table([("file", "sha256"), *values["files"].items()])
     parts += ["<details><summary>Result files (sha256)</summary>\n", files, "</details>\n"]
     return "\n".join(parts)
@@ -83,19 +89,24 @@ class Panel:
         low, high = self.span
         return round(self.left + (value - low) / (high - low) * (self.right - self.left), 1)
 
-    def axis(self, head: str, bottom: float) -> list[str]:
+    def axis(self, head: str, bottom: float) -> list[Html]:
         """Heading, lines and their numbers."""
-        out = [f'<text x="{self.left}" y="14">{head}</text>']
+        out = [html('<text x="{}" y="14">{}</text>', self.left, head)]
         places = ticks(*self.span, 6) if self.numbers else []
         for value in places:
-            out.append(f'<path class="grid" d="M{self.x(value)},{HEAD - 4}V{bottom}"/>')
+            out.append(html('<path class="grid" d="M{},{}V{}"/>', self.x(value), HEAD - 4, bottom))
             out.append(
-                f'<text x="{self.x(value)}" y="{bottom + 18}" text-anchor="middle">{tick_label(value, places)}</text>'
+                html(
+                    '<text x="{}" y="{}" text-anchor="middle">{}</text>',
+                    self.x(value),
+                    bottom + 18,
+                    tick_label(value, places),
+                )
             )
         return out
 
 
-def dots(values: Mapping[str, Any], score: str, *, alone: bool = False) -> str:
+def dots(values: Mapping[str, Any], score: str, *, alone: bool = False) -> Html:
     """An SVG: one row per cell; the paper's number on the left, ours on the right with each seed, mean and deviation.
 
     The two panels have scales of their own: what can be compared is the order and the distances, not the level.
@@ -119,8 +130,8 @@ def dots(values: Mapping[str, Any], score: str, *, alone: bool = False) -> str:
     for s in of:
         seen[1] += [unit * v for v in s["values"].values()]
         seen[1] += [unit * (s["mean"] + sign * s["sd"]) for sign in (-1, 1) if s["sd"] is not None]
-    size = f' xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}"' if alone else ""
-    out = [f'<svg class="scatter" viewBox="0 0 {WIDTH} {height}"{size} role="img" aria-label="{escape(score)}">']
+    size = html(' xmlns="http://www.w3.org/2000/svg" width="{}" height="{}"', WIDTH, height) if alone else ""
+    out = [html('<svg class="scatter" viewBox="0 0 {} {}"{} role="img" aria-label="{}">', WIDTH, height, size, score)]
     out += [COLOURS] if alone else []
     paper = Panel(LEFT, MIDDLE[0], seen[0])
     here = Panel(MIDDLE[1] if seen[0] else LEFT, RIGHT, seen[1])
@@ -128,34 +139,44 @@ def dots(values: Mapping[str, Any], score: str, *, alone: bool = False) -> str:
     for i, (name, row) in enumerate(lines):
         y = HEAD + ROW * (i + 0.5)
         if row is None:
-            out.append(f'<text x="0" y="{y + 5}" style="font-weight:650">{escape(name)}</text>')
+            out.append(html('<text x="0" y="{}" style="font-weight:650">{}</text>', y + 5, name))
             continue
-        out.append(f'<path class="grid" d="M0,{y + ROW / 2}H{WIDTH}"/>')
-        fit = f' textLength="{LEFT - 16}" lengthAdjust="spacingAndGlyphs"' if len(name) > 33 else ""
-        out.append(f'<text x="0" y="{y + 4}" style="fill:var(--ink)"{fit}>{escape(name)}</text>')
+        out.append(html('<path class="grid" d="M0,{}H{}"/>', y + ROW / 2, WIDTH))
+        fit = html(' textLength="{}" lengthAdjust="spacingAndGlyphs"', LEFT - 16) if len(name) > 33 else ""
+        out.append(html('<text x="0" y="{}" style="fill:var(--ink)"{}>{}</text>', y + 4, fit, name))
         out += _marks(row["scores"][score], paper, here, y, unit, bool(row["failed"]))
-    return "".join(out) + "</svg>"
+    return html("{}</svg>", join(out))
 
 
-def _marks(s: Mapping[str, Any], paper: Panel, here: Panel, y: float, unit: float, failed: bool) -> list[str]:
+def _marks(s: Mapping[str, Any], paper: Panel, here: Panel, y: float, unit: float, failed: bool) -> list[Html]:
     """The dots of one row."""
     out = []
     if s["paper"] is not None:
         out.append(
-            f'<circle cx="{paper.x(s["paper"])}" cy="{y}" r="5" style="fill:var(--c1)">'
-            f"<title>{s['paper']}</title></circle>"
+            html(
+                '<circle cx="{}" cy="{}" r="5" style="fill:var(--c1)"><title>{}</title></circle>',
+                paper.x(s["paper"]),
+                y,
+                s["paper"],
+            )
         )
     if s["mean"] is None:
-        return [*out, f'<text x="{here.left}" y="{y + 4}">{"failed" if failed else "not run"}</text>']
+        return [*out, html('<text x="{}" y="{}">{}</text>', here.left, y + 4, "failed" if failed else "not run")]
     x = here.x(unit * s["mean"])
     if s["sd"] is not None:
         ends = [here.x(unit * (s["mean"] + sign * s["sd"])) for sign in (-1, 1)]
-        out.append(f'<path d="M{ends[0]},{y}H{ends[1]}" style="stroke:var(--c0);stroke-width:2"/>')
-    out.append(f'<path d="M{x},{y - 9}V{y + 9}" style="stroke:var(--c0);stroke-width:2.4"/>')
+        out.append(html('<path d="M{},{}H{}" style="stroke:var(--c0);stroke-width:2"/>', ends[0], y, ends[1]))
+    out.append(html('<path d="M{},{}V{}" style="stroke:var(--c0);stroke-width:2.4"/>', x, y - 9, y + 9))
     for seed, value in s["values"].items():
         out.append(
-            f'<circle cx="{here.x(unit * value)}" cy="{y}" r="4" style="fill:var(--c0);fill-opacity:.45">'
-            f"<title>seed {seed}: {unit * value:.4g}</title></circle>"
+            html(
+                '<circle cx="{}" cy="{}" r="4" style="fill:var(--c0);fill-opacity:.45">'
+                "<title>seed {}: {:.4g}</title></circle>",
+                here.x(unit * value),
+                y,
+                seed,
+                unit * value,
+            )
         )
     return out
 
@@ -325,12 +346,12 @@ def _page(values: Mapping[str, Any], path: Path) -> Path:
         legend = (
             "Orange: the paper; scales differ. " * has_paper + "Blue dots: seeds; bar and line: mean and deviation."
         )
-        figure = f'<figure style="margin-bottom:14px"><div class="wide">{dots(values, score)}</div></figure>'
+        figure = html('<figure style="margin-bottom:14px"><div class="wide">{}</div></figure>', dots(values, score))
         sections.append(Section(_heading(score), [figure, table(head, rows)], legend))
         if pairs := _order(values, score):
             sections.append(Section(f"The paper's order: {score}", [table(pairs[0], pairs[1:])], _count(values, score)))
-    rule = f'<p class="note">{escape(_rule(values))}</p>' if values["pairs"] else ""
-    made = [rule, commands([("", values["command"])]), f"<pre>{escape(_made(values))}</pre>"]
+    rule = html('<p class="note">{}</p>', _rule(values)) if values["pairs"] else ""
+    made = [rule, commands([("", values["command"])]), html("<pre>{}</pre>", _made(values))]
     files = [table(("file", "sha256"), values["files"].items())]
     return write_report(
         path,

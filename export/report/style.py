@@ -1,6 +1,8 @@
 """The style sheet of every report: light and dark, wide and narrow, no outside fonts or files."""
 
-STYLE = """
+from tinymim_export.report.markup import Html
+
+STYLE = Html("""
 :root {
   color-scheme: light dark;
   --page: #f7f7f5; --card: #fff; --ink: #1c1d20; --soft: #5d6068; --line: #e3e3df; --grid: #ecece8; --code: #efefec;
@@ -151,4 +153,4 @@ footer { margin-top: 56px; padding-top: 14px; border-top: 1px solid var(--line);
   .bars { grid-template-columns: max-content 1fr; }
   .bars b { grid-column: 1 / -1; white-space: normal; margin-top: -4px; }
 }
-"""
+""")

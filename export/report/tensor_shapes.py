@@ -5,14 +5,16 @@ numbers and text only: a tensor gives its shape, any other object an empty place
 """
 
 import collections
-import json
+import contextlib
 import pickle
 import struct
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from tinymim.errors import DataError
+from tinymim.records import Count
+from tinymim.schema import check, parse
 
 LARGEST_PICKLE = 64 * 2**20  # bytes, without tensors
 
@@ -32,7 +34,15 @@ class Shape(tuple):
     """A tensor that was not read."""
 
 
-class _Reader(pickle.Unpickler):
+class Tensor(TypedDict, total=False):
+    """An entry of a safetensors header."""
+
+    shape: list[Count]
+
+
+class _Reader(pickle._Unpickler):  # type: ignore[name-defined]  # in Python: C's allocates what an opcode asks for
+    """Plain values, shapes, and placeholders."""
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
             return collections.OrderedDict
@@ -47,7 +57,7 @@ class _Reader(pickle.Unpickler):
 
 
 def read_weights(path: Path) -> tuple[dict[str, Shape], dict[str, Any]]:
-    """Tensor shapes and meta of a ``.pth`` (PyTorch 1.6 or newer) or ``.safetensors`` file.
+    """Tensor shapes and meta (plain values only) of a ``.pth`` (PyTorch 1.6 or newer) or ``.safetensors`` file.
 
     Raises:
         DataError: damaged, or another format.
@@ -55,8 +65,11 @@ def read_weights(path: Path) -> tuple[dict[str, Shape], dict[str, Any]]:
     try:
         if path.suffix == ".safetensors":
             with open(path, "rb") as file:
-                head = json.loads(file.read(min(struct.unpack("<Q", file.read(8))[0], LARGEST_PICKLE)))
-            meta = json.loads(head.pop("__metadata__", {}).get("tinymim", "{}"))
+                length = struct.unpack("<Q", file.read(8))[0]
+                text = file.read(min(length, LARGEST_PICKLE)).decode("utf-8")
+            head = parse(text, dict[str, Tensor], str(path))
+            stored = (head.pop("__metadata__", None) or {}).get("tinymim", "{}")
+            meta = parse(stored, dict[str, Any], f"the metadata of {path}")
             return {name: Shape(about["shape"]) for name, about in head.items()}, meta
         with zipfile.ZipFile(path) as archive:
             inside = next(info for info in archive.infolist() if info.filename.endswith("/data.pkl"))
@@ -71,7 +84,15 @@ def read_weights(path: Path) -> tuple[dict[str, Shape], dict[str, Any]]:
             "copy it again and compare its sha256, or give the run folder, .onnx or result file instead",
         ) from error
     content = content if isinstance(content, dict) else {}
-    meta = content.get("meta")
+    found = content.get("meta")
     state = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict)), content)
-    shapes = {name: value for name, value in state.items() if isinstance(value, Shape)}
-    return shapes, dict(meta) if isinstance(meta, dict) else {}
+    shapes = {name: value for name, value in state.items() if isinstance(name, str) and _is_shape(value)}
+    plain = {}
+    for key, value in found.items() if isinstance(found, dict) else ():
+        with contextlib.suppress(DataError):  # an object of a foreign file
+            plain[str(key)] = check(value, Any, str(path))
+    return shapes, plain
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, Shape) and len(value) <= 16 and all(type(n) is int and 0 <= n < 2**53 for n in value)

@@ -3,7 +3,8 @@
 import re
 from collections.abc import Callable, Sequence
 
-from tinymim_export.report.plots import LEFT, RIGHT, TOP, WIDTH, Series, chart, escape, number
+from tinymim_export.report.markup import Html, html, join
+from tinymim_export.report.plots import LEFT, RIGHT, TOP, WIDTH, Series, chart, number
 
 Curves = dict[str, list[tuple[float, float]]]
 HEALTH = re.compile(r"(kl_[^/]+|entropy|outlier|outlier_channel)/|(knn|linear)_top1$")
@@ -24,7 +25,7 @@ def is_health_metric(name: str) -> bool:
     return bool(HEALTH.match(name))
 
 
-def health_figures(metrics: Curves) -> list[list[str]]:
+def health_figures(metrics: Curves) -> list[list[Html]]:
     """Figures that belong side by side: k-NN, linear probe and KL per head; outliers; entropy at start and end."""
     probes = [
         Series(text, metrics[name], dots=True)
@@ -36,28 +37,37 @@ def health_figures(metrics: Curves) -> list[list[str]]:
     return [learned, _outliers(metrics), _entropy(metrics)]
 
 
-def outlier_verdict(metrics: Curves) -> str:
+def outlier_verdict(metrics: Curves) -> Html:
     """The warning of the run, with what to type; empty where no input of a linear layer exceeds the limit."""
     limit = metrics.get("outlier/limit", [(0.0, 0.0)])[-1][1]
     last = {name: points[-1][1] for name, points in metrics.items() if name.startswith("outlier/block_")}
     inputs = {name: ratio for name, ratio in last.items() if not name.endswith("/stream")}
     over = {name: ratio for name, ratio in inputs.items() if ratio > limit}
     if not over:
-        return ""
+        return html("")
     worst = max(over, key=lambda name: over[name])
     _, block, layer = worst.split("/")
     channel = metrics[worst.replace("outlier/", "outlier_channel/")][-1][1]
-    return (
-        f'<p class="verdict bad">Outliers predict trouble for INT8: the largest input of {escape(layer)} in block '
-        f"{int(block[-2:])} (channel {channel:.0f}) is {over[worst]:.0f} times the usual one; {len(over)} of "
-        f"{len(inputs)} inputs exceed {limit:g}.</p><p>Once a segmentor is trained, see what INT8 costs per block, "
-        f"and leave the worst in float:</p><pre>{INT8} --sensitivity\n{INT8} --onnx int8.onnx --max-miou-drop 0.5</pre>"
+    return html(
+        '<p class="verdict bad">Outliers predict trouble for INT8: the largest input of {} in block {} '
+        "(channel {:.0f}) is {:.0f} times the usual one; {} of {} inputs exceed {:g}.</p>"
+        "<p>Once a segmentor is trained, see what INT8 costs per block, and leave the worst in float:</p>"
+        "<pre>{} --sensitivity\n{} --onnx int8.onnx --max-miou-drop 0.5</pre>",
+        layer,
+        int(block[-2:]),
+        channel,
+        over[worst],
+        len(over),
+        len(inputs),
+        limit,
+        INT8,
+        INT8,
     )
 
 
 def heat_map(
     title: str, rows: Sequence[str], columns: Sequence[str], cell: Callable[[str, str], tuple[float, str, str]]
-) -> str:
+) -> Html:
     """A figure of coloured cells.
 
     Args:
@@ -67,27 +77,40 @@ def heat_map(
         cell: (row, column) -> (strength of the colour 0 to 1, or above 1 for red; text inside; tooltip).
     """
     wide, high = (WIDTH - LEFT - RIGHT) / len(columns), TOP + ROW * len(rows) + 22
-    out = [f'<svg viewBox="0 0 {WIDTH} {high}" role="img" aria-label="{escape(title)}">']
+    out = [html('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">', WIDTH, high, title)]
     for i, row in enumerate(rows):
         y = TOP + ROW * i
-        out.append(f'<text x="{LEFT - 8}" y="{y + 16}" text-anchor="end">{escape(row)}</text>')
+        out.append(html('<text x="{}" y="{}" text-anchor="end">{}</text>', LEFT - 8, y + 16, row))
         for j, column in enumerate(columns):
             x, (strength, text, tip) = LEFT + wide * j, cell(row, column)
             colour = f"var(--{'bad' if strength > 1 else 'c0'}) {5 + 65 * min(max(strength, 0), 1):.0f}%"
             out.append(
-                f'<rect x="{x:.1f}" y="{y}" width="{wide - 2:.1f}" height="{ROW - 2}" rx="3" '
-                f'style="fill:color-mix(in srgb,{colour},var(--card))"><title>{escape(tip)}</title></rect>'
-                f'<text x="{x + wide / 2 - 1:.1f}" y="{y + 15}" text-anchor="middle" style="fill:var(--ink);'
-                f'pointer-events:none">{escape(text)}</text>'
+                html(
+                    '<rect x="{:.1f}" y="{}" width="{:.1f}" height="{}" rx="3" '
+                    'style="fill:color-mix(in srgb,{},var(--card))"><title>{}</title></rect>'
+                    '<text x="{:.1f}" y="{}" text-anchor="middle" '
+                    'style="fill:var(--ink);pointer-events:none">{}</text>',
+                    x,
+                    y,
+                    wide - 2,
+                    ROW - 2,
+                    colour,
+                    tip,
+                    x + wide / 2 - 1,
+                    y + 15,
+                    text,
+                )
             )
     for j, column in enumerate(columns):
         out.append(
-            f'<text x="{LEFT + wide * (j + 0.5) - 1:.1f}" y="{high - 8}" text-anchor="middle">{escape(column)}</text>'
+            html(
+                '<text x="{:.1f}" y="{}" text-anchor="middle">{}</text>', LEFT + wide * (j + 0.5) - 1, high - 8, column
+            )
         )
-    return f"<figure><figcaption>{escape(title)}</figcaption>{''.join(out)}</svg></figure>"
+    return html("<figure><figcaption>{}</figcaption>{}</svg></figure>", title, join(out))
 
 
-def _kl(relation: str, metrics: Curves) -> str:
+def _kl(relation: str, metrics: Curves) -> Html:
     """One line per head; of many heads, the worst."""
     heads = sorted(name for name in metrics if name.startswith(f"{relation}/"))
     worst = sorted(sorted(heads, key=lambda name: -metrics[name][-1][1])[:MOST_HEADS])
@@ -97,7 +120,7 @@ def _kl(relation: str, metrics: Curves) -> str:
     return chart(title, [Series(f"head {int(name[-2:])}", metrics[name], dots=True) for name in worst])
 
 
-def _outliers(metrics: Curves) -> list[str]:
+def _outliers(metrics: Curves) -> list[Html]:
     """The largest of all blocks over steps, with the limit; and every block at the end."""
     limit, names = metrics.get("outlier/limit"), [name for name in metrics if name.startswith("outlier/block_")]
     if not limit or not names:
@@ -127,7 +150,7 @@ def _outliers(metrics: Curves) -> list[str]:
     ]
 
 
-def _entropy(metrics: Curves) -> list[str]:
+def _entropy(metrics: Curves) -> list[Html]:
     """Block by head, at the first and at the last measurement."""
     found = [re.fullmatch(r"entropy/block_(\d+)/head_(\d+)", name) for name in metrics]
     places = [(int(m[1]), int(m[2])) for m in found if m]

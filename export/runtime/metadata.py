@@ -8,23 +8,49 @@ it, in pixels), resize, checkpoint_sha256, config_sha256, versions, cost, verifi
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tinymim.errors import DataError
 from tinymim.files import atomic_path
+from tinymim.records import Contract
+from tinymim.schema import check, parse
 
 PREFIX = "tinymim."
 
 
-def decode(properties: dict[str, str]) -> dict[str, Any]:
-    """``tinymim.*`` properties without the prefix, JSON decoded; keys of others are left out."""
-    return {key.removeprefix(PREFIX): json.loads(text) for key, text in properties.items() if key.startswith(PREFIX)}
+def decode(
+    properties: Mapping[str, str], source: str = "the .onnx file", notes: list[str] | None = None
+) -> dict[str, Any]:
+    """``tinymim.*`` properties without the prefix, JSON decoded and checked; keys of others are left out.
+
+    Args:
+        properties: Key -> text.
+        source: The file, for the error.
+        notes: Given: a value that is not right is left out, and said here.
+
+    Raises:
+        DataError: a value that is no JSON, or not what :class:`tinymim.records.Contract` says.
+    """
+    fix = "export it again with tinymim-export, or use a copy that was not edited"
+    found: dict[str, Any] = {}
+    for key, text in properties.items():
+        if key.startswith(PREFIX):
+            name = key.removeprefix(PREFIX)
+            try:
+                value = {name: parse(text, Any, f"{key} of {source}", fix=fix)}
+                found |= check(value, Contract, f"the metadata of {source}", fix=fix)
+            except DataError as error:
+                if notes is None:
+                    raise
+                notes.append(f"{key} was left out: {error.why}")
+    return found
 
 
-def read_metadata(session: Any) -> dict[str, Any]:
-    """Metadata of an onnxruntime session."""
-    return decode(session.get_modelmeta().custom_metadata_map)
+def read_metadata(session: Any, source: str = "the .onnx file", notes: list[str] | None = None) -> dict[str, Any]:
+    """Metadata of an onnxruntime session; see :func:`decode`."""
+    return decode(session.get_modelmeta().custom_metadata_map, source, notes)
 
 
 def write_metadata(proto: Any, values: dict[str, Any]) -> None:
@@ -57,7 +83,11 @@ def load_proto(path: str | Path) -> Any:
 
 
 def proto_metadata(proto: Any) -> dict[str, Any]:
-    """Metadata of a ModelProto."""
+    """Metadata of a ModelProto.
+
+    Raises:
+        DataError: see :func:`decode`.
+    """
     return decode({prop.key: prop.value for prop in proto.metadata_props})
 
 

@@ -15,6 +15,8 @@ import numpy as np
 
 from tinymim.errors import CheckFailed, ConfigError, DataError
 from tinymim.files import sha256_file
+from tinymim.records import Eval, Tune
+from tinymim.schema import read_json
 from tinymim_export.bench.compare import machine_differences
 from tinymim_export.bench.explain import facts, machine
 from tinymim_export.bench.stats import bootstrap_median, bootstrap_miou, bootstrap_miou_drop, ratio_interval, unsteady
@@ -196,7 +198,10 @@ class Run:
         key = (engine.sha256, engine.label)
         if key not in self._scores:
             path = self.folder / "scores" / f"{engine.path.stem} {engine.label}.json".replace(" ", "_")
-            value = json.loads(path.read_text("utf-8-sig")) if path.is_file() else {}
+            try:
+                value = read_json(path, Eval) if path.is_file() else {}
+            except DataError:  # damaged: scored again
+                value = {}
             if (value.get("sha256"), value.get("engine")) != key:
                 value = json.loads(self.score(engine).to_json(path))
             if value["mIoU"] is None:
@@ -226,13 +231,13 @@ class Run:
         if not path.is_file():
             return None
         try:
-            old = json.loads(path.read_text("utf-8-sig"))
+            old = read_json(path, Tune)
             names = {item.name for item in fields(Candidate)}
             rows = [Candidate(**{k: v for k, v in row.items() if k in names}) for row in old["candidates"]]
             differing = machine_differences(old["environment"], self.environment)
             earlier = old["settings"]
             differing += [f"{k}: {earlier.get(k)} against {v}" for k, v in self.settings.items() if earlier.get(k) != v]
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (DataError, KeyError, TypeError):
             differing = [f"{path} cannot be read"]
         if differing:
             print(f"note: everything is measured again, not resumed ({'; '.join(differing)})", flush=True)

@@ -75,6 +75,14 @@ def test_renamed_once_and_nothing_is_run_again(former, folders, capsys):  # noqa
     assert "nothing to rename" in capsys.readouterr().out
 
 
+def test_a_wrong_folder_is_not_filled_with_an_empty_table(former, folders, capsys):  # noqa: F811
+    path, _, _ = former
+    options = ["--data", str(folders / "photos"), "--out", str(path.parent / "wrong"), "--rename-stages"]
+    assert cli.main(["study", str(path), *options]) == 2
+    assert "nothing of mine is in" in capsys.readouterr().err
+    assert not (path.parent / "wrong").exists()
+
+
 def test_stages_without_results_are_found(former, folders):  # noqa: F811
     path, _, names = former
     shutil.rmtree(path.parent / "out/mine/cells")

@@ -7,6 +7,7 @@ import argparse
 import importlib
 import io
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 from tinymim.errors import TinyMIMError
 from tinymim.files import file_error
 
+UNSEEN = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]"
 VERBS = {
     "demo": "photos to a deployed, measured segmentor in minutes (start here)",
     "pretrain": "pre-train a masked autoencoder (MAE) as a teacher",
@@ -64,7 +66,8 @@ def run_command(
         print(f"{prog}: error: {error.name} is not installed\n  why: {why}\n  fix: {fix}", file=sys.stderr)
         return 2
     except TinyMIMError as error:
-        print(f"{prog}: error: {error}", file=sys.stderr)
+        # values of a file may stand in it: a control character would steer the terminal
+        print(f"{prog}: error: {re.sub(UNSEEN, '?', str(error))}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # e.g. the output is piped into "head", which has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

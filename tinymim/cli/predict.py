@@ -1,7 +1,6 @@
 """``tinymim predict``: masks of photos, folders and videos from a segmentor .onnx file; needs no PyTorch."""
 
 import argparse
-import json
 import shlex
 from pathlib import Path
 
@@ -65,12 +64,17 @@ def read_names(path: str) -> list[str]:
         DataError: the file is neither.
     """
     from tinymim.errors import DataError
+    from tinymim.records import Names
+    from tinymim.schema import read_json
 
     try:
-        text = Path(path).read_text("utf-8-sig")
-        names = json.loads(text)["classes"] if path.endswith(".json") else text.split("\n")
+        names = (
+            read_json(path, Names)["classes"]
+            if path.endswith(".json")
+            else Path(path).read_text("utf-8-sig").split("\n")
+        )
         return [name.strip() for name in names if name.strip()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(
             f"cannot read class names from {path}",
             str(error),

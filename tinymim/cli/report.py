@@ -58,7 +58,8 @@ def run(args: argparse.Namespace) -> int:
     ]
     if unscored:
         out = shlex.quote(str(Path(unscored[0]).with_suffix(".eval.json")))
-        print(f"next: tinymim eval {shlex.quote(unscored[0])} --data FOLDER --json {out}")
+        data = shlex.quote(args.data) if args.data else "FOLDER"
+        print(f"next: tinymim eval {shlex.quote(unscored[0])} --data {data} --json {out}")
     elif len(loose) > 1:
         print(f"next: tinymim report {shlex.join(loose[:2])}   # two of them side by side")
     elif loose:

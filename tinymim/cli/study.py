@@ -69,6 +69,13 @@ def run(args: argparse.Namespace) -> int:
 
     former = find_former(study, seeds, data, args.out)
     if args.rename_stages:
+        there = (args.out / "stages").is_dir() or any((args.out / study.name).glob("cells/*/*.json"))
+        if not (there or former or former.left):
+            raise ConfigError(
+                f"nothing of {study.name} is in {args.out}",
+                "--rename-stages renames the results and stages of an earlier run",
+                "give the --out of that run",
+            )
         print("\n".join(rename(former, study, args.out)) or "nothing to rename")
         for path, why in former.left.items():
             print(f"unchanged: {path}: {why}", file=sys.stderr)

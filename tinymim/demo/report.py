@@ -13,6 +13,7 @@ from tinymim.confusion import class_counts, confusion_matrix, mean_iou
 from tinymim.data.folders import IGNORED, read_layout
 from tinymim.data.pixels import open_photo
 from tinymim.progress import clock
+from tinymim_export.report.markup import Html, html
 from tinymim_export.report.page import (
     Section,
     cards,
@@ -31,7 +32,8 @@ from tinymim_export.report.page import (
     where_to_run,
     write_report,
 )
-from tinymim_export.report.plots import Series, chart, escape, mask_image, meter, stacked_bar
+from tinymim_export.report.plots import Series, chart, mask_image, meter, stacked_bar
+from tinymim_export.runtime.engines.base import provider_word
 
 SHOWN = 6  # validation photos on the page
 
@@ -45,9 +47,10 @@ def score_onnx(out: Path) -> dict[str, Any]:
     import onnxruntime as ort
 
     from tinymim_export.runtime.metadata import read_metadata
+    from tinymim_export.runtime.sessions import PROVIDERS
 
     layout = read_layout(out / "data")
-    session = ort.InferenceSession(str(out / "segmentor.onnx"), providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(str(out / "segmentor.onnx"), providers=[PROVIDERS["cpu"].title])
     meta, count = read_metadata(session), len(layout.classes)
     mean, std = (np.array(meta[key], np.float32).reshape(3, 1, 1) for key in ("mean", "std"))
     confusion, scored = np.zeros((count, count), np.int64), []
@@ -148,7 +151,7 @@ def write_demo_report(out: Path, record: dict[str, Any]) -> Path:
     )
 
 
-def _headline(record: dict[str, Any]) -> str:
+def _headline(record: dict[str, Any]) -> Html:
     stages = record["stages"]
     seg, row, made = stages["segmentor"], stages["measure"]["rows"][0], stages["export"]
     times = seg["mIoU"] / seg["constant_mIoU"]
@@ -189,7 +192,7 @@ def _parameters(made: dict[str, Any]) -> int:
     return sum(part["params"] for part in made["cost"]["parts"].values())
 
 
-def _pipeline(stages: dict[str, Any]) -> str:
+def _pipeline(stages: dict[str, Any]) -> Html:
     data, teacher, student, seg = (stages[key] for key in ("data", "teacher", "student", "segmentor"))
     made, row = stages["export"], stages["measure"]["rows"][0]
 
@@ -224,7 +227,7 @@ def _pipeline(stages: dict[str, Any]) -> str:
     )
 
 
-def _pictures(out: Path, data: dict[str, Any], shown: list[tuple[float, str]]) -> str:
+def _pictures(out: Path, data: dict[str, Any], shown: list[tuple[float, str]]) -> Html:
     layout = read_layout(out / "data")
     pairs = {photo.stem: (photo, label) for photo, label in layout.val}
     rows = []
@@ -236,7 +239,7 @@ def _pictures(out: Path, data: dict[str, Any], shown: list[tuple[float, str]]) -
     return gallery(rows, data["classes"], data["palette"])
 
 
-def _curves(out: Path) -> str:
+def _curves(out: Path) -> Html:
     figures = []
     for folder, title in (
         ("teacher", "Teacher: error on masked patches"),
@@ -254,18 +257,19 @@ def _curves(out: Path) -> str:
     return charts(*figures)
 
 
-def _classes(seg: dict[str, Any], data: dict[str, Any]) -> str:
+def _classes(seg: dict[str, Any], data: dict[str, Any]) -> Html:
     colours = dict(zip(data["classes"], data["palette"], strict=True))
     found = [(name, iou) for name, iou in seg["class_IoU"].items() if iou is not None]
     rows = [
-        (f"{swatch(colours[name])}{escape(name)}", meter(iou)) for name, iou in sorted(found, key=lambda pair: -pair[1])
+        (html("{}{}", swatch(colours[name]), name), meter(iou))
+        for name, iou in sorted(found, key=lambda pair: -pair[1])
     ]
     half = -(-len(rows) // 2)
     head = ("class", "IoU")
-    return columns(table(head, rows[:half], raw=True), table(head, rows[half:], raw=True))
+    return columns(table(head, rows[:half]), table(head, rows[half:]))
 
 
-def _latency(measured: dict[str, Any]) -> list[str]:
+def _latency(measured: dict[str, Any]) -> list[Html]:
     split, row = measured["splits"][0], measured["rows"][0]
     bar = stacked_bar([(part["part"], part["ms"], f"{part['ms']:.2f} ms") for part in split["rows"]])
     parts = table(
@@ -294,27 +298,27 @@ def _latency(measured: dict[str, Any]) -> list[str]:
         ],
     )
     remarks = [verdict(text, not text.startswith("warning")) for text in split["remarks"]]
-    return [bar, parts, *remarks, "<br>", times]
+    return [bar, parts, *remarks, html("<br>"), times]
 
 
 def _latency_note(measured: dict[str, Any]) -> str:
     row, split = measured["rows"][0], measured["splits"][0]
     return (
-        f"ONNX Runtime, {row['provider'].removesuffix('ExecutionProvider')}, {row['threads']} threads, input "
+        f"ONNX Runtime, {provider_word(row['provider']).upper()}, {row['threads']} threads, input "
         f"{'x'.join(map(str, row['shape']))}. The parts, timed separately, add up to {100 * split['ratio']:.0f} % of "
         "the whole."
     )
 
 
-def _parity(made: dict[str, Any]) -> str:
+def _parity(made: dict[str, Any]) -> Html:
     rows = []
     for row in made["parity"]["rows"]:
-        mark = '<span class="ok">&#10003;</span>' if row["passed"] else '<span class="fail">&#10007;</span>'
-        cells = [f"{mark} {escape(row['name'])}", "x".join(map(str, row["shape"])), escape(row["source"])]
+        mark = html('<span class="ok">&#10003;</span>') if row["passed"] else html('<span class="fail">&#10007;</span>')
+        cells = [html("{} {}", mark, row["name"]), "x".join(map(str, row["shape"])), row["source"]]
         for key in ("max_error", "relative_error"):
             cells.append("" if row[key] is None else f"{row[key]:.1e}")
         cells.append("" if row["cosine"] is None else f"{row['cosine']:.7f}")
         cells.append("" if row["equal_pixels"] is None else f"{100 * row['equal_pixels']:.3f} %")
         rows.append(cells)
     head = ("output", "input", "on", "largest error", "relative", "cosine", "equal pixels")
-    return table(head, rows, raw=True)
+    return table(head, rows)

@@ -17,10 +17,12 @@ from typing import Any
 
 from tinymim.data.folders import read_layout
 from tinymim.data.photo_files import list_photos
+from tinymim.demo.record import DemoFile
 from tinymim.errors import CheckFailed, ConfigError
 from tinymim.files import environment, write_json
 from tinymim.folders import open_run
 from tinymim.progress import clock
+from tinymim.schema import read_json
 
 CONFIG = "upernet_tinymim_demo"  # in mmseg_configs; it also gives the student's shape
 SIZE = (160, 128)  # width and height of the demo's photos, pixels
@@ -102,7 +104,7 @@ class DemoRecord:
                 raise ConfigError(
                     f"{out} holds no demo to resume", "demo.json is missing", "choose another --out, without --resume"
                 )
-            before = json.loads(self.path.read_text("utf-8-sig"))
+            before = read_json(self.path, DemoFile, fix="start again with --overwrite")
             changed = [key for key, value in settings.items() if before["settings"].get(key) != value]
             if changed:
                 raise ConfigError(

@@ -1,6 +1,5 @@
 """Sequential distillation: each student is the next teacher, read with the heads of the relations it learned."""
 
-import json
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,8 @@ from tinymim.files import write_json
 from tinymim.folders import OpenRun, open_run
 from tinymim.models import create_model, save_student
 from tinymim.models.registry import model_names
+from tinymim.records import Chain
+from tinymim.schema import read_json
 
 TEACHERS = {
     "mae_base": "timm/vit_base_patch16_224.mae",
@@ -195,12 +196,8 @@ def _check_hops(recipe: str, students: list[str], overrides: list[dict[str, Any]
 def _read(folder: Path) -> dict[str, Any]:
     """chain.json of a folder; without one, an empty chain."""
     file = folder / "chain.json"
-    try:
-        return json.loads(file.read_text("utf-8-sig")) if file.is_file() else {"chain": None, "hops": []}
-    except ValueError as error:
-        raise ConfigError(
-            f"cannot read {file}", f"it is damaged ({error})", "start the chain again with --overwrite"
-        ) from None
+    fix = "start the chain again with --overwrite"
+    return read_json(file, Chain, fix=fix) if file.is_file() else {"chain": None, "hops": []}
 
 
 def _begin(opened: OpenRun, chain: str) -> None:

@@ -24,6 +24,7 @@ from tinymim.errors import CheckpointError, ConfigError
 from tinymim.files import atomic_path, write_env
 from tinymim.folders import OpenRun
 from tinymim.literals import read_literal_file
+from tinymim.records import read_env
 
 HEALTH_KEYS = {"watch_every", "probe_data", "probe_photos", "tensorboard"}
 FILES = {"teacher", "teacher_weights", "student_file"}  # may have moved on resume: env.json has their sha256
@@ -60,10 +61,9 @@ def open_folder(
         ConfigError: the run was started with another teacher or student.
     """
     folder, resume = opened.path, not opened.fresh
-    noted = folder / "env.json"
-    before = json.loads(noted.read_text("utf-8-sig")).get("inputs", {}) if resume and noted.is_file() else {}
+    before = read_env(folder).get("inputs", {}) if resume else {}
     for key in ("teacher", "student"):
-        old, new = ([item["sha256"] for item in _each(given.get(key))] for given in (before, inputs))
+        old, new = ([item.get("sha256") for item in _each(given.get(key))] for given in (before, inputs))
         if old and anew and key == "student" and not new:
             raise ConfigError(
                 f"the run was started with the student {before[key]['file']}",

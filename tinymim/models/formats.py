@@ -5,7 +5,6 @@ Face (ViT, ViTMAE, DeiT, BEiT, DINOv2, DINOv3) and our own files. ``weight_files
 the encoder in them.
 """
 
-import json
 import math
 import os
 import re
@@ -17,12 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinymim.errors import CheckpointError
+from tinymim.errors import CheckpointError, DataError
 from tinymim.models.encoders import State, find_encoder
 from tinymim.models.position import num_extra_rows
 from tinymim.models.stored import backbone_config, check_meta
 from tinymim.models.vit import TABLE
 from tinymim.models.weight_files import Inert, open_weights, walk, weights_file
+from tinymim.schema import read_json
 
 DROPPED = re.compile(  # parts of a file outside the encoder: decoders, heads of a segmentor, teachers, adapters
     r"^(decoder_|decoder\.|mask_token|decode_head\.|auxiliary_head\.|tch_model\.|attn_adapter\.|lm_head\."
@@ -183,9 +183,9 @@ def _heads_of_folder(path: Path, state: State) -> int | None:
     if not file.is_file():
         return None
     try:
-        config = json.loads(file.read_text("utf-8-sig")) if file.stat().st_size < 2**20 else {}
+        config = read_json(file, dict[str, Any])
         heads, width, act = (config[key] for key in ("num_attention_heads", "hidden_size", "hidden_act"))
-    except (OSError, ValueError, RecursionError, LookupError, TypeError) as error:
+    except (DataError, LookupError) as error:
         raise CheckpointError(
             f"cannot read {file}", f"it is no config of a vision transformer ({error!r})", "download it again"
         ) from None

@@ -4,7 +4,6 @@ Formats are told by content, not by name: PyTorch's zip and its legacy pickles, 
 name. Pickles load with ``weights_only=True``; every object in them that is no plain value or tensor becomes inert.
 """
 
-import json
 import mmap
 import os
 import pickle
@@ -16,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinymim.errors import CheckpointError
+from tinymim.errors import CheckpointError, DataError
+from tinymim.schema import parse
 
 OBJECTS = 64  # kinds of unknown objects in one pickle: each costs another pass over the file
 AGAIN = "download or copy it again and compare its size and sha256 with the source"
@@ -108,10 +108,12 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             content = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no iterator)
-            meta = json.loads((file.metadata() or {}).get("tinymim", "{}"))
+            meta = parse((file.metadata() or {}).get("tinymim", "{}"), dict[str, Any], f"the metadata of {path}")
+    except DataError as error:
+        raise CheckpointError(error.what, error.why, AGAIN) from None
     except Exception as error:  # a parser of foreign bytes
         raise _damaged(path, error) from error
-    return content, meta if isinstance(meta, dict) else {}
+    return content, meta
 
 
 def torch_load(path: Path) -> Any:

@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from tinymim.files import (
 from tinymim.models import Backbone
 from tinymim.models.checkpoints import save_torch
 from tinymim.progress import Progress
+from tinymim.records import read_env
 from tinymim.seg.config import config_text
 from tinymim.seg.resume import check_data
 
@@ -68,10 +68,9 @@ class RunFolderHook(Hook):
                 "config_sha256": hashlib.sha256(_plain_text(runner.cfg).encode()).hexdigest(),
                 "processes": get_world_size(),
             }
-            noted = Path(runner.work_dir) / "env.json"
             opened = getattr(runner, "opened", None)
-            if opened is not None and not opened.fresh and noted.is_file():
-                check_data(json.loads(noted.read_text("utf-8-sig")).get("inputs") or {}, found)
+            if opened is not None and not opened.fresh:
+                check_data(read_env(runner.work_dir).get("inputs") or {}, found)
             return found
 
         self.inputs = on_first_process(describe)
@@ -212,7 +211,7 @@ def _plain_text(cfg: Any) -> str:
 def write_segmentor(runner: Any, scores: dict[str, float], step: int) -> None:
     """Write segmentor.pth: ``{"state_dict", "meta"}``, tensors and plain values only."""
     model, cfg, folder = bare(runner.model), runner.cfg, Path(runner.work_dir)
-    student = json.loads((folder / "env.json").read_text("utf-8-sig"))["inputs"]["student"] or {}
+    student = read_env(folder).get("inputs", {}).get("student") or {}
     pre, data = cfg.model.data_preprocessor, runner.train_dataloader.dataset.metainfo
     meta = {
         "config": _plain_text(cfg),
@@ -234,7 +233,7 @@ def write_segmentor(runner: Any, scores: dict[str, float], step: int) -> None:
 def _is_current(folder: Path, scores: dict[str, float], step: int) -> bool:
     """Whether segmentor.pth is as env.json knows it, of this step and with these scores."""
     try:
-        noted = json.loads((folder / "env.json").read_text("utf-8-sig"))["outputs"]["segmentor.pth"]
+        noted = read_env(folder)["outputs"]["segmentor.pth"]
         meta = torch.load(folder / "segmentor.pth", map_location="cpu", weights_only=True)["meta"]
         same = meta["step"] == step and meta["metrics"] == {name: float(value) for name, value in scores.items()}
         return bool(same and noted == sha256_file(folder / "segmentor.pth"))

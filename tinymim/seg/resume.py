@@ -1,7 +1,6 @@
 """Resuming a segmentation run: what may have changed since it began, and what follows from a changed rate."""
 
 import copy
-import json
 import re
 import warnings
 from pathlib import Path
@@ -18,6 +17,7 @@ from tinymim.errors import CheckpointError, ConfigError
 from tinymim.files import sha256_file, write_text
 from tinymim.folders import OpenRun
 from tinymim.models.weight_files import Inert, torch_load
+from tinymim.records import read_env
 
 # What decides the numbers of training; other nodes of a config (scoring, hooks, helper variables) may change freely
 COMPARED = ("model", "train_dataloader", "optim_wrapper", "param_scheduler", "train_cfg", "randomness", "auto_scale_lr")
@@ -60,8 +60,8 @@ def check_student(folder: Path, student: Path) -> None:
     Raises:
         ConfigError: ``env.json`` notes another one, or none.
     """
-    noted = folder / "env.json"
-    inputs = json.loads(noted.read_text("utf-8-sig")).get("inputs") or {} if noted.is_file() else None
+    noted = read_env(folder)
+    inputs = noted.get("inputs") or {} if noted else None
     old, new = (inputs or {}).get("student") or {}, sha256_file(student)
     if inputs is not None and old.get("sha256") != new:
         raise ConfigError(

@@ -12,6 +12,8 @@ from tinymim.engine import JOBS
 from tinymim.engine.python_file import load_python
 from tinymim.engine.recipe import FOLDER as RECIPES
 from tinymim.errors import ConfigError
+from tinymim.records import CellResult
+from tinymim.schema import read_json
 from tinymim.study.stages import Folder, Stage, make_stages, settings, stage_names, unknown
 from tinymim.study.verbs import VERBS
 
@@ -195,7 +197,7 @@ def read_result(
     path = result_file(study, cell, seed, out)
     if not path.is_file():
         return None
-    value = json.loads(path.read_text("utf-8-sig"))
+    value = read_json(path, CellResult, fix="restore it, or delete it: the study makes it again from its stages")
     contents = {word: item["list_sha256"] for word, item in value["data"].items()}
     same_data = all(data[word].content["list_sha256"] == own for word, own in contents.items() if data and word in data)
     names = stage_names(settings(cell.stages, study.wanted, seed), contents)

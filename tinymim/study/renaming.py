@@ -26,6 +26,8 @@ from tinymim.engine.recipe import FOLDER as RECIPES
 from tinymim.engine.recipe import load_recipe
 from tinymim.errors import CheckFailed, ConfigError
 from tinymim.files import atomic_path, config_file, write_json
+from tinymim.records import CellResult, Renamings
+from tinymim.schema import read_json
 from tinymim.study.definition import Cell, Study, result_file
 from tinymim.study.stages import Folder, data_words, flat_options, hashed_names, settings, stage_names
 from tinymim.study.verbs import resolve
@@ -71,7 +73,7 @@ def find_former(study: Study, seeds: list[int], data: Mapping[str, Folder], out:
         own = {int(path.stem[4:]): path for path in files if path.stem[4:].isdigit()}
         for seed in sorted({*seeds, *own}):
             now = settings(cell.stages, study.wanted, seed)
-            result = json.loads(own[seed].read_text("utf-8-sig")) if seed in own else None
+            result = read_json(own[seed], CellResult) if seed in own else None
             theirs = {word: item["list_sha256"] for word, item in result["data"].items()} if result else given
             for contents in (theirs, given):
                 if all(word in contents for word in data_words(now)):
@@ -117,7 +119,7 @@ def rename(found: Renames, study: Study, out: Path) -> list[str]:
         os.rename(old, new)
         lines.append(f"{old.name} -> {new.name}")
     manifest = Path(out) / study.name / "renamed.json"
-    noted = json.loads(manifest.read_text("utf-8-sig"))["results"] if manifest.is_file() else []
+    noted = read_json(manifest, Renamings)["results"] if manifest.is_file() else []
     for path, names in found.results.items():
         before, file = path.read_text("utf-8-sig"), str(path.relative_to(manifest.parent))
         record = {

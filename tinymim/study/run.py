@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import json
 import os
 import subprocess
 import sys
@@ -17,8 +16,9 @@ import torch
 from tinymim.engine.run_folder import stop_signals
 from tinymim.files import cores, environment, sha256_file, write_json
 from tinymim.progress import Progress
+from tinymim.schema import read_json, read_lines
 from tinymim.study.definition import Study, Trial
-from tinymim.study.stages import Folder, Stage, data_words, settings
+from tinymim.study.stages import AGAIN, Folder, Stage, data_words, settings
 from tinymim.study.verbs import check_stage
 
 POLL = 0.5  # seconds between checks of the children
@@ -166,7 +166,7 @@ def _start(stage: Stage, threads: int, slot: int) -> Child | None:
         lock.close()
         return None
     reads, noted = stage.reads(), stage.folder / "reads.json"
-    same = (json.loads(noted.read_text("utf-8-sig")) if noted.is_file() else {}) == reads
+    same = (read_json(noted, dict[str, str | None], fix=AGAIN) if noted.is_file() else {}) == reads
     again = ["--resume"] if same and (stage.run / "config.py").is_file() else ["--overwrite"] * stage.run.exists()
     if not same:  # start over: an input has changed
         for name in ("done.json", "seconds.txt"):
@@ -199,7 +199,7 @@ def _finish(child: Child, threads: int) -> str:
             stage.folder / "done.json",
             {
                 "command": command(stage),
-                "reads": json.loads((stage.folder / "reads.json").read_text("utf-8-sig")),
+                "reads": read_json(stage.folder / "reads.json", dict[str, str | None], fix=AGAIN),
                 "seconds": [float(text) for text in times.read_text("utf-8-sig").split()],  # one per session
                 "machine": {**environment(), "threads": threads, "gpu": gpu},
                 "student_sha256": sha256_file(models[0]) if models else None,
@@ -222,18 +222,16 @@ def _result(run: Path) -> dict[str, float]:
     """The numbers of a run: result.json, or else the last value of each in metrics.jsonl."""
     found: dict[str, Any] = {}
     if (run / "result.json").is_file():
-        found = json.loads((run / "result.json").read_text("utf-8-sig"))
+        found = read_json(run / "result.json", dict[str, Any])
     elif (run / "metrics.jsonl").is_file():
-        for text in (run / "metrics.jsonl").read_text("utf-8-sig").splitlines():
-            found |= json.loads(text)
+        for record in read_lines(run / "metrics.jsonl"):
+            found |= record
     return {key: value for key, value in found.items() if type(value) in (int, float)}
 
 
 def _write_result(study: Study, trial: Trial, data: Mapping[str, Folder]) -> str:
     """Write a trial's result file; the reason if it cannot be written, else an empty string."""
-    done = {
-        name: json.loads((stage.folder / "done.json").read_text("utf-8-sig")) for name, stage in trial.stages.items()
-    }
+    done = {name: stage.outcome() or {} for name, stage in trial.stages.items()}
     scores = {}
     for score in study.scores:
         stage, _, key = score.partition(".")

@@ -21,11 +21,14 @@ from typing import Any
 from tinymim.data.photo_files import list_photos
 from tinymim.errors import ConfigError, DataError
 from tinymim.files import describe_files, sha256_file
+from tinymim.records import StageDone
+from tinymim.schema import read_json
 from tinymim.study.verbs import PLACES, is_recipe_key, resolve
 
 DATA = {"photos": "--data", "val_photos": "--data", "segments": "--seg-data"}  # reference -> its option
 WORDS = {"photos": "training photos", "val_photos": "photos to score on", "segments": "labelled photos to segment"}
 FILES = ("teacher", "teacher_weights")  # recipe keys that may name a file
+AGAIN = "delete the folder of this stage: the study runs it again"
 TEXT = ("recipe", "config", "cfg_options")  # options that the resolved values already contain
 
 
@@ -69,7 +72,7 @@ class Stage:
     def outcome(self) -> dict[str, Any] | None:
         """The content of ``done.json``; None if it has not finished."""
         path = self.folder / "done.json"
-        return json.loads(path.read_text("utf-8-sig")) if path.is_file() else None
+        return read_json(path, StageDone, fix=AGAIN) if path.is_file() else None
 
     def reads(self) -> dict[str, str | None]:
         """Folder of each stage it needs -> sha256 of that stage's model; call it when they have finished."""

@@ -39,7 +39,7 @@ class OnnxRuntimeEngine(Engine):
             [Port(item.name, _dtype(item.type), tuple(item.shape)) for item in items]
             for items in (self.session.get_inputs(), self.session.get_outputs())
         )
-        self.describe(inputs, outputs, read_metadata(self.session))
+        self.describe(inputs, outputs, read_metadata(self.session, path.name))
 
     @classmethod
     def require(cls, provider: str, compute_type: str | None) -> None:

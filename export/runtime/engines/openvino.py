@@ -33,7 +33,7 @@ class OpenVINOEngine(Engine):
         except Exception as error:  # OpenVINO raises several kinds
             raise not_onnx(path, error) from error
         properties = dict(model.get_rt_info()).get("framework", {})  # metadata_props of the file
-        meta = decode({key: getattr(value, "value", value) for key, value in properties.items()})
+        meta = decode({key: getattr(value, "value", value) for key, value in properties.items()}, path.name)
         self.describe(_ports(model.inputs), _ports(model.outputs), meta)
 
     @classmethod

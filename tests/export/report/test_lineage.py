@@ -3,6 +3,7 @@ nothing."""
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -515,7 +516,7 @@ def test_env_json_keeps_what_a_resume_does_not_say(tmp_path):
     [
         ("x.json", "[1, 2]", "is not a result of tinymim"),
         ("x.json", '{"kind": "tinymim.magic"}', "is not a result of tinymim"),
-        ("x.json", '{"kind": "tinymim.bench", "rows": [{}], "environment": {}}', "has no usable"),
+        ("x.json", '{"kind": "tinymim.bench", "rows": [{}], "environment": {}}', "rows[0] has no 'file'"),
         ("x.onnx", "no graph", "not a usable .onnx file"),
         ("x.txt", "", "a report cannot be made from"),
         ("x.pth", "", "cannot read"),
@@ -526,6 +527,31 @@ def test_bad_files(tmp_path, capsys, name, content, words):
     assert main(["report", str(tmp_path / name), "--out", str(tmp_path / "report.html")]) == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "report.html").exists()
+
+
+def test_a_student_of_a_method_without_a_teacher_is_a_student(tmp_path):
+    torch.manual_seed(0)
+    save_student(ViT(img_size=32, embed_dim=12, depth=1, num_heads=2), tmp_path / "student.pth", {"method": "mine"})
+    for verb, role in (("distill", "student"), ("pretrain", "teacher")):
+        head = f'"""Resolved recipe of this run (tinymim {verb} --data photos)."""'
+        (tmp_path / "config.py").write_text(f"{head}\nmethod = 'mine'\n")
+        assert [file.role for file in read_paths([tmp_path]).files] == [role]
+
+
+def test_damaged_files_beside_good_ones_are_named(made, tmp_path, capsys):
+    """A page is made of the rest; a file that was named itself is an error."""
+    folder = tmp_path / "all"
+    shutil.copytree(made.root, folder)
+    (folder / "student" / "env.json").write_text('{"inputs": {"data": 5}}')
+    (folder / "bad.json").write_text('{"kind": "tinymim.eval", "sha256": "x", "engine": "e", "mIoU": "high"}')
+    (folder / "bad.onnx").write_bytes(b"junk")
+    assert main(["report", str(folder), "--out", str(tmp_path / "a.html")]) == 0
+    page = (tmp_path / "a.html").read_text()
+    for words in ("inputs.data is 5, expected an object or null", "mIoU is &#x27;high&#x27;", "left out: bad.onnx"):
+        assert words in page
+    for name in ("student", "bad.json", "bad.onnx"):
+        assert main(["report", str(folder / name), "--out", str(tmp_path / "b.html")]) == 2
+    assert not (tmp_path / "b.html").exists()
 
 
 def test_verb(made, tmp_path, capsys, monkeypatch):
@@ -546,7 +572,12 @@ def test_verb(made, tmp_path, capsys, monkeypatch):
     assert main(["report", str(made.root / "student"), str(made.root / "segmentor"), "--out", "runs.html"]) == 0
     assert (tmp_path / "lineage.json").is_file()
     assert "next: " in capsys.readouterr().out
-    (tmp_path / "empty").mkdir()
+    for folder in ("photos", "files", "empty"):
+        (tmp_path / folder).mkdir()
+    Image.new("RGB", (SIDE, SIDE)).save(tmp_path / "photos" / "a.png")
+    alone = [str(shutil.copy(path, tmp_path / "files")) for path in both]
+    assert main(["report", *alone, "--line", "--data", "photos"]) == 0
+    assert "--data photos --json" in capsys.readouterr().out
     for args, words in (
         ([], "nothing to report on"),
         (["absent"], "nothing at absent"),
