@@ -20,7 +20,7 @@ from tinymim_export.report.page import hide_paths, read_metrics
 from tinymim_export.report.plots import thin
 from tinymim_export.report.tensor_shapes import read_weights
 from tinymim_export.runtime.engines.base import DEFAULT, engine_label, packages, provider_word
-from tinymim_export.runtime.metadata import decode, not_onnx
+from tinymim_export.runtime.metadata import check_verified, decode, not_onnx
 
 WEIGHTS = ("segmentor.pth", "student.pth", "student.safetensors")
 KINDS = ("export", "eval", "bench", "tune", "sensitivity", "compare", "lineage")
@@ -153,7 +153,7 @@ def onnx_file(path: Path) -> File:
         pixels=(meta.get("input") or {}).get("range") == "pixels",
         excluded=list(precision.get("excluded") or []),
         calibration=precision.get("calibration"),
-        verified=meta.get("verified"),
+        verified=check_verified(path, meta),
         parity=meta.get("parity"),
         palette=meta.get("palette"),
         config_sha256=meta.get("config_sha256"),

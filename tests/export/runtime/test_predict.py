@@ -18,7 +18,7 @@ from tinymim import cli
 from tinymim.errors import ConfigError, DataError
 from tinymim_export.precision.variants import apply_variants
 from tinymim_export.runtime.metadata import load_proto, save_proto
-from tinymim_export.runtime.pictures import Video, VideoWriter, blend, palette_for, with_legend
+from tinymim_export.runtime.pictures import Video, VideoWriter, blend, overlaid, palette_for
 from tinymim_export.runtime.predict import predict
 from tinymim_export.runtime.predictor import Predictor, read_photo
 from tinymim_export.runtime.resize import resize_bilinear
@@ -298,9 +298,8 @@ def test_colours_and_legend():
     palette = palette_for(256)
     assert len(set(palette)) == 256
     picture = np.full((90, 120, 3), 50, np.uint8)
-    out = with_legend(
-        picture, [(f"class number {i}", palette[i + 1]) for i in range(5)] + [("\u9053\u8def", (9, 8, 7))]
-    )
+    entries = [(f"class number {i}", palette[i + 1]) for i in range(5)] + [("\u9053\u8def", (9, 8, 7))]
+    out = np.asarray(overlaid(picture, np.zeros((90, 120), np.uint8), palette, 0.0, entries))
     np.testing.assert_array_equal(out[:90], picture)
     assert out.shape[1] == 120
     below = {tuple(map(int, colour)) for colour in out[90:].reshape(-1, 3)}
