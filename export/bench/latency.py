@@ -169,7 +169,7 @@ def bench(
         threads: CPU threads; None takes every core this process may use.
         batch: Images at once.
         size: Height and width for files with free sizes; None takes the size they were exported at.
-        split: Also time backbone, pyramid, head and up-sampling apart (needs onnx; ONNX Runtime only).
+        split: Also time backbone, pyramid, head and up-sampling apart (ONNX Runtime only).
         runs: Timed runs per row, 10 or more; None runs for ``seconds``, at least 10 times.
         seconds: Time to spend on each row.
         seed: Of the random input.

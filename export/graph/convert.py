@@ -138,10 +138,10 @@ def export(
         temporary.write_bytes(proto.SerializeToString(deterministic=True))
     notes, rule = list(loaded.notes), loaded.contract.get("resize") or {}
     if loaded.part == "segmentor" and rule["mode"] == "whole" and not dynamic and fixed_input(rule) != at:
-        tested = "x".join(map(str, fixed_input(rule) or ())) or "sizes of their own"
+        tested = "x".join(map(str, fixed_input(rule) or ())) or "sizes that depend on theirs"
         notes.append(
-            f"the model was tested on photos brought to {tested}, this file accepts only {at[0]}x{at[1]}: eval, "
-            "predict and --tune need --resize-to-file (its mask was compared with the model's on a photo stretched so)"
+            f"the model was tested on photos brought to {tested}, this file accepts only {at[0]}x{at[1]}: for other "
+            "photos eval, predict and --tune need --resize-to-file; an export without --size takes what the model takes"
         )
     return ExportResult(
         onnx=str(onnx),

@@ -24,8 +24,6 @@ from tinymim_export.runtime.engines import open_engine
 from tinymim_export.runtime.metadata import first_line
 from tinymim_export.runtime.predictor import Predictor
 
-LONGEST = 1.25  # a given photo is shrunk to that many times the file's sides where the contract does not resize it
-
 
 class OwnTest:
     """A model's own test of one photo, run the way a file can run it.
@@ -38,30 +36,45 @@ class OwnTest:
 
     def __init__(self, loaded: TorchModel, file: Path, photo: Any = None) -> None:
         self.loaded, engine = loaded, open_engine(file)
-        rule, size = loaded.contract["resize"], engine.size
-        mask = engine.output == "mask"
-        mode = "whole" if mask else rule["mode"]  # masks cannot be averaged over windows
-        self.stretch = None not in size and mode == "whole" and fixed_input(rule) != tuple(size)
-        self.ours = Predictor(engine=engine, mode=mode, resize_to_file=self.stretch)
-        self.before_resize = mask
-        height, width = (int(side or given) for side, given in zip(size, loaded.size, strict=True))
-        self.photo = _drawn(*self._photo_size(height, width)) if photo is None else np.asarray(photo)
-        if photo is not None and not rule.get("scale") and not self.stretch:
-            self.photo = _at_most(photo, round(LONGEST * height), round(LONGEST * width))
+        self.before_resize = engine.output == "mask"  # and masks cannot be averaged over windows
+        self.ours = Predictor(engine=engine, mode="whole" if self.before_resize else loaded.contract["resize"]["mode"])
+        size = self._photo_size()
+        self.stretch = size is None
+        if size is None:  # no photo comes to the file's size by the contract
+            self.ours = Predictor(engine=engine, mode="whole", resize_to_file=True)
+            size = self._near()
+        self.photo = _drawn(*size) if photo is None else self._given(photo, size)
 
-    def _photo_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of a photo that is not the file's size, is resized, and gives few windows."""
-        rule, multiple = self.loaded.contract["resize"], self.loaded.multiple or 1
+    def _near(self) -> tuple[int, int]:
+        """Height and width near the file's, not the same, that PyTorch can run."""
+        multiple = self.loaded.multiple or 1
+        sides = [fixed or given for fixed, given in zip(self.ours.engine.size, self.loaded.size, strict=True)]
+        return (
+            max(sides[0] * 7 // 8 // multiple, 1) * multiple,
+            max(sides[1] * 9 // 8 // multiple, 1) * multiple,
+        )
+
+    def _photo_size(self) -> tuple[int, int] | None:
+        """Height and width of a photo that the file takes, another than the file's where possible, with few windows."""
+        rule, fixed = self.loaded.contract["resize"], self.ours.engine.size
         if self.ours.mode == "slide":
             height, width = self.ours.crop
             return (height * 7 // 8, width) if rule.get("scale") else (height, width + width // 8)
-        if multiple > 1 and rule.get("keep_ratio") and not self.stretch:  # PyTorch runs no other sides
+        if None not in fixed:
+            sizes = [self._near(), (fixed[0] * 2, fixed[1] * 2), tuple(fixed)]
+            return next((size for size in sizes if self.ours._padded(self.ours._resized(size)) == tuple(fixed)), None)
+        if (self.loaded.multiple or 1) > 1 and rule.get("keep_ratio"):  # PyTorch runs no other sides
             return max(rule["scale"][1] // 2, 1), max(rule["scale"][0] // 2, 1)
-        sides = height * 7 // 8, width * 9 // 8
-        return (
-            max(sides[0] // multiple, 1) * multiple,
-            max(sides[1] // multiple, 1) * multiple,
-        )
+        return self._near()
+
+    def _given(self, photo: Any, size: tuple[int, int]) -> np.ndarray:
+        """A photo of the user's, made small enough for the check where the contract does not resize it."""
+        rule = self.loaded.contract["resize"]
+        if self.stretch or fixed_input(rule) or (rule.get("scale") and None in self.ours.engine.size):
+            return np.asarray(photo)
+        if self.ours.mode == "slide" and rule.get("scale"):
+            return np.asarray(photo)
+        return np.asarray(photo.resize(size[::-1]))
 
     def row(self) -> Row:
         """The comparison.
@@ -174,9 +187,3 @@ def _drawn(height: int, width: int) -> np.ndarray:
         picture[inside] = 0.3 * picture[inside] + 0.7 * (colour + 25 * np.sin(60 * u[inside])[:, None])
     picture += random.normal(0, 6, picture.shape)
     return np.clip(picture, 0, 255).astype(np.uint8)
-
-
-def _at_most(photo: Any, height: int, width: int) -> np.ndarray:
-    small = photo.copy()
-    small.thumbnail((width, height))
-    return np.asarray(small)

@@ -24,7 +24,7 @@ def import_opencv() -> Any:
     """OpenCV, or None where it cannot be imported."""
     try:
         import cv2
-    except (ImportError, OSError):  # not installed, or its libraries are missing
+    except Exception:  # not installed, or broken in one of many ways (missing libraries, built for another numpy)
         return None
     return cv2
 

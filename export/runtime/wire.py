@@ -41,7 +41,7 @@ def fields(message: bytes) -> Iterator[tuple[int, bytes | int]]:
         at += size
 
 
-def field(number: int, value: bytes | str | int) -> bytes:
+def wire_field(number: int, value: bytes | str | int) -> bytes:
     """One field as bytes: a varint, or something with a length."""
     if isinstance(value, int):
         return _to_varint(number << 3) + _to_varint(value)

@@ -14,8 +14,9 @@ import pytest
 from tinymim import cli
 from tinymim.errors import CheckFailed, ConfigError, DataError
 from tinymim_export import bench
+from tinymim_export.bench.graph_parts import cut
 from tinymim_export.bench.latency import peak_memory
-from tinymim_export.bench.split import SplitRow, cut, remarks
+from tinymim_export.bench.split import SplitRow, remarks
 from tinymim_export.bench.timing import interleave
 from tinymim_export.runtime.engines import open_engine
 from tinymim_export.runtime.metadata import load_proto
@@ -74,17 +75,16 @@ def test_split(exported):
 def test_parts_hold_every_node_once_and_give_the_same_pixels(exported):
     proto = load_proto(exported.mask.onnx)
     tensors = {part: row["tensors"] for part, row in exported.mask.cost["parts"].items()}
-    pieces = cut(proto, tensors)
-    names = Counter(node.output[0] for piece in pieces.values() for node in piece.graph.node)
+    pieces = cut(Path(exported.mask.onnx).read_bytes(), tensors)
+    names = Counter(node.outputs[0] for piece in pieces.values() for node in piece.nodes)
     assert max(names.values()) == 1
     assert set(names) == {node.output[0] for node in proto.graph.node}
     image = np.random.default_rng(0).standard_normal((1, 3, 57, 83)).astype(np.float32)
     known = {"image": image}
     for piece in pieces.values():
-        session = ort.InferenceSession(piece.SerializeToString(), providers=["CPUExecutionProvider"])
-        outputs = [output.name for output in session.get_outputs()]
+        session = ort.InferenceSession(piece.model(known), providers=["CPUExecutionProvider"])
         known |= dict(
-            zip(outputs, session.run(None, {i.name: known[i.name] for i in session.get_inputs()}), strict=True)
+            zip(piece.outputs, session.run(piece.outputs, {name: known[name] for name in piece.inputs}), strict=True)
         )
     whole = ort.InferenceSession(exported.mask.onnx, providers=["CPUExecutionProvider"]).run(None, {"image": image})[0]
     assert (known["mask"] == whole).all()
@@ -241,8 +241,8 @@ def test_bench_without_torch(exported, tmp_path):
     assert json.loads((tmp_path / "bench.json").read_text())["rows"][0]["runs"] == 10
     assert (tmp_path / "bench.md").read_text().startswith("| file |")
     done = run("--runs", "10", "--split")
-    assert done.returncode == 2
-    assert "pip install onnx" in done.stderr
+    assert done.returncode == 0, done.stderr
+    assert "sum / whole" in done.stdout
 
 
 def test_doctor(tmp_path, capsys):
