@@ -85,10 +85,7 @@ class OwnTest:
         theirs, seen = self._theirs()
         ours = self.ours._network(self.photo) if self.before_resize else self.ours.mask(self.photo)
         row = Row("mask", (1, 3, *self.photo.shape[:2]), "test_step")
-        if ours.shape != theirs.shape:
-            row.equal, row.pixels = 0, int(theirs.size)
-        else:
-            row.equal, row.pixels = int((ours == theirs).sum()), int(theirs.size)
+        row.equal, row.pixels = int((ours == theirs).sum()) if ours.shape == theirs.shape else 0, int(theirs.size)
         row.equal_pixels = row.equal / row.pixels
         row.passed = row.equal_pixels >= MIN_EQUAL
         row.remark = f"({row.equal} of {row.pixels})"
@@ -109,7 +106,7 @@ class OwnTest:
             steps = [step for step in steps if "Resize" not in step_name(step)]
             steps[1:1] = [dict(type="Resize", scale=(width, height), keep_ratio=False)]
         model: Any = self.loaded.model
-        kept = model.test_cfg
+        kept, padding = model.test_cfg, getattr(model.data_preprocessor, "test_cfg", None)
         try:
             with tempfile.TemporaryDirectory() as folder, torch.no_grad():
                 path = Path(folder) / "photo.png"
@@ -120,6 +117,7 @@ class OwnTest:
                 if self.before_resize:
                     batch["data_samples"][0].set_metainfo(dict(ori_shape=data["data_samples"].img_shape))
                 model.test_cfg = self._test_cfg(kept)
+                model.data_preprocessor.test_cfg = None if self.stretch else padding
                 seen = model.data_preprocessor(copy.deepcopy(batch), False)["inputs"][0].numpy()
                 (sample,) = model.test_step(batch)
         except Exception as error:  # the model's own code may raise anything
@@ -129,7 +127,7 @@ class OwnTest:
                 "correct test_dataloader, data_preprocessor and test_cfg of the config until `tools/test.py` runs",
             ) from error
         finally:
-            model.test_cfg = kept
+            model.test_cfg, model.data_preprocessor.test_cfg = kept, padding
         return sample.pred_sem_seg.data[0].numpy().astype(np.uint8), seen
 
     def _test_cfg(self, own: Any) -> Any:
@@ -138,8 +136,6 @@ class OwnTest:
         test["mode"] = self.ours.mode
         if self.ours.mode == "slide":
             test["crop_size"], test["stride"] = self.ours.crop, self.ours.stride
-        if self.stretch:
-            test["mode"] = "whole"
         return test
 
     def _step_that_differs(self, theirs_3hw: np.ndarray) -> str:

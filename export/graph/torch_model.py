@@ -16,6 +16,7 @@ from tinymim.models import Backbone, model_from_checkpoint, read_checkpoint
 from tinymim.models.checkpoints import describe
 from tinymim_export.graph.contract import Preparation, contract, fixed_input, prepared
 from tinymim_export.graph.wrappers import as_list
+from tinymim_export.runtime.metadata import first_line
 
 PARTS = ("segmentor", "backbone")
 
@@ -126,7 +127,11 @@ def _plain(checkpoint: Path, num_heads: int | None, meta: dict[str, Any], sha: d
         return (model.forward_map(images),)
 
     about = contract(None, model.stage_info[-1].stride, meta=meta) | sha
-    return TorchModel(model, "backbone", ("features",), reference, model.img_size, about)
+    told = "mean" in meta and "std" in meta
+    notes = (
+        [] if told else ["the checkpoint does not say how photos are normalised: ImageNet's mean and std are written"]
+    )
+    return TorchModel(model, "backbone", ("features",), reference, model.img_size, about, notes=notes)
 
 
 def _backbone_of_config(checkpoint: Path, cfg: Any, sha: dict[str, Any]) -> TorchModel:
@@ -227,7 +232,14 @@ def _probe(model: Any, size: tuple[int, int]) -> tuple[int, int | None]:
             shadow.decode_head(features)
         return as_list(features)
 
-    stride = max(round(size[0] / level.shape[-2]) for level in levels(*size))
+    try:
+        stride = max(round(size[0] / level.shape[-2]) for level in levels(*size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ConfigError(
+            f"the model does not run on a photo of three channels and {size[0]}x{size[1]} pixels",
+            first_line(error),
+            "only models of RGB or BGR photos can be exported; a size that it takes is given by --size",
+        ) from error
     for multiple in (1, 2, 4, 8, 16, 32, 64):
         odd = [(side // multiple // 2 * 2 + 1) * multiple for side in size]
         try:

@@ -270,3 +270,15 @@ def test_exports_of_every_kind(kind, output, tmp_path):
     picture = np.random.default_rng(1).integers(0, 256, (101, 133, 3), np.uint8)
     if output == "logits":
         assert Predictor(made.onnx).mask(picture).shape == (101, 133)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["pad to a size", "not normalised"])
+def test_a_size_that_no_photo_comes_to_is_said_and_tested_on_a_stretched_photo(kind, tmp_path):
+    pre, steps, _ = KINDS[kind]
+    checkpoint, config_file = plain_file(config(pre, *steps), tmp_path / "iter_1.pth")
+    made = export(checkpoint, tmp_path / "x.onnx", config=config_file, size=(80, 112))
+    assert made.parity.passed
+    assert any("--resize-to-file" in note for note in made.notes)
+    picture = np.random.default_rng(1).integers(0, 256, (101, 133, 3), np.uint8)
+    assert Predictor(made.onnx, resize_to_file=True).mask(picture).shape == (101, 133)
