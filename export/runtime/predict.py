@@ -249,7 +249,7 @@ def _photos(
     if progress is not None:
         progress.close()
     if not rows:
-        if len(jobs) == 1 or not failed[0].what.startswith("cannot read"):
+        if source.is_file() or not failed[0].what.startswith("cannot read"):
             raise failed[0]
         raise DataError(f"no photo in {source} can be read", failed[0].why, "copy the photos again")
     return rows
