@@ -124,7 +124,7 @@ class OneSize(torch.nn.Module):
 
 
 def own_config(**model):
-    pre = dict(type="SegDataPreProcessor", mean=[120.0] * 3, std=[60.0] * 3, size=SIZE)
+    pre = dict(type="SegDataPreProcessor", mean=[120.0] * 3, std=[60.0] * 3, bgr_to_rgb=True, size=SIZE)
     return Config(dict(model=dict(type="EncoderDecoder", data_preprocessor=pre, test_cfg=dict(mode="whole"), **model)))
 
 
