@@ -74,7 +74,7 @@ class OwnTest:
             return np.asarray(photo)
         if self.ours.mode == "slide" and rule.get("scale"):
             return np.asarray(photo)
-        return np.asarray(photo.resize(size[::-1]))
+        return np.asarray(Image.fromarray(np.asarray(photo)).resize(size[::-1]))
 
     def row(self) -> Row:
         """The comparison.
