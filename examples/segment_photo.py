@@ -53,8 +53,8 @@ def main(file, path):
     metadata = session.get_modelmeta().custom_metadata_map
     metadata = {key[8:]: json.loads(value) for key, value in metadata.items() if key.startswith("tinymim.")}
     rule, given = metadata.get("resize") or {}, session.get_inputs()[0]
-    if rule.get("pad") or metadata.get("part") != "segmentor":
-        sys.exit("the file pads photos, or is not a segmentor of tinymim-export: use tinymim predict")
+    if metadata.get("part") != "segmentor" or any(rule.get(word) for word in ("pad", "multiple", "float")):
+        sys.exit("the file prepares photos in more steps, or is no segmentor of tinymim-export: use tinymim predict")
     photo = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
     size, scale = photo.shape[:2], rule.get("scale")
     wanted = scale[::-1] if scale else size

@@ -33,11 +33,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar=("H", "W"),
         default=None,
-        help="fix height and width in pixels; default: the configuration's crop",
+        help="fix height and width in pixels; default: what photos or windows come to by the configuration, "
+        "free where whole photos come to different sizes",
     )
     add("--dynamic", action="store_true", help="leave height and width free")
     add("--output", choices=["logits", "mask"], default=None, help="what a segmentor gives; default: logits")
-    add("--photos", default=None, metavar="FOLDER", help="real photos to verify on, too")
+    add(
+        "--photos",
+        default=None,
+        metavar="FOLDER",
+        help="real photos to verify on; the first goes through the model's own test",
+    )
     add("--num-heads", type=int, default=None, help="heads per block, for files that do not store it")
     add("--opset", type=int, default=None, help="ONNX operator set, 18 to 23; default: 20")
     add("--seed", type=int, default=0, help="of the random verification inputs and the choice of calibration photos")

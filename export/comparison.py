@@ -22,11 +22,13 @@ class Row:
 
     name: str
     shape: tuple[int, ...]  # of the input
-    source: str  # "random", "photos", or what the file was tested for
+    source: str  # "random", "photos", "test_step" (the model's own test of a photo), or what the file was tested for
     max_error: float | None = None  # largest absolute difference
     relative_error: float | None = None  # of the largest absolute reference value
     cosine: float | None = None
     equal_pixels: float | None = None  # share, 0 to 1
+    equal: int | None = None  # pixels of a whole mask that are equal, and how many there are
+    pixels: int | None = None
     passed: bool = False
     remark: str = ""
 
@@ -56,17 +58,28 @@ class ParityResult:
 
     def summary(self) -> dict[str, Any]:
         """Worst figures, thresholds and shapes, for the file's metadata."""
-        errors = [row.relative_error for row in self.rows if row.relative_error is not None]
-        equal = [row.equal_pixels for row in self.rows if row.equal_pixels is not None]
+        rows = [row for row in self.rows if row.source in ("random", "photos")]
+        errors = [row.relative_error for row in rows if row.relative_error is not None]
+        equal = [row.equal_pixels for row in rows if row.equal_pixels is not None]
         return {
             "relative_error": max(errors, default=None),
-            "cosine": min((row.cosine for row in self.rows if row.cosine is not None), default=None),
+            "cosine": min((row.cosine for row in rows if row.cosine is not None), default=None),
             "equal_pixels": min(equal, default=None),
-            "shapes": sorted({row.shape for row in self.rows if row.source in ("random", "photos")}),
-            "photos": any(row.source == "photos" for row in self.rows),
+            "shapes": sorted({row.shape for row in rows}),
+            "photos": any(row.source == "photos" for row in rows),
+            "test_step": self.test_step(),
             "thresholds": {"relative_error": MAX_ERROR, "cosine": MIN_COSINE, "equal_pixels": MIN_EQUAL},
             "graph_sha256": self.graph_sha256,
         }
+
+    def test_step(self) -> dict[str, Any] | None:
+        """How many pixels of a photo's mask the file's whole contract gives as the model's own test does."""
+        row = next((row for row in self.rows if row.source == "test_step"), None)
+        return (
+            None
+            if row is None
+            else {"equal": row.equal, "pixels": row.pixels, "photo": list(row.shape[2:]), "least": MIN_EQUAL}
+        )
 
     def to_json(self, path: str | Path | None = None) -> str:
         """JSON text; also written to ``path``."""

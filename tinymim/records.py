@@ -189,6 +189,13 @@ class ParityRow(TypedDict, total=False):
     remark: str
 
 
+class TestStep(TypedDict):
+    """Pixels of one photo's mask that the file's whole contract gives as the model's own test does."""
+
+    equal: Count
+    pixels: Annotated[int, Limits(1, 2**40)]
+
+
 class ParitySummary(TypedDict, total=False):
     """The worst of all comparisons."""
 
@@ -196,7 +203,9 @@ class ParitySummary(TypedDict, total=False):
     cosine: AnyNumber | None
     equal_pixels: Share | None
     photos: bool
+    test_step: TestStep | None
     graph_sha256: str | None
+    contract_sha256: str | None
 
 
 class Parity(TypedDict, total=False):
@@ -323,6 +332,7 @@ class Resize(TypedDict, total=False):
     align_corners: bool
     threshold: Share | None
     pad: dict[str, Any] | None
+    multiple: Annotated[list[Pixels], Limits(2, 2)]
     untold: str | None
 
 

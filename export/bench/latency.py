@@ -24,6 +24,7 @@ from tinymim_export.bench.stats import bootstrap_median, distinguishable, drift,
 from tinymim_export.bench.timing import MIN_RUNS, interleave
 from tinymim_export.runtime.engines import Engine, open_engine
 from tinymim_export.runtime.engines.base import DEFAULT, find_runtime, no_compute_type, renamed
+from tinymim_export.runtime.metadata import verified_note
 from tinymim_export.tables import markdown_table, text_table
 
 Setting = tuple[str, str | None]  # runtime, compute type
@@ -36,7 +37,7 @@ class BenchRow:
     file: str
     sha256: str
     part: str | None
-    verified: bool | None  # what the file says of itself
+    verified: bool | None  # the file says so, and its hash agrees (None: it holds none)
     shape: tuple[int, ...]  # of the input
     engine: str  # runtime, provider and compute type, e.g. "openvino cpu bf16"
     provider: str  # its title: "CPUExecutionProvider"
@@ -70,6 +71,7 @@ class BenchResult:
     splits: list[Any] = field(default_factory=list)  # SplitResult, one per file, if requested
     settings: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def to_json(self, path: str | Path | None = None) -> str:
         """JSON text; also written to ``path``."""
@@ -109,13 +111,13 @@ class BenchResult:
         return lines
 
     def remarks(self) -> list[str]:
-        """What makes the figures doubtful."""
+        """What makes figures or files doubtful."""
         return [
             f"warning: {Path(row.file).name} ({row.engine}): the second half of the runs took "
             f"{100 * (row.drift - 1):+.0f} % against the first: the machine was busy or throttling; measure again"
             for row in self.rows
             if not row.steady
-        ]
+        ] + [f"note: {note}" for note in self.notes]
 
     def to_markdown(self) -> str:
         """Tables and the machine they hold for."""
@@ -167,7 +169,7 @@ def bench(
         threads: CPU threads; None takes every core this process may use.
         batch: Images at once.
         size: Height and width for files with free sizes; None takes the size they were exported at.
-        split: Also time backbone, pyramid, head and up-sampling apart (needs onnx; ONNX Runtime only).
+        split: Also time backbone, pyramid, head and up-sampling apart (ONNX Runtime only).
         runs: Timed runs per row, 10 or more; None runs for ``seconds``, at least 10 times.
         seconds: Time to spend on each row.
         seed: Of the random input.
@@ -215,7 +217,8 @@ def bench(
         "size": size,
         "seed": seed,
     }
-    result = BenchResult(rows, [], settings, machine())
+    doubts = dict.fromkeys(verified_note(engine.path, engine.meta) for engine in engines)
+    result = BenchResult(rows, [], settings, machine(), [note for note in doubts if note])
     if split:
         from tinymim_export.bench.split import split_file
 
@@ -276,7 +279,7 @@ def bench_row(
         file=str(engine.path),
         sha256=engine.sha256,
         part=engine.meta.get("part"),
-        verified=engine.meta.get("verified"),
+        verified=engine.verified,
         shape=shape,
         engine=engine.label,
         provider=engine.place.title,

@@ -1,6 +1,6 @@
 """Where the milliseconds go: backbone, pyramid, head and up-sampling cut out of one file and timed next to the whole.
 
-The tensors between the parts are named at export (``tinymim.cost`` lists them), so cutting needs onnx and nothing else.
+The tensors between the parts are named at export (``tinymim.cost`` lists them): cutting needs neither torch nor onnx.
 """
 
 from collections.abc import Sequence
@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from tinymim.errors import ConfigError
+from tinymim_export.bench.graph_parts import cut
 from tinymim_export.bench.timing import interleave
-from tinymim_export.runtime.metadata import load_proto, proto_metadata
-from tinymim_export.runtime.sessions import open_session, runner
+from tinymim_export.runtime.engines import random_input
+from tinymim_export.runtime.metadata import read_metadata
+from tinymim_export.runtime.sessions import IMAGES, open_session, runner
 from tinymim_export.tables import billions, markdown_table, millions, text_table
 
 TOLERANCE = 0.15  # largest relative difference between the sum of the parts and the whole
@@ -73,28 +75,22 @@ def split_file(
     """Cut a file at its named tensors and time every part next to the whole.
 
     Raises:
-        ConfigError: onnx is not installed, or the file names no parts.
+        ConfigError: the file names no parts.
     """
-    try:
-        import onnx  # noqa: F401
-    except ImportError as error:
-        raise ConfigError("--split needs the package onnx", "it cuts the graph", "pip install onnx") from error
-    proto = load_proto(path)
-    cost = proto_metadata(proto).get("cost") or {}
+    whole = open_session(path, provider, threads)
+    cost = read_metadata(whole).get("cost") or {}
     if not cost.get("parts"):
         raise ConfigError(
             f"{path.name} names no parts", "only files of tinymim-export do", "export it again, or leave --split out"
         )
-    whole = open_session(path, provider, threads)
-    image = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    known = {"image": image}
+    given = whole.get_inputs()[0]
+    known = {given.name: random_input(shape, IMAGES[given.type], 0)}
     runners, parts = [runner(whole, known, provider)], []
     tensors = {part: about["tensors"] for part, about in cost["parts"].items()}
-    for part, piece in cut(proto, tensors).items():
-        session = open_session(piece.SerializeToString(), provider, threads)
-        inputs = {value.name: known[value.name] for value in session.get_inputs()}
-        names = [output.name for output in session.get_outputs()]
-        known |= dict(zip(names, session.run(names, inputs), strict=True))
+    for part, piece in cut(path.read_bytes(), tensors).items():
+        session = open_session(piece.model(known), provider, threads)
+        inputs = {name: known[name] for name in piece.inputs}
+        known |= dict(zip(piece.outputs, session.run(piece.outputs, inputs), strict=True))
         runners.append(runner(session, inputs, provider))
         parts.append(part)
     best: tuple[float, list[float]] = (np.inf, [])
@@ -169,51 +165,3 @@ def _narrower(cost: dict[str, Any], rows: dict[str, SplitRow], whole: float) -> 
         )
         found.append((other["options"], whole - saved))
     return found
-
-
-def cut(proto: Any, parts: dict[str, Sequence[str]]) -> dict[str, Any]:
-    """Split a graph into one model per part; every node is in exactly one of them.
-
-    Args:
-        proto: The whole model.
-        parts: Part -> names of its output tensors, in the order of the graph.
-
-    Returns:
-        Part -> ModelProto. Its inputs are the image and the tensors it reads from earlier parts (the named ones and a
-        few sizes); parts without nodes (a pyramid that passes tensors through) are left out.
-    """
-    import onnx
-
-    graph = onnx.shape_inference.infer_shapes(proto).graph  # types of the tensors that cross
-    types = {value.name: value for value in (*graph.input, *graph.value_info, *graph.output)}
-    makers = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
-    owner: dict[int, str] = {}
-    for part, tensors in parts.items():
-        stack = list(tensors)
-        while stack:
-            index = makers.get(stack.pop())
-            if index is not None and index not in owner:
-                owner[index] = part
-                stack += graph.node[index].input
-    crossing = {
-        name
-        for index, part in owner.items()
-        for name in graph.node[index].input
-        if name in makers and owner[makers[name]] != part
-    }
-    crossing |= {name for tensors in parts.values() for name in tensors}
-    pieces = {}
-    for part in parts:
-        nodes = [graph.node[index] for index in sorted(owner) if owner[index] == part]
-        made = {name for node in nodes for name in node.output}
-        read = {name for node in nodes for name in node.input} - made
-        if not nodes:
-            continue
-        piece = onnx.ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import, functions=proto.functions)
-        piece.graph.name = part
-        piece.graph.node.extend(nodes)
-        piece.graph.initializer.extend(tensor for tensor in graph.initializer if tensor.name in read)
-        piece.graph.input.extend(types[name] for name in sorted(read) if name in makers or name == "image")
-        piece.graph.output.extend(types[name] for name in sorted(made & crossing))
-        pieces[part] = piece
-    return pieces

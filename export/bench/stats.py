@@ -48,6 +48,23 @@ def ratio_interval(ms_a: Sequence[float], ms_b: Sequence[float], seed: int = 0) 
     return float(np.median(ms_a) / np.median(ms_b)), *_interval(ratios)
 
 
+def pairwise_ratio(ms_a: Sequence[float], ms_b: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
+    """How many times faster b is than a, round by round: the median of a's time over b's, and its 95 % interval.
+
+    The machine's pace in a round slows both alike and drops out, which it does not of two medians over all rounds.
+
+    Args:
+        ms_a: Times of the baseline.
+        ms_b: Times of the other file, measured in turns with it: round i of both belongs together.
+        seed: Of the draws.
+
+    Returns:
+        (ratio, low, high).
+    """
+    ratios = np.asarray(ms_a, np.float64) / np.asarray(ms_b, np.float64)
+    return float(np.median(ratios)), *bootstrap_median(ratios.tolist(), seed)
+
+
 def distinguishable(low: float, high: float, than: float = 1.0) -> bool:
     """Whether an interval leaves out ``than``: 1 for ratios ("as fast as"), 0 for differences ("as good as")."""
     return not low <= than <= high

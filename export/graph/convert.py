@@ -8,11 +8,13 @@ from typing import Any
 
 from tinymim.errors import ConfigError
 from tinymim.files import atomic_path, sha256_file, versions, write_json
+from tinymim_export.graph.contract import fixed_input
 from tinymim_export.graph.cost import describe, measure_cost
+from tinymim_export.graph.own_test import own_test
 from tinymim_export.graph.parity import ParityResult, compare
 from tinymim_export.graph.torch_model import load_torch_model
 from tinymim_export.graph.trace import OPSET, trace
-from tinymim_export.runtime.metadata import load_proto, write_metadata
+from tinymim_export.runtime.metadata import load_proto, mark, write_metadata
 from tinymim_export.runtime.photos import load_photos
 
 LARGEST_SIDE = 8192  # pixels
@@ -49,7 +51,9 @@ class ExportResult:
 
     def _sentence(self) -> str:
         size = "any height and width" if self.dynamic else f"{self.size[0]}x{self.size[1]}, any batch"
-        return f"{self.part} -> {self.output}, {size}, {self.mib:.1f} MiB, verified, sha256 {self.sha256[:12]}"
+        test = self.parity.test_step()
+        own = f" ({test['equal']} of {test['pixels']} pixels as the model's own test)" if test else ""
+        return f"{self.part} -> {self.output}, {size}, {self.mib:.1f} MiB, verified{own}, sha256 {self.sha256[:12]}"
 
     def print(self) -> None:
         """Print the cost by part, then the file."""
@@ -82,7 +86,8 @@ def export(
         onnx: File to write.
         config: MMSegmentation configuration; None: the one stored in ``segmentor.pth``.
         part: "segmentor" or "backbone"; None: decided by the checkpoint.
-        size: Height and width (pixels) fixed in the file; None: the configuration's crop (a ViT's img_size).
+        size: Height and width (pixels) fixed in the file; None: the size that photos or windows come to by the
+            configuration (a ViT's img_size), dynamic where whole photos come to different sizes.
         dynamic: Leave height and width dynamic.
         output: "logits" float32 (N, C, H, W) or "mask" uint8 (N, H, W); segmentors only.
         photos: Folder of real photos to also verify on.
@@ -106,7 +111,7 @@ def export(
             "it has features, not classes",
             "leave --output out, or use --part segmentor",
         )
-    at = size or loaded.size
+    at, dynamic = size or loaded.size, dynamic or (size is None and loaded.free)
     loaded.require_size(at, dynamic=dynamic)
     mode = "dynamic height and width" if dynamic else "fixed size"
     print(f"exporting the {loaded.part} at {at[0]}x{at[1]}, {mode}, opset {opset}", flush=True)
@@ -121,20 +126,22 @@ def export(
         proto = load_proto(temporary)  # verify the file as written
         print(
             "verifying against PyTorch: error <= 1e-4 of the largest value, cosine >= 0.999999"
-            + (", equal pixels >= 99.9 %" if loaded.part == "segmentor" else ""),
+            + (", equal pixels >= 99.9 %, also of the model's own test_step" if loaded.part == "segmentor" else ""),
             flush=True,
         )
         parity = compare(proto, loaded, file=onnx.name, photos=photos, seed=seed)
+        if loaded.part == "segmentor":
+            parity.rows.append(own_test(loaded, proto, None if photos is None else load_photos(photos, limit=1)[0]))
         parity.print()
         parity.require()
-        write_metadata(proto, {"verified": True, "parity": parity.summary()})
+        mark(proto, parity.summary())
         temporary.write_bytes(proto.SerializeToString(deterministic=True))
     notes, rule = list(loaded.notes), loaded.contract.get("resize") or {}
-    trained_at = rule.get("scale") and tuple(rule["scale"][::-1])
-    if trained_at and not rule["keep_ratio"] and rule["mode"] == "whole" and not dynamic and trained_at != at:
+    if loaded.part == "segmentor" and rule["mode"] == "whole" and not dynamic and fixed_input(rule) != at:
+        tested = "x".join(map(str, fixed_input(rule) or ())) or "sizes that depend on theirs"
         notes.append(
-            f"the model was tested on photos stretched to {trained_at[0]}x{trained_at[1]}, this file accepts only "
-            f"{at[0]}x{at[1]}: eval, predict and --tune need --resize-to-file"
+            f"the model was tested on photos brought to {tested}, this file accepts only {at[0]}x{at[1]}: for other "
+            "photos eval, predict and --tune need --resize-to-file; an export without --size takes what the model takes"
         )
     return ExportResult(
         onnx=str(onnx),

@@ -2,11 +2,13 @@
 
 Passes (float32) if, for every output, size and batch: largest error <= 1e-4 of the largest reference value,
 cosine >= 0.999999, and for segmentors >= 99.9 % of the pixels have the same class. Fixed-size files run at their size
-with batches of 1 and 3 and must refuse another size; dynamic files run at the traced size, at one that is not square
-and at one that is not a multiple of the patch. The reference is the model's own forward: original pooling, nothing
-replaced.
+with batches of 1 and 3 and must refuse another size (the table has what it said); dynamic files run at the traced size,
+at one that is not square and at one that is not a multiple of the patch. The reference is the model's own forward:
+original pooling, nothing replaced. A control shows that the comparison can fail. Segmentors are also compared as a
+whole, from a photo's pixels to its mask (``own_test.py``).
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,17 +17,21 @@ import numpy as np
 import onnxruntime as ort
 
 from tinymim.errors import ConfigError, DataError
-from tinymim_export.comparison import MIN_EQUAL, ParityResult, Row, figures
+from tinymim_export.comparison import MAX_ERROR, MIN_EQUAL, ParityResult, Row, figures
+from tinymim_export.graph.own_test import own_test
 from tinymim_export.runtime.metadata import (
+    check_verified,
     first_line,
     graph_sha256,
     load_proto,
+    mark,
     not_onnx,
     proto_metadata,
     save_proto,
     write_metadata,
 )
 from tinymim_export.runtime.photos import load_photos, normalise
+from tinymim_export.runtime.sessions import PROVIDERS
 
 
 def compare(
@@ -56,6 +62,8 @@ def compare(
         for batch in (1, 3):
             images = random.standard_normal((batch, 3, *size)).astype(np.float32)
             result.rows += _rows(session, loaded, images, "random", mask)
+        if size == traced and result.passed:
+            result.rows.append(_control(session, loaded, images))
         if real:
             images = np.stack([normalise(photo, size, loaded.contract) for photo in real[:4]])
             result.rows += _rows(session, loaded, images, "photos", mask)
@@ -109,11 +117,31 @@ def verify(
         remark = "" if same else "the file was changed after it was verified"
         extra.append(Row("graph and weights", (), "unchanged since export", passed=same, remark=remark))
     result = compare(proto, loaded, file=Path(onnx_path).name, photos=photos, seed=seed, extra=extra)
-    if result.passed != bool(meta.get("verified")):
-        write_metadata(proto, {"verified": True, "parity": result.summary()} if result.passed else {"verified": False})
+    if loaded.part == "segmentor":
+        result.rows.append(_same_contract(meta, loaded.contract))
+        result.rows.append(own_test(loaded, proto, None if photos is None else load_photos(photos, limit=1)[0]))
+    if result.passed and check_verified(onnx_path, meta) is not True:
+        mark(proto, result.summary())
+        save_proto(proto, onnx_path)
+    elif not result.passed and meta.get("verified"):
+        write_metadata(proto, {"verified": False})
         save_proto(proto, onnx_path)
     result.require()
     return result
+
+
+def _same_contract(meta: dict[str, Any], own: dict[str, Any]) -> Row:
+    """Whether the file's metadata say of photos what the model's config says."""
+
+    def said(values: dict[str, Any]) -> dict[str, Any]:
+        rule = values.get("resize") or {}
+        words = ("scale", "keep_ratio", "multiple", "pad", "mode", "crop", "slide_stride", "align_corners")
+        found = {name: values.get(name) for name in ("mean", "std", "channel_order")}
+        return json.loads(json.dumps(found | {name: rule.get(name) for name in words}))
+
+    have, wanted = said(meta), said(own)
+    differing = [f"{name} is {have[name]}, the model's {wanted[name]}" for name in have if have[name] != wanted[name]]
+    return Row("metadata", (), "as the model's config", passed=not differing, remark="; ".join(differing))
 
 
 def other_sizes(traced: tuple[int, int], stride: int, multiple: int = 1) -> list[tuple[int, int]]:
@@ -140,7 +168,7 @@ def _session(proto: Any, file: str) -> tuple[Any, bool]:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     try:
-        return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"]), mask
+        return ort.InferenceSession(proto.SerializeToString(), options, providers=[PROVIDERS["cpu"].title]), mask
     except Exception as error:  # onnxruntime raises several kinds
         raise not_onnx(file, error) from error
 
@@ -175,12 +203,24 @@ def _rows(session: Any, loaded: Any, images: np.ndarray, source: str, mask: bool
 
 
 def _refusal(session: Any, size: tuple[int, int]) -> Row:
-    """A fixed-size file must refuse another size."""
+    """A fixed-size file must refuse another size: what onnxruntime said to one, or what it gave."""
     other = (1, 3, size[0] + 16, size[1])
-    row = Row("another size", other, "must be refused")
     try:
-        session.run(None, {"image": np.zeros(other, np.float32)})
-        row.remark = "it was accepted"
-    except Exception:  # onnxruntime's InvalidArgument and its relatives
-        row.passed = True
+        got = session.run(None, {"image": np.zeros(other, np.float32)})
+        given = "x".join(map(str, got[0].shape))
+        return Row("another size", other, "must be refused", remark=f"was accepted and gave {given}")
+    except Exception as error:  # onnxruntime's InvalidArgument and its relatives
+        return Row("another size", other, "was refused", passed=True, remark=first_line(" ".join(str(error).split())))
+
+
+def _control(session: Any, loaded: Any, images: np.ndarray) -> Row:
+    """Can this comparison fail? The file's values on a changed image must not pass for the model's on the unchanged."""
+    import torch
+
+    with torch.inference_mode():
+        wanted = loaded.reference(torch.from_numpy(images[:1]))[0].numpy()
+    got = session.run([loaded.outputs[0]], {"image": images[:1] * np.float32(0.9)})[0]
+    error = float(np.abs(got - wanted).max() / max(float(np.abs(wanted).max()), 1e-12))
+    row = Row(loaded.outputs[0], images[:1].shape, "contrast lowered by 10 %", passed=error > MAX_ERROR)
+    row.remark = f"relative error {error:.1e}: {'refused, as it must be' if row.passed else 'NOT told apart'}"
     return row

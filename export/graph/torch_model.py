@@ -14,8 +14,9 @@ from tinymim.errors import CheckpointError, ConfigError
 from tinymim.files import sha256_file
 from tinymim.models import Backbone, model_from_checkpoint, read_checkpoint
 from tinymim.models.checkpoints import describe
-from tinymim.models.vit import IMAGENET_MEAN, IMAGENET_STD
+from tinymim_export.graph.contract import Preparation, contract, fixed_input, prepared
 from tinymim_export.graph.wrappers import as_list
+from tinymim_export.runtime.metadata import first_line
 
 PARTS = ("segmentor", "backbone")
 
@@ -32,6 +33,8 @@ class TorchModel:
         size: Height and width (pixels) that the configuration trains or tests at.
         contract: mean, std (0-255 scale, RGB), classes, palette, resize, ... for the metadata.
         multiple: Sides must be multiples of this many pixels; None: the model accepts ``size`` only.
+        bgr: Whether the model was trained on BGR; the file takes RGB all the same, and swaps the channels itself.
+        cfg: Config of a segmentor.
         notes: Remarks for the user.
     """
 
@@ -42,7 +45,21 @@ class TorchModel:
     size: tuple[int, int]
     contract: dict[str, Any]
     multiple: int | None = 1
+    bgr: bool = False
+    cfg: Any = None
     notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.bgr:
+            own = self.reference
+            self.reference = lambda images: own(images.flip(1))
+
+    @property
+    def free(self) -> bool:
+        """Whether whole photos of different sizes reach the network at different sizes."""
+        rule = self.contract["resize"] or {}
+        whole = self.part == "segmentor" and rule.get("mode") == "whole"
+        return whole and self.multiple is not None and fixed_input(rule) is None
 
     def require_size(self, size: tuple[int, int], *, dynamic: bool) -> None:
         """Raise :class:`ConfigError` for a size (height, width, in pixels) that the model cannot process."""
@@ -109,9 +126,12 @@ def _plain(checkpoint: Path, num_heads: int | None, meta: dict[str, Any], sha: d
     def reference(images: Tensor) -> tuple[Tensor, ...]:
         return (model.forward_map(images),)
 
-    stride = model.stage_info[-1].stride
-    contract = _contract(meta.get("mean", IMAGENET_MEAN), meta.get("std", IMAGENET_STD), stride) | sha
-    return TorchModel(model, "backbone", ("features",), reference, model.img_size, contract)
+    about = contract(None, model.stage_info[-1].stride, meta=meta) | sha
+    told = "mean" in meta and "std" in meta
+    notes = (
+        [] if told else ["the checkpoint does not say how photos are normalised: ImageNet's mean and std are written"]
+    )
+    return TorchModel(model, "backbone", ("features",), reference, model.img_size, about, notes=notes)
 
 
 def _backbone_of_config(checkpoint: Path, cfg: Any, sha: dict[str, Any]) -> TorchModel:
@@ -135,11 +155,9 @@ def _backbone_of_config(checkpoint: Path, cfg: Any, sha: dict[str, Any]) -> Torc
         backbone = revert_sync_batchnorm(MODELS.build(cfg.model.backbone))
         backbone.init_weights()
     backbone.eval()
-    pre = cfg.model.get("data_preprocessor", {})
-    contract = (
-        _contract(pre.get("mean"), pre.get("std"), backbone.stage_info[-1].stride) | sha | {"resize": _resize_rule(cfg)}
-    )
-    loaded = _levels(backbone, lambda images: tuple(backbone(images)), _crop(cfg), contract)
+    found = prepared(cfg, MODELS.build(cfg.model.get("data_preprocessor") or dict(type="BaseDataPreprocessor")))
+    about = contract(found, backbone.stage_info[-1].stride, cfg.model.get("test_cfg")) | sha
+    loaded = _levels(backbone, lambda images: tuple(backbone(images)), _size(cfg, about["resize"]), about, found)
     if backbone.fpn_names:
         loaded.notes.append(
             "the pyramid (fpn1 to fpn4) is untrained: the checkpoint holds a student only; "
@@ -157,33 +175,23 @@ def _from_segmentor(checkpoint: Path, config: Any, part: str, meta: dict[str, An
     _require_plain(model)
     if config is None and isinstance(meta.get("config"), str):
         sha["config_sha256"] = hashlib.sha256(meta["config"].encode()).hexdigest()
-    pre, size = cfg.model.get("data_preprocessor", {}), _crop(cfg)
+    found = prepared(cfg, model.data_preprocessor)
+    about = contract(found, 0, model.test_cfg, model.decode_head) | sha
+    size = _size(cfg, about["resize"])
     ours = isinstance(model.backbone, Backbone)  # takes every size
-    stride, multiple = (model.backbone.stage_info[-1].stride, 1) if ours else _probe(model, size)
-    contract = _contract(meta.get("mean", pre.get("mean")), meta.get("std", pre.get("std")), stride) | sha
-    contract["resize"] = _resize_rule(cfg)
+    about["stride"], multiple = (model.backbone.stage_info[-1].stride, 1) if ours else _probe(model, size)
     if multiple not in (1, None):  # PyTorch fails on other photos; tinymim eval and predict pad them
-        contract["resize"].setdefault("pad", {"value": 0, "size_divisor": multiple})
-    if not pre.get("bgr_to_rgb", True):
-        raise ConfigError(
-            "this model was trained on BGR photos (bgr_to_rgb=False)",
-            "files of tinymim-export expect RGB, and a wrong order only shows in wrong masks",
-            "train it with data_preprocessor.bgr_to_rgb=True, or swap the first convolution's input channels",
-        )
+        about["resize"].setdefault("pad", {"value": 0, "size_divisor": multiple})
     if part == "backbone":
-        return _levels(model, lambda images: tuple(as_list(model.extract_feat(images))), size, contract, multiple)
-    contract |= {key: model.dataset_meta.get(key) for key in ("classes", "palette")}
+        return _levels(model, lambda images: tuple(as_list(model.extract_feat(images))), size, about, found, multiple)
+    about |= {key: model.dataset_meta.get(key) for key in ("classes", "palette")}
 
     def reference(images: Tensor) -> tuple[Tensor, ...]:
-        about = dict(img_shape=images.shape[-2:], pad_shape=images.shape[-2:], ori_shape=images.shape[-2:])
-        return (model.encode_decode(images, [about] * images.shape[0]),)
+        shapes = dict(img_shape=images.shape[-2:], pad_shape=images.shape[-2:], ori_shape=images.shape[-2:])
+        return (model.encode_decode(images, [shapes] * images.shape[0]),)
 
-    loaded = TorchModel(model, "segmentor", ("logits",), reference, size, contract, multiple)
-    if unrecorded := contract["resize"].get("untold"):
-        loaded.notes.append(
-            f"the test pipeline's {unrecorded} is not recorded in the file: give it photos of the right size"
-        )
-    return loaded
+    bgr = found.order == "BGR"
+    return TorchModel(model, "segmentor", ("logits",), reference, size, about, multiple, bgr, cfg, found.notes)
 
 
 def _require_plain(model: Any) -> None:
@@ -224,7 +232,14 @@ def _probe(model: Any, size: tuple[int, int]) -> tuple[int, int | None]:
             shadow.decode_head(features)
         return as_list(features)
 
-    stride = max(round(size[0] / level.shape[-2]) for level in levels(*size))
+    try:
+        stride = max(round(size[0] / level.shape[-2]) for level in levels(*size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ConfigError(
+            f"the model does not run on a photo of three channels and {size[0]}x{size[1]} pixels",
+            first_line(error),
+            "only models of RGB or BGR photos can be exported; a size that it takes is given by --size",
+        ) from error
     for multiple in (1, 2, 4, 8, 16, 32, 64):
         odd = [(side // multiple // 2 * 2 + 1) * multiple for side in size]
         try:
@@ -240,12 +255,15 @@ def _levels(
     model: nn.Module,
     reference: Callable[[Tensor], tuple[Tensor, ...]],
     size: tuple[int, int],
-    contract: dict[str, Any],
+    about: dict[str, Any],
+    found: Preparation,
     multiple: int | None = 1,
 ) -> TorchModel:
     with torch.no_grad():
         count = len(reference(torch.zeros(1, 3, *size)))
-    return TorchModel(model, "backbone", tuple(f"level{i}" for i in range(count)), reference, size, contract, multiple)
+    names = tuple(f"level{i}" for i in range(count))
+    bgr = found.order == "BGR"
+    return TorchModel(model, "backbone", names, reference, size, about, multiple, bgr, notes=found.notes)
 
 
 def _read_config(config: str | Path) -> Any:
@@ -260,29 +278,13 @@ def _read_config(config: str | Path) -> Any:
     return cfg
 
 
-def _contract(mean: Any, std: Any, patch: int) -> dict[str, Any]:
-    """mean and std in 0-255 units of RGB, whatever the source used."""
-    if mean is None or std is None:
-        mean, std = IMAGENET_MEAN, IMAGENET_STD
-    scale = 255.0 if max(std) < 2 else 1.0
-    return {
-        "classes": None,
-        "palette": None,
-        "mean": [round(float(value) * scale, 6) for value in mean],
-        "std": [round(float(value) * scale, 6) for value in std],
-        "channel_order": "RGB",
-        "stride": patch,
-        "resize": None,
-    }
-
-
-def _crop(cfg: Any) -> tuple[int, int]:
-    """Height and width of the network's input: its windows, photos stretched to one size, else training crops."""
-    model, rule = cfg.model, _resize_rule(cfg)
-    stretched = rule["scale"] and not rule["keep_ratio"] and rule["mode"] == "whole"
+def _size(cfg: Any, rule: dict[str, Any]) -> tuple[int, int]:
+    """Height and width of the network's input: its windows, what every photo comes to, else training crops."""
+    model = cfg.model
     candidates = [
+        rule.get("crop"),
+        fixed_input(rule),
         (model.get("test_cfg") or {}).get("crop_size"),
-        rule["scale"][::-1] if stretched else None,  # MMCV's scales are (width, height)
         (model.get("data_preprocessor") or {}).get("size"),
         cfg.get("crop_size"),
         model.backbone.get("img_size"),
@@ -290,30 +292,3 @@ def _crop(cfg: Any) -> tuple[int, int]:
     ]
     size = next(value for value in candidates if value is not None)
     return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))
-
-
-def _resize_rule(cfg: Any) -> dict[str, Any]:
-    """How the configuration prepares a photo: the resize rule of its test pipeline, whole or sliding window."""
-    steps = cfg.get("test_pipeline") or []
-    resizes = [step for step in steps if "Resize" in str(step.get("type"))]
-    resize: dict[str, Any] = resizes[0] if resizes else {}
-    scale = resize.get("scale")
-    scale = [scale, scale] if isinstance(scale, int) else scale
-    test = cfg.model.get("test_cfg") or {}
-    rule: dict[str, Any] = {
-        "scale": None if scale is None else [int(side) for side in scale],
-        "keep_ratio": bool(resize.get("keep_ratio", False)),
-        "interpolation": "bilinear",
-        "mode": test.get("mode", "whole"),
-    }
-    if resize and (resize["type"] != "Resize" or scale is None or len(resizes) > 1):
-        rule |= {"scale": None, "untold": ", ".join(str(step["type"]) for step in resizes)}
-    if rule["mode"] == "slide":
-        rule |= {"crop": list(test["crop_size"]), "slide_stride": list(test["stride"])}
-    head = cfg.model.get("decode_head") or {}
-    head = head[-1] if isinstance(head, list | tuple) else head
-    rule |= {"align_corners": bool(head.get("align_corners", False)), "threshold": head.get("threshold")}
-    pre = cfg.model.get("data_preprocessor") or {}
-    if pre.get("test_cfg"):  # normalised photos are padded at the bottom and right before the network
-        rule["pad"] = {"value": pre.get("pad_val", 0)} | dict(pre["test_cfg"])
-    return rule

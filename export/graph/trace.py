@@ -18,7 +18,7 @@ from torch import nn
 from tinymim.errors import ConfigError, TinyMIMError
 from tinymim_export.graph.cost import Pieces, pieces
 from tinymim_export.graph.torch_model import TorchModel
-from tinymim_export.graph.wrappers import FeatureGraph, PyramidGraph, SegmentorGraph, make_exportable
+from tinymim_export.graph.wrappers import FeatureGraph, PyramidGraph, SegmentorGraph, SwapChannels, make_exportable
 from tinymim_export.runtime.metadata import first_line, strip
 
 OPSET = 20  # the newest that ONNX Runtime's static INT8 quantisation supports (21 and later break it)
@@ -60,6 +60,8 @@ def trace(
     make_exportable(model)
     found = pieces(loaded, size)
     wrapped = _wrap(model, loaded, output, found.unread)
+    if loaded.bgr:
+        wrapped = SwapChannels(wrapped)
     sizes = {0: "batch", 2: "height", 3: "width"} if dynamic else {0: "batch"}
     example = torch.zeros(2, 3, *size)  # two images: torch would make a batch of one constant
     with torch.no_grad():

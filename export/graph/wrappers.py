@@ -94,6 +94,17 @@ class FeatureGraph(nn.Module):
         return {"features": self.model.forward_map(image)}
 
 
+class SwapChannels(nn.Module):
+    """A graph for RGB around one for BGR, or the other way round."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, image: Tensor) -> Any:
+        return self.inner(image[:, [2, 1, 0]])
+
+
 def as_list(features: Any) -> list[Tensor]:
     """The output of a backbone or neck, one tensor or several, as a list."""
     return [features] if isinstance(features, Tensor) else list(features)

@@ -18,6 +18,7 @@ from tinymim_export.precision.base import Tolerance, find_precision
 from tinymim_export.precision.variants import APPROXIMATE
 from tinymim_export.runtime.metadata import first_line, graph_sha256, not_onnx, precision_name, proto_metadata
 from tinymim_export.runtime.photos import to_input
+from tinymim_export.runtime.sessions import PROVIDERS
 
 EARLY = 0.9  # of the pixels, where the decision comes before the up-sampling: its borders are coarser
 NOISE_BATCHES = (1, 3)
@@ -68,11 +69,15 @@ def compare_files(
 
 def summary(result: ParityResult, meta: dict[str, Any], parent_sha256: str) -> dict[str, Any]:
     """``parity`` of the metadata: worst figures, thresholds of the precision, and what it was compared with."""
-    return result.summary() | {
-        "thresholds": tolerance_of(meta)._asdict(),
-        "precision": precision_name(meta),
-        "against": f"the FP32 file {parent_sha256[:12]}",
-    }
+    return (
+        result.summary()
+        | {
+            "test_step": (meta.get("parity") or {}).get("test_step"),  # of the FP32 file
+            "thresholds": tolerance_of(meta)._asdict(),
+            "precision": precision_name(meta),
+            "against": f"the FP32 file {parent_sha256[:12]}",
+        }
+    )
 
 
 def _shared(made: Any, parent: Any) -> list[str]:
@@ -93,7 +98,7 @@ def _session(proto: Any, shown: Sequence[str], file: str) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     try:
-        return ort.InferenceSession(copy.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(copy.SerializeToString(), options, providers=[PROVIDERS["cpu"].title])
     except Exception as error:  # onnxruntime raises several kinds
         raise not_onnx(Path(file), error) from error
 

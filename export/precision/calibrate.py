@@ -22,6 +22,7 @@ from tinymim_export.runtime.engines import Engine
 from tinymim_export.runtime.photos import to_input
 from tinymim_export.runtime.predictor import Predictor, read_photo
 from tinymim_export.runtime.resize import resize_bilinear
+from tinymim_export.runtime.sessions import PROVIDERS
 
 METHODS = ("percentile", "entropy", "minmax")
 PERCENTILE = 99.99  # percent of a tensor's values inside the range; half of the rest beyond either end
@@ -257,7 +258,7 @@ def measure(
     shown.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in inner if name not in have)
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    session = ort.InferenceSession(shown.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(shown.SerializeToString(), options, providers=[PROVIDERS["cpu"].title])
     found = {name: Histogram() for name in tensors}
     progress = None if quiet else Progress("calibration", count)
     for i, image in enumerate(inputs):

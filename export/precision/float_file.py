@@ -15,7 +15,7 @@ from tinymim_export.precision.calibrate import Histogram, NetworkInputs, PhotoSe
 from tinymim_export.precision.qdq import check_opset, find_targets, observed, prepare
 from tinymim_export.precision.variants import apply_variants
 from tinymim_export.runtime.engines import Engine, open_engine
-from tinymim_export.runtime.metadata import is_verified, load_proto, precision_name, proto_metadata
+from tinymim_export.runtime.metadata import check_verified, load_proto, precision_name, proto_metadata
 from tinymim_export.runtime.photos import load_photos
 from tinymim_export.runtime.predictor import read_photo
 
@@ -46,7 +46,7 @@ class FloatFile:
                 "give the FP32 file it came from",
             )
         self.sha256 = sha256_file(path)
-        self.verified = is_verified(self.original)
+        self.verified = check_verified(path, meta) is True
         self.proto = apply_variants(self.original, graph)
         prepare(self.proto)
         self.meta = proto_metadata(self.proto)

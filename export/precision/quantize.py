@@ -20,7 +20,7 @@ from tinymim_export.precision.base import PRECISIONS, by_block, find_precision
 from tinymim_export.precision.blocks import choose_blocks
 from tinymim_export.precision.calibrate import METHODS
 from tinymim_export.precision.float_file import FloatFile
-from tinymim_export.runtime.metadata import load_proto, proto_metadata, save_proto, write_metadata
+from tinymim_export.runtime.metadata import check_verified, load_proto, mark, proto_metadata, save_proto, write_metadata
 
 __all__ = ["PRECISIONS", "FloatFile", "QuantizeResult", "check_options", "quantize", "verify_file"]
 
@@ -167,7 +167,7 @@ def quantize(
         meta = proto_metadata(made)
         parity = _agree(source, made, onnx_out.name, photos, seed)
         verified = source.verified
-        write_metadata(made, {"verified": verified, "parity": summary(parity, meta, source.sha256)})
+        mark(made, summary(parity, meta, source.sha256), verified)
         temporary.write_bytes(made.SerializeToString(deterministic=True))
     notes = list(dict.fromkeys(source.notes))
     if not verified:
@@ -220,16 +220,17 @@ def verify_file(file: str | Path, fp32: str | Path, *, photos: str | Path | None
     recorded = (meta.get("parity") or {}).get("graph_sha256")
     try:
         result = _agree(source, made, Path(file).name, photos, seed)
-        if recorded not in (None, result.graph_sha256):
+        changed = meta.get("verified") and check_verified(file, meta) is False
+        if changed or recorded not in (None, result.graph_sha256):
             raise CheckFailed(
-                f"{file} was changed after it was verified", "its graph has another hash", "make it again"
+                f"{file} was changed after it was verified", "its graph or contract has another hash", "make it again"
             )
     except CheckFailed:
         write_metadata(made, {"verified": False})
         save_proto(made, file)
         raise
     if not meta.get("verified") and source.verified:
-        write_metadata(made, {"verified": True, "parity": summary(result, meta, source.sha256)})
+        mark(made, summary(result, meta, source.sha256))
         save_proto(made, file)
     return result
 

@@ -23,7 +23,7 @@ from tinymim_export.report.page import hide_paths, read_config, read_metrics
 from tinymim_export.report.plots import thin
 from tinymim_export.report.tensor_shapes import read_weights
 from tinymim_export.runtime.engines.base import DEFAULT, engine_label, packages, provider_word
-from tinymim_export.runtime.metadata import not_onnx, read_metadata
+from tinymim_export.runtime.metadata import check_verified, not_onnx, read_metadata
 from tinymim_export.runtime.sessions import PROVIDERS
 
 WEIGHTS = ("segmentor.pth", "student.pth", "student.safetensors")
@@ -171,7 +171,7 @@ def onnx_file(path: Path) -> File:
         pixels=(meta.get("input") or {}).get("range") == "pixels",
         excluded=list(precision.get("excluded") or []),
         calibration=precision.get("calibration"),
-        verified=meta.get("verified"),
+        verified=check_verified(path, meta),
         parity=meta.get("parity"),
         palette=meta.get("palette"),
         config_sha256=meta.get("config_sha256"),

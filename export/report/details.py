@@ -64,9 +64,11 @@ def parity(lineage: Lineage, onnx: list[File]) -> list[Html]:
                 _scientific(measured.get("relative_error")),
                 "\u2013" if measured.get("cosine") is None else f"{measured['cosine']:.7f}",
                 percent(measured.get("equal_pixels"), 3),
+                "\u2013" if not (own := measured.get("test_step")) else f"{int(own['equal'])} of {int(own['pixels'])}",
             )
         )
-    blocks = [table(("file", "checked", "largest error, relative", "cosine", "equal pixels"), rows)]
+    columns = ("file", "checked", "largest error, relative", "cosine", "equal pixels", "pixels as the model's own test")
+    blocks = [table(columns, rows)]
     for value in lineage.exports:
         parity = value.get("parity") or {}
         detail = [

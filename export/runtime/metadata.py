@@ -16,8 +16,11 @@ from tinymim.errors import DataError
 from tinymim.files import atomic_path
 from tinymim.records import Contract
 from tinymim.schema import check, parse
+from tinymim_export.runtime.wire import NotProtobuf, spans
 
 PREFIX = "tinymim."
+METADATA_PROPS = 14  # field of ModelProto
+CONTRACT = ("part", "classes", "palette", "mean", "std", "channel_order", "resize", "input")
 
 
 def decode(
@@ -110,11 +113,75 @@ def graph_sha256(proto: Any) -> str:
     return hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest()
 
 
-def is_verified(proto: Any) -> bool:
-    """Whether the file is marked as verified and its graph is still the one that was."""
-    meta = proto_metadata(proto)
-    recorded = (meta.get("parity") or {}).get("graph_sha256")
-    return bool(meta.get("verified")) and recorded in (None, graph_sha256(proto))
+def mark(proto: Any, summary: dict[str, Any], verified: bool = True) -> None:
+    """Write the result of a verification, with the hashes that :func:`check_verified` holds the file to."""
+    parity = summary | {"contract_sha256": contract_sha256(proto_metadata(proto))}
+    write_metadata(proto, {"verified": verified, "parity": parity})
+
+
+def contract_sha256(meta: dict[str, Any]) -> str:
+    """Hash of what the metadata say of photos and classes: with the graph it decides every mask."""
+    said = {name: meta.get(name) for name in CONTRACT}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def file_graph_sha256(path: str | Path) -> str:
+    """:func:`graph_sha256` of a file, read piece by piece and without onnx.
+
+    Raises:
+        DataError: it is no protobuf file.
+    """
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            for number, start, end in spans(file, Path(path).stat().st_size):
+                if number == METADATA_PROPS:
+                    continue
+                file.seek(start)
+                while start < end:
+                    piece = file.read(min(1 << 20, end - start))
+                    if not piece:
+                        raise NotProtobuf("it became shorter while it was read")
+                    digest.update(piece)
+                    start += len(piece)
+    except (OSError, NotProtobuf) as error:
+        raise not_onnx(path, error) from error
+    return digest.hexdigest()
+
+
+def check_verified(path: str | Path, metadata: dict[str, Any]) -> bool | None:
+    """Whether a file's claim to be verified holds: its graph, weights and contract are those that were. Needs no onnx.
+
+    Args:
+        path: The .onnx file.
+        metadata: Its ``tinymim.*`` metadata.
+
+    Returns:
+        True: verified. False: it does not claim to be, or was changed since. None: it claims to be, but holds no hash
+        to check that by (files of others, or from before there was one).
+    """
+    if metadata.get("verified") is not True:
+        return False if "verified" in metadata else None
+    parity = metadata.get("parity")
+    parity = parity if isinstance(parity, dict) else {}
+    recorded, said = parity.get("graph_sha256"), parity.get("contract_sha256")
+    if not isinstance(recorded, str):
+        return None
+    if said is not None and said != contract_sha256(metadata):
+        return False
+    return recorded == file_graph_sha256(path)
+
+
+def verified_note(path: str | Path, metadata: dict[str, Any]) -> str | None:
+    """A sentence where a file claims to be verified and that does not hold."""
+    if metadata.get("verified") is not True or (holds := check_verified(path, metadata)):
+        return None
+    if holds is None:
+        return f"{Path(path).name} claims to be verified, and holds no hash to check that by"
+    return (
+        f"{Path(path).name} claims to be verified, but was changed since (its graph, weights or contract have another "
+        "hash): verify it again (tinymim-export --verify-only), or get the file again"
+    )
 
 
 def strip(proto: Any) -> None:

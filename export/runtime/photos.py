@@ -45,10 +45,11 @@ def to_input(pixels_HW3: np.ndarray, contract: dict[str, Any]) -> np.ndarray:
     """RGB pixels of the right size -> what the file takes for one photo (3, H, W): normalised float32, or uint8.
 
     Args:
-        pixels_HW3: uint8 RGB.
+        pixels_HW3: uint8 RGB, or float32 of the same range.
         contract: Metadata of the file: ``mean``, ``std`` (0-255 units) and ``input``.
     """
     if (contract.get("input") or {}).get("range") == "pixels":
-        return np.ascontiguousarray(pixels_HW3.transpose(2, 0, 1))
+        rounded = pixels_HW3 if pixels_HW3.dtype == np.uint8 else np.rint(pixels_HW3).astype(np.uint8)
+        return np.ascontiguousarray(rounded.transpose(2, 0, 1))
     pixels = (pixels_HW3.astype(np.float32) - np.float32(contract["mean"])) / np.float32(contract["std"])
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))

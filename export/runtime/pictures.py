@@ -11,6 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 from tinymim.errors import ConfigError, DataError
 from tinymim.files import atomic_path
 
+JPEG_SIDE = 65_000  # pixels; 65,500 with the legend
+BLOCK = 1 << 22  # pixels of a large photo that are worked on at once
 VIDEOS = (".mp4", ".mov", ".m4v", ".mkv", ".avi", ".webm")
 Palette = Sequence[Sequence[int]]
 
@@ -37,16 +39,55 @@ def save_mask(mask_HW: np.ndarray, path: str | Path, palette: Palette) -> None:
         image.save(part, "PNG")
 
 
+def row_blocks(size: tuple[int, ...]) -> Iterator[slice]:
+    """Rows of a picture (height, width), some at a time, so that what is computed of a large one stays small."""
+    step = max(1, BLOCK // max(size[1], 1))
+    return (slice(start, min(start + step, size[0])) for start in range(0, size[0], step))
+
+
+def count_ids(mask_HW: np.ndarray) -> np.ndarray:
+    """int64 (256,): pixels of every id."""
+    counts = np.zeros(256, np.int64)
+    for rows in row_blocks(mask_HW.shape):
+        counts += np.bincount(mask_HW[rows].ravel(), minlength=256)
+    return counts
+
+
 def blend(photo_HW3: np.ndarray, mask_HW: np.ndarray, palette: Palette, alpha: float) -> np.ndarray:
     """The photo with ``alpha`` parts of its classes' colours, uint8 (H, W, 3)."""
     colours = colour_table(palette)[mask_HW]
     return np.rint((1 - alpha) * photo_HW3 + alpha * colours).astype(np.uint8)
 
 
-def with_legend(picture_HW3: np.ndarray, entries: Sequence[tuple[str, Sequence[int]]]) -> np.ndarray:
-    """The picture with a strip below it that names colours, as many lines as it takes."""
-    height, width = picture_HW3.shape[:2]
-    size = max(11, min(height, width) // 40)
+def overlaid(
+    photo_HW3: np.ndarray,
+    mask_HW: np.ndarray,
+    palette: Palette,
+    alpha: float,
+    entries: Sequence[tuple[str, Sequence[int]]],
+) -> Image.Image:
+    """:func:`blend` with a strip below it that names colours, as many lines as it takes.
+
+    Raises:
+        DataError: larger than a JPEG can be.
+    """
+    height, width = mask_HW.shape
+    if max(height, width) > JPEG_SIDE:
+        raise DataError(
+            f"no overlay of {height}x{width} pixels can be written",
+            f"it is a JPEG, whose sides are {JPEG_SIDE} pixels at most",
+            "leave --overlay out, or make the photo smaller",
+        )
+    strip = _legend(width, max(11, min(height, width) // 40), entries)
+    canvas = Image.new("RGB", (width, height + strip.height))
+    for rows in row_blocks(mask_HW.shape):
+        canvas.paste(Image.fromarray(blend(photo_HW3[rows], mask_HW[rows], palette, alpha)), (0, rows.start))
+    canvas.paste(strip, (0, height))
+    return canvas
+
+
+def _legend(width: int, size: int, entries: Sequence[tuple[str, Sequence[int]]]) -> Image.Image:
+    """Names next to their colours, in letters of ``size`` pixels."""
     font = ImageFont.load_default(size)
     texts = [(name.encode("latin-1", "replace").decode("latin-1"), colour) for name, colour in entries]
     places, x, y = [], size // 2, size // 2
@@ -56,20 +97,18 @@ def with_legend(picture_HW3: np.ndarray, entries: Sequence[tuple[str, Sequence[i
             x, y = size // 2, y + 2 * size
         places.append((x, y))
         x += wide
-    canvas = Image.new("RGB", (width, height + y + 2 * size), "white")
-    canvas.paste(Image.fromarray(picture_HW3), (0, 0))
-    draw = ImageDraw.Draw(canvas)
+    strip = Image.new("RGB", (width, y + 2 * size), "white")
+    draw = ImageDraw.Draw(strip)
     for (text, colour), (left, top) in zip(texts, places, strict=True):
-        top += height
         draw.rectangle((left, top, left + size, top + size), fill=tuple(colour), outline="black")
         draw.text((left + size * 3 // 2, top + size // 2), text, fill="black", font=font, anchor="lm")
-    return np.asarray(canvas)
+    return strip
 
 
-def save_picture(picture_HW3: np.ndarray, path: str | Path) -> None:
-    """Write a JPEG or PNG, by the suffix. Atomic."""
+def save_picture(picture: np.ndarray | Image.Image, path: str | Path) -> None:
+    """Write a picture, uint8 (H, W, 3) or Pillow's, as JPEG or PNG, by the suffix. Atomic."""
     with atomic_path(path) as part:
-        image = Image.fromarray(picture_HW3)
+        image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
         if Path(path).suffix.lower() == ".png":
             image.save(part, "PNG")
         else:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tinymim.data.photo_files import list_photos
-from tinymim.errors import ConfigError, DataError
+from tinymim.errors import CheckFailed, ConfigError, DataError, TinyMIMError
 from tinymim.files import atomic_path, environment, write_json, write_text
 from tinymim.progress import Progress
 from tinymim_export.runtime.pictures import (
@@ -20,10 +20,11 @@ from tinymim_export.runtime.pictures import (
     Video,
     VideoWriter,
     blend,
+    count_ids,
+    overlaid,
     palette_for,
     save_mask,
     save_picture,
-    with_legend,
 )
 from tinymim_export.runtime.predictor import Predictor, read_photo
 from tinymim_export.tables import markdown_table, text_table
@@ -160,9 +161,7 @@ def predict(
     if is_video:
         rows = [_video(predictor, source, out, overlay, alpha, quiet)]
     else:
-        rows = _photos(predictor, jobs, overlay, alpha, skipped, quiet)
-    if not rows:
-        raise DataError(f"no photo in {source} can be read", skipped[0][1], "copy the photos again")
+        rows = _photos(predictor, source, jobs, overlay, alpha, skipped, quiet)
     engine, mode = predictor.engine, "stretched" if predictor.stretch else predictor.mode
     return PredictResult(str(file), engine.sha256, engine.label, mode, rows, skipped, predictor.notes, environment())
 
@@ -225,37 +224,50 @@ def _refuse_existing(path: Path, overwrite: bool) -> None:
 
 def _photos(
     predictor: Predictor,
+    source: Path,
     jobs: Sequence[tuple[Path, Path]],
     overlay: bool,
     alpha: float,
     skipped: list[tuple[str, str]],
     quiet: bool,
 ) -> list[PredictRow]:
-    rows = []
+    rows: list[PredictRow] = []
+    failed: list[TinyMIMError] = []
     progress = None if quiet or len(jobs) == 1 else Progress("predict", len(jobs))
     for done, (path, out) in enumerate(jobs, 1):
         try:
-            photo = read_photo(path)
-        except DataError as error:
-            skipped.append((str(path), error.why))
-        else:
-            began = time.perf_counter()
-            mask = predictor.mask(photo)
-            ms = 1e3 * (time.perf_counter() - began)
-            ranked = _ranked(predictor, np.bincount(mask.ravel(), minlength=256))
-            palette = _palette(predictor)
-            save_mask(mask, out, palette)
-            if overlay:
-                names = [(f"{name} {_percent(part)}", palette[i]) for i, name, part in ranked]
-                save_picture(with_legend(blend(photo, mask, palette, alpha), names), _overlay_path(out))
-            over = str(_overlay_path(out)) if overlay else None
-            share = {name: part for _, name, part in ranked}
-            rows.append(PredictRow(str(path), str(out), over, photo.shape[:2], 1, ms, share))
+            rows.append(_photo(predictor, path, out, alpha if overlay else None))
+        except (DataError, ConfigError, CheckFailed, MemoryError) as error:  # the others may do
+            if isinstance(error, MemoryError):
+                error = DataError(f"{path} is too large", "it does not fit into the memory", "make the photo smaller")
+            failed.append(error)
+            unread = error.what.startswith("cannot read")
+            skipped.append((str(path), error.why if unread else f"{error.what}: {error.why}"))
         if progress is not None:
             progress.update(done, images=1)
     if progress is not None:
         progress.close()
+    if not rows:
+        if source.is_file() or not failed[0].what.startswith("cannot read"):
+            raise failed[0]
+        raise DataError(f"no photo in {source} can be read", failed[0].why, "copy the photos again")
     return rows
+
+
+def _photo(predictor: Predictor, path: Path, out: Path, alpha: float | None) -> PredictRow:
+    """Segment one photo and write its mask, and its overlay where ``alpha`` is given."""
+    photo = read_photo(path)
+    began = time.perf_counter()
+    mask = predictor.mask(photo)
+    ms = 1e3 * (time.perf_counter() - began)
+    ranked, palette = _ranked(predictor, count_ids(mask)), _palette(predictor)
+    save_mask(mask, out, palette)
+    if alpha is not None:
+        names = [(f"{name} {_percent(part)}", palette[i]) for i, name, part in ranked]
+        save_picture(overlaid(photo, mask, palette, alpha, names), _overlay_path(out))
+    over = None if alpha is None else str(_overlay_path(out))
+    share = {name: part for _, name, part in ranked}
+    return PredictRow(str(path), str(out), over, photo.shape[:2], 1, ms, share)
 
 
 def _video(predictor: Predictor, source: Path, out: Path, overlay: bool, alpha: float, quiet: bool) -> PredictRow:
@@ -270,7 +282,7 @@ def _video(predictor: Predictor, source: Path, out: Path, overlay: bool, alpha: 
             began = time.perf_counter()
             mask = predictor.mask(photo)
             times.append(1e3 * (time.perf_counter() - began))
-            counts[:] += np.bincount(mask.ravel(), minlength=256)
+            counts[:] += count_ids(mask)
             yield i, photo, mask
             if progress is not None:
                 progress.update(i, images=1)

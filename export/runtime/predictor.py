@@ -6,7 +6,7 @@ padding off, bring the logits to the photo's own size, and only then decide.
 Legend: H, W = the photo's sides, h, w = sides of what the network sees, C = classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ import numpy as np
 from tinymim.data.pixels import open_photo
 from tinymim.errors import CheckFailed, ConfigError, DataError
 from tinymim_export.runtime.engines import Engine, open_engine
+from tinymim_export.runtime.metadata import verified_note
 from tinymim_export.runtime.photos import to_input
 from tinymim_export.runtime.resize import bands, rescale_size, resize_bilinear, resize_float, resize_nearest
 
 MODES = ("whole", "slide")
+STRIP = 1 << 26  # float32 values of logits held at once while windows are averaged (256 MiB)
 THRESHOLD = 0.3  # MMSegmentation's, where a head of one channel names none
 IMAGENET = "--mean 123.675 116.28 103.53 --std 58.395 57.12 57.375"
 
@@ -76,6 +78,8 @@ class Predictor:
         self.contract = dict(meta) | ({"input": {"range": "pixels"}} if engine.dtype == np.uint8 else {})
         self._set_normalisation(mean, std)
         self.notes: list[str] = []
+        if doubt := verified_note(engine.path, meta):
+            self._note(doubt)
         if unrecorded := self.rule.get("untold"):
             self._note(
                 f"the model's own test pipeline has {unrecorded}, which the file does not record: "
@@ -107,6 +111,11 @@ class Predictor:
         """
         pixels = as_pixels(photo)
         size = pixels.shape[:2]
+        if self.mode == "slide" and self._resized(size) == size:  # decided window by window: logits need no resize
+            mask = np.empty(size, np.uint8)
+            for rows, columns, logits in self._slide(pixels):
+                mask[rows, columns] = self._decide(logits)
+            return mask
         result = self._network(pixels)
         if result.ndim == 2:
             if result.shape != size:
@@ -134,70 +143,138 @@ class Predictor:
             )
         return resize_float(result, pixels.shape[:2], self.align_corners)
 
+    def network_input(self, photo: Any) -> np.ndarray:
+        """What the network sees of a photo, whole: (3, h, w), resized, normalised (float32) or not (uint8), padded."""
+        resized = self._resize(as_pixels(photo))
+        return self._part(resized, *(slice(0, side) for side in self._padded(resized.shape[:2])))
+
     def _network(self, pixels_HW3: np.ndarray) -> np.ndarray:
         """Logits float32 (C, h, w) or ids uint8 (h, w) at the size the photo was resized to."""
-        size = self._resized(pixels_HW3.shape[:2])
-        image = to_input(resize_bilinear(pixels_HW3, size), self.contract)
-        image = self._pad(image)
-        result = self._slide(image) if self.mode == "slide" else self._whole(image)
-        return result[..., : size[0], : size[1]]
+        resized = self._resize(pixels_HW3)
+        sides = resized.shape[:2]
+        if self.mode != "slide":
+            return self._whole(resized)[..., : sides[0], : sides[1]]
+        total: np.ndarray | None = None
+        for rows, columns, logits in self._slide(resized):
+            if total is None:
+                total = np.empty((len(logits), *sides), np.float32)
+            total[:, rows, columns] = logits
+        assert total is not None
+        return total
+
+    def _resize(self, pixels_HW3: np.ndarray) -> np.ndarray:
+        """The photo at the size the contract brings it to, uint8 (float32 where the contract resizes floats)."""
+        for size in self._sizes(pixels_HW3.shape[:2]):
+            if size != pixels_HW3.shape[:2]:
+                exact = pixels_HW3.astype(np.float32) if self.rule.get("float") else pixels_HW3
+                pixels_HW3 = resize_bilinear(exact, size)
+        return pixels_HW3
 
     def _resized(self, size: tuple[int, int]) -> tuple[int, int]:
-        """The contract's resize rule."""
-        scale = self.rule.get("scale")
+        """The size a photo is brought to."""
+        return self._sizes(size)[-1]
+
+    def _sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
+        """The sizes that the contract's resizing steps bring a photo to, one after the other."""
+        scale, multiple = self.rule.get("scale"), self.rule.get("multiple")
         if self.stretch:
             height, width = self.engine.size
             assert height is not None
             assert width is not None
-            return height, width
-        if scale is None:
-            return size
-        return rescale_size(size, scale) if self.rule.get("keep_ratio") else (int(scale[1]), int(scale[0]))
+            return [(height, width)]
+        if scale is not None:
+            size = rescale_size(size, scale) if self.rule.get("keep_ratio") else (int(scale[1]), int(scale[0]))
+        if multiple is None:
+            return [size]
+        return [size, (-(-size[0] // multiple[0]) * multiple[0], -(-size[1] // multiple[1]) * multiple[1])]
 
-    def _pad(self, image_3hw: np.ndarray) -> np.ndarray:
-        """MMSegmentation's padding at test time, bottom and right, where the contract has one."""
+    def _padded(self, sides: tuple[int, int]) -> tuple[int, int]:
+        """Sides after MMSegmentation's padding at test time, where the contract has one."""
         pad = self.rule.get("pad")
         if not pad or self.stretch:
-            return image_3hw
-        sides, divisor = image_3hw.shape[1:], pad.get("size_divisor")
-        wanted = [-(-side // divisor) * divisor for side in sides] if divisor else list(pad["size"])
-        more = [max(want - side, 0) for want, side in zip(wanted, sides, strict=True)]
-        if not any(more):
-            return image_3hw
-        value: Any = np.full(3, pad.get("value", 0), np.float32)
-        if image_3hw.dtype == np.uint8:
+            return sides
+        divisor = pad.get("size_divisor")
+        wanted = [-(-side // divisor) * divisor for side in sides] if divisor else pad["size"]
+        return max(wanted[0], sides[0]), max(wanted[1], sides[1])
+
+    def _part(self, resized_hw3: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
+        """A part of the network's input (3, h, w), normalised here: a large photo is never held as floats."""
+        inside = to_input(resized_hw3[rows, columns], self.contract)
+        sides = rows.stop - rows.start, columns.stop - columns.start
+        if inside.shape[1:] == sides:
+            return inside
+        value: Any = np.full(3, self.rule["pad"].get("value", 0), np.float32)
+        if inside.dtype == np.uint8:
             value = np.clip(
                 np.rint(np.float32(self.contract["mean"]) + value * np.float32(self.contract["std"])), 0, 255
             )
-        out = np.empty((3, sides[0] + more[0], sides[1] + more[1]), image_3hw.dtype)
-        out[:] = value[:, None, None].astype(image_3hw.dtype)
-        out[:, : sides[0], : sides[1]] = image_3hw
+        out = np.empty((3, *sides), inside.dtype)
+        out[:] = value[:, None, None].astype(inside.dtype)
+        out[:, : inside.shape[1], : inside.shape[2]] = inside
         return out
 
-    def _whole(self, image_3hw: np.ndarray) -> np.ndarray:
-        self._check_fits(image_3hw.shape[1:])
-        return self._run(image_3hw)
+    def _whole(self, resized_hw3: np.ndarray) -> np.ndarray:
+        sides = self._padded(resized_hw3.shape[:2])
+        self._check_fits(sides)
+        self._check_memory(sides)
+        return self._run(self._part(resized_hw3, slice(0, sides[0]), slice(0, sides[1])))
 
-    def _slide(self, image_3hw: np.ndarray) -> np.ndarray:
-        """Mean of overlapping windows, placed as MMSegmentation's ``slide_inference`` places them."""
-        sides = image_3hw.shape[1:]
-        total, count = None, np.zeros(sides, np.float32)
-        for y1, y2 in window_places(sides[0], self.crop[0], self.stride[0]):
-            for x1, x2 in window_places(sides[1], self.crop[1], self.stride[1]):
+    def _slide(self, resized_hw3: np.ndarray) -> Iterator[tuple[slice, slice, np.ndarray]]:
+        """Mean of overlapping windows, placed as MMSegmentation's ``slide_inference`` places them.
+
+        Yields:
+            (rows, columns, logits (C, rows, columns)) as soon as no later window covers them, without the padding. What
+            is held at once is bounded, as wide photos are done in strips (windows at their seams run twice).
+        """
+        sides = self._padded(resized_hw3.shape[:2])
+        places_y, places_x = (window_places(sides[i], self.crop[i], self.stride[i]) for i in (0, 1))
+        strip = max(STRIP // (self._channels(256) * self.crop[0]), 2 * self.crop[1])
+        for left in range(0, sides[1], strip):
+            right = min(left + strip, sides[1])
+            held = [place for place in places_x if place[0] < right and place[1] > left]
+            yield from self._strip(resized_hw3, places_y, held, left, right)
+
+    def _channels(self, unknown: int) -> int:
+        """Channels of the logits, ``unknown`` where the file does not say or gives masks."""
+        shape = self.engine.outputs[0].shape
+        return shape[1] if len(shape) == 4 and isinstance(shape[1], int) else unknown
+
+    def _strip(
+        self,
+        resized_hw3: np.ndarray,
+        places_y: Sequence[tuple[int, int]],
+        places_x: Sequence[tuple[int, int]],
+        left: int,
+        right: int,
+    ) -> Iterator[tuple[slice, slice, np.ndarray]]:
+        """The columns ``left`` to ``right`` of the mean; see :meth:`_slide`."""
+        height, width = resized_hw3.shape[:2]
+        count_y, count_x = np.zeros(places_y[-1][1], np.float32), np.zeros(right, np.float32)
+        for y1, y2 in places_y:
+            count_y[y1:y2] += 1
+        for x1, x2 in places_x:
+            count_x[x1:x2] += 1
+        total = np.zeros((0, 0, 0), np.float32)  # sums from the first row of the current windows on
+        for (y1, y2), (after, _) in zip(places_y, [*places_y[1:], (places_y[-1][1], 0)], strict=True):
+            for x1, x2 in places_x:
                 self._check_fits((y2 - y1, x2 - x1))
-                logits = self._run(image_3hw[:, y1:y2, x1:x2])
+                logits = self._run(self._part(resized_hw3, slice(y1, y2), slice(x1, x2)))
                 if logits.ndim == 2:
                     raise ConfigError(
                         f"{self.name} cannot run in windows",
                         "windows average logits where they overlap, and this file gives masks",
                         "export with --output logits, or add --mode whole",
                     )
-                if total is None:
-                    total = np.zeros((len(logits), *sides), np.float32)
-                total[:, y1:y2, x1:x2] += logits
-                count[y1:y2, x1:x2] += 1
-        assert total is not None
-        return total / count
+                if total.shape[1] < y2 - y1:
+                    earlier, total = total, np.zeros((len(logits), y2 - y1, right - left), np.float32)
+                    total[: len(earlier), : earlier.shape[1]] = earlier if earlier.size else 0
+                a, b = max(x1, left), min(x2, right)
+                total[:, :, a - left : b - left] += logits[:, :, a - x1 : b - x1]
+            rows, columns = slice(y1, min(after, height)), slice(left, min(right, width))
+            if rows.start < rows.stop and columns.start < columns.stop:
+                count = count_y[rows, None] * count_x[None, columns]
+                yield rows, columns, total[:, : rows.stop - y1, : columns.stop - left] / count
+            total = total[:, after - y1 :]
 
     def _run(self, image_3hw: np.ndarray) -> np.ndarray:
         """One image through the file: logits (C, h, w) or ids (h, w) at the input's size."""
@@ -247,6 +324,17 @@ class Predictor:
             "or export again with --dynamic",
         )
 
+    def _check_memory(self, sides: tuple[int, int]) -> None:
+        """Refuse a photo that is too large to run whole: its input and logits alone would fill the memory."""
+        values = sides[0] * sides[1] * (3 + self._channels(1))
+        have = free_memory()
+        if have is not None and 8 * values > have:
+            raise ConfigError(
+                f"a photo of {sides[0]}x{sides[1]} is too large to run whole",
+                f"its input and logits alone take {4 * values / 2**30:.1f} GiB, {have / 2**30:.1f} GiB are free",
+                "add --mode slide, or make the photo smaller",
+            )
+
     def _check_stretch(self) -> None:
         if None in self.engine.size or self.mode == "slide":
             raise ConfigError(
@@ -260,12 +348,13 @@ class Predictor:
     def _windows(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """Sides and strides of the windows: the contract's, or the file's fixed size with strides in proportion."""
         wanted, strides = self.rule.get("crop"), self.rule.get("slide_stride")
-        sides = [fixed or wanted[i] if wanted else fixed for i, fixed in enumerate(self.engine.size)]
+        traced = (self.engine.meta.get("cost") or {}).get("size") or (None, None)
+        sides = [fixed or (wanted[i] if wanted else traced[i]) for i, fixed in enumerate(self.engine.size)]
         if any(side is None for side in sides):
             raise ConfigError(
                 f"{self.name} says nothing about windows", "its contract tests whole photos", "leave --mode slide out"
             )
-        crop = (int(sides[0]), int(sides[1]))
+        crop = (int(sides[0] or 0), int(sides[1] or 0))
         if wanted and strides and list(wanted) == list(crop):
             return crop, (int(strides[0]), int(strides[1]))
         parts = [s / t for s, t in zip(strides, wanted, strict=True)] if wanted and strides else [2 / 3, 2 / 3]
@@ -316,6 +405,15 @@ def window_places(side: int, crop: int, stride: int) -> list[tuple[int, int]]:
     count = max(side - crop + stride - 1, 0) // stride + 1
     ends = [min(i * stride + crop, side) for i in range(count)]
     return [(max(end - crop, 0), end) for end in ends]
+
+
+def free_memory() -> int | None:
+    """Bytes of memory that can still be had, None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text("utf-8-sig").splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError, IndexError):
+        return None
 
 
 def as_pixels(photo: Any) -> np.ndarray:

@@ -1,17 +1,32 @@
-"""What MMSegmentation resizes with, in numpy alone: OpenCV's bilinear for photos, PyTorch's for logits.
+"""What MMSegmentation resizes with: OpenCV's bilinear for photos, PyTorch's for logits.
 
-OpenCV computes bilinear uint8 in fixed point (11-bit weights, two roundings); Pillow's filter is another one and
-differs by up to 62 levels on a photo, enough to move a mask. Bit-exact against OpenCV 4 and 5 on x86.
+Photos go through OpenCV itself where it is installed, else through numpy, which gives the same pixels. (Not so logits:
+OpenCV's float resize is up to 2e-4 away from PyTorch's.) OpenCV computes bilinear uint8 in fixed point (11-bit weights,
+two roundings); Pillow's filter is another one and differs by up to 62 levels on a photo, enough to move a mask.
+Bit-exact against OpenCV 4 and 5 on x86.
 
 Legend: C = channels or classes, H, W = sides in pixels; sizes are (height, width).
 """
 
+import functools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 WEIGHT_BITS = 11  # of OpenCV's fixed-point weights
+OPENCV_SIDE = 1 << 15  # pixels; OpenCV's own limit for some of its paths
 BAND = 1 << 22  # float32 values held at once while logits are up-sampled (16 MiB)
+
+
+@functools.cache
+def import_opencv() -> Any:
+    """OpenCV, or None where it cannot be imported."""
+    try:
+        import cv2
+    except Exception:  # not installed, or broken in one of many ways (missing libraries, built for another numpy)
+        return None
+    return cv2
 
 
 def rescale_size(size: tuple[int, int], scale: Sequence[int]) -> tuple[int, int]:
@@ -28,10 +43,10 @@ def rescale_size(size: tuple[int, int], scale: Sequence[int]) -> tuple[int, int]
 
 
 def resize_bilinear(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """``cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)`` bit for bit.
+    """``cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)``, uint8 bit for bit.
 
     Args:
-        image: uint8 (H, W) or (H, W, C).
+        image: uint8 or float32, (H, W) or (H, W, C).
         size: Height and width of the result.
 
     Source: the behaviour of OpenCV's modules/imgproc/src/resize.cpp, held to it by tests.
@@ -39,19 +54,44 @@ def resize_bilinear(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     have = image.shape[:2]
     if have == size:
         return image.copy()
+    opencv = import_opencv()
+    if opencv is not None and max(*have, *size) < OPENCV_SIDE:
+        return opencv.resize(np.ascontiguousarray(image), (size[1], size[0])).reshape(*size, *image.shape[2:])
+    return numpy_bilinear(image, size)
+
+
+def numpy_bilinear(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """:func:`resize_bilinear` of another size where OpenCV is not installed: the same pixels, in numpy."""
+    have = image.shape[:2]
     if have == (2 * size[0], 2 * size[1]):  # OpenCV takes the average of four here
+        if image.dtype != np.uint8:
+            return (image[::2, ::2] + image[1::2, ::2] + image[::2, 1::2] + image[1::2, 1::2]) * np.float32(0.25)
         wide = image.astype(np.uint16)
         return ((wide[::2, ::2] + wide[1::2, ::2] + wide[::2, 1::2] + wide[1::2, 1::2] + 2) >> 2).astype(np.uint8)
+    if image.dtype != np.uint8:
+        for axis in (1, 0):
+            at, part = _positions(have[axis], size[axis])
+            near = [np.clip(i, 0, have[axis] - 1) for i in (at, at + 1)]
+            sides = (-1, *[1] * (image.ndim - 1 - axis))
+            image = _mix(image, axis, near, [w.reshape(sides) for w in (np.float32(1) - part, part)])
+        return image
     top, bottom, of_top, of_bottom = _fixed_point(have[0], size[0])
     left, right, of_left, of_right = _fixed_point(have[1], size[1], clamp=True)
     down, across = (-1, *[1] * (image.ndim - 1)), (1, -1, *[1] * (image.ndim - 2))
     used, back = np.unique(np.concatenate([top, bottom]), return_inverse=True)  # a small result needs few rows
-    rows = image[used].astype(np.int32)
-    rows = rows[:, left] * of_left.reshape(across) + rows[:, right] * of_right.reshape(across)
-    rows >>= 4
-    upper = rows[back[: size[0]]] * of_top.reshape(down) >> 16
-    lower = rows[back[size[0] :]] * of_bottom.reshape(down) >> 16
-    return ((upper + lower + 2) >> 2).astype(np.uint8)
+    rows = image[used]
+    mixed = np.multiply(rows.take(left, 1), of_left.reshape(across), dtype=np.int32)
+    mixed += np.multiply(rows.take(right, 1), of_right.reshape(across), dtype=np.int32)
+    mixed >>= 4
+    upper, lower = mixed.take(back[: size[0]], 0), mixed.take(back[size[0] :], 0)
+    upper *= of_top.reshape(down)
+    lower *= of_bottom.reshape(down)
+    upper >>= 16
+    lower >>= 16
+    upper += lower
+    upper += 2
+    upper >>= 2
+    return upper.astype(np.uint8)
 
 
 def _fixed_point(have: int, want: int, clamp: bool = False) -> tuple[np.ndarray, ...]:
@@ -60,14 +100,19 @@ def _fixed_point(have: int, want: int, clamp: bool = False) -> tuple[np.ndarray,
     OpenCV gives pixels beyond the border the weights 1 and 0 from left to right (``clamp``); from top to bottom it
     keeps both weights and takes the border row twice, which rounds differently.
     """
-    at = ((np.arange(want) + 0.5) * (1 / (want / have)) - 0.5).astype(np.float32)
-    first = np.floor(at).astype(np.int64)
-    part = at - first.astype(np.float32)
+    first, part = _positions(have, want)
     if clamp:
         part[(first < 0) | (first >= have - 1)] = 0
     one = np.float32(1 << WEIGHT_BITS)
     weights = [np.rint(w * one).astype(np.int32) for w in (np.float32(1) - part, part)]
     return (*(np.clip(i, 0, have - 1) for i in (first, first + 1)), *weights)
+
+
+def _positions(have: int, want: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where the pixels of one side lie in the source: whole part (may be -1) and float32 fraction."""
+    at = ((np.arange(want) + 0.5) * (1 / (want / have)) - 0.5).astype(np.float32)
+    first = np.floor(at).astype(np.int64)
+    return first, at - first.astype(np.float32)
 
 
 def resize_float(

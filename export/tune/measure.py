@@ -19,7 +19,7 @@ from tinymim.records import Eval, Tune
 from tinymim.schema import read_json
 from tinymim_export.bench.compare import machine_differences
 from tinymim_export.bench.explain import facts, machine
-from tinymim_export.bench.stats import bootstrap_median, bootstrap_miou, bootstrap_miou_drop, ratio_interval, unsteady
+from tinymim_export.bench.stats import bootstrap_median, bootstrap_miou, bootstrap_miou_drop, pairwise_ratio, unsteady
 from tinymim_export.bench.timing import interleave
 from tinymim_export.runtime.engines import Engine
 from tinymim_export.runtime.metadata import graph_sha256, load_proto, save_proto, write_metadata
@@ -146,7 +146,7 @@ class Run:
         for one, engine, _ in opened:
             row = self._row(one, engine, shape, times[one], times[self.baseline], self._scored(engine), reference)
             if one.graph and one.target.engine in plain:
-                row.gain = ratio_interval(plain[one.target.engine], times[one], self.settings["seed"])
+                row.gain = pairwise_ratio(plain[one.target.engine], times[one], self.settings["seed"])
             self._add(row)
 
     def _row(
@@ -179,7 +179,7 @@ class Run:
             p50_interval=bootstrap_median(ms, seed),
             p90_ms=float(np.percentile(ms, 90)),
             original_ms=float(np.median(base_ms)),
-            speed_up=ratio_interval(base_ms, ms, seed),
+            speed_up=pairwise_ratio(base_ms, ms, seed),
             steady=not unsteady(ms, seed),
             mIoU=score.miou,
             mIoU_interval=bootstrap_miou(score, seed),

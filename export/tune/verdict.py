@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tinymim_export.bench.stats import distinguishable, ratio_interval
+from tinymim_export.bench.stats import distinguishable, pairwise_ratio
 from tinymim_export.precision.base import by_block
 
 BASELINE, PROMOTED, REJECTED = "BASELINE", "PROMOTED", "REJECTED"
@@ -57,7 +57,7 @@ class Candidate:
     p50_interval: Interval
     p90_ms: float
     original_ms: float  # p50 of the original timed in turns with it
-    speed_up: tuple[float, float, float]  # original_ms over p50_ms, and its interval
+    speed_up: tuple[float, float, float]  # the original's time over its own, the median of all rounds, and its interval
     steady: bool
     mIoU: float
     mIoU_interval: Interval
@@ -200,8 +200,10 @@ def contenders(candidates: Sequence[Candidate], within: float = 1.1, most: int =
 
 
 def choose(finalists: Sequence[Candidate], times: Sequence[Sequence[float]]) -> tuple[Candidate, str]:
-    """One winner of candidates timed in turns: the fastest; of those not distinguishable from it the one that loses
-    least mIoU (to 0.01 points), then the smallest file.
+    """One winner of candidates timed in turns, compared round by round.
+
+    It is the fastest; of those not distinguishable from it the one that loses least mIoU (to 0.01 points), then the
+    smallest file.
 
     Args:
         finalists: Promoted candidates, at least one.
@@ -210,11 +212,18 @@ def choose(finalists: Sequence[Candidate], times: Sequence[Sequence[float]]) -> 
     Returns:
         (winner, why it won).
     """
-    order = sorted(range(len(finalists)), key=lambda i: float(sorted(times[i])[len(times[i]) // 2]))
+    order = sorted(range(len(finalists)), key=lambda i: -pairwise_ratio(times[0], times[i])[0])
     fastest = order[0]
-    tied = [i for i in order if i == fastest or not distinguishable(*ratio_interval(times[i], times[fastest])[1:])]
-    winner = finalists[min(tied, key=lambda i: (round(100 * finalists[i].drop, 2), finalists[i].file_mib))]
+    tied = [i for i in order if i == fastest or not distinguishable(*pairwise_ratio(times[i], times[fastest])[1:])]
+    best = min(tied, key=lambda i: (round(100 * finalists[i].drop, 2), finalists[i].file_mib))
+
+    def against(i: int) -> str:
+        ratio, low, high = pairwise_ratio(times[best], times[i])
+        name = f"{finalists[i].name} on {finalists[i].engine}"
+        return f"{name} ({ratio:.2f} times as fast in turns, {low:.2f} to {high:.2f})"
+
     if len(tied) == 1:
-        return winner, "the fastest promoted candidate"
-    others = ", ".join(f"{finalists[i].name} on {finalists[i].engine}" for i in tied if finalists[i] is not winner)
-    return winner, f"not distinguishable in speed from {others}; it loses less mIoU or is the smaller file"
+        behind = "".join(f"; next: {against(i)}" for i in order[1:2])
+        return finalists[best], f"the fastest promoted candidate{behind}"
+    others = ", ".join(against(i) for i in tied if i != best)
+    return finalists[best], f"not distinguishable in speed from {others}; it loses less mIoU or is the smaller file"

@@ -26,7 +26,7 @@ from tinymim.errors import ConfigError, DataError, TinyMIMError
 from tinymim.files import write_json
 from tinymim_export.report.style import STYLE
 from tinymim_export.runtime.engines import Engine, open_engine
-from tinymim_export.runtime.metadata import is_verified, load_proto, precision_name
+from tinymim_export.runtime.metadata import check_verified, precision_name
 from tinymim_export.runtime.pictures import palette_for
 from tinymim_export.runtime.predictor import THRESHOLD, Predictor
 
@@ -157,17 +157,19 @@ def web_contract(engine: Engine) -> dict[str, Any]:
         raise ConfigError(f"{name} has {count} classes", "masks hold 256 at most", "use a segmentor with fewer")
     windows = predictor.mode == "slide" and is_logits  # a mask cannot be averaged: the photo goes through whole
     rule = predictor.rule
+    if rule.get("multiple") or rule.get("float"):
+        raise ConfigError(
+            f"the page cannot prepare photos for {name}",
+            "its contract resizes them to multiples of some pixels, or as floats; the page knows one 8-bit resize",
+            "use tinymim predict, or test the model with one plain Resize",
+        )
     pad = rule.get("pad")
     notes = list(predictor.notes)
     if predictor.mode == "slide" and not windows:
         notes = ["This file gives masks, which cannot be averaged: photos go through it whole, not in windows."]
     precision = precision_name(meta)
     size = "any size" if None in engine.size else "x".join(map(str, engine.size))
-    try:
-        checked = meta.get("verified") and is_verified(load_proto(engine.path))
-    except ImportError:  # onnx is not needed for a page
-        checked = meta.get("verified")
-    verified = "verified against its original" if checked else "not verified"
+    verified = "verified against its original" if check_verified(engine.path, meta) else "not verified"
     return {
         "name": name,
         "sha256": engine.sha256,

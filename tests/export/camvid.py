@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from tinymim_export.runtime.engines import Port
+
 CONFIG = """
 default_scope = "mmseg"
 custom_imports = dict(imports=["tinymim.seg"])
@@ -121,6 +123,7 @@ class TorchEngine:
         self.meta = {"part": "segmentor"} | self.loaded.contract
         self.path, self.sha256, self.label, self.output = checkpoint, "0" * 64, "torch", "logits"
         self.size, self.dtype, self.shapes = size, np.dtype(np.float32), []
+        self.outputs = (Port("logits", "float32", (None, None, *size)),)
 
     def run(self, images):
         self.shapes.append(images.shape)

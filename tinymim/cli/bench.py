@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="for files with free sizes; default: the size they were exported at",
     )
-    parser.add_argument("--split", action="store_true", help="time backbone, pyramid, head, up-sampling (needs onnx)")
+    parser.add_argument("--split", action="store_true", help="time backbone, pyramid, head, up-sampling")
     parser.add_argument("--runs", type=int, default=None, help="timed runs per file; default: what --seconds allows")
     parser.add_argument("--seconds", type=float, default=5.0, help="time for each file, at least 10 runs")
     parser.add_argument(

@@ -32,6 +32,7 @@ class DoctorResult:
 
     checks: list[Check] = field(default_factory=list)
     machine: dict[str, Any] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
@@ -53,6 +54,8 @@ class DoctorResult:
         print("golden numbers:")
         for check in self.checks:
             print(f"  -[{'ok' if check.passed else 'x'}] {check.name}: {check.detail}", flush=True)
+        for text in self.left_out:
+            print(f"  left out: {text}", flush=True)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,13 +77,19 @@ def run(args: argparse.Namespace) -> int:
             "install the versions of constraints.txt (pip install -e . -c constraints.txt); "
             "if that does not help, report this output",
         )
-    print("next: tinymim demo")
+    print("next: tinymim bench FILE.onnx" if result.left_out else "next: tinymim demo")
     return 0
 
 
 def doctor() -> DoctorResult:
     """Describe the machine and check every golden number. A check that raises an error has failed."""
     result = DoctorResult(machine=machine())
+    result.checks += _guarded("ONNX Runtime", onnx_product)
+    try:
+        import torch  # noqa: F401
+    except ImportError:  # a box for deployment: nothing here trains or exports
+        result.left_out.append("losses, backbones and export, which need torch: it is not installed here")
+        return result
     for name, replay in (
         ("token-relation losses", relations),
         ("segmentation backbone", lambda: backbone("seg_backbone_base")),
@@ -103,6 +112,7 @@ def machine() -> dict[str, Any]:
     import onnxruntime
 
     from tinymim_export.runtime.engines.base import RUNTIMES, availability
+    from tinymim_export.runtime.resize import import_opencv
 
     about = environment()
     limits = ", ".join(f"{name} {value:g}" for name, value in core_limits().items())
@@ -125,6 +135,7 @@ def machine() -> dict[str, Any]:
         "features": features,
         "torch": about_torch,
         "onnxruntime providers": onnxruntime.get_available_providers(),
+        "photos are resized by": f"OpenCV {opencv.__version__}" if (opencv := import_opencv()) else "numpy",
         "runtimes": {name: text for engine in RUNTIMES.values() for name, text in availability(engine).items()},
         "versions": about["versions"],
     }
@@ -200,6 +211,25 @@ def backbone(name: str) -> Iterator[Check]:
         off = np.abs(level.numpy().ravel()[wanted["at"]] - np.array(wanted["values"])).max() / wanted["largest"]
         same = list(level.shape) == wanted["shape"]
         yield Check(f"{name} level {i}, values", bool(same and off <= ARRAYS), f"error {off:.1e} of the largest value")
+
+
+def onnx_product() -> Iterator[Check]:
+    """Compare ONNX Runtime's product of two matrices with numpy's."""
+    import numpy as np
+    import onnxruntime as ort
+
+    from tinymim_export.bench.graph_parts import Node, Piece
+    from tinymim_export.runtime.sessions import PROVIDERS
+    from tinymim_export.runtime.wire import wire_field
+
+    a, b = (np.random.RandomState(i).standard_normal((64, 64)).astype("float32") for i in range(2))
+    node = wire_field(1, "a") + wire_field(1, "b") + wire_field(2, "c") + wire_field(4, "MatMul")
+    opset = wire_field(1, 8) + wire_field(8, wire_field(2, 17))
+    model = Piece("product", opset, [Node(node, ["a", "b"], ["c"])], inputs=["a", "b"], outputs=["c"])
+    session = ort.InferenceSession(model.model({"a": a, "b": b}), providers=[PROVIDERS["cpu"].title])
+    wanted = a.astype("float64") @ b
+    off = float(np.abs(session.run(None, {"a": a, "b": b})[0] - wanted).max() / np.abs(wanted).max())
+    yield Check("ONNX Runtime, product of two matrices", off <= ARRAYS, f"error {off:.1e} of the largest value")
 
 
 def onnx_export() -> Iterator[Check]:

@@ -22,9 +22,9 @@ def run(args: argparse.Namespace) -> int:
 
     import tinymim_mmseg_configs
 
-    from tinymim.engine.recipe import FOLDER, recipe_names
-    from tinymim.models import create_model, model_names
-    from tinymim.models.backbone import PLAIN, backbone_names
+    import tinymim.recipes
+
+    recipes = Path(tinymim.recipes.__file__).parent
 
     def summary(path: Path) -> str:
         text = path.read_text("utf-8-sig")
@@ -34,7 +34,17 @@ def run(args: argparse.Namespace) -> int:
         )
         return re.split(r"[.] (?=[A-Z])", words)[0].rstrip(".") + "."
 
-    if args.what in (None, "models"):
+    shown = args.what
+    if shown is None:
+        try:
+            import torch  # noqa: F401
+        except ImportError:  # a box for deployment
+            print("models, teachers: not listed, torch is not installed here")
+            shown = "light"
+    if shown in (None, "models"):
+        from tinymim.models import create_model, model_names
+        from tinymim.models.backbone import PLAIN, backbone_names
+
         print("models (tinymim.create_model, --student):")
         for name in model_names():
             model = create_model(name)
@@ -44,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
             )
         others = [name for name in backbone_names() if name not in (*model_names(), PLAIN)]
         print(f"segmentation backbones by timm's names (TinyMIMBackbone(name=...)): {', '.join(others)}")
-    if args.what in (None, "teachers"):
+    if shown in (None, "teachers"):
         from tinymim.models.teachers import SUGGESTED, describe_teacher
 
         print("teachers (--teacher), the block that is read by default, licence of the weights:")
@@ -54,18 +64,15 @@ def run(args: argparse.Namespace) -> int:
                 f"  {t.name:48} width {t.width:4}, {t.heads:2} heads, {t.blocks} blocks, patch {t.patch}, "
                 f"block {t.target_block}, {t.licence}"
             )
-    if args.what in (None, "recipes"):
+    if shown in (None, "light", "recipes"):
         print("recipes (tinymim pretrain|distill|finetune --recipe):")
-        for name in recipe_names():
-            print(f"  {name:32} {summary(FOLDER / f'{name}.py')}")
-    if args.what in (None, "studies"):
-        from tinymim.study.definition import FOLDER as STUDIES
-        from tinymim.study.definition import study_names
-
+        for path in sorted(recipes.glob("[!_]*.py")):
+            print(f"  {path.stem:32} {summary(path)}")
+    if shown in (None, "light", "studies"):
         print("studies (tinymim study NAME --data FOLDER):")
-        for name in study_names():
-            print(f"  {name:32} {summary(STUDIES / f'{name}.py')}")
-    if args.what in (None, "configs"):
+        for path in sorted((recipes / "studies").glob("[!_]*.py")):
+            print(f"  {path.stem:32} {summary(path)}")
+    if shown in (None, "light", "configs"):
         print("segmentation configs (tinymim segment NAME --data-root FOLDER):")
         folder = Path(tinymim_mmseg_configs.__file__).parent
         for path in sorted(folder.glob("[!_]*.py")):

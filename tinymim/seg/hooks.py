@@ -218,8 +218,8 @@ def write_segmentor(runner: Any, scores: dict[str, float], step: int) -> None:
         "backbone": dict(model.backbone.config) if isinstance(model.backbone, Backbone) else None,
         "classes": list(data["classes"]),
         "palette": [list(map(int, colour)) for colour in data["palette"]],
-        "mean": list(map(float, pre["mean"])),
-        "std": list(map(float, pre["std"])),
+        "mean": pre.get("mean") and list(map(float, pre["mean"])),  # None: not normalised
+        "std": pre.get("std") and list(map(float, pre["std"])),
         "student_sha256": student.get("sha256"),  # a resumed run does not name the student again
         "versions": versions(),
         "metrics": {name: float(value) for name, value in scores.items()},

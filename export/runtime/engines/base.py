@@ -15,6 +15,7 @@ import numpy as np
 
 from tinymim.errors import ConfigError, DataError
 from tinymim.files import cores, sha256_file
+from tinymim_export.runtime.metadata import check_verified
 from tinymim_export.runtime.providers import Provider
 
 DEFAULT = "onnxruntime"  # the runtime where none is named
@@ -88,6 +89,11 @@ class Engine(ABC):
         self.given = tuple(side if isinstance(side, int) else None for side in inputs[0].shape)
         self.size = self.given[2:]
         self.outputs, self.output = tuple(outputs), outputs[0].name
+
+    @functools.cached_property
+    def verified(self) -> bool | None:
+        """See :func:`tinymim_export.runtime.metadata.check_verified`."""
+        return check_verified(self.path, self.meta)
 
     @classmethod
     @abstractmethod

@@ -16,6 +16,7 @@ from tinymim_export.bench.stats import (
     bootstrap_miou_drop,
     distinguishable,
     drift,
+    pairwise_ratio,
     ratio_interval,
     unsteady,
 )
@@ -155,3 +156,15 @@ def test_scores_of_other_photos_are_refused():
     b.names = [*b.names[1:], "other"]
     with pytest.raises(DataError, match="different photos"):
         bootstrap_miou_drop(a, b)
+
+
+def test_pairwise_ratios_are_blind_to_the_machines_pace():
+    """Twice as fast in every round is twice as fast, however the machine's pace changed between them."""
+    pace = np.exp(np.random.default_rng(0).normal(0, 0.5, 40)) * np.linspace(1, 3, 40)
+    once = (10 * pace).tolist()
+    assert pairwise_ratio(once, (5 * pace).tolist()) == pytest.approx((2, 2, 2))
+    busy = (5 * pace * np.random.default_rng(1).normal(1, 0.02, 40)).tolist()
+    ratio, low, high = pairwise_ratio(once, busy)
+    assert 1.95 < low < ratio < high < 2.05
+    _, wide_low, wide_high = ratio_interval(once, busy)
+    assert wide_high - wide_low > 2 * (high - low)

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.export import tiny
 from tests.export.camvid import TorchEngine
 from tinymim import cli
 from tinymim.errors import ConfigError, DataError
 from tinymim_export.precision.variants import apply_variants
-from tinymim_export.runtime.metadata import load_proto, save_proto
-from tinymim_export.runtime.pictures import Video, VideoWriter, blend, palette_for, with_legend
+from tinymim_export.runtime.metadata import load_proto, save_proto, write_metadata
+from tinymim_export.runtime.pictures import Video, VideoWriter, blend, count_ids, overlaid, palette_for
 from tinymim_export.runtime.predict import predict
 from tinymim_export.runtime.predictor import Predictor, read_photo
 from tinymim_export.runtime.resize import resize_bilinear
@@ -321,9 +322,8 @@ def test_colours_and_legend():
     palette = palette_for(256)
     assert len(set(palette)) == 256
     picture = np.full((90, 120, 3), 50, np.uint8)
-    out = with_legend(
-        picture, [(f"class number {i}", palette[i + 1]) for i in range(5)] + [("\u9053\u8def", (9, 8, 7))]
-    )
+    entries = [(f"class number {i}", palette[i + 1]) for i in range(5)] + [("\u9053\u8def", (9, 8, 7))]
+    out = np.asarray(overlaid(picture, np.zeros((90, 120), np.uint8), palette, 0.0, entries))
     np.testing.assert_array_equal(out[:90], picture)
     assert out.shape[1] == 120
     below = {tuple(map(int, colour)) for colour in out[90:].reshape(-1, 3)}
@@ -385,3 +385,79 @@ def test_a_machine_with_numpy_pillow_and_onnxruntime_only(camvid, camvid_files, 
     ours, theirs = (np.asarray(Image.open(tmp_path / name)) for name in ("mask.png", "photo_mask.png"))
     np.testing.assert_array_equal(ours, theirs)
     np.testing.assert_array_equal(ours, np.asarray(Image.open(tmp_path / "eval" / f"{photos[0].stem}.png")))
+
+
+def test_one_photo_that_fails_does_not_stop_the_others(tmp_path, capsys):
+    """A fixed-size file without a rule: one photo of another size, one damaged, two right ones after them."""
+    file = tiny.write_segmentor(tmp_path / "fixed.onnx")
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name, size in (("a", (70, 96)), ("c", (64, 96)), ("d", (64, 96))):
+        Image.fromarray(np.zeros((*size, 3), np.uint8)).save(folder / f"{name}.png")
+    (folder / "b.png").write_bytes(b"no photo")
+    assert cli.main(["predict", str(file), str(folder), "--out", str(tmp_path / "masks"), "--overlay"]) == 1
+    out = capsys.readouterr().out
+    assert "2 written, 2 skipped" in out
+    assert f"skipped: {folder / 'a.png'} (fixed.onnx takes 64x96 only" in out
+    assert sorted(p.name for p in (tmp_path / "masks").iterdir()) == [
+        "c.png",
+        "c_overlay.jpg",
+        "d.png",
+        "d_overlay.jpg",
+    ]
+    with pytest.raises(ConfigError, match="takes 64x96 only"):
+        predict(file, folder / "a.png", tmp_path / "m.png", quiet=True)
+
+
+def test_strips_and_blocks_give_what_the_whole_gives(tmp_path, monkeypatch):
+    """A photo too wide for one strip of windows, and an overlay of many blocks."""
+    proto = tiny.segmentor_proto(free=True)
+    windows = {"mode": "slide", "crop": [32, 40], "slide_stride": [20, 28], "scale": None, "pad": {"size_divisor": 8}}
+    write_metadata(proto, {"resize": windows})
+    save_proto(proto, tmp_path / "slide.onnx")
+    photo = np.random.default_rng(0).integers(0, 256, (77, 301, 3), np.uint8)
+    plain = Predictor(tmp_path / "slide.onnx", threads=1)
+    mask, logits = plain.mask(photo), plain.logits(photo)
+    np.testing.assert_array_equal(mask, logits.argmax(0))
+    monkeypatch.setattr("tinymim_export.runtime.predictor.STRIP", 3 * 32 * 90)
+    strips = Predictor(tmp_path / "slide.onnx", threads=1)
+    assert len({columns.start for _, columns, _ in strips._slide(photo)}) == 4
+    np.testing.assert_array_equal(strips.logits(photo), logits)
+    np.testing.assert_array_equal(strips.mask(photo), mask)
+    whole, counts = np.asarray(overlaid(photo, mask, palette_for(3), 0.5, [])), count_ids(mask)
+    monkeypatch.setattr("tinymim_export.runtime.pictures.BLOCK", 1000)
+    np.testing.assert_array_equal(np.asarray(overlaid(photo, mask, palette_for(3), 0.5, [])), whole)
+    np.testing.assert_array_equal(whole[:77], blend(photo, mask, palette_for(3), 0.5))
+    assert count_ids(mask).tolist() == counts.tolist() == np.bincount(mask.ravel(), minlength=256).tolist()
+
+
+def test_a_photo_too_large_to_run_whole_is_refused(tmp_path, monkeypatch):
+    file = tiny.write_segmentor(tmp_path / "free.onnx", free=True)
+    photo = np.zeros((640, 960, 3), np.uint8)
+    monkeypatch.setattr("tinymim_export.runtime.predictor.free_memory", lambda: 10_000_000)
+    with pytest.raises(ConfigError, match="too large to run whole") as caught:
+        Predictor(file, threads=1).mask(photo)
+    assert "--mode slide" in caught.value.fix
+    assert Predictor(file, threads=1, mode="slide").mask(photo).shape == (640, 960)  # windows of the exported size
+
+
+PEAK = """
+import resource, sys
+from tinymim_export.runtime.predict import predict
+predict(*sys.argv[1:], overlay=True, threads=1, quiet=True)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["slide", "whole"])
+def test_the_memory_of_a_large_photo_is_a_few_times_its_pixels(mode, tmp_path):
+    """8000 x 6000: 137 MiB of pixels. Reading, mask, overlay and its JPEG hold them about five times (before: 19)."""
+    proto, windows = tiny.segmentor_proto(free=True), {"crop": [512, 512], "slide_stride": [448, 448], "scale": None}
+    rule = windows if mode == "slide" else {"scale": [96, 64], "keep_ratio": True}
+    write_metadata(proto, {"resize": rule | {"mode": mode}})
+    save_proto(proto, tmp_path / "file.onnx")
+    Image.fromarray(np.zeros((6000, 8000, 3), np.uint8)).save(tmp_path / "large.jpg")
+    argv = [str(tmp_path / name) for name in ("file.onnx", "large.jpg", "mask.png")]
+    done = subprocess.run([sys.executable, "-c", PEAK, *argv], capture_output=True, text=True, check=True)
+    assert int(done.stdout.split()[-1]) < 1000

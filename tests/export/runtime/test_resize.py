@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from mmcv.image.geometric import rescale_size as mmcv_rescale_size
 from PIL import Image
 
-from tinymim_export.runtime.resize import bands, rescale_size, resize_bilinear, resize_float, resize_nearest
+from tinymim_export.runtime.resize import (
+    bands,
+    numpy_bilinear,
+    rescale_size,
+    resize_bilinear,
+    resize_float,
+    resize_nearest,
+)
 
 SIDE = st.one_of(st.integers(1, 9), st.integers(1, 150))
 PROPERTY = settings(max_examples=200, deadline=None)
@@ -20,7 +27,9 @@ def same_as_opencv(height, width, size, channels, seed=0):
     random = np.random.default_rng(seed)
     shape = (height, width) if channels == 1 else (height, width, channels)
     for image in (random.integers(0, 256, shape, np.uint8), random.choice(np.uint8([0, 255]), shape)):
-        np.testing.assert_array_equal(resize_bilinear(image, size), cv2.resize(image, (size[1], size[0])))
+        wanted = cv2.resize(image, (size[1], size[0]))
+        for resize in (resize_bilinear, numpy_bilinear):  # by OpenCV itself, and without it
+            np.testing.assert_array_equal(resize(image, size), wanted)
 
 
 @PROPERTY
@@ -42,6 +51,16 @@ def test_whole_factors_up_and_down(height, width, by_height, by_width, channels)
     same_as_opencv(*small, large, channels)
 
 
+@settings(max_examples=50, deadline=None)
+@given(SIDE, SIDE, SIDE, SIDE)
+@example(20, 30, 10, 15)
+def test_floats_are_resized_as_opencv_does(height, width, to_height, to_width):
+    image = np.random.default_rng(0).uniform(0, 255, (height, width, 3)).astype(np.float32)
+    wanted = cv2.resize(image, (to_width, to_height))
+    for resize in (resize_bilinear, numpy_bilinear):
+        np.testing.assert_allclose(resize(image, (to_height, to_width)), wanted, rtol=0, atol=3e-3)
+
+
 @pytest.mark.parametrize("sizes", [((360, 480), (512, 683)), ((1500, 2000), (512, 683)), ((683, 1024), (1365, 2047))])
 def test_sizes_of_real_photos(sizes):
     same_as_opencv(*sizes[0], sizes[1], 3)
@@ -55,7 +74,7 @@ def test_pillow_would_not_do(shared):
         pillow = np.asarray(image.resize((240, 180), Image.Resampling.BILINEAR)).astype(int)
         odd = np.asarray(image.resize((213, 160), Image.Resampling.BILINEAR)).astype(int)
     for size, other in (((180, 240), pillow), ((160, 213), odd)):
-        ours = resize_bilinear(photo, size)
+        ours = numpy_bilinear(photo, size)
         np.testing.assert_array_equal(ours, cv2.resize(photo, (size[1], size[0])))
         assert np.abs(ours - other).max() > 20
 
