@@ -22,8 +22,8 @@ from tinymim_export.report.tensor_shapes import read_weights
 from tinymim_export.runtime.engines.base import DEFAULT, engine_label, packages, provider_word
 from tinymim_export.runtime.metadata import decode, not_onnx
 
-WEIGHTS = ("segmentor.pth", "student.pth", "student.safetensors")
-KINDS = ("export", "eval", "bench", "tune", "sensitivity", "compare", "lineage")
+WEIGHTS = ("segmentor.pth", "classifier.pth", "student.pth", "student.safetensors")
+KINDS = ("export", "eval", "accuracy", "bench", "tune", "sensitivity", "compare", "lineage")
 STAMP = ("cpu", "cores", "platform", "machine", "cpu_features", "gpu")  # times compare only where these are equal
 CURVES = ("loss", "val_loss", "mIoU")
 
@@ -38,12 +38,13 @@ def weights_file(path: Path) -> File:
         if not re.search(r"^auxiliary_head\.|running_(mean|var)$|num_batches_tracked$", name)
     ]
     config = meta.get("config")
+    classifier = meta.get("name") == "Classifier"
     # a run of ours without a teacher: pre-trained, to be one
-    pretrained = "method" in meta and meta.get("name") != "Classifier" and not meta.get("teacher_sha256")
+    pretrained = "method" in meta and not classifier and not meta.get("teacher_sha256")
     return File(
         sha256_file(path),
         f"{path.resolve().parent.name}/{path.name}",
-        "segmentor" if segmentor else "teacher" if pretrained else "student",
+        "segmentor" if segmentor else "classifier" if classifier else "teacher" if pretrained else "student",
         parents={
             name: sha
             for relation in ("teacher", "student")
@@ -88,6 +89,8 @@ def run_folder(folder: Path) -> Lineage:
     scored = _json(folder / "result.json")
     if scored and path.name == "segmentor.pth":
         lineage.scores.append(_score(scored, file.sha256, PYTORCH, f"{folder.name}/result.json"))
+    if scored and scored.get("top1") is not None:
+        file.notes.append(_accuracy_note("its held-out photos", scored))
     return lineage
 
 
@@ -182,6 +185,7 @@ def result_file(path: Path, value: dict[str, Any]) -> Lineage:
     readers: dict[str, Callable[[dict[str, Any], str], Lineage]] = {
         "export": lambda v, s: Lineage(exports=[v | {"source": s}]),
         "eval": _eval,
+        "accuracy": _accuracy,
         "bench": _bench,
         "tune": lambda v, s: _tune(v, path),
         "sensitivity": lambda v, s: Lineage(sensitivity=[v | {"source": s}]),
@@ -202,6 +206,18 @@ def result_file(path: Path, value: dict[str, Any]) -> Lineage:
 
 def _eval(value: dict[str, Any], source: str) -> Lineage:
     return Lineage(scores=[_score(value, value["sha256"], value["engine"], source)])
+
+
+def _accuracy(value: dict[str, Any], source: str) -> Lineage:
+    """Scores of a classifier, as notes: a lineage compares mIoU."""
+    sets = {name: found for name, found in value["scores"].items() if "top1" in found}
+    notes = [_accuracy_note(f"{name} ({source})", found) for name, found in sets.items()]
+    file = value["file"]
+    return Lineage([File(file["sha256"], file["file"], "classifier", given=False, notes=notes)])
+
+
+def _accuracy_note(of: str, found: dict[str, Any]) -> str:
+    return f"top-1 {100 * found['top1']:.2f} %, top-5 {100 * found['top5']:.2f} % of {found['photos']} photos of {of}"
 
 
 def _bench(value: dict[str, Any], source: str) -> Lineage:
@@ -344,6 +360,8 @@ def _read(path: Path) -> Iterator[Lineage]:
                 )
     elif path.suffix in (".pth", ".safetensors") and path.is_file():
         yield run_folder(path.parent) if path.name in WEIGHTS else Lineage([weights_file(path)])
+    elif path.name == "result.json" and any((path.parent / name).is_file() for name in WEIGHTS):
+        yield run_folder(path.parent)
     elif path.suffix == ".json" and path.is_file():
         value = _json(path)
         if value is None or result_kind(value) is None:
@@ -371,6 +389,7 @@ def _search(folder: Path) -> Iterator[Lineage]:
         if any(name in names for name in WEIGHTS):
             found = True
             yield run_folder(here)
+            names = [name for name in names if name != "result.json"]  # read with its run
         for path in sorted(here / name for name in names if name.endswith(".onnx") and not name.startswith(".")):
             found = True
             try:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tinymim.errors import TinyMIMError
+from tinymim.errors import ConfigError, TinyMIMError
 
 VERBS = {
     "demo": "photos to a deployed, measured segmentor in minutes (start here)",
@@ -27,6 +27,27 @@ VERBS = {
     "doctor": "replay the golden numbers and print versions and providers",
     "list": "list models, teachers, recipes, studies and segmentation configs",
 }
+
+
+class Once(argparse.Action):
+    """An option that holds one value: given twice with two values, neither is dropped in silence.
+
+    Raises:
+        ConfigError: two values.
+    """
+
+    given: Any = None
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        if option_string and self.given not in (None, values):
+            words = [shlex.join(map(str, v if isinstance(v, list) else [v])) for v in (self.given, values)]
+            raise ConfigError(
+                f"{option_string} is given twice: {words[0]}, and {words[1]}",
+                "it holds one value" if self.nargs is None else "each time it names all of them",
+                f"give {option_string} once",
+            )
+        self.given = values
+        setattr(namespace, self.dest, values)
 
 
 def run_command(
@@ -48,6 +69,8 @@ def run_command(
     parser = argparse.ArgumentParser(
         prog=prog, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
+    for name in (None, "store"):
+        parser.register("action", name, Once)
     try:
         add_arguments(parser)
         return run(parser.parse_args(argv))

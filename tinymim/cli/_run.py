@@ -8,6 +8,35 @@ from typing import Any
 
 from mmengine.config import DictAction
 
+from tinymim.errors import ConfigError
+
+
+class CfgOptions(DictAction):  # type: ignore[misc]
+    """``--cfg-options KEY=VALUE ...``, as MMEngine reads it; given twice, the keys of both hold.
+
+    Raises:
+        ConfigError: a word that is no KEY=VALUE, brackets that do not match, or a key with two values.
+    """
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        found = dict(getattr(namespace, self.dest) or {})
+        for word in values:
+            given = argparse.Namespace(**{self.dest: None})
+            try:
+                super().__call__(parser, given, [word], option_string)
+            except (ValueError, AssertionError, RecursionError, IndexError) as error:
+                raise ConfigError(
+                    f"{option_string} {word} cannot be read",
+                    "a word is KEY=VALUE: a number, True, None, text, or a list of these in brackets",
+                    "e.g. --cfg-options drop_path=0.1 betas=[0.9,0.95]; nested values go into a recipe file",
+                ) from error
+            for key, value in getattr(given, self.dest).items():
+                if found.setdefault(key, value) != value:
+                    raise ConfigError(
+                        f"{option_string}: {key} is {found[key]!r} and {value!r}", "it is given twice", "give it once"
+                    )
+        setattr(namespace, self.dest, found)
+
 
 def add_run_arguments(parser: argparse.ArgumentParser, verb: str) -> None:
     """Add the options of a job; their names are the fields of its settings."""
@@ -19,7 +48,7 @@ def add_run_arguments(parser: argparse.ArgumentParser, verb: str) -> None:
     parser.add_argument("--recipe", default=job.recipe_name, help=f"one of {names}, or a .py file of the same keys")
     add_options(parser, job.settings_type)
     parser.add_argument("--print-config", action="store_true", help="print the resolved recipe and stop")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="any recipe key")
+    parser.add_argument("--cfg-options", nargs="+", action=CfgOptions, metavar="KEY=VALUE", help="any recipe key")
 
 
 def run_verb(
@@ -41,7 +70,6 @@ def run_verb(
     """
     from tinymim.compat import is_first_process
     from tinymim.engine import JOBS, load_recipe
-    from tinymim.errors import ConfigError
 
     known = {each.name for each in fields(JOBS[verb].settings_type)} | {"recipe", "chain"}
     values = {name: value for name, value in vars(args).items() if name in known}

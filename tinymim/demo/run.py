@@ -155,6 +155,10 @@ def demo(
         raise ConfigError(f"{minutes:g} minutes are not possible", "the demo takes at least one", "try --minutes 6")
     if data is not None:
         read_layout(data)  # an error here leaves no folder behind
+    if resume and Path(out).is_dir() and not (Path(out) / "demo.json").is_file():
+        raise ConfigError(
+            f"{out} holds no demo to resume", "it has no demo.json", "choose another --out, without --resume"
+        )
     out = prepare_out(out, resume=resume, overwrite=overwrite)
     settings = {"data": None if data is None else str(data), "seed": seed, "minutes": minutes}
     record = DemoRecord(out, settings, resume=resume)

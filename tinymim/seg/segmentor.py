@@ -62,7 +62,9 @@ def load_segmentor(checkpoint: str | Path, config: str | Path | Config | None = 
         cfg = Config.fromstring(text, file_format=".py")
     else:
         raise ConfigError(
-            f"{checkpoint} does not store its config", "only segmentor.pth files of tinymim do", "add --config FILE"
+            f"{checkpoint} does not store its config",
+            "only segmentor.pth files of tinymim do",
+            "name the config it was trained with, too",
         )
     plain_batch_norm(cfg)
     cfg.model.backbone.init_cfg = None
@@ -103,6 +105,6 @@ def _load(model: nn.Module, state: dict[str, Any], checkpoint: str | Path) -> No
         raise CheckpointError(
             f"{checkpoint} does not fit the config: {', '.join(what)}",
             "it was trained with another config",
-            "leave --config out (segmentor.pth stores its own), or give the config of that run",
+            "leave the config out (segmentor.pth stores its own), or name the one of that run",
         )
     model.load_state_dict(state, strict=False)

@@ -1,0 +1,212 @@
+"""Every command line of the documentation and every ``next:`` line that a command prints, run in a tiny form.
+
+A documented line runs as it stands but for three stated tables: ``WORDS`` (a name of the text -> an artefact of the
+workshop), ``TINY`` (options that make a verb's work small; they replace the line's own), ``NOT_RUN`` (what it takes more
+than this machine to run, and what is checked instead). A new line with an unknown word fails.
+"""
+
+import re
+import shlex
+import tomllib
+
+import pytest
+
+from tests.end_to_end.workshop import HEAD, JOB, ROOT, STUDENT, Workshop
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+STARTS = ("tinymim", "tinymim-export", "torchrun", "python", "pip", "pytest", "ruff", "mim")
+
+WORDS = {
+    "photos/": "{PHOTOS}",
+    "PHOTOS": "{PHOTOS}",
+    "FOLDER": "{LABELLED}",
+    "ADE20K": "{LABELLED}",
+    "imagenet/train": "{CLASSES}/train",
+    "imagenette/train": "{CLASSES}/train",
+    "imagenet/val": "{CLASSES}/val",
+    "imagenette/val": "{CLASSES}/val",
+    "TRAIN": "{CLASSES}/train",
+    "VAL": "{CLASSES}/val",
+    "photo.jpg": "{LABELLED}/images/validation/scene_00000.jpg",
+    "timm/vit_base_patch16_224.mae": "{pretrained}/student.pth",
+    "timm/regnety_160.deit_in1k": "{finetuned}/classifier.pth",
+    "A": "{pretrained}/student.pth",
+    "B=0.5": "{distilled}/student.pth=0.5",
+    "runs/t/student.pth": "{distilled}/student.pth",
+    "runs/finetune_base/classifier.pth": "{finetuned}/classifier.pth",
+    "runs/seg/segmentor.pth": "{segmented}/segmentor.pth",
+    "seg.onnx": "{exported}/seg.onnx",
+    "runs/": "{segmented}",
+    "best.tune/": "{tuned}/best.tune",
+}
+PATTERNS = {
+    r"runs/[\w/]+/student\.pth": "{distilled}/student.pth"
+}  # chains and headline rows, in the order of their hops
+OUTPUT = (
+    "--out",
+    "--onnx",
+    "--work-dir",
+    "--json",
+    "--markdown",
+    "--web",
+    "--masks",
+)  # their words stay: the folder is new
+WINDOWS = "model.test_cfg.crop_size=(64,64) model.test_cfg.stride=(42,42)"
+SMALL = "train_dataloader.dataset.pipeline.2.scale=(96,80) val_dataloader.dataset.pipeline.1.scale=(96,80)"
+PLAIN = "model.backbone.rel_pos_bias=False model.backbone.init_values=None model.backbone.out_indices=(0,1,2,3)"
+TINY = {  # verb -> options
+    "pretrain": f"{JOB} --cfg-options {STUDENT} decoder.dim=16 decoder.depth=1 decoder.heads=2",
+    "distill": f"--teacher {{pretrained}}/student.pth {JOB} --cfg-options {STUDENT} target_block=2",
+    "distill --chain": f"--chain {{pretrained}}/student.pth:small:tiny {JOB} --cfg-options {STUDENT}",
+    "finetune": f"{JOB} --cfg-options {STUDENT}",
+    "segment": f"--cfg-options {HEAD} {WINDOWS} {SMALL} {PLAIN}",
+    "segment --test": "",
+    "study": "--dry-run",
+    "bench": "--runs 10 --seconds 0.1",
+    "eval": "",
+    "eval classifier": "--workers 0 --device cpu",
+    "predict": "",
+    "demo": "--out {demo} --resume --minutes 1 --data {LABELLED}",  # made before; the page is written again
+    "tinymim-export": "",
+    "tinymim-export --tune": "--seconds 0.2 --runtimes onnxruntime --graph pixels --resize-to-file --max-miou-drop 100 "
+    "--min-speedup 0.01",
+    "tinymim-export --web": "--ort-web {ORT}",
+}
+NOT_RUN = {  # start of a line -> what is checked in its place
+    "pip install": "that the extras and files it names exist",
+    "python -m http.server": "that it names a folder: it serves until stopped",
+    "mim train": "nothing: tests/seg/test_tools.py runs the trainer that it calls",
+    "ruff": "nothing: it is about this repository",
+    "pytest": "nothing: it is this test",
+    "python tests/compare_commits.py": "that the file exists",
+    "python tools/": "that the file exists: what they call has tests of its own",
+}
+INSTEAD = {"--size 512 512": "--size 64 64", "--imagenet-a FOLDER --imagenet-r FOLDER --imagenet-c FOLDER": ""}
+MENTIONS = ("tinymim segment --test", "tinymim study", "tinymim study table08_strategies_small")  # names of commands
+LAUNCH = re.compile(r"^torchrun .*?-m tinymim ")
+
+
+def documented() -> list[tuple[str, str]]:
+    """(page, command line) of every code block and every piece of inline code that is one, each once."""
+    found: dict[str, str] = {}
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        fenced = re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+        inline = re.findall(r"`([^`]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
+        lines = [line for kind, block in fenced if kind == "bash" for line in block.splitlines()]
+        for line in [*lines, *(" ".join(code.split()) for code in inline)]:
+            for part in re.split(r" && |  +# .*$", line):
+                if part.split(" ")[0] in STARTS and " " in part and part not in MENTIONS and "..." not in part:
+                    found.setdefault(part.strip(), page.name)
+    return [(page, line) for line, page in found.items()]
+
+
+def kind_of(words: list[str]) -> str:
+    """The key of ``TINY``."""
+    if words[0] == "tinymim-export":
+        return next((f"tinymim-export {word}" for word in ("--tune", "--web") if word in words), words[0])
+    verb = words[1]
+    if verb == "distill" and ("--chain" in words or "tinymim_chain" in words):
+        return "distill --chain"
+    if verb == "segment" and "--test" in words:
+        return "segment --test"
+    return "eval classifier" if verb == "eval" and "classifier.pth" in words[2] else verb
+
+
+def tiny(shop: Workshop, line: str) -> list[str]:
+    """A command line as it is run here."""
+    for long, short in INSTEAD.items():
+        line = line.replace(long, short)
+    words = shlex.split(LAUNCH.sub("tinymim ", line), comments=True)
+    extra = shlex.split(TINY.get(kind_of(words), ""))
+    given = {word for word in extra if word.startswith("--")} - {"--cfg-options"}
+    kept: list[str] = []
+    option = ""
+    for word in words:
+        option = word if word.startswith("--") else option
+        if option in given:
+            continue
+        if word != option and option not in OUTPUT:
+            word = WORDS.get(word) or next((new for old, new in PATTERNS.items() if re.fullmatch(old, word)), word)
+            assert not re.fullmatch(r"[A-Z_]{3,}|(runs|data|imagenet)/.*|timm/.*", word), (
+                f"{word}: say in WORDS what it is"
+            )
+        kept.append(word)
+    return shop.fill(shlex.join([*kept, *extra]))
+
+
+def instead(line: str) -> bool:
+    """Check what stands in ``NOT_RUN``; False: the line is to be run."""
+    start = next((start for start in NOT_RUN if line.startswith(start)), None)
+    if start is None:
+        return False
+    if start == "pip install":
+        known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        assert set(re.findall(r"\w+", "".join(re.findall(r"\[([\w,]+)\]", line)))) <= set(known)
+    for word in shlex.split(line)[1:]:
+        if re.fullmatch(r"[\w/]+\.(py|txt)", word):
+            assert (ROOT / word).is_file(), word
+    return True
+
+
+DOCUMENTED = documented()
+
+
+def test_the_documentation_has_command_lines():
+    found = [line for _, line in DOCUMENTED]
+    assert len(found) > 40
+    assert "tinymim-export --from seg.onnx --onnx small.onnx --precision int8 --calibration PHOTOS" in found
+    assert not [start for start in NOT_RUN if not any(line.startswith(start) for line in found)]
+
+
+@pytest.mark.parametrize("line", [line for _, line in DOCUMENTED if any(line.startswith(s) for s in NOT_RUN)])
+def test_lines_about_installing_name_what_exists(line):
+    assert instead(line)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", [line for _, line in DOCUMENTED if not any(line.startswith(s) for s in NOT_RUN)])
+def test_documented_line(shop, tmp_path, line):
+    assert shop.run(tiny(shop, line), tmp_path)
+
+
+NEXT = re.compile(r"^next: +(.*?)(?:  +[#(].*)?$", re.MULTILINE)
+SHOWN = re.compile(r"<pre>((?:tinymim|python)[^<]*)</pre>")  # commands of a page
+NOT_SEEN = {  # of the source -> why no command of the workshop prints it
+    "tinymim/benchmarks/camvid.py": "hours; its line is checked by name: python tools/study_camvid.py",
+    "tinymim/benchmarks/deployment.py": "tests/benchmarks/test_deployment.py",
+    "tinymim/benchmarks/headline.py": "torchrun of ImageNet: docs/headline.md has the same lines",
+    "tinymim/benchmarks/segmentors.py": "tests/benchmarks/test_segmentors.py",
+    "tools/prepare_ade20k.py": "downloads ADE20K: tests/data/test_ade20k_release.py",
+}
+
+
+def shape(line: str) -> str:
+    """What kind of line it is: command, options, and suffixes in place of names."""
+    words = [w for w in shlex.split(line, comments=True) if not re.fullmatch(r"[\d.]+", w)]
+    named = [w if w.startswith("-") or "/" not in w and "." not in w else f"*{Path(w).suffix}" for w in words[2:]]
+    return " ".join([*words[:2], *dict.fromkeys(named)])
+
+
+def sources() -> dict[str, list[str]]:
+    """File -> patterns of the ``next:`` lines in it."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(p for room in ("tinymim", "export", "tools") for p in (ROOT / room).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr | ast.Constant):
+                parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+                text = "".join(re.escape(p.value) if isinstance(p, ast.Constant) else ".*" for p in parts if p.value)
+                if re.match(r"(.*\\n)?next:", text):
+                    found.setdefault(str(path.relative_to(ROOT)), []).append(text)
+    return found
+
+
+@pytest.mark.slow
+def test_next_lines(shop, tmp_path):
+    """Those of every artefact and its pages, run; then those which these print, until no new kind of line comes."""
+    for name in ARTEFACTS:
+        shop[name]
+    copy = shutil.copytree(shop.root, tmp_path / shop.root.name, symlinks=True)
+
+    def here(text: str) -> str:
+        return text.replace(str(shop.root), str(copy))
