@@ -5,13 +5,19 @@ workshop), ``TINY`` (options that make a verb's work small; they replace the lin
 than this machine to run, and what is checked instead). A new line with an unknown word fails.
 """
 
+import ast
+import html
 import re
 import shlex
+import shutil
 import tomllib
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.workshop import HEAD, JOB, ROOT, STUDENT, Workshop
+from tests.end_to_end.workshop import ARTEFACTS, HEAD, JOB, ROOT, STUDENT, Workshop
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 STARTS = ("tinymim", "tinymim-export", "torchrun", "python", "pip", "pytest", "ruff", "mim")
@@ -37,6 +43,10 @@ WORDS = {
     "runs/seg/segmentor.pth": "{segmented}/segmentor.pth",
     "seg.onnx": "{exported}/seg.onnx",
     "runs/": "{segmented}",
+    "A.onnx": "{exported}/seg.onnx",
+    "B.onnx": "{int8}/int8.onnx",
+    "RUN_FOLDERS": "{distilled}",
+    "FILES": "{segmented}",
     "best.tune/": "{tuned}/best.tune",
 }
 PATTERNS = {
@@ -61,7 +71,7 @@ TINY = {  # verb -> options
     "finetune": f"{JOB} --cfg-options {STUDENT}",
     "segment": f"--cfg-options {HEAD} {WINDOWS} {SMALL} {PLAIN}",
     "segment --test": "",
-    "study": "--dry-run",
+    "study": "--data {CLASSES} --dry-run",
     "bench": "--runs 10 --seconds 0.1",
     "eval": "",
     "eval classifier": "--workers 0 --device cpu",
@@ -201,12 +211,46 @@ def sources() -> dict[str, list[str]]:
     return found
 
 
+def printed(shop: Workshop, folder: Path) -> Iterator[tuple[str, str]]:
+    """(what is shown, command line) of what the artefacts' commands printed and of their pages."""
+    for name in ARTEFACTS:
+        yield from ((m[0], m[1]) for m in NEXT.finditer(shop.said(name)))
+    for page in sorted(folder.rglob("*.html")):
+        found = [html.unescape(text) for text in SHOWN.findall(page.read_text(encoding="utf-8"))]
+        yield from (("", line) for line in found if "..." not in line)  # "...": the command that made a file, paths cut
+
+
 @pytest.mark.slow
 def test_next_lines(shop, tmp_path):
     """Those of every artefact and its pages, run; then those which these print, until no new kind of line comes."""
     for name in ARTEFACTS:
         shop[name]
     copy = shutil.copytree(shop.root, tmp_path / shop.root.name, symlinks=True)
-
-    def here(text: str) -> str:
-        return text.replace(str(shop.root), str(copy))
+    todo, shown, seen = deque(printed(shop, copy)), [], set()
+    while todo:
+        told, line = todo.popleft()
+        shown.append(told)
+        if shape(line) in seen:
+            continue
+        seen.add(shape(line))
+        if instead(line):
+            continue
+        line = shlex.join(w.replace(str(shop.root), str(copy)) for w in shlex.split(line, comments=True))
+        words, option = tiny(shop, line), ""
+        for i, word in enumerate(words):
+            option = word if word.startswith("--") else option
+            path = copy / word
+            if option in OUTPUT and path.exists() and word != option and "--resume" not in words:  # of another line
+                words[i] = str(path.with_stem(f"{path.stem}-{len(seen)}"))
+            elif option not in OUTPUT and path.suffix == ".onnx" and not path.exists():  # of the line before it
+                words[i] = str(shop["exported"] / "seg.onnx")
+        said = shop.run(words, copy)
+        todo += [(m[0], m[1]) for m in NEXT.finditer(said)]
+        assert len(seen) < 80, sorted(seen)
+    print("\n".join(sorted(seen)))
+    unseen = {
+        file: [text for text in patterns if not any(re.match(text, told) for told in shown)]
+        for file, patterns in sources().items()
+        if file not in NOT_SEEN
+    }
+    assert not {file: patterns for file, patterns in unseen.items() if patterns}
