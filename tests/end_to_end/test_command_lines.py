@@ -1,8 +1,8 @@
 """Every command line of the documentation and every ``next:`` line that a command prints, run in a tiny form.
 
-A documented line runs as it stands but for three stated tables: ``WORDS`` (a name of the text -> an artefact of the
-workshop), ``TINY`` (options that make a verb's work small; they replace the line's own), ``NOT_RUN`` (what it takes more
-than this machine to run, and what is checked instead). A new line with an unknown word fails.
+A documented line runs as it stands but for three tables: ``WORDS`` (a name of the text -> an artefact of the workshop),
+``TINY`` (options that make a verb's work small; they replace the line's own), ``NOT_RUN`` (what needs more than this
+machine, and what is checked instead). A new line with an unknown word fails.
 """
 
 import ast
@@ -47,6 +47,7 @@ WORDS = {
     "B.onnx": "{int8}/int8.onnx",
     "RUN_FOLDERS": "{distilled}",
     "FILES": "{segmented}",
+    "STUDY": "{STUDY}",
     "best.tune/": "{tuned}/best.tune",
 }
 PATTERNS = {
@@ -85,11 +86,9 @@ TINY = {  # verb -> options
 NOT_RUN = {  # start of a line -> what is checked in its place
     "pip install": "that the extras and files it names exist",
     "python -m http.server": "that it names a folder: it serves until stopped",
-    "mim train": "nothing: tests/seg/test_tools.py runs the trainer that it calls",
     "ruff": "nothing: it is about this repository",
     "pytest": "nothing: it is this test",
     "python tests/compare_commits.py": "that the file exists",
-    "python tools/": "that the file exists: what they call has tests of its own",
 }
 INSTEAD = {"--size 512 512": "--size 64 64", "--imagenet-a FOLDER --imagenet-r FOLDER --imagenet-c FOLDER": ""}
 MENTIONS = ("tinymim segment --test", "tinymim study", "tinymim study table08_strategies_small")  # names of commands
@@ -194,7 +193,7 @@ NOT_SEEN = {  # of the source -> why no command of the workshop prints it
 def shape(line: str) -> str:
     """What kind of line it is: command, options, and suffixes in place of names."""
     words = [w for w in shlex.split(line, comments=True) if not re.fullmatch(r"[\d.]+", w)]
-    named = [w if w.startswith("-") or "/" not in w and "." not in w else f"*{Path(w).suffix}" for w in words[2:]]
+    named = [w if w.startswith("-") or ("/" not in w and "." not in w) else f"*{Path(w).suffix}" for w in words[2:]]
     return " ".join([*words[:2], *dict.fromkeys(named)])
 
 

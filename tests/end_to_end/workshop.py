@@ -1,7 +1,7 @@
-"""What the real commands write, in tiny form: each artefact is made once a session, in a folder whose name needs quotes.
+"""What the real commands write, in tiny form: each made once a session, in a folder whose name needs quotes.
 
-``ARTEFACTS`` is the table of writers: name -> command line. ``{name}`` in it is another artefact, made first; ``{PHOTOS}``,
-``{LABELLED}`` and ``{CLASSES}`` are drawn inputs; what a command printed is kept, for its ``next:`` lines.
+``WRITERS`` is the table: a name, and under it the command line that makes it. ``{name}`` in it is another artefact, made
+first; ``{PHOTOS}``, ``{LABELLED}`` and ``{CLASSES}`` are drawn. What a command prints is kept, for its next lines.
 """
 
 import contextlib
@@ -33,7 +33,8 @@ HEAD = (  # of upernet_tinymim_demo
 STUDY = f"""
 title = "Rates"
 student = dict(depth={DEPTH}, embed_dim={WIDTH}, num_heads=2)
-small = dict(data="{{photos}}", img_size=32, batch_size=8, epochs=1, max_steps=2, workers=0, device="cpu", seed="{{seed}}")
+small = dict(data="{{photos}}", seed="{{seed}}", img_size=32, batch_size=8, epochs=1, max_steps=2)
+small |= dict(workers=0, device="cpu")
 stages = dict(
     distill=dict(verb="distill", teacher="TEACHER", cfg_options=dict(student_args=student), **small),
     finetune=dict(verb="finetune", student="{{distill.student}}", val_data="{{val_photos}}",
@@ -45,43 +46,78 @@ seeds = [0]
 score = "finetune.top1"
 """
 
-ARTEFACTS = {
-    "pretrained": f"tinymim pretrain --data {{PHOTOS}} --out {{here}} {JOB} --save-every 1 --cfg-options {STUDENT} {DECODER}",
-    "distilled": f"tinymim distill --data {{PHOTOS}} --teacher {{pretrained}}/student.pth --out {{here}} {JOB} --save-every 1"
-    f" --cfg-options {STUDENT}",
-    "several": "tinymim distill --data {PHOTOS} --teacher {pretrained}/student.pth {distilled}/student.pth=0.5 --out {here} "
-    f"{JOB} --cfg-options {STUDENT}",
-    "chain": f"tinymim distill --chain {{pretrained}}/student.pth:small:tiny --data {{PHOTOS}} --out {{here}} {JOB} "
-    f"--cfg-options {STUDENT}",
-    "finetuned": "tinymim finetune --student {distilled}/student.pth --data {CLASSES}/train --val-data {CLASSES}/val "
-    f"--out {{here}} {JOB} --cfg-options {STUDENT}",
-    "segmented": "tinymim segment upernet_tinymim_demo --data-root {LABELLED} --student {distilled}/student.pth "
-    f"--work-dir {{here}} --cfg-options {HEAD}",
-    "study": "tinymim study {STUDY} --data {CLASSES} --out {here}",
-    "exported": "tinymim-export --checkpoint {segmented}/segmentor.pth --onnx {here}/seg.onnx --dynamic "
-    "--json {here}/export.json --markdown {here}/export.md",
-    "backbone": "tinymim-export --checkpoint {distilled}/student.pth --onnx {here}/backbone.onnx --part backbone",
-    "int8": "tinymim-export --from {exported}/seg.onnx --onnx {here}/int8.onnx --precision int8 --calibration {PHOTOS} "
-    "--json {here}/int8.json",
-    "sensitivity": "tinymim-export --from {exported}/seg.onnx --sensitivity --data {LABELLED} --json {here}/sensitivity.json",
-    "tuned": "tinymim-export --checkpoint {segmented}/segmentor.pth --onnx {here}/best.onnx --tune --data {LABELLED} "
-    "--calibration {PHOTOS} --seconds 0.2 --max-miou-drop 100 --min-speedup 0.01 --runtimes onnxruntime --graph pixels --resize-to-file "
-    "--json {here}/tune.json",
-    "measured": "tinymim bench {exported}/seg.onnx {int8}/int8.onnx --runs 10 --json {here}/bench.json "
-    "--markdown {here}/bench.md",
-    "remeasured": "tinymim bench {exported}/seg.onnx {int8}/int8.onnx --runs 10 --json {here}/bench.json",
-    "compared": "tinymim bench --compare {measured}/bench.json {remeasured}/bench.json --json {here}/compare.json",
-    "scored": "tinymim eval {exported}/seg.onnx --data {LABELLED} --json {here}/eval.json --masks {here}/masks",
-    "tested": "tinymim segment --test {segmented}/segmentor.pth --data-root {LABELLED} --json {here}/test.json",
-    "classified": "tinymim eval {finetuned}/classifier.pth --data {CLASSES}/val --workers 0 --device cpu "
-    "--json {here}/scores.json",
-    "predicted": "tinymim predict {exported}/seg.onnx {LABELLED}/images --out {here}/masks --overlay --json {here}/predict.json",
-    "page": "tinymim-export --from {exported}/seg.onnx --web {here} --ort-web {ORT}",
-    "joined": "tinymim report {distilled} {segmented} {exported} --out {here}/report.html",
-    "side by side": "tinymim report {exported}/seg.onnx {int8}/int8.onnx --out {here}/compare.html",
-    "demo": "tinymim demo --minutes 1 --data {LABELLED} --out {here}",
-    "examined": "tinymim doctor --json {here}/doctor.json",
-}
+WRITERS = """
+pretrained
+    tinymim pretrain --data {PHOTOS} --out {here} JOB --save-every 1 --cfg-options STUDENT DECODER
+distilled
+    tinymim distill --data {PHOTOS} --teacher {pretrained}/student.pth --out {here} JOB --save-every 1 --cfg-options
+        STUDENT
+several
+    tinymim distill --data {PHOTOS} --teacher {pretrained}/student.pth {distilled}/student.pth=0.5 --out {here} JOB
+        --cfg-options STUDENT
+chain
+    tinymim distill --chain {pretrained}/student.pth:small:tiny --data {PHOTOS} --out {here} JOB --cfg-options
+        STUDENT
+finetuned
+    tinymim finetune --student {distilled}/student.pth --data {CLASSES}/train --val-data {CLASSES}/val --out {here}
+        JOB --cfg-options STUDENT
+segmented
+    tinymim segment upernet_tinymim_demo --data-root {LABELLED} --student {distilled}/student.pth --work-dir {here}
+        --cfg-options HEAD
+study
+    tinymim study {STUDY} --data {CLASSES} --out {here}
+exported
+    tinymim-export --checkpoint {segmented}/segmentor.pth --onnx {here}/seg.onnx --dynamic --json {here}/export.json
+        --markdown {here}/export.md
+backbone
+    tinymim-export --checkpoint {distilled}/student.pth --onnx {here}/backbone.onnx --part backbone
+int8
+    tinymim-export --from {exported}/seg.onnx --onnx {here}/int8.onnx --precision int8 --calibration {PHOTOS} --json
+        {here}/int8.json
+sensitivity
+    tinymim-export --from {exported}/seg.onnx --sensitivity --data {LABELLED} --json {here}/sensitivity.json
+tuned
+    tinymim-export --checkpoint {segmented}/segmentor.pth --onnx {here}/best.onnx --tune --data {LABELLED}
+        --calibration {PHOTOS} --seconds 0.2 --max-miou-drop 100 --min-speedup 0.01 --runtimes onnxruntime --graph
+        pixels --resize-to-file --json {here}/tune.json
+measured
+    tinymim bench {exported}/seg.onnx {int8}/int8.onnx --runs 10 --json {here}/bench.json --markdown {here}/bench.md
+remeasured
+    tinymim bench {exported}/seg.onnx {int8}/int8.onnx --runs 10 --json {here}/bench.json
+compared
+    tinymim bench --compare {measured}/bench.json {remeasured}/bench.json --json {here}/compare.json
+scored
+    tinymim eval {exported}/seg.onnx --data {LABELLED} --json {here}/eval.json --masks {here}/masks
+tested
+    tinymim segment --test {segmented}/segmentor.pth --data-root {LABELLED} --json {here}/test.json
+classified
+    tinymim eval {finetuned}/classifier.pth --data {CLASSES}/val --workers 0 --device cpu --json {here}/scores.json
+predicted
+    tinymim predict {exported}/seg.onnx {LABELLED}/images --out {here}/masks --overlay --json {here}/predict.json
+page
+    tinymim-export --from {exported}/seg.onnx --web {here} --ort-web {ORT}
+joined
+    tinymim report {distilled} {segmented} {exported} --out {here}/report.html
+side by side
+    tinymim report {exported}/seg.onnx {int8}/int8.onnx --out {here}/compare.html
+demo
+    tinymim demo --minutes 1 --data {LABELLED} --out {here}
+examined
+    tinymim doctor --json {here}/doctor.json
+"""
+
+
+def read_writers() -> dict[str, str]:
+    """Name -> command line."""
+    names = re.findall(r"^(\S.*)\n((?: .*\n)+)", WRITERS, re.MULTILINE)
+    words = {"JOB": JOB, "STUDENT": STUDENT, "DECODER": DECODER, "HEAD": HEAD}
+    return {
+        name: " ".join(words.get(word, word) for line in command.splitlines() for word in line.split())
+        for name, command in names
+    }
+
+
+ARTEFACTS = read_writers()
 
 
 class Workshop:

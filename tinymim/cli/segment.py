@@ -34,8 +34,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         "config",
         nargs="?",
         metavar="CONFIG",
-        help="file, or a name in mmseg_configs such as upernet_tinymim_b; to test a segmentor.pth, which holds its own, "
-        "leave it out",
+        help="file, or a name in mmseg_configs such as upernet_tinymim_b; not needed to test a segmentor.pth",
     )
     parser.add_argument(
         "checkpoint", nargs="?", metavar="CHECKPOINT", help="to test: segmentor.pth or checkpoints/iter_N.pth"
