@@ -4,6 +4,7 @@
 prints. A file that a command writes and nobody reads fails ``test_every_file_has_a_reader``.
 """
 
+import json
 import re
 import shutil
 from collections import defaultdict
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.demo.test_report import check_self_contained
 from tests.end_to_end.workshop import ARTEFACTS, HEAD, JOB, STUDENT, Workshop
 
 TABLE = r"""
@@ -205,6 +207,16 @@ def test_masks_are_labels(shop, tmp_path, masks):
     shutil.copy(shop["LABELLED"] / "dataset.json", tmp_path)
     out = shop.run(shop.fill("tinymim eval {exported}/seg.onnx --data {data}", data=tmp_path), tmp_path)
     assert "mIoU 100.00 %" in out
+
+
+@pytest.mark.slow
+def test_the_demo_on_given_photos(shop):
+    """Any ADE20K layout: all stages, and pages that load nothing and do not tell where they were made."""
+    record = json.loads((shop["demo"] / "demo.json").read_text())
+    assert len(record["stages"]["data"]["classes"]) == 12
+    assert all(record["checks"].values())
+    for folder in ("teacher", "student", "segmentor"):
+        check_self_contained(shop["demo"] / folder / "report.html")
 
 
 @pytest.mark.slow

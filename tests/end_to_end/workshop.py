@@ -1,7 +1,7 @@
 """What the real commands write, in tiny form: each made once a session, in a folder whose name needs quotes.
 
-``WRITERS`` is the table: a name, and under it the command line that makes it. ``{name}`` in it is another artefact, made
-first; ``{PHOTOS}``, ``{LABELLED}`` and ``{CLASSES}`` are drawn. What a command prints is kept, for its next lines.
+``WRITERS`` is the table: a name, and under it the command line that makes it. ``{name}`` there is another artefact,
+made first; ``{PHOTOS}``, ``{LABELLED}`` and ``{CLASSES}`` are drawn. What a command prints is kept, for its next lines.
 """
 
 import contextlib
@@ -84,6 +84,8 @@ measured
     tinymim bench {exported}/seg.onnx {int8}/int8.onnx --runs 10 --json {here}/bench.json --markdown {here}/bench.md
 remeasured
     tinymim bench {exported}/seg.onnx {int8}/int8.onnx --runs 10 --json {here}/bench.json
+timed
+    tinymim bench {backbone}/backbone.onnx --runs 10 --json {here}/bench.json
 compared
     tinymim bench --compare {measured}/bench.json {remeasured}/bench.json --json {here}/compare.json
 scored
@@ -93,11 +95,15 @@ tested
 classified
     tinymim eval {finetuned}/classifier.pth --data {CLASSES}/val --workers 0 --device cpu --json {here}/scores.json
 predicted
-    tinymim predict {exported}/seg.onnx {LABELLED}/images --out {here}/masks --overlay --json {here}/predict.json
+    tinymim predict {exported}/seg.onnx {LABELLED}/images --out {here}/masks --json {here}/predict.json
 page
     tinymim-export --from {exported}/seg.onnx --web {here} --ort-web {ORT}
 joined
-    tinymim report {distilled} {segmented} {exported} --out {here}/report.html
+    tinymim report {distilled} {segmented} {exported} {scored} --out {here}/report.html
+without files
+    tinymim report {segmented} --out {here}/report.html
+without segmentor
+    tinymim report {distilled} --out {here}/report.html
 side by side
     tinymim report {exported}/seg.onnx {int8}/int8.onnx --out {here}/compare.html
 demo
