@@ -16,8 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
+import tinymim
 from tests.end_to_end.workshop import ARTEFACTS, HEAD, JOB, ROOT, STUDENT, Workshop
+from tinymim.models import save_student
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 STARTS = ("tinymim", "tinymim-export", "torchrun", "python", "pip", "pytest", "ruff", "mim")
@@ -72,6 +75,7 @@ TINY = {  # verb -> options
     "finetune": f"{JOB} --cfg-options {STUDENT}",
     "segment": f"--cfg-options {HEAD} {WINDOWS} {SMALL} {PLAIN}",
     "segment --test": "",
+    "bench --compare": "",
     "study": "--data {CLASSES} --dry-run",
     "bench": "--runs 10 --seconds 0.1",
     "eval": "",
@@ -117,8 +121,9 @@ def kind_of(words: list[str]) -> str:
     verb = words[1]
     if verb == "distill" and ("--chain" in words or "tinymim_chain" in words):
         return "distill --chain"
-    if verb == "segment" and "--test" in words:
-        return "segment --test"
+    option = {"segment": "--test", "bench": "--compare"}.get(verb)
+    if option in words:
+        return f"{verb} {option}"
     return "eval classifier" if verb == "eval" and "classifier.pth" in words[2] else verb
 
 
@@ -177,6 +182,22 @@ def test_lines_about_installing_name_what_exists(line):
 @pytest.mark.parametrize("line", [line for _, line in DOCUMENTED if not any(line.startswith(s) for s in NOT_RUN)])
 def test_documented_line(shop, tmp_path, line):
     assert shop.run(tiny(shop, line), tmp_path)
+
+
+@pytest.mark.slow
+def test_the_python_of_the_readme(tmp_path, monkeypatch):
+    """As it stands, on files of the size that it names."""
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"```python\n(.*?)```", PAGES[0].read_text(encoding="utf-8"), re.DOTALL)
+    student, teacher = (tinymim.create_model("tinymim_vit_tiny", img_size=224, depth=depth) for depth in (12, 3))
+    images = torch.zeros(2, 3, 224, 224)
+    for name in ("runs/t/student.pth", "TinyMIM-PT-Tstar.pth"):
+        save_student(student, tmp_path / name)
+    names = dict(images=images, student_images=images, teacher_images=images, student=student, teacher=teacher)
+    exec(block, names)
+    assert names["tokens"].shape == (2, 197, 192)
+    assert [tuple(m.shape) for m in names["maps"]] == [(2, 192, 14, 14)] * 4
+    assert names["losses"].keys() == {"qk", "vv", "loss"}
 
 
 NEXT = re.compile(r"^next: +(.*?)(?:  +[#(].*)?$", re.MULTILINE)

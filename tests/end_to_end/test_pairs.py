@@ -44,7 +44,7 @@ tinymim report {file} --out page.html
     tuned/best.onnx                               => best\.onnx
     tuned/best.tune/tune.json                     => fp32.*onnxruntime cpu
     tuned/best.tune/scores/fp32_onnxruntime_cpu.json    => fp32_onnxruntime_cpu
-    tuned/tune.json                               => fp32.*onnxruntime cpu
+    tuned/tune.json                               => in tune\.json
     demo/demo.json                                => in demo\.json
     measured/bench.json                           => in bench\.json
     scored/eval.json                              => in eval\.json
@@ -151,6 +151,7 @@ WITH_ITS_RUN = {  # read with their folder, by test_resume and report
     "done.json", "reads.json", "seconds.txt", "lock", "seedN.json", "table.json",
 }  # fmt: skip
 MASKS = {"scene_N.png"}  # test_masks_are_labels
+AS_FOLDERS = {"page", "log", "scores", "data", "predictions"}  # the page by a browser, the tuner's scores, the demo's
 FOR_PEOPLE = {".html", ".md", ".svg", ".log", ".txt", ".jpg"}
 LAST = {  # results for other programs; report refuses them by their kind
     "compare.json": "tinymim.compare of bench, tinymim.difference of report",
@@ -222,28 +223,23 @@ def test_the_demo_on_given_photos(shop):
 @pytest.mark.slow
 def test_every_file_has_a_reader(shop):
     """The matrix of files and readers, printed; a new artefact without a pair fails."""
+
+    def kind(path: Path) -> str:
+        return "*.onnx" if path.suffix == ".onnx" else re.sub(r"\d{2,}|(?<=[_d])\d(?=\.)", "N", path.name)
+
     readers: dict[str, set[str]] = defaultdict(set)
     for reader, file, *_ in PAIRS:
-        readers[re.sub(r"\d{2,}|(?<=_)\d", "N", Path(file).name)].add(reader)
-    unread = set()
-    for name in ARTEFACTS:
-        for path in shop[name].rglob("*"):
-            inside = path.relative_to(shop.root).parts
-            if path.is_dir() or name == "page" or inside[:2] in (("demo", "data"), ("demo", "predictions")):
-                continue
-            kind = re.sub(r"\d{2,}|(?<=_|d)\d(?=[._])", "N", path.name)
-            known = WITH_ITS_RUN | MASKS | LAST.keys() | {p.name for p in (path_of(shop, f) for _, f, *_ in PAIRS)}
-            run_log = "log" in inside or "vis_data" in inside
-            if (
-                path.suffix not in FOR_PEOPLE | {".onnx"}
-                and kind not in known
-                and path.name not in known
-                and not run_log
-            ):
-                unread.add("/".join(inside))
-    for kind in sorted(readers):
-        print(f"{kind}: {', '.join(sorted(readers[kind]))}")
-    assert not {path for path in unread if "best.tune/scores" not in path}
+        readers[kind(Path(file))].add(reader)
+    print("\n".join(f"{name}: {', '.join(sorted(found))}" for name, found in sorted(readers.items())))
+    known = readers.keys() | WITH_ITS_RUN | MASKS | LAST.keys()
+    unread = [
+        path
+        for name in ARTEFACTS
+        for path in shop[name].rglob("*")
+        if path.is_file() and path.suffix not in FOR_PEOPLE and kind(path) not in known
+        if not set(path.relative_to(shop.root).parts) & AS_FOLDERS
+    ]
+    assert not unread
 
 
 @pytest.mark.slow
