@@ -16,7 +16,8 @@ from PIL import Image
 import tinymim
 from tests.export.tiny import write_segmentor
 from tinymim.distill import METHODS
-from tinymim.engine import pretrain
+from tinymim.engine import distill, pretrain
+from tinymim.errors import ConfigError
 from tinymim.models import backbone as backbones
 from tinymim.models.teachers import TEACHERS, load_teacher
 from tinymim_export import bench
@@ -35,7 +36,7 @@ def examples(tmp_path_factory):
     registries = (TEACHERS, METHODS, backbones._BUILDERS, PRECISIONS, RUNTIMES)
     before = [dict(registry) for registry in registries]
     blocks = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     assert max(len(block.splitlines()) for block in blocks) <= 35
     (folder / "contributed.py").write_text("\n".join(blocks))
     with pytest.MonkeyPatch.context() as patch:
@@ -54,6 +55,7 @@ def test_a_file_in_its_room_is_enough(tmp_path):
     shutil.copytree(ROOT / "export", tmp_path / "tinymim_export")
     rooms = (
         "tinymim/models",
+        "tinymim/distill",
         "tinymim/distill",
         "tinymim/models",
         "tinymim_export/precision",
@@ -88,27 +90,45 @@ def test_teacher():
     assert (teacher.name, teacher.mean, teacher.model.embed_dim) == ("mine/x", (0.5,) * 3, 48)
 
 
-def test_method(tmp_path):
-    rng = np.random.default_rng(0)
-    (tmp_path / "photos").mkdir()
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
     for i in range(4):
-        Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(tmp_path / "photos" / f"{i}.png")
+        Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+SMALL = dict(img_size=32, batch_size=4, max_steps=1, epochs=1, workers=0, device="cpu")
+
+
+def test_method(photos, tmp_path):
     (tmp_path / "mine.py").write_text("method = 'patch_colours'\nstudent = 'tinymim_vit_tiny'\ncolor_jitter = None")
     small = {"student_args": dict(depth=1, embed_dim=24, num_heads=2), "colour_weight": 2.0, "watch_every": 0}
     made = pretrain(
         str(tmp_path / "mine.py"),
-        data=tmp_path / "photos",
+        data=photos,
         out=tmp_path / "run",
-        img_size=32,
-        batch_size=4,
-        max_steps=1,
-        epochs=1,
-        workers=0,
-        device="cpu",
+        **SMALL,
         cfg_options=small,
     )
     assert made.losses["loss"] == pytest.approx(2 * made.losses["colour"])
     assert torch.load(made.student, weights_only=True)["meta"]["method"] == "patch_colours"
+
+
+def test_method_with_teachers(photos, tmp_path):
+    """One and several; the maps are resumed, no teacher is saved, and a mistyped teacher is our error."""
+    (tmp_path / "mine.py").write_text("method = 'mean_token'\nstudent = 'tinymim_vit_tiny'\n")
+    small = {"student_args": dict(depth=1, embed_dim=24, num_heads=2), "watch_every": 0}
+    given = dict(data=photos, **SMALL, cfg_options=small)
+    for name, teacher in (("one", "mine/x"), ("two", ["mine/x", "mine/y=0.5"])):
+        made = distill(str(tmp_path / "mine.py"), teacher=teacher, out=tmp_path / name, **given)
+        shares = [made.losses[f"teacher{i + 1}"] for i in range(len(made.losses) - 1)]
+        assert len(shares) == (1 if name == "one" else 2)
+        assert made.losses["loss"] == pytest.approx(sum(shares))
+    (checkpoint,) = (tmp_path / "two/checkpoints").glob("*.pth")
+    assert {key.split(".")[0] for key in torch.load(checkpoint, weights_only=True)["model"]} == {"student", "maps"}
+    with pytest.raises(ConfigError, match="no teacher"):
+        distill(str(tmp_path / "mine.py"), out=tmp_path / "none", **given)
 
 
 def test_backbone():

@@ -110,6 +110,21 @@ class Eval(Score, total=False):
     engine: Required[str]
 
 
+class TopScore(TypedDict, total=False):
+    """Scores of a classifier on one set of photos; of ImageNet-C, other keys."""
+
+    top1: Share | None
+    top5: Share | None
+    photos: Count
+
+
+class Accuracy(TypedDict):
+    """``tinymim eval --json`` of a classifier."""
+
+    file: FileNote
+    scores: dict[str, TopScore]
+
+
 class BenchRow(TypedDict, total=False):
     """A file on a runtime."""
 

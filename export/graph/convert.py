@@ -38,7 +38,7 @@ class ExportResult:
 
     def to_json(self, path: str | Path | None = None) -> str:
         """JSON text; also written to ``path``."""
-        value = asdict(self) | {"parity": json.loads(self.parity.to_json())}
+        value = {"kind": "tinymim.export"} | asdict(self) | {"parity": json.loads(self.parity.to_json())}
         if path is not None:
             write_json(path, value)
         return json.dumps(value, indent=1)

@@ -14,7 +14,7 @@ from typing import Any
 
 from tinymim.errors import DataError
 from tinymim.files import sha256_file
-from tinymim.records import Bench, Compare, Demo, Eval, Export, Sensitivity, Tune, read_env
+from tinymim.records import Accuracy, Bench, Compare, Demo, Eval, Export, Sensitivity, TopScore, Tune, read_env
 from tinymim.records import Score as StoredScore
 from tinymim.schema import check, read_json
 from tinymim_export.bench.stats import bootstrap_miou
@@ -26,10 +26,11 @@ from tinymim_export.runtime.engines.base import DEFAULT, engine_label, packages,
 from tinymim_export.runtime.metadata import check_verified, not_onnx, read_metadata
 from tinymim_export.runtime.sessions import PROVIDERS
 
-WEIGHTS = ("segmentor.pth", "student.pth", "student.safetensors")
+WEIGHTS = ("segmentor.pth", "classifier.pth", "student.pth", "student.safetensors")
 SHAPES: dict[str, Any] = {
     "export": Export,
     "eval": Eval,
+    "accuracy": Accuracy,
     "bench": Bench,
     "tune": Tune,
     "sensitivity": Sensitivity,
@@ -52,12 +53,13 @@ def weights_file(path: Path) -> File:
         if not re.search(r"^auxiliary_head\.|running_(mean|var)$|num_batches_tracked$", name)
     ]
     config = meta.get("config")
+    classifier = meta.get("name") == "Classifier"
     # a run of ours without a teacher: pre-trained, to be one
-    pretrained = "method" in meta and meta.get("name") != "Classifier" and not meta.get("teacher_sha256")
+    pretrained = "method" in meta and not classifier and not meta.get("teacher_sha256")
     return File(
         sha256_file(path),
         f"{path.resolve().parent.name}/{path.name}",
-        "segmentor" if segmentor else "teacher" if pretrained else "student",
+        "segmentor" if segmentor else "classifier" if classifier else "teacher" if pretrained else "student",
         parents={
             name: sha
             for relation in ("teacher", "student")
@@ -100,9 +102,14 @@ def run_folder(folder: Path) -> Lineage:
     if (folder / "metrics.jsonl").is_file():
         metrics = read_metrics(folder / "metrics.jsonl")
         file.curves = {name: [list(p) for p in thin(metrics[name], 120)] for name in CURVES if name in metrics}
-    if path.name == "segmentor.pth" and (folder / "result.json").is_file():
-        scored = read_json(folder / "result.json", StoredScore)
-        lineage.scores.append(_score(scored, file.sha256, PYTORCH, f"{folder.name}/result.json"))
+    if (folder / "result.json").is_file():
+        if path.name == "segmentor.pth":
+            scored = read_json(folder / "result.json", StoredScore)
+            lineage.scores.append(_score(scored, file.sha256, PYTORCH, f"{folder.name}/result.json"))
+        elif path.name == "classifier.pth":
+            found = read_json(folder / "result.json", TopScore)
+            if found.get("top1") is not None:
+                file.notes.append(_accuracy_note("its held-out photos", found))
     return lineage
 
 
@@ -202,6 +209,7 @@ def result_file(path: Path, value: dict[str, Any]) -> Lineage:
     readers: dict[str, Callable[[dict[str, Any], str], Lineage]] = {
         "export": lambda v, s: Lineage(exports=[v | {"source": s}]),
         "eval": _eval,
+        "accuracy": _accuracy,
         "bench": _bench,
         "tune": lambda v, s: _tune(v, path),
         "sensitivity": lambda v, s: Lineage(sensitivity=[v | {"source": s}]),
@@ -223,6 +231,18 @@ def result_file(path: Path, value: dict[str, Any]) -> Lineage:
 
 def _eval(value: dict[str, Any], source: str) -> Lineage:
     return Lineage(scores=[_score(value, value["sha256"], value["engine"], source)])
+
+
+def _accuracy(value: dict[str, Any], source: str) -> Lineage:
+    """Scores of a classifier, as notes: a lineage compares mIoU."""
+    sets = {name: found for name, found in value["scores"].items() if "top1" in found}
+    notes = [_accuracy_note(f"{name} ({source})", found) for name, found in sets.items()]
+    file = value["file"]
+    return Lineage([File(file["sha256"], file["file"], "classifier", given=False, notes=notes)])
+
+
+def _accuracy_note(of: str, found: dict[str, Any]) -> str:
+    return f"top-1 {100 * found['top1']:.2f} %, top-5 {100 * found['top5']:.2f} % of {found['photos']} photos of {of}"
 
 
 def _bench(value: dict[str, Any], source: str) -> Lineage:
@@ -366,6 +386,8 @@ def _read(path: Path) -> Iterator[Lineage]:
                 )
     elif path.suffix in (".pth", ".safetensors") and path.is_file():
         yield run_folder(path.parent) if path.name in WEIGHTS else Lineage([weights_file(path)])
+    elif path.name == "result.json" and any((path.parent / name).is_file() for name in WEIGHTS):
+        yield run_folder(path.parent)
     elif path.suffix == ".json" and path.is_file():
         value = read_json(path)
         if result_kind(value) is None:
@@ -390,8 +412,9 @@ def _search(folder: Path) -> Iterator[Lineage]:
     for place, inside, names in os.walk(folder):
         inside[:] = sorted(name for name in inside if not name.startswith(".") and name != "checkpoints")
         here = Path(place)
-        if any((here / name).is_file() for name in WEIGHTS):
+        if any(name in names for name in WEIGHTS):
             found += _or_note(here, run_folder)
+            names = [name for name in names if name != "result.json"]  # read with its run
         for path in sorted(here / name for name in names if name.endswith(".onnx") and not name.startswith(".")):
             found += _or_note(path, lambda p: Lineage([onnx_file(p)]))
         results += [here / name for name in names if name.endswith(".json") and not name.startswith(".")]

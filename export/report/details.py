@@ -1,5 +1,6 @@
 """Details of a lineage: verdicts, sensitivity, parity, calibration, origin, machines. No torch."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +170,7 @@ def missing(lineage: Lineage, out: Path) -> list[tuple[str, str]]:
     for file, path in near:
         if not any(score.sha256 == file.sha256 for score in lineage.scores):
             todo.append(
-                (f"mIoU of {file.name}", f"tinymim eval {path} --data FOLDER --json {Path(path).stem}.eval.json")
+                (f"mIoU of {file.name}", f"tinymim eval {path} --data FOLDER --json {shlex.quote(file.name)}.eval.json")
             )
     untimed = [path for file, path in near if not any(time.sha256 == file.sha256 for time in lineage.times)]
     if untimed:

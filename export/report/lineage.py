@@ -21,7 +21,7 @@ PYTORCH = "PyTorch"
 BASE = engine_label(DEFAULT, "cpu", None)  # what every file is compared on
 TUNED = "tuner:"  # marks scores of which the tuner kept totals only
 Kind = TypeVar("Kind", "File", "Score", "Time")
-ROLES = ("teacher", "student", "segmentor", "onnx")
+ROLES = ("teacher", "student", "segmentor", "classifier", "onnx")
 
 
 @dataclass
@@ -30,7 +30,7 @@ class File:
 
     Attributes:
         given: False: only its sha256 is known, from the file made of it.
-        role: "teacher", "student", "segmentor" or "onnx".
+        role: One of ROLES.
         parents: What it was made from -> sha256: "teacher" ("teacher 2", ... where there are several), "student",
             "checkpoint", "fp32 file".
         macs: Multiply-adds at ``size``.
@@ -198,6 +198,8 @@ class Lineage:
                 self.files.append(file)
             elif file.given:
                 _fill(known, file)
+            else:
+                known.notes += [note for note in file.notes if note not in known.notes]
         for ours, theirs, key in ((self.scores, other.scores, _score_key), (self.times, other.times, _time_key)):
             said = {key(item): item for item in [*ours, *theirs]}  # type: ignore[operator,misc]
             ours[:] = said.values()  # type: ignore[assignment]

@@ -7,6 +7,7 @@ The page loads nothing from elsewhere, follows the reader's light or dark settin
 import math
 import os
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -248,9 +249,10 @@ def hide_paths(text: str) -> str:
 
 
 def here(path: str | Path, report_folder: str | Path) -> str:
-    """A path as shown in commands: relative to the working folder, or to the report's if that is outside."""
+    """A path as a word of a command: relative to the working folder, or to the report's if that is outside."""
     relative = os.path.relpath(path)
-    return (os.path.relpath(path, report_folder) if relative.startswith("..") else relative).replace(os.sep, "/")
+    near = os.path.relpath(path, report_folder) if relative.startswith("..") else relative
+    return shlex.quote(near.replace(os.sep, "/"))
 
 
 def where_to_run(report_folder: str | Path) -> str:

@@ -208,6 +208,9 @@ def strip(proto: Any) -> None:
 
 def not_onnx(path: str | Path, error: object) -> DataError:
     """The error for a file that is damaged or something else."""
+    if Path(path).suffix in (".pth", ".pt", ".safetensors"):
+        fix = f"export it first: tinymim-export --checkpoint {path} --onnx {Path(path).with_suffix('.onnx')}"
+        return DataError(f"{path} is not a usable .onnx file", "it is a checkpoint", fix)
     return DataError(
         f"{path} is not a usable .onnx file",
         f"damaged, incomplete or another format ({first_line(error)})",

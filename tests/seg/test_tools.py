@@ -80,6 +80,11 @@ def test_the_verb_trains_and_tests_like_the_tools(scenes, small, tmp_path, capsy
         (["--test", "demo", "x.pth", "--dry-run"], "--dry-run and --test", "leave out --dry-run"),
         (["x.pth"], "x.pth is a checkpoint", "add --test"),
         (["--test", "demo.py"], "no checkpoint", "tinymim segment"),
+        (["--test", "upernet_tinymim_demo"], "no checkpoint", "segmentor.pth"),
+        (["--test"], "no checkpoint", "segmentor.pth"),
+        (["--test", "x.pth", "upernet_tinymim_demo"], "no checkpoint", "segmentor.pth"),
+        (["--test", "x.onnx"], "x.onnx is an exported file", "tinymim eval x.onnx"),
+        ([], "no config", "tinymim segment upernet"),
     ],
 )
 def test_the_verb_refuses_what_does_not_go_together(words, message, fix, capsys):

@@ -12,7 +12,7 @@ class CfgOptions(argparse.Action):
     Values are numbers, True, False, None, texts, and lists ``[1,2]`` or ``1,2`` and tuples ``(1,2)`` of these.
 
     Raises:
-        ConfigError: a word without a key or value, with brackets that do not match, or a key with two values.
+        ConfigError: a word without a key or value, or with brackets that do not match.
     """
 
     def __call__(
@@ -27,11 +27,7 @@ class CfgOptions(argparse.Action):
                     "each word is KEY=VALUE",
                     "e.g. --cfg-options batch_size=64 betas=[0.9,0.95]",
                 )
-            value = parse_value(key, text)
-            if found.setdefault(key, value) != value:
-                raise ConfigError(
-                    f"--cfg-options: {key} is {found[key]!r} and {value!r}", "it is given twice", "give it once"
-                )
+            found[key] = parse_value(key, text)
         setattr(namespace, self.dest, found)
 
 

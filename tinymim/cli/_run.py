@@ -8,6 +8,7 @@ from typing import Any
 
 from tinymim.cli._cfg_options import add_cfg_options
 from tinymim.engine.settings import SETTINGS, add_options
+from tinymim.errors import ConfigError
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, verb: str) -> None:
@@ -39,7 +40,6 @@ def run_verb(
     """
     from tinymim.compat import is_first_process
     from tinymim.engine import load_recipe
-    from tinymim.errors import ConfigError
 
     known = {each.name for each in fields(SETTINGS[verb])} | {"recipe", "chain"}
     values = {name: value for name, value in vars(args).items() if name in known}

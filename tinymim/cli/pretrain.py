@@ -4,7 +4,7 @@ import argparse
 
 from tinymim.cli._run import add_run_arguments, run_verb
 
-NEXT = ["tinymim distill --recipe tinymim_tiny_from_mae_base --teacher {student} --data FOLDER"]
+NEXT = ["tinymim distill --recipe tinymim_tiny_from_mae_base --teacher {student} --data {data}"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

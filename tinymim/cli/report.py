@@ -56,14 +56,17 @@ def run(args: argparse.Namespace) -> int:
         for p in loose
         if not any(s.sha256 == f.sha256 for f in result.lineage.files if f.path == p for s in result.lineage.scores)
     ]
+    data = shlex.quote(args.data or "FOLDER")
+    made = {file.role: shlex.quote(file.path) for file in result.lineage.files if file.path}
     if unscored:
         out = shlex.quote(str(Path(unscored[0]).with_suffix(".eval.json")))
-        data = shlex.quote(args.data) if args.data else "FOLDER"
         print(f"next: tinymim eval {shlex.quote(unscored[0])} --data {data} --json {out}")
     elif len(loose) > 1:
         print(f"next: tinymim report {shlex.join(loose[:2])}   # two of them side by side")
     elif loose:
         print(f"next: tinymim bench {shlex.join(loose)} --json bench.json   # then report again")
-    else:
-        print("next: tinymim-export --onnx seg.onnx --checkpoint segmentor.pth   # then report again")
+    elif "segmentor" in made:
+        print(f"next: tinymim-export --onnx seg.onnx --checkpoint {made['segmentor']}   # then report again")
+    elif "student" in made:
+        print(f"next: tinymim segment upernet_tinymim_t_light --data-root {data} --student {made['student']}")
     return 0

@@ -4,6 +4,7 @@ On n GPUs: ``torchrun --nproc_per_node=N -m tinymim segment CONFIG ...``.
 """
 
 import argparse
+import contextlib
 import shlex
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from tinymim.cli import spelled
 from tinymim.cli._cfg_options import add_cfg_options
 from tinymim.compat import is_first_process
 from tinymim.errors import ConfigError
+from tinymim.files import config_file
 
 TRAINING = ("work_dir", "student", "resume", "overwrite", "dry_run", "amp")
 TESTING = ("checkpoint", "tta", "json", "markdown")
@@ -30,8 +32,9 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``CONFIG [CHECKPOINT]``, which :func:`test` reads."""
     parser.add_argument(
         "config",
+        nargs="?",
         metavar="CONFIG",
-        help="file, or a name in mmseg_configs such as upernet_tinymim_b; optional for testing a segmentor.pth",
+        help="file, or a name in mmseg_configs such as upernet_tinymim_b; not needed to test a segmentor.pth",
     )
     parser.add_argument(
         "checkpoint", nargs="?", metavar="CHECKPOINT", help="to test: segmentor.pth or checkpoints/iter_N.pth"
@@ -96,9 +99,20 @@ def run(args: argparse.Namespace) -> int:
         if args.test:
             raise ConfigError(f"{word} and --test", f"{word} is for training", f"leave out {word} or --test")
         raise ConfigError(f"{word} without --test", f"{word} is for testing", f"add --test, or leave {word} out")
+    if not args.test and args.config is None:
+        raise ConfigError(
+            "no config", "CONFIG says what to train", "name one, e.g. tinymim segment upernet_tinymim_t_light"
+        )
     if not args.test and Path(args.config).suffix == ".pth":
         raise ConfigError(f"{args.config} is a checkpoint", "training starts from a config", "add --test to score it")
     return test(args) if args.test else train(args)
+
+
+def is_config(name: str) -> bool:
+    """Whether a word names a config: a .py file, or one of mmseg_configs."""
+    with contextlib.suppress(ConfigError):
+        return Path(config_file(name)).suffix == ".py"
+    return Path(name).suffix == ".py"
 
 
 def train(args: argparse.Namespace) -> int:
@@ -136,9 +150,19 @@ def test(args: argparse.Namespace) -> int:
     from tinymim.seg import test_segmentor
 
     config, checkpoint = (args.config, args.checkpoint) if args.checkpoint else (None, args.config)
-    if Path(checkpoint).suffix == ".py":
+    if checkpoint is None or is_config(checkpoint):
         raise ConfigError(
-            "no checkpoint", "only a config was given", "add the segmentor.pth of a `tinymim segment` run"
+            "no checkpoint",
+            f"{'nothing' if checkpoint is None else 'only a config'} was given"
+            if config is None
+            else f"{checkpoint} is a config, and the checkpoint comes last",
+            "end the line with the segmentor.pth of a `tinymim segment` run (it holds its config)",
+        )
+    if Path(checkpoint).suffix == ".onnx":
+        raise ConfigError(
+            f"{checkpoint} is an exported file",
+            "a checkpoint is a .pth",
+            f"tinymim eval {shlex.quote(checkpoint)} --data FOLDER scores the file itself",
         )
     result = test_segmentor(config, checkpoint, tta=args.tta, **{name: getattr(args, name) for name in DATA})
     if is_first_process():

@@ -192,7 +192,7 @@ def read_layout(
         raise DataError(
             f"{root} is not a labelled folder" if root.is_dir() else f"there is no folder {root}",
             f"it must hold images/{{training,validation}} and annotations/{{training,validation}}{hint}",
-            "give the folder that holds images/ and annotations/ (--data-root), or run tools/prepare_ade20k.py",
+            "give the folder that holds images/ and annotations/ (README: Your labelled photos)",
         )
     extra = _ignored_ids(ignore_label)
     pairs = {split: find_pairs(root / IMAGES / folder, root / LABELS / folder) for split, folder in _SPLITS.items()}

@@ -3,6 +3,7 @@
 Everything on the page comes from ``demo.json``, the stages' ``metrics.jsonl`` and the pictures next to them.
 """
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,8 @@ def score_onnx(out: Path) -> dict[str, Any]:
 
 def next_commands(out: Path, data: str | None) -> list[tuple[str, str]]:
     """What to run after the demo: (purpose, command)."""
-    folder = data or "LABELLED_FOLDER"
-    photos = f"{data}/images/training" if data else "PHOTOS"
+    folder = shlex.quote(data) if data else "FOLDER"
+    photos = shlex.quote(f"{data}/images/training") if data else "PHOTOS"
     return [
         (
             "Distil on your own photos",
@@ -88,7 +89,7 @@ def next_commands(out: Path, data: str | None) -> list[tuple[str, str]]:
             "Export and verify it",
             "tinymim-export --onnx runs/segmentor/segmentor.onnx --checkpoint runs/segmentor/segmentor.pth",
         ),
-        ("Measure any .onnx file on this machine", f"tinymim bench {out / 'segmentor.onnx'} --split"),
+        ("Measure any .onnx file on this machine", f"tinymim bench {shlex.quote(str(out))}/segmentor.onnx --split"),
     ]
 
 
@@ -109,7 +110,9 @@ def write_demo_report(out: Path, record: dict[str, Any]) -> Path:
         "token relations, UperNet learns the classes, and the exported file is compared with the trained model."
     )
     where = where_to_run(out)
-    steps = [(what, command.replace(str(out), here(out, out))) for what, command in next_commands(out, given)]
+    steps = [
+        (what, command.replace(shlex.quote(str(out)), here(out, out))) for what, command in next_commands(out, given)
+    ]
     return write_report(
         out / "report.html",
         "tinymim demo",

@@ -56,7 +56,16 @@ class ClassifierScores:
 
     def to_json(self, path: str | Path) -> None:
         """Write file, size, scores and machine as JSON."""
-        write_json(path, {"file": self.file, "size": self.size, "scores": self.scores, "machine": self.machine})
+        write_json(
+            path,
+            {
+                "kind": "tinymim.accuracy",
+                "file": self.file,
+                "size": self.size,
+                "scores": self.scores,
+                "machine": self.machine,
+            },
+        )
 
     def to_markdown(self, path: str | Path) -> None:
         """Write the table, and one of the corruptions."""

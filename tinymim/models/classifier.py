@@ -141,7 +141,8 @@ def load_classifier(path: str | os.PathLike[str], *, num_heads: int | None = Non
         raise CheckpointError(
             f"{path} holds no classifier",
             "a fine-tuned model has head.weight and fc_norm.weight (mean of the patch tokens)",
-            f"train one: tinymim finetune --student {path} --data TRAIN --val-data VAL",
+            f"train one: tinymim finetune --student {path} --data TRAIN --val-data VAL "
+            "(a segmentor.pth is scored by tinymim segment --test)",
         )
     model = Classifier(backbone, len(state["head.weight"]))
     fill_heads(model, state)

@@ -43,6 +43,7 @@ class SegResult:
     images: int
     confusion: np.ndarray = field(repr=False)
     files: dict[str, str] = field(default_factory=dict)
+    sha256: str = ""
 
     @classmethod
     def from_confusion(cls, confusion: np.ndarray, classes: Sequence[str], images: int) -> "SegResult":
@@ -74,6 +75,9 @@ class SegResult:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; NaN becomes None."""
         return {
+            "kind": "tinymim.eval",
+            "sha256": self.sha256,
+            "engine": "PyTorch",
             "mIoU": _plain(self.miou),
             "mAcc": _plain(self.macc),
             "aAcc": _plain(self.aacc),

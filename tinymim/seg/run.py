@@ -18,6 +18,7 @@ from mmengine.runner import Runner
 from tinymim import compat
 from tinymim.engine.run_folder import RunFolder, on_first_process
 from tinymim.errors import CheckpointError, ConfigError, DataError
+from tinymim.files import sha256_file
 from tinymim.folders import OpenRun, open_run
 from tinymim.literals import read_literal_file
 from tinymim.progress import Progress
@@ -104,6 +105,7 @@ def train_segmentor(
             for name, file in (("work_dir", ""), ("segmentor", "segmentor.pth"), ("metrics", "metrics.jsonl"))
         }
         if is_main_process():
+            result.sha256 = sha256_file(result.segmentor)
             result.to_json(folder / "result.json")
         return result
 
@@ -173,6 +175,7 @@ def test_segmentor(
         stop_loader(loader)
         metric.evaluate(len(loader.dataset))
     assert metric.last is not None
+    metric.last.sha256 = sha256_file(checkpoint)
     return metric.last
 
 

@@ -63,7 +63,9 @@ def load_segmentor(checkpoint: str | Path, config: str | Path | Config | None = 
         cfg = stored_config(text, checkpoint)
     else:
         raise ConfigError(
-            f"{checkpoint} does not store its config", "only segmentor.pth files of tinymim do", "add --config FILE"
+            f"{checkpoint} does not store its config",
+            "only segmentor.pth files of tinymim do",
+            "name the config it was trained with, too",
         )
     plain_batch_norm(cfg)
     cfg.model.backbone.init_cfg = None
@@ -109,5 +111,5 @@ def _compare(model: nn.Module, state: dict[str, Any], checkpoint: str | Path) ->
         raise CheckpointError(
             f"{checkpoint} does not fit the config: {', '.join(what)}",
             "it was trained with another config",
-            "leave --config out (segmentor.pth stores its own), or give the config of that run",
+            "leave the config out (segmentor.pth stores its own), or name the one of that run",
         )

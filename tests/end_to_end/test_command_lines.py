@@ -1,0 +1,278 @@
+"""Every command line of the documentation and every ``next:`` line that a command prints, run in a tiny form.
+
+A documented line runs as it stands but for three tables: ``WORDS`` (a name of the text -> an artefact of the workshop),
+``TINY`` (options that make a verb's work small; they replace the line's own), ``NOT_RUN`` (what needs more than this
+machine, and what is checked instead). A new line with an unknown word fails.
+"""
+
+import ast
+import html
+import re
+import shlex
+import shutil
+import tomllib
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import tinymim
+from tests.end_to_end.workshop import ARTEFACTS, HEAD, JOB, ROOT, STUDENT, Workshop
+from tinymim.models import save_student
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+STARTS = ("tinymim", "tinymim-export", "torchrun", "python", "pip", "pytest", "ruff", "mim")
+
+WORDS = {
+    "photos/": "{PHOTOS}",
+    "PHOTOS": "{PHOTOS}",
+    "FOLDER": "{LABELLED}",
+    "ADE20K": "{LABELLED}",
+    "imagenet/train": "{CLASSES}/train",
+    "imagenette/train": "{CLASSES}/train",
+    "imagenet/val": "{CLASSES}/val",
+    "imagenette/val": "{CLASSES}/val",
+    "TRAIN": "{CLASSES}/train",
+    "VAL": "{CLASSES}/val",
+    "photo.jpg": "{LABELLED}/images/validation/scene_00000.jpg",
+    "timm/vit_base_patch16_224.mae": "{pretrained}/student.pth",
+    "timm/regnety_160.deit_in1k": "{finetuned}/classifier.pth",
+    "A": "{pretrained}/student.pth",
+    "B=0.5": "{distilled}/student.pth=0.5",
+    "runs/t/student.pth": "{distilled}/student.pth",
+    "runs/finetune_base/classifier.pth": "{finetuned}/classifier.pth",
+    "runs/seg/segmentor.pth": "{segmented}/segmentor.pth",
+    "seg.onnx": "{exported}/seg.onnx",
+    "runs/": "{segmented}",
+    "A.onnx": "{exported}/seg.onnx",
+    "B.onnx": "{int8}/int8.onnx",
+    "RUN_FOLDERS": "{distilled}",
+    "FILES": "{segmented}",
+    "STUDY": "{STUDY}",
+    "best.tune/": "{tuned}/best.tune",
+}
+PATTERNS = {
+    r"runs/[\w/]+/student\.pth": "{distilled}/student.pth"
+}  # chains and headline rows, in the order of their hops
+OUTPUT = (
+    "--out",
+    "--onnx",
+    "--work-dir",
+    "--json",
+    "--markdown",
+    "--web",
+    "--masks",
+)  # their words stay: the folder is new
+WINDOWS = "model.test_cfg.crop_size=(64,64) model.test_cfg.stride=(42,42)"
+SMALL = "train_dataloader.dataset.pipeline.2.scale=(96,80) val_dataloader.dataset.pipeline.1.scale=(96,80)"
+PLAIN = "model.backbone.rel_pos_bias=False model.backbone.init_values=None model.backbone.out_indices=(0,1,2,3)"
+TINY = {  # verb -> options
+    "pretrain": f"{JOB} --cfg-options {STUDENT} decoder.dim=16 decoder.depth=1 decoder.heads=2",
+    "distill": f"--teacher {{pretrained}}/student.pth {JOB} --cfg-options {STUDENT} target_block=2",
+    "distill --chain": f"--chain {{pretrained}}/student.pth:small:tiny {JOB} --cfg-options {STUDENT}",
+    "finetune": f"{JOB} --cfg-options {STUDENT}",
+    "segment": f"--cfg-options {HEAD} {WINDOWS} {SMALL} {PLAIN}",
+    "segment --test": "",
+    "bench --compare": "",
+    "study": "--data {CLASSES} --dry-run",
+    "bench": "--runs 10 --seconds 0.1",
+    "eval": "",
+    "eval classifier": "--workers 0 --device cpu",
+    "predict": "",
+    "demo": "--out {demo} --resume --minutes 1 --data {LABELLED}",  # made before; the page is written again
+    "tinymim-export": "",
+    "tinymim-export --tune": "--seconds 0.2 --runtimes onnxruntime --graph pixels --resize-to-file --max-miou-drop 100 "
+    "--min-speedup 0.01",
+    "tinymim-export --web": "--ort-web {ORT}",
+}
+NOT_RUN = {  # start of a line -> what is checked in its place
+    "pip install": "that the extras and files it names exist",
+    "python -m http.server": "that it names a folder: it serves until stopped",
+    "ruff": "nothing: it is about this repository",
+    "pytest": "nothing: it is this test",
+    "python tests/compare_commits.py": "that the file exists",
+}
+INSTEAD = {"--size 512 512": "--size 64 64", "--imagenet-a FOLDER --imagenet-r FOLDER --imagenet-c FOLDER": ""}
+MENTIONS = ("tinymim segment --test", "tinymim study", "tinymim study table08_strategies_small")  # names of commands
+LAUNCH = re.compile(r"^torchrun .*?-m tinymim ")
+
+
+def documented() -> list[tuple[str, str]]:
+    """(page, command line) of every code block and every piece of inline code that is one, each once."""
+    found: dict[str, str] = {}
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        fenced = re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+        inline = re.findall(r"`([^`]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
+        lines = [line for kind, block in fenced if kind == "bash" for line in block.splitlines()]
+        for line in [*lines, *(" ".join(code.split()) for code in inline)]:
+            for part in re.split(r" && |  +# .*$", line):
+                if part.split(" ")[0] in STARTS and " " in part and part not in MENTIONS and "..." not in part:
+                    found.setdefault(part.strip(), page.name)
+    return [(page, line) for line, page in found.items()]
+
+
+def kind_of(words: list[str]) -> str:
+    """The key of ``TINY``."""
+    if words[0] == "tinymim-export":
+        return next((f"tinymim-export {word}" for word in ("--tune", "--web") if word in words), words[0])
+    verb = words[1]
+    if verb == "distill" and ("--chain" in words or "tinymim_chain" in words):
+        return "distill --chain"
+    option = {"segment": "--test", "bench": "--compare"}.get(verb)
+    if option in words:
+        return f"{verb} {option}"
+    return "eval classifier" if verb == "eval" and "classifier.pth" in words[2] else verb
+
+
+def tiny(shop: Workshop, line: str) -> list[str]:
+    """A command line as it is run here."""
+    for long, short in INSTEAD.items():
+        line = line.replace(long, short)
+    words = shlex.split(LAUNCH.sub("tinymim ", line), comments=True)
+    extra = shlex.split(TINY.get(kind_of(words), ""))
+    given = {word for word in extra if word.startswith("--")} - {"--cfg-options"}
+    kept: list[str] = []
+    option = ""
+    for word in words:
+        option = word if word.startswith("--") else option
+        if option in given:
+            continue
+        if word != option and option not in OUTPUT:
+            word = WORDS.get(word) or next((new for old, new in PATTERNS.items() if re.fullmatch(old, word)), word)
+            assert not re.fullmatch(r"[A-Z_]{3,}|(runs|data|imagenet)/.*|timm/.*", word), (
+                f"{word}: say in WORDS what it is"
+            )
+        kept.append(word)
+    return shop.fill(shlex.join([*kept, *extra]))
+
+
+def instead(line: str) -> bool:
+    """Check what stands in ``NOT_RUN``; False: the line is to be run."""
+    start = next((start for start in NOT_RUN if line.startswith(start)), None)
+    if start is None:
+        return False
+    if start == "pip install":
+        known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        assert set(re.findall(r"\w+", "".join(re.findall(r"\[([\w,]+)\]", line)))) <= set(known)
+    for word in shlex.split(line)[1:]:
+        if re.fullmatch(r"[\w/]+\.(py|txt)", word):
+            assert (ROOT / word).is_file(), word
+    return True
+
+
+DOCUMENTED = documented()
+
+
+def test_the_documentation_has_command_lines():
+    found = [line for _, line in DOCUMENTED]
+    assert len(found) > 40
+    assert "tinymim-export --from seg.onnx --onnx small.onnx --precision int8 --calibration PHOTOS" in found
+    assert not [start for start in NOT_RUN if not any(line.startswith(start) for line in found)]
+
+
+@pytest.mark.parametrize("line", [line for _, line in DOCUMENTED if any(line.startswith(s) for s in NOT_RUN)])
+def test_lines_about_installing_name_what_exists(line):
+    assert instead(line)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", [line for _, line in DOCUMENTED if not any(line.startswith(s) for s in NOT_RUN)])
+def test_documented_line(shop, tmp_path, line):
+    assert shop.run(tiny(shop, line), tmp_path)
+
+
+@pytest.mark.slow
+def test_the_python_of_the_readme(tmp_path, monkeypatch):
+    """As it stands, on files of the size that it names."""
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"```python\n(.*?)```", PAGES[0].read_text(encoding="utf-8"), re.DOTALL)
+    student, teacher = (tinymim.create_model("tinymim_vit_tiny", img_size=224, depth=depth) for depth in (12, 3))
+    images = torch.zeros(2, 3, 224, 224)
+    for name in ("runs/t/student.pth", "TinyMIM-PT-Tstar.pth"):
+        save_student(student, tmp_path / name)
+    names = dict(images=images, student_images=images, teacher_images=images, student=student, teacher=teacher)
+    exec(block, names)
+    assert names["tokens"].shape == (2, 197, 192)
+    assert [tuple(m.shape) for m in names["maps"]] == [(2, 192, 14, 14)] * 4
+    assert names["losses"].keys() == {"qk", "vv", "loss"}
+
+
+NEXT = re.compile(r"^next: +(.*?)(?:  +[#(].*)?$", re.MULTILINE)
+SHOWN = re.compile(r"<pre>((?:tinymim|python)[^<]*)</pre>")  # commands of a page
+NOT_SEEN = {  # of the source -> why no command of the workshop prints it
+    "tinymim/benchmarks/camvid.py": "hours; its line is checked by name: python tools/study_camvid.py",
+    "tinymim/benchmarks/deployment.py": "tests/benchmarks/test_deployment.py",
+    "tinymim/benchmarks/headline.py": "torchrun of ImageNet: docs/headline.md has the same lines",
+    "tinymim/benchmarks/segmentors.py": "tests/benchmarks/test_segmentors.py",
+    "tools/prepare_ade20k.py": "downloads ADE20K: tests/data/test_ade20k_release.py",
+}
+
+
+def shape(line: str) -> str:
+    """What kind of line it is: command, options, and suffixes in place of names."""
+    words = [w for w in shlex.split(line, comments=True) if not re.fullmatch(r"[\d.]+", w)]
+    named = [w if w.startswith("-") or ("/" not in w and "." not in w) else f"*{Path(w).suffix}" for w in words[2:]]
+    return " ".join([*words[:2], *dict.fromkeys(named)])
+
+
+def sources() -> dict[str, list[str]]:
+    """File -> patterns of the ``next:`` lines in it."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(p for room in ("tinymim", "export", "tools") for p in (ROOT / room).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr | ast.Constant):
+                parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+                text = "".join(re.escape(str(p.value)) if isinstance(p, ast.Constant) else ".*" for p in parts)
+                if re.match(r"(?s)(.*\n)?next:", text):
+                    found.setdefault(str(path.relative_to(ROOT)), []).append(text)
+    return found
+
+
+def printed(shop: Workshop, folder: Path) -> Iterator[tuple[str, str]]:
+    """(what is shown, command line) of what the artefacts' commands printed and of their pages."""
+    for name in ARTEFACTS:
+        yield from ((m[0], m[1]) for m in NEXT.finditer(shop.said(name)))
+    for page in sorted(folder.rglob("*.html")):
+        found = [html.unescape(text) for text in SHOWN.findall(page.read_text(encoding="utf-8"))]
+        yield from (("", line) for line in found if "..." not in line)  # "...": the command that made a file, paths cut
+
+
+@pytest.mark.slow
+def test_next_lines(shop, tmp_path):
+    """Those of every artefact and its pages, run; then those which these print, until no new kind of line comes."""
+    for name in ARTEFACTS:
+        shop[name]
+    copy = shutil.copytree(shop.root, tmp_path / shop.root.name, symlinks=True)
+    todo, shown, seen = deque(printed(shop, copy)), [], set()
+    while todo:
+        told, line = todo.popleft()
+        shown.append(told)
+        line, *more = line.split("; ")
+        todo += [("", other) for other in more]
+        if shape(line) in seen:
+            continue
+        seen.add(shape(line))
+        if instead(line):
+            continue
+        line = shlex.join(w.replace(str(shop.root), str(copy)) for w in shlex.split(line, comments=True))
+        words, option = tiny(shop, line), ""
+        for i, word in enumerate(words):
+            option = word if word.startswith("--") else option
+            path = copy / word
+            if option in OUTPUT and path.exists() and word != option and "--resume" not in words:  # of another line
+                words[i] = str(path.with_stem(f"{path.stem}-{len(seen)}"))
+            elif option not in OUTPUT and path.suffix == ".onnx" and not path.exists():  # of the line before it
+                words[i] = str(shop["exported"] / "seg.onnx")
+        said = shop.run(words, copy)
+        todo += [(m[0], m[1]) for m in NEXT.finditer(said)]
+        assert len(seen) < 80, sorted(seen)
+    print("\n".join(sorted(seen)))
+    unseen = {
+        file: [text for text in patterns if not any(re.match(text, told) for told in shown)]
+        for file, patterns in sources().items()
+        if file not in NOT_SEEN
+    }
+    assert not {file: patterns for file, patterns in unseen.items() if patterns}

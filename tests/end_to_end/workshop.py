@@ -1,0 +1,221 @@
+"""What the real commands write, in tiny form: each made once a session, in a folder whose name needs quotes.
+
+``WRITERS`` is the table: a name, and under it the command line that makes it. ``{name}`` there is another artefact,
+made first; ``{PHOTOS}``, ``{LABELLED}`` and ``{CLASSES}`` are drawn. What a command prints is kept, for its next lines.
+"""
+
+import contextlib
+import fcntl
+import io
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tinymim.cli import main as tinymim
+from tinymim.demo.scenes import write_scenes
+from tinymim_export.cli import main as tinymim_export
+from tinymim_export.web.build import ORT_FILES
+
+ROOT = Path(__file__).resolve().parents[2]
+DEPTH, WIDTH = 4, 24
+STUDENT = f"student_args.depth={DEPTH} student_args.embed_dim={WIDTH} student_args.num_heads=2"
+DECODER = "decoder.dim=16 decoder.depth=1 decoder.heads=2"
+JOB = "--img-size 32 --batch-size 8 --epochs 1 --max-steps 2 --workers 0 --device cpu"
+HEAD = (  # of upernet_tinymim_demo
+    "train_cfg.max_iters=2 train_cfg.val_interval=2 default_hooks.checkpoint.interval=1 "
+    "train_dataloader.batch_size=2 train_dataloader.num_workers=0 val_dataloader.num_workers=0 "
+    "train_dataloader.dataset.pipeline.3.crop_size=(64,64) model.data_preprocessor.size=(64,64) "
+    f"model.backbone.img_size=(64,64) model.backbone.depth={DEPTH} model.backbone.embed_dim={WIDTH} "
+    f"model.backbone.num_heads=2 model.decode_head.in_channels=[{WIDTH},{WIDTH},{WIDTH},{WIDTH}] "
+    f"model.decode_head.channels=16 model.auxiliary_head.in_channels={WIDTH} model.auxiliary_head.channels=16"
+)
+STUDY = f"""
+title = "Rates"
+student = dict(depth={DEPTH}, embed_dim={WIDTH}, num_heads=2)
+small = dict(data="{{photos}}", seed="{{seed}}", img_size=32, batch_size=8, epochs=1, max_steps=2)
+small |= dict(workers=0, device="cpu")
+stages = dict(
+    distill=dict(verb="distill", teacher="TEACHER", cfg_options=dict(student_args=student), **small),
+    finetune=dict(verb="finetune", student="{{distill.student}}", val_data="{{val_photos}}",
+                  cfg_options=dict(student_args=student), **small),
+)
+del student, small
+cells = [dict(name="low", set={{"distill.lr": 1e-4}})]
+seeds = [0]
+score = "finetune.top1"
+"""
+
+WRITERS = """
+pretrained
+    tinymim pretrain --data {PHOTOS} --out {here} JOB --save-every 1 --cfg-options STUDENT DECODER
+distilled
+    tinymim distill --data {PHOTOS} --teacher {pretrained}/student.pth --out {here} JOB --save-every 1 --cfg-options
+        STUDENT
+several
+    tinymim distill --data {PHOTOS} --teacher {pretrained}/student.pth {distilled}/student.pth=0.5 --out {here} JOB
+        --cfg-options STUDENT
+chain
+    tinymim distill --chain {pretrained}/student.pth:small:tiny --data {PHOTOS} --out {here} JOB --cfg-options
+        STUDENT
+finetuned
+    tinymim finetune --student {distilled}/student.pth --data {CLASSES}/train --val-data {CLASSES}/val --out {here}
+        JOB --cfg-options STUDENT
+segmented
+    tinymim segment upernet_tinymim_demo --data-root {LABELLED} --student {distilled}/student.pth --work-dir {here}
+        --cfg-options HEAD
+study
+    tinymim study {STUDY} --data {CLASSES} --out {here}
+exported
+    tinymim-export --checkpoint {segmented}/segmentor.pth --onnx {here}/seg.onnx --dynamic --json {here}/export.json
+        --markdown {here}/export.md
+backbone
+    tinymim-export --checkpoint {distilled}/student.pth --onnx {here}/backbone.onnx --part backbone
+int8
+    tinymim-export --from {exported}/seg.onnx --onnx {here}/int8.onnx --precision int8 --calibration {PHOTOS} --json
+        {here}/int8.json
+sensitivity
+    tinymim-export --from {exported}/seg.onnx --sensitivity --data {LABELLED} --json {here}/sensitivity.json
+tuned
+    tinymim-export --checkpoint {segmented}/segmentor.pth --onnx {here}/best.onnx --tune --data {LABELLED}
+        --calibration {PHOTOS} --seconds 0.2 --max-miou-drop 100 --min-speedup 0.01 --runtimes onnxruntime --graph
+        pixels --resize-to-file --json {here}/tune.json
+measured
+    tinymim bench {exported}/seg.onnx {int8}/int8.onnx --runs 10 --json {here}/bench.json --markdown {here}/bench.md
+remeasured
+    tinymim bench {exported}/seg.onnx {int8}/int8.onnx --runs 10 --json {here}/bench.json
+timed
+    tinymim bench {backbone}/backbone.onnx --runs 10 --json {here}/bench.json
+compared
+    tinymim bench --compare {measured}/bench.json {remeasured}/bench.json --json {here}/compare.json
+scored
+    tinymim eval {exported}/seg.onnx --data {LABELLED} --json {here}/eval.json --masks {here}/masks
+tested
+    tinymim segment --test {segmented}/segmentor.pth --data-root {LABELLED} --json {here}/test.json
+classified
+    tinymim eval {finetuned}/classifier.pth --data {CLASSES}/val --workers 0 --device cpu --json {here}/scores.json
+predicted
+    tinymim predict {exported}/seg.onnx {LABELLED}/images --out {here}/masks --json {here}/predict.json
+page
+    tinymim-export --from {exported}/seg.onnx --web {here} --ort-web {ORT}
+joined
+    tinymim report {distilled} {segmented} {exported} {scored} --out {here}/report.html
+without files
+    tinymim report {segmented} --out {here}/report.html
+without segmentor
+    tinymim report {distilled} --out {here}/report.html
+side by side
+    tinymim report {exported}/seg.onnx {int8}/int8.onnx --out {here}/compare.html
+demo
+    tinymim demo --minutes 1 --data {LABELLED} --out {here}
+examined
+    tinymim doctor --json {here}/doctor.json
+"""
+
+
+def read_writers() -> dict[str, str]:
+    """Name -> command line."""
+    names = re.findall(r"^(\S.*)\n((?: .*\n)+)", WRITERS, re.MULTILINE)
+    words = {"JOB": JOB, "STUDENT": STUDENT, "DECODER": DECODER, "HEAD": HEAD}
+    return {
+        name: " ".join(words.get(word, word) for line in command.splitlines() for word in line.split())
+        for name, command in names
+    }
+
+
+ARTEFACTS = read_writers()
+
+
+class Workshop:
+    """The artefacts of a session, made when first asked for: ``shop["distilled"]`` is a path.
+
+    Args:
+        root: Folder for all of them; several test processes may share it.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root / "it's a shop"
+        self.root.mkdir(exist_ok=True)
+
+    def __getitem__(self, name: str) -> Path:
+        done = self.root / f"{name}.txt"
+        if not done.is_file():
+            with self._alone(name):
+                if not done.is_file():
+                    text = INPUTS[name](self) if name in INPUTS else self._make(name)
+                    done.write_text(text or "", "utf-8")
+        return self.root / name
+
+    def said(self, name: str) -> str:
+        """What the command that made an artefact printed."""
+        self[name]
+        return (self.root / f"{name}.txt").read_text("utf-8")
+
+    def fill(self, line: str, **more: str | Path) -> list[str]:
+        """The words of a command line; ``{name}`` becomes an artefact or one of ``more``."""
+        return [
+            re.sub(r"\{([^{}]+)\}", lambda m: str(more.get(m[1]) or self[m[1]]), word) for word in shlex.split(line)
+        ]
+
+    def run(self, words: list[str], cwd: Path, *, code: int = 0) -> str:
+        """Run a command in this process, as if typed in ``cwd``; what it printed. It must end with ``code``."""
+        command, *rest = words
+        out = io.StringIO()
+        main = {"tinymim": tinymim, "tinymim-export": tinymim_export}[command]
+        with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+            try:
+                got = main(rest)
+            except SystemExit as stop:  # of argparse
+                got = stop.code
+        assert got == code, f"{shlex.join(words)}\nended with {got}:\n{out.getvalue()[-4000:]}"
+        return out.getvalue()
+
+    def _make(self, name: str) -> str:
+        here = self.root / name
+        words = self.fill(ARTEFACTS[name], here=here)
+        if not any(word in words for word in ("--out", "--work-dir", "--web")):
+            here.mkdir(exist_ok=True)
+        return self.run(words, self.root)
+
+    @contextlib.contextmanager
+    def _alone(self, name: str) -> Iterator[None]:
+        with open(self.root / f".{name}.lock", "w", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def _photos(shop: Workshop) -> None:
+    (shop.root / "PHOTOS").symlink_to(shop["LABELLED"] / "images" / "training")
+
+
+def _labelled(shop: Workshop) -> None:
+    write_scenes(shop.root / "LABELLED", train=64, val=3, size=(96, 80), seed=3)
+
+
+def _classes(shop: Workshop) -> None:
+    photos = sorted((shop["LABELLED"] / "images" / "training").iterdir())
+    for i, photo in enumerate(photos[:12]):
+        folder = shop.root / "CLASSES" / ("val" if i < 4 else "train") / ("odd" if i % 2 else "even")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / photo.name).write_bytes(photo.read_bytes())
+
+
+def _ort(shop: Workshop) -> None:
+    (shop.root / "ORT").mkdir()
+    for name in ORT_FILES:
+        (shop.root / "ORT" / name).write_text("/*!\n * ONNX Runtime Web v9.8.7\n */\n")
+
+
+def _study(shop: Workshop) -> None:
+    (shop.root / "STUDY").with_suffix(".py").write_text(
+        STUDY.replace("TEACHER", str(shop["pretrained"] / "student.pth"))
+    )
+
+
+INPUTS: dict[str, Callable[[Workshop], str | None]] = {
+    "ORT": _ort,
+    "PHOTOS": _photos,
+    "LABELLED": _labelled,
+    "CLASSES": _classes,
+    "STUDY": _study,
+}
