@@ -77,15 +77,14 @@ class Layout:
         if not any(self.counted(label) for _, label in pairs):
             raise DataError(
                 f"no pixel of the labels of {folder} counts",
-                f"all {len(pairs)} labels hold ignored ids only ({self._ignored()})",
+                f"all {len(pairs)} labels hold ignored ids only ({_some(self.ignored)})",
                 f'correct the labels, or "ignore" in {self.root / "dataset.json"} (without it: --ignore-label)',
             )
         return pairs
 
     def counted(self, label: Path) -> frozenset[int]:
-        """Training ids that a label file holds."""
-        table = self.id_table()
-        return frozenset(int(table[i]) for i in unique_ids(label) if 0 <= i < len(table)) - {-1, IGNORED}
+        """Ids of a label file that are not ignored."""
+        return unique_ids(label) - self.ignored
 
     def name(self, split: str, photo: Path) -> str:
         """A photo below its split's folder, without suffix: "0001" or "seq05/0001"."""
@@ -142,14 +141,16 @@ class Layout:
 
     def id_table(self) -> np.ndarray:
         """int16 (257 or more,): file id -> training id, 255 for ignored ids, -1 for undefined ids (last: too large)."""
-        table = np.full(max(IGNORED, *self.ignore) + 2 if self.ignore else IGNORED + 2, -1, np.int16)
+        table = np.full(max(self.ignored) + 2, -1, np.int16)
         first = 1 if self.zero_is_ignored else 0
         table[first : first + len(self.classes)] = np.arange(len(self.classes))
-        table[[*self.ignore, IGNORED, *([0] if self.zero_is_ignored else [])]] = IGNORED
+        table[[*self.ignored]] = IGNORED
         return table
 
-    def _ignored(self) -> str:
-        return ", ".join(map(str, sorted({*self.ignore, IGNORED, *([0] if self.zero_is_ignored else [])})))
+    @property
+    def ignored(self) -> frozenset[int]:
+        """Ids of label files that do not count."""
+        return frozenset({*self.ignore, IGNORED, *([0] if self.zero_is_ignored else [])})
 
     def _wrong_id(self, path: Path, value: int) -> DataError:
         last = len(self.classes) - (0 if self.zero_is_ignored else 1)
@@ -328,8 +329,10 @@ def _check_labels(layout: Layout) -> None:
         raise _binary(layout.root)
     for folder, classes in counted.items():
         if len(classes) == 1:
-            name = layout.classes[next(iter(classes))]
-            tell(f"{layout.root}: the labels of {folder} hold one class only, {name!r} ({layout._ignored()} ignored)")
+            name = layout.classes[next(iter(classes)) - layout.zero_is_ignored]
+            tell(
+                f"{layout.root}: the labels of {folder} hold one class only, {name!r} ({_some(layout.ignored)} ignored)"
+            )
 
 
 def _binary(root: Path) -> DataError:
