@@ -102,7 +102,8 @@ def run_folder(folder: Path) -> Lineage:
         file.curves = {name: [list(p) for p in thin(metrics[name], 120)] for name in CURVES if name in metrics}
     if path.name == "segmentor.pth" and (folder / "result.json").is_file():
         scored = read_json(folder / "result.json", StoredScore)
-        lineage.scores.append(_score(scored, file.sha256, PYTORCH, f"{folder.name}/result.json"))
+        with _fitting(folder / "result.json"):
+            lineage.scores.append(_score(scored, file.sha256, PYTORCH, f"{folder.name}/result.json"))
     return lineage
 
 
@@ -211,9 +212,20 @@ def result_file(path: Path, value: dict[str, Any]) -> Lineage:
     }
     kind = result_kind(value) or ""
     check(value, SHAPES[kind], str(path))
-    try:
+    with _fitting(path):
         return readers[kind](value, path.name)
-    except (KeyError, ValueError, ZeroDivisionError) as error:  # parts that do not fit together
+
+
+@contextlib.contextmanager
+def _fitting(path: Path) -> Iterator[None]:
+    """Parts that are right one by one may not fit together: counts of other photos, a missing twin.
+
+    Raises:
+        DataError: they do not.
+    """
+    try:
+        yield
+    except (KeyError, ValueError, TypeError, IndexError, ZeroDivisionError) as error:
         raise DataError(
             f"cannot use {path}",
             f"its parts do not fit together ({type(error).__name__}: {error})",
@@ -283,8 +295,12 @@ def _engine(row: dict[str, Any]) -> str:
 
 def _score(value: dict[str, Any], sha: str, engine: str, source: str) -> Score:
     """A score as SegResult, EvalResult and the tuner write it."""
+    if value["mIoU"] is None:
+        raise ValueError("it has no mIoU: no labelled pixel of any class was scored")
     iou, photos = value.get("class_IoU") or {}, value.get("photos")
     counts = Counts(*(photos[key] for key in ("names", "right", "labelled", "predicted"))) if photos else None
+    if counts and value.get("images") not in (None, len(counts.names)):
+        raise ValueError(f"{value['images']} images, counts of {len(counts.names)}")
     labelled = [
         sum(row) for row in value.get("confusion") or ([*zip(*photos["labelled"], strict=True)] if photos else [])
     ]

@@ -538,6 +538,21 @@ def test_a_student_of_a_method_without_a_teacher_is_a_student(tmp_path):
         assert [file.role for file in read_paths([tmp_path]).files] == [role]
 
 
+def test_parts_that_do_not_fit_together(made, tmp_path, capsys):
+    good = eval_result(made.fp32, 0)
+    photos = good["photos"]
+    for change in (
+        {"mIoU": None},
+        {"images": 3},
+        {"photos": photos | {"names": ["a"]}},
+        {"photos": photos | {"right": [[1], [1, 2]]}},
+        {"photos": photos | {"predicted": photos["predicted"][:1]}},
+    ):
+        write_json(tmp_path / "a.json", good | change)
+        assert main(["report", str(tmp_path / "a.json"), "--out", str(tmp_path / "a.html")]) == 2, change
+        assert "a.json" in capsys.readouterr().err
+
+
 def test_damaged_files_beside_good_ones_are_named(made, tmp_path, capsys):
     """A page is made of the rest; a file that was named itself is an error."""
     folder = tmp_path / "all"
