@@ -7,13 +7,15 @@ import json
 import math
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tinymim.errors import DataError
+from tinymim.errors import DataError, TinyMIMError
 from tinymim.files import sha256_file
+from tinymim.literals import read_literals
 from tinymim.records import Accuracy, Bench, Compare, Demo, Eval, Export, Sensitivity, TopScore, Tune, read_env
 from tinymim.records import Score as StoredScore
 from tinymim.schema import check, read_json
@@ -95,9 +97,9 @@ def run_folder(folder: Path) -> Lineage:
         file.notes.append(f"the run was resumed with another machine or input {len(env['earlier'])} time(s)")
     if text := read_config(folder):
         file.settings = flat_settings(text)
-        words = re.match(r'"""Resolved recipe of this run \((.*)\)\."""', text)
-        file.command = hide_paths(words[1]) if words else None
-        if words and words[1].startswith("tinymim distill ") and file.role == "teacher":
+        words = _command(text)
+        file.command = hide_paths(words) if words else None
+        if words and words.startswith("tinymim distill ") and file.role == "teacher":
             file.role = "student"  # of a method without a teacher
     if (folder / "metrics.jsonl").is_file():
         metrics = read_metrics(folder / "metrics.jsonl")
@@ -105,7 +107,8 @@ def run_folder(folder: Path) -> Lineage:
     if (folder / "result.json").is_file():
         if path.name == "segmentor.pth":
             scored = read_json(folder / "result.json", StoredScore)
-            lineage.scores.append(_score(scored, file.sha256, PYTORCH, f"{folder.name}/result.json"))
+            with _fitting(folder / "result.json"):
+                lineage.scores.append(_score(scored, file.sha256, PYTORCH, f"{folder.name}/result.json"))
         elif path.name == "classifier.pth":
             found = read_json(folder / "result.json", TopScore)
             if found.get("top1") is not None:
@@ -117,6 +120,16 @@ def _numbered(relation: str, hashes: Iterable[str | None]) -> dict[str, str]:
     """Hashes of files of one relation by name: "teacher", "teacher 2", ..."""
     found = list(dict.fromkeys(sha for sha in hashes if sha))
     return {f"{relation} {i}" if i > 1 else relation: sha for i, sha in enumerate(found, 1)}
+
+
+def _command(config: str) -> str | None:
+    """The command line that a run's config.py notes: words in a comment; in older ones a text in the docstring."""
+    if words := re.search(r"^# command: (\[.*\])$", config, re.MULTILINE):
+        with contextlib.suppress(TinyMIMError):
+            found = read_literals(f"command = {words[1]}", "config.py")["command"]
+            return shlex.join(map(str, found))
+    words = re.match(r'"""Resolved recipe of this run \((.*)\)\."""', config)
+    return words[1] if words else None
 
 
 def flat_settings(text: str) -> dict[str, Any]:
@@ -219,9 +232,20 @@ def result_file(path: Path, value: dict[str, Any]) -> Lineage:
     }
     kind = result_kind(value) or ""
     check(value, SHAPES[kind], str(path))
-    try:
+    with _fitting(path):
         return readers[kind](value, path.name)
-    except (KeyError, ValueError, ZeroDivisionError) as error:  # parts that do not fit together
+
+
+@contextlib.contextmanager
+def _fitting(path: Path) -> Iterator[None]:
+    """Parts that are right one by one may not fit together: counts of other photos, a missing twin.
+
+    Raises:
+        DataError: they do not.
+    """
+    try:
+        yield
+    except (KeyError, ValueError, TypeError, IndexError, ZeroDivisionError) as error:
         raise DataError(
             f"cannot use {path}",
             f"its parts do not fit together ({type(error).__name__}: {error})",
@@ -303,8 +327,12 @@ def _engine(row: dict[str, Any]) -> str:
 
 def _score(value: dict[str, Any], sha: str, engine: str, source: str) -> Score:
     """A score as SegResult, EvalResult and the tuner write it."""
+    if value["mIoU"] is None:
+        raise ValueError("it has no mIoU: no labelled pixel of any class was scored")
     iou, photos = value.get("class_IoU") or {}, value.get("photos")
     counts = Counts(*(photos[key] for key in ("names", "right", "labelled", "predicted"))) if photos else None
+    if counts and value.get("images") not in (None, len(counts.names)):
+        raise ValueError(f"{value['images']} images, counts of {len(counts.names)}")
     labelled = [
         sum(row) for row in value.get("confusion") or ([*zip(*photos["labelled"], strict=True)] if photos else [])
     ]

@@ -1,5 +1,6 @@
 """The report of a chain of distillations: one page from chain.json and the hops' run folders. Standard library only."""
 
+import math
 from pathlib import Path
 from urllib.parse import quote
 
@@ -28,7 +29,7 @@ def chain_report(folder: str | Path) -> Path:
     for i, hop in enumerate(chain["hops"], 1):
         metrics = read_metrics(folder / hop["run"] / "metrics.jsonl")
         run_report(folder / hop["run"])
-        losses = metrics["loss"]
+        losses = metrics.get("loss") or [(0.0, math.nan)]
         curves.append(Series(f"{i} {hop['student'].removeprefix('tinymim_vit_')}", losses))
         grouping = (
             "no relations"

@@ -77,9 +77,9 @@ def parity(lineage: Lineage, onnx: list[File]) -> list[Html]:
                 ("\u2713 " if r["passed"] else "\u2717 ") + r["name"],
                 "x".join(map(str, r["shape"])),
                 r["source"],
-                _scientific(r["max_error"]),
-                _scientific(r["relative_error"]),
-                percent(r["equal_pixels"], 3),
+                _scientific(r.get("max_error")),
+                _scientific(r.get("relative_error")),
+                percent(r.get("equal_pixels"), 3),
                 r.get("remark", ""),
             )
             for r in parity.get("rows", [])

@@ -86,6 +86,9 @@ class Counts:
     def __post_init__(self) -> None:
         for name in ("right_IC", "labelled_IC", "predicted_IC"):
             setattr(self, name, np.asarray(getattr(self, name), np.int64))
+        shapes = {self.right_IC.shape, self.labelled_IC.shape, self.predicted_IC.shape}
+        if len(shapes) != 1 or self.right_IC.ndim != 2 or len(self.right_IC) != len(self.names):
+            raise ValueError(f"counts of {len(self.names)} photos have the shapes {shapes}")
 
 
 @dataclass

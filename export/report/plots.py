@@ -19,6 +19,7 @@ from tinymim_export.report.markup import Html, html, join
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 560, 240, 58, 14, 12, 34  # of a chart, in SVG units
 WIDE, TALL = 820, 400  # of a scatter plot
+LARGEST_STEP, LARGEST_VALUE = 1e12, 1e100  # of a curve
 LETTER, LINE = 6.9, 15.0  # width of a letter and height of a line of text, in SVG units
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
@@ -40,8 +41,12 @@ class Series:
     exact: bool = False
 
     def finite(self) -> list[tuple[float, float]]:
-        """The points that can be drawn."""
-        return [(float(x), float(y)) for x, y in self.points if math.isfinite(x) and math.isfinite(y)]
+        """The points that can be drawn: neither infinite nor absurd."""
+        return [
+            (float(x), float(y) if abs(y) > 1e-100 else 0.0)
+            for x, y in self.points
+            if abs(x) <= LARGEST_STEP and abs(y) <= LARGEST_VALUE
+        ]
 
 
 def number(value: float) -> str:
@@ -97,7 +102,8 @@ def curve_svg(series: Sequence[Series], *, xlabel: str = "step", label: str = ""
     log = not percent and y0 > 0 and y1 / y0 > 30 and not any(s.exact for s, _ in lines)
     if log:
         y0, y1 = math.log10(y0), math.log10(y1)
-    pad = 0.06 * (y1 - y0) or 0.05 * (abs(y1) or 1.0)
+    flat = y1 - y0 <= 1e-9 * max(abs(y0), abs(y1))
+    pad = 0.05 * (abs(y1) or 1.0) if flat else 0.06 * (y1 - y0)
     y0, y1 = (0.0 if percent or (not log and 0 <= y0 < 0.3 * y1) else y0 - pad), y1 + pad
     x1 = x1 if x1 > x0 else x0 + 1
 

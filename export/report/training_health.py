@@ -1,5 +1,6 @@
 """Pictures of what ``tinymim.engine.health`` wrote into metrics.jsonl. NumPy and HTML text."""
 
+import math
 import re
 from collections.abc import Callable, Sequence
 
@@ -7,6 +8,7 @@ from tinymim_export.report.markup import Html, html, join
 from tinymim_export.report.plots import LEFT, RIGHT, TOP, WIDTH, Series, chart, number
 
 Curves = dict[str, list[tuple[float, float]]]
+OUTLIER = re.compile(r"outlier/block_(\d\d)/(qkv|proj|fc1|fc2|stream)")
 HEALTH = re.compile(r"(kl_[^/]+|entropy|outlier|outlier_channel)/|(knn|linear)_top1$")
 PLACES = ("qkv", "proj", "fc1", "fc2", "stream")  # the last one stays in float in our INT8 files
 INT8 = "tinymim-export --checkpoint segmentor.pth --precision int8 --calibration PHOTOS --data FOLDER"
@@ -40,14 +42,14 @@ def health_figures(metrics: Curves) -> list[list[Html]]:
 def outlier_verdict(metrics: Curves) -> Html:
     """The warning of the run, with what to type; empty where no input of a linear layer exceeds the limit."""
     limit = metrics.get("outlier/limit", [(0.0, 0.0)])[-1][1]
-    last = {name: points[-1][1] for name, points in metrics.items() if name.startswith("outlier/block_")}
+    last = {name: points[-1][1] for name, points in metrics.items() if OUTLIER.fullmatch(name)}
     inputs = {name: ratio for name, ratio in last.items() if not name.endswith("/stream")}
     over = {name: ratio for name, ratio in inputs.items() if ratio > limit}
     if not over:
         return html("")
     worst = max(over, key=lambda name: over[name])
     _, block, layer = worst.split("/")
-    channel = metrics[worst.replace("outlier/", "outlier_channel/")][-1][1]
+    channel = _channel(metrics, worst)
     return html(
         '<p class="verdict bad">Outliers predict trouble for INT8: the largest input of {} in block {} '
         "(channel {:.0f}) is {:.0f} times the usual one; {} of {} inputs exceed {:g}.</p>"
@@ -63,6 +65,11 @@ def outlier_verdict(metrics: Curves) -> Html:
         INT8,
         INT8,
     )
+
+
+def _channel(metrics: Curves, name: str) -> float:
+    """The channel of an outlier at the end; NaN where the lines that say it are damaged."""
+    return metrics.get(name.replace("outlier/", "outlier_channel/"), [(0.0, math.nan)])[-1][1]
 
 
 def heat_map(
@@ -83,6 +90,7 @@ def heat_map(
         out.append(html('<text x="{}" y="{}" text-anchor="end">{}</text>', LEFT - 8, y + 16, row))
         for j, column in enumerate(columns):
             x, (strength, text, tip) = LEFT + wide * j, cell(row, column)
+            strength = strength if math.isfinite(strength) else 0.0
             colour = f"var(--{'bad' if strength > 1 else 'c0'}) {5 + 65 * min(max(strength, 0), 1):.0f}%"
             out.append(
                 html(
@@ -112,7 +120,7 @@ def heat_map(
 
 def _kl(relation: str, metrics: Curves) -> Html:
     """One line per head; of many heads, the worst."""
-    heads = sorted(name for name in metrics if name.startswith(f"{relation}/"))
+    heads = sorted(name for name in metrics if re.fullmatch(re.escape(relation) + r"/head_\d\d", name))
     worst = sorted(sorted(heads, key=lambda name: -metrics[name][-1][1])[:MOST_HEADS])
     title = f"KL of {relation.removeprefix('kl_')} by head"
     if len(heads) > MOST_HEADS:
@@ -122,21 +130,22 @@ def _kl(relation: str, metrics: Curves) -> Html:
 
 def _outliers(metrics: Curves) -> list[Html]:
     """The largest of all blocks over steps, with the limit; and every block at the end."""
-    limit, names = metrics.get("outlier/limit"), [name for name in metrics if name.startswith("outlier/block_")]
+    limit, names = metrics.get("outlier/limit"), [name for name in metrics if OUTLIER.fullmatch(name)]
     if not limit or not names:
         return []
     over_steps = []
     for place in PLACES:
         points = [metrics[name] for name in names if name.endswith(f"/{place}")] or [[]]
-        peaks = [(x, max(line[i][1] for line in points)) for i, (x, _) in enumerate(points[0])]
+        known = min(map(len, points))
+        peaks = [(x, max(line[i][1] for line in points)) for i, (x, _) in enumerate(points[0][:known])]
         over_steps.append(Series(f"{place} (stays in float)" if place == "stream" else place, peaks, dots=True))
 
     def cell(row: str, place: str) -> tuple[float, str, str]:
         name = f"block_{int(row):02d}/{place}"
         if f"outlier/{name}" not in metrics:
             return 0.0, "", f"block {row}, {place}: not trained"
-        ratio, channel = metrics[f"outlier/{name}"][-1][1], metrics[f"outlier_channel/{name}"][-1][1]
-        strength = ratio / limit[-1][1]
+        ratio, channel = metrics[f"outlier/{name}"][-1][1], _channel(metrics, f"outlier/{name}")
+        strength = ratio / (limit[-1][1] or math.nan)
         return (
             min(strength, 1.0) if place == "stream" else strength,
             f"{number(ratio)}",
@@ -152,17 +161,18 @@ def _outliers(metrics: Curves) -> list[Html]:
 
 def _entropy(metrics: Curves) -> list[Html]:
     """Block by head, at the first and at the last measurement."""
-    found = [re.fullmatch(r"entropy/block_(\d+)/head_(\d+)", name) for name in metrics]
+    found = [re.fullmatch(r"entropy/block_(\d\d)/head_(\d\d)", name) for name in metrics]
     places = [(int(m[1]), int(m[2])) for m in found if m]
     if not places:
         return []
     blocks, heads = ([str(i) for i in sorted(set(ids))] for ids in zip(*places, strict=True))
-    first = metrics[f"entropy/block_{int(blocks[0]):02d}/head_01"]
+    first = metrics[next(name for name in metrics if name.startswith("entropy/"))]
     figures = []
     for at in sorted({0, len(first) - 1}):
 
         def cell(block: str, head: str, at: int = at) -> tuple[float, str, str]:
-            share = metrics[f"entropy/block_{int(block):02d}/head_{int(head):02d}"][at][1]
+            lines = metrics.get(f"entropy/block_{int(block):02d}/head_{int(head):02d}", [])
+            share = lines[at][1] if at < len(lines) else math.nan
             return share, f"{share:.2f}", f"block {block}, head {head}: {share:.3f} of log T"
 
         figures.append(heat_map(f"Attention entropy, block by head, step {first[at][0]:,.0f}", blocks, heads, cell))

@@ -319,9 +319,9 @@ def _parity(made: dict[str, Any]) -> Html:
         mark = html('<span class="ok">&#10003;</span>') if row["passed"] else html('<span class="fail">&#10007;</span>')
         cells = [html("{} {}", mark, row["name"]), "x".join(map(str, row["shape"])), row["source"]]
         for key in ("max_error", "relative_error"):
-            cells.append("" if row[key] is None else f"{row[key]:.1e}")
-        cells.append("" if row["cosine"] is None else f"{row['cosine']:.7f}")
-        cells.append("" if row["equal_pixels"] is None else f"{100 * row['equal_pixels']:.3f} %")
+            cells.append("" if row.get(key) is None else f"{row[key]:.1e}")
+        cells.append("" if row.get("cosine") is None else f"{row['cosine']:.7f}")
+        cells.append("" if row.get("equal_pixels") is None else f"{100 * row['equal_pixels']:.3f} %")
         rows.append(cells)
     head = ("output", "input", "on", "largest error", "relative", "cosine", "equal pixels")
     return table(head, rows)

@@ -533,9 +533,29 @@ def test_a_student_of_a_method_without_a_teacher_is_a_student(tmp_path):
     torch.manual_seed(0)
     save_student(ViT(img_size=32, embed_dim=12, depth=1, num_heads=2), tmp_path / "student.pth", {"method": "mine"})
     for verb, role in (("distill", "student"), ("pretrain", "teacher")):
-        head = f'"""Resolved recipe of this run (tinymim {verb} --data photos)."""'
-        (tmp_path / "config.py").write_text(f"{head}\nmethod = 'mine'\n")
-        assert [file.role for file in read_paths([tmp_path]).files] == [role]
+        older = f'"""Resolved recipe of this run (tinymim {verb} --data photos)."""'
+        for head in (
+            older,
+            f'"""Resolved recipe of this run."""\n\n# command: {["tinymim", verb, "--data", "photos"]!r}',
+        ):
+            (tmp_path / "config.py").write_text(f"{head}\nmethod = 'mine'\n")
+            (found,) = read_paths([tmp_path]).files
+            assert (found.role, found.command) == (role, f"tinymim {verb} --data photos")
+
+
+def test_parts_that_do_not_fit_together(made, tmp_path, capsys):
+    good = eval_result(made.fp32, 0)
+    photos = good["photos"]
+    for change in (
+        {"mIoU": None},
+        {"images": 3},
+        {"photos": photos | {"names": ["a"]}},
+        {"photos": photos | {"right": [[1], [1, 2]]}},
+        {"photos": photos | {"predicted": photos["predicted"][:1]}},
+    ):
+        write_json(tmp_path / "a.json", good | change)
+        assert main(["report", str(tmp_path / "a.json"), "--out", str(tmp_path / "a.html")]) == 2, change
+        assert "a.json" in capsys.readouterr().err
 
 
 def test_damaged_files_beside_good_ones_are_named(made, tmp_path, capsys):
