@@ -10,6 +10,7 @@ from mmengine.config import Config
 
 from tinymim.distill.method import find_method
 from tinymim.distill.recipe_keys import Choice, Key, Number, Pair, defaults
+from tinymim.engine import classify  # noqa: F401  (registers the method "finetune")
 from tinymim.errors import ConfigError
 from tinymim.models.backbone import backbone_names
 from tinymim.models.registry import model_names
