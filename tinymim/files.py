@@ -1,6 +1,7 @@
 """Files that are complete or absent: atomic writes, hashes, run folders, the machine record. Standard library only."""
 
 import contextlib
+import difflib
 import errno
 import hashlib
 import importlib.util
@@ -113,14 +114,25 @@ def config_file(name: str | os.PathLike[str]) -> Path:
     for found in (path, *(folder / f"{path.name.removesuffix('.py')}.py" for folder in folders)):
         if found.is_file():
             return found
-    names = sorted({p.stem for folder in folders for p in folder.glob("upernet_*.py")})
-    raise ConfigError(f"no config {name}", "the file does not exist", f"use a path or one of: {', '.join(names)}")
+    names = sorted({p.stem for folder in folders for p in folder.glob("[!_]*.py")})
+    near = difflib.get_close_matches(path.name.removesuffix(".py"), names, n=1)
+    why = f"it is neither a file nor one of {', '.join(names)}"
+    raise ConfigError(f"no config {name}", why, f"did you mean {near[0]}?" if near else "use a path or one of these")
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
-    """Hex sha256 of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Hex sha256 of a file's bytes.
+
+    Raises:
+        TinyMIMError: it cannot be read, or is a folder.
+    """
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise TinyMIMError(
+            f"cannot read {path}", error.strerror or str(error), "give a file that can be read"
+        ) from None
 
 
 def describe_file(path: str | os.PathLike[str]) -> dict[str, str]:

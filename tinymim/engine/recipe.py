@@ -10,6 +10,7 @@ from mmengine.config import Config
 
 from tinymim.distill.method import find_method
 from tinymim.distill.recipe_keys import Choice, Key, Kind, Number, Pair, Table, defaults, key_of, unknown_key
+from tinymim.engine import classify  # noqa: F401  (registers the method "finetune")
 from tinymim.engine.python_file import load_python
 from tinymim.errors import ConfigError
 from tinymim.literals import not_literal
