@@ -292,7 +292,7 @@ def attack(case: Case, folder: Path, tries: int | None, rng: random.Random) -> t
         assert code == -signal.SIGKILL, f"not killed at point {at}: {code}"
         code = fork(lambda: command([*case.words, *case.resume]), log)
         said = log.read_text(encoding="utf-8", errors="replace")
-        if code == 2 and "holds no run to resume" in said:  # killed before it had written anything
+        if code == 2 and re.search("holds no (run|chain) to resume", said):  # killed before it had written anything
             code = fork(lambda: command(case.words), log)
             said = log.read_text(encoding="utf-8", errors="replace")
         now = left(case.out)

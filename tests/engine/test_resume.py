@@ -87,6 +87,7 @@ def test_a_finished_classifier_tells_its_scores_again(options, tuned, tmp_path):
     assert (folder / "metrics.jsonl").read_text() == tuned.metrics.read_text()
 
 
+@pytest.mark.slow
 def test_damaged_checkpoints(run, capsys):
     go, folder = run
     whole, metrics = (folder / "student.pth").read_bytes(), (folder / "metrics.jsonl").read_text()
@@ -104,6 +105,7 @@ def test_damaged_checkpoints(run, capsys):
         go(resume=True)
 
 
+@pytest.mark.slow
 def test_the_advice_for_a_loss_that_is_not_finite_works(run, monkeypatch, capsys):
     """A lower rate on resume is said, is used, and is the run's own from then on."""
     from tinymim.distill import TinyMIM
@@ -128,6 +130,7 @@ def test_the_advice_for_a_loss_that_is_not_finite_works(run, monkeypatch, capsys
     assert "changed since" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_stopped_before_the_first_checkpoint_a_classifier_asks_for_its_student(options, teacher, tmp_path, monkeypatch):
     given = dict(options, out=tmp_path / "run", val_data=None)
     whole = finetune(**given | dict(out=tmp_path / "whole"), student=teacher.student)
@@ -155,6 +158,7 @@ def test_a_run_folder_removed_meanwhile_is_our_error_and_stays_away(run, monkeyp
     assert not folder.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", ["replace", "fsync"])
 def test_a_disk_that_fails_meanwhile_leaves_a_run_that_goes_on(run, monkeypatch, call):
     """Every write from the second checkpoint on fails; the resumed run ends like an undisturbed one."""

@@ -219,6 +219,7 @@ def test_stopped_before_the_first_checkpoint_the_student_is_not_forgotten(go, tm
         go(tmp_path / "run", {STEPS: 1}, resume=True)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_built_leaves_nothing_and_replaces_nothing(go, run, tmp_path):
     save_student(ViT(img_size=32, embed_dim=48, depth=4, num_heads=2), tmp_path / "wide.pth", {})
     with pytest.raises(TinyMIMError):

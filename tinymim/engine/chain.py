@@ -118,6 +118,8 @@ def distill_chain(
     overrides = [{**common, **(first if i == 0 else {}), **hop} for i, hop in enumerate(hops)]
     _check_hops(recipe, students, overrides, options)
     folder = Path(out or f"runs/{Path(recipe).stem}")
+    if resume and not folder.is_dir():
+        raise ConfigError(f"{folder} holds no chain to resume", "the folder is missing", "leave --resume out")
     with ExitStack() as held:
         scratch = Path(held.enter_context(TemporaryDirectory())) if dry_run else folder
         if not dry_run and is_first_process():

@@ -10,10 +10,12 @@ import pytest
 
 from tests.export.tiny import HEIGHT, WIDTH, write_labelled, write_segmentor
 from tinymim.errors import CheckFailed, ConfigError, DataError
+from tinymim.folders import hold
 from tinymim_export.runtime.metadata import graph_sha256, load_proto, proto_metadata
 from tinymim_export.runtime.miou import evaluate
 from tinymim_export.tune import measure as tune_run
 from tinymim_export.tune.search import tune
+from tinymim_export.tune.verdict import Budget
 
 LOOSE = dict(max_miou_drop=100, min_speedup=0)  # every candidate is promoted, whatever the machine's mood
 QUICK = dict(seconds=0.01, threads=1, count=4, variants=("pixels",), precisions=("int8",))
@@ -315,3 +317,33 @@ def test_the_command(file, data, tmp_path, capsys):
     assert "REJECTED" in captured.out
     assert "keeps the budget" in captured.err
     assert main([*arguments, "--precision", "int8"]) == 2
+
+
+def test_files_of_other_settings_are_gone_before_the_new_record_stands(tmp_path):
+    """Killed right after it, the search is resumed, and must not take the old files for its own."""
+
+    def begin(**more):
+        return tune_run.Run(tmp_path, {"threads": 1, "seed": 0, **more}, Budget(0.5, 1.2, None), lambda _: None)
+
+    begin()
+    (tmp_path / "fp32.onnx").touch()
+    assert begin().resumed
+    assert (tmp_path / "fp32.onnx").is_file()
+    assert not begin(seed=1).resumed
+    assert [path.name for path in tmp_path.iterdir()] == ["tune.json"]
+
+
+def test_two_searches_at_once_are_refused_and_a_folder_of_others_stays(file, data, tmp_path, monkeypatch):
+    folder = tmp_path / "best.tune"
+    with hold(folder), pytest.raises(ConfigError, match="is in use"):
+        tune(file, tmp_path / "best.onnx", data=data, **QUICK)
+    folder.mkdir()
+    (folder / "mine.txt").touch()
+
+    def none(*_):
+        raise ConfigError("no such runtime here", "it is not installed", "install it")
+
+    monkeypatch.setattr("tinymim_export.tune.search._targets_here", none)
+    with pytest.raises(ConfigError, match="no such runtime here"):
+        tune(file, tmp_path / "best.onnx", data=data, **QUICK)
+    assert [path.name for path in folder.iterdir()] == ["mine.txt"]
