@@ -217,7 +217,7 @@ def bench(
         "size": size,
         "seed": seed,
     }
-    doubts = dict.fromkeys(verified_note(engine.path, engine.meta) for engine in engines)
+    doubts = dict.fromkeys(verified_note(engine.path, engine.meta, engine.verified) for engine in engines)
     result = BenchResult(rows, [], settings, machine(), [note for note in doubts if note])
     if split:
         from tinymim_export.bench.split import split_file

@@ -172,9 +172,9 @@ def check_verified(path: str | Path, metadata: dict[str, Any]) -> bool | None:
     return recorded == file_graph_sha256(path)
 
 
-def verified_note(path: str | Path, metadata: dict[str, Any]) -> str | None:
-    """A sentence where a file claims to be verified and that does not hold."""
-    if metadata.get("verified") is not True or (holds := check_verified(path, metadata)):
+def verified_note(path: str | Path, metadata: dict[str, Any], holds: bool | None) -> str | None:
+    """A sentence where a file claims to be verified and :func:`check_verified` gave another answer (``holds``)."""
+    if metadata.get("verified") is not True or holds:
         return None
     if holds is None:
         return f"{Path(path).name} claims to be verified, and holds no hash to check that by"

@@ -78,7 +78,7 @@ class Predictor:
         self.contract = dict(meta) | ({"input": {"range": "pixels"}} if engine.dtype == np.uint8 else {})
         self._set_normalisation(mean, std)
         self.notes: list[str] = []
-        if doubt := verified_note(engine.path, meta):
+        if doubt := verified_note(engine.path, meta, engine.verified):
             self._note(doubt)
         if unrecorded := self.rule.get("untold"):
             self._note(

@@ -25,7 +25,14 @@ from tinymim_export.precision.base import PRECISIONS, by_block
 from tinymim_export.precision.calibrate import choose_photos
 from tinymim_export.precision.variants import APPROXIMATE, VARIANTS
 from tinymim_export.runtime.engines import Engine
-from tinymim_export.runtime.metadata import load_proto, precision_name, proto_metadata, save_proto, verified_note
+from tinymim_export.runtime.metadata import (
+    check_verified,
+    load_proto,
+    precision_name,
+    proto_metadata,
+    save_proto,
+    verified_note,
+)
 from tinymim_export.runtime.miou import evaluate
 from tinymim_export.tune.measure import Run, Wanted
 from tinymim_export.tune.result import TuneResult
@@ -236,7 +243,7 @@ def _write_original(checkpoint: Path, out: Path, config: Any, size: tuple[int, i
         return
     proto = load_proto(checkpoint)
     meta = proto_metadata(proto)
-    if doubt := verified_note(checkpoint, meta):
+    if doubt := verified_note(checkpoint, meta, check_verified(checkpoint, meta)):
         print(f"note: {doubt}", flush=True)
     precision = precision_name(meta)
     if precision != "fp32" or meta.get("graph"):

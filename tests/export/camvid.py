@@ -123,6 +123,7 @@ class TorchEngine:
         self.meta = {"part": "segmentor"} | self.loaded.contract
         self.path, self.sha256, self.label, self.output = checkpoint, "0" * 64, "torch", "logits"
         self.size, self.dtype, self.shapes = size, np.dtype(np.float32), []
+        self.verified = None
         self.outputs = (Port("logits", "float32", (None, None, *size)),)
 
     def run(self, images):

@@ -7,7 +7,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from tinymim_export.runtime.metadata import save_proto, write_metadata
+from tinymim_export.runtime.metadata import graph_sha256, mark, save_proto, write_metadata
 
 CLASSES = ["red", "green", "blue"]
 HEIGHT, WIDTH, HIDDEN = 64, 96, 32
@@ -68,6 +68,7 @@ def segmentor_proto(*, free=False, noise=0.02, seed=0):
     }
     cost = {"size": [HEIGHT, WIDTH], "params": 2656, "macs": 16, "parts": parts}
     write_metadata(proto, META | {"cost": cost})
+    mark(proto, {"graph_sha256": graph_sha256(proto)})
     return proto
 
 

@@ -52,6 +52,7 @@ class Engine(ABC):
         path: The .onnx file.
         sha256: Of the file.
         meta: Its ``tinymim.*`` metadata; empty for files of others.
+        verified: See :func:`tinymim_export.runtime.metadata.check_verified`.
         provider: Word of ``--provider``.
         compute_type: One of ``compute_types``, or None.
         threads: CPU threads.
@@ -85,15 +86,11 @@ class Engine(ABC):
                 "use a file written by tinymim-export",
             )
         self.sha256, self.meta = sha256_file(self.path), meta
+        self.verified = check_verified(self.path, meta)
         self.input, self.dtype = inputs[0].name, np.dtype(inputs[0].dtype)
         self.given = tuple(side if isinstance(side, int) else None for side in inputs[0].shape)
         self.size = self.given[2:]
         self.outputs, self.output = tuple(outputs), outputs[0].name
-
-    @functools.cached_property
-    def verified(self) -> bool | None:
-        """See :func:`tinymim_export.runtime.metadata.check_verified`."""
-        return check_verified(self.path, self.meta)
 
     @classmethod
     @abstractmethod
