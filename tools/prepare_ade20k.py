@@ -2,6 +2,7 @@
 """Download ADE20K (SceneParse150, 0.9 GB), verify its checksum, unpack it and check the layout."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     folder = args.check or prepare(args.out, url=args.url, sha1=args.sha1, keep_zip=args.keep_zip)
     print(f"ok: {check(folder)}")
     print(
-        f"next:    tinymim segment upernet_tinymim_b --data-root {folder} "
+        f"next:    tinymim segment upernet_tinymim_b --data-root {shlex.quote(str(folder))} "
         "--student student.pth --work-dir runs/ade20k_b"
     )
     return 0

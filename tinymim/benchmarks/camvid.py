@@ -10,6 +10,7 @@ import argparse
 import json
 import platform
 import resource
+import shlex
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -190,7 +191,8 @@ def run(args: argparse.Namespace) -> int:
             write_json(args.out / "results.json", results)
             (args.out / "results.md").write_text(table(results), "utf-8")
     print(table(results))
-    print(f"next: open {args.out}/results.md; more seeds: python tools/study_camvid.py --seeds 3 4 5 --out {args.out}")
+    out = shlex.quote(str(args.out))
+    print(f"next: python tools/study_camvid.py --seeds 3 4 5 --out {out}   # more seeds; the table: {out}/results.md")
     return 0
 
 

@@ -9,6 +9,7 @@ one process, and each is scored on the validation photos. A second table does th
 
 import argparse
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -276,7 +277,8 @@ def run(args: argparse.Namespace) -> int:
     write_json(args.out / "deployment.json", results)
     write_text(args.out / "deployment.md", table(results))
     print(table(results))
-    print(f"next: tinymim report {args.out} --out {args.out}/report.html")
+    out = shlex.quote(str(args.out))
+    print(f"next: tinymim report {out} --out {out}/report.html")
     return 0
 
 

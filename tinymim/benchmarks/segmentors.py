@@ -9,6 +9,7 @@ import argparse
 import copy
 import json
 import os
+import shlex
 import statistics
 import time
 from collections.abc import Sequence
@@ -299,7 +300,7 @@ def run(args: argparse.Namespace) -> int:
     if "measure" in args.stages:
         write_json(args.out / "measure.json", measure(args))
     print(write(args.out))
-    print(f"next: tinymim bench {args.out}/*/seed{args.seeds[0]}/*.onnx --split")
+    print(f"next: tinymim bench {shlex.quote(str(args.out))}/*/seed{args.seeds[0]}/*.onnx --split")
     return 0
 
 
