@@ -25,7 +25,14 @@ def test_data_is_read_back(text, value):
     assert read_literals(f"x = {value!r}", "FILE") == {"x": value}
 
 
+def test_names_of_earlier_lines_are_copied():
+    found = read_literals("a = dict(x=[1])\nb = dict(y=a, z=(a, a))\na = 2\n", "FILE")
+    assert found == {"a": 2, "b": {"y": {"x": [1]}, "z": ({"x": [1]}, {"x": [1]})}}
+    assert found["b"]["y"] is not found["b"]["z"][0]
+
+
 HOSTILE = (
+    "a = [0, 0]\n" + "".join(f"a = [{', '.join(['a'] * 10)}]\n" for _ in range(40)),
     "import os",
     "x = __import__('os').system('true')",
     "x = 1 + 1",

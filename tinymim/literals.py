@@ -8,14 +8,14 @@ from typing import Any
 
 from tinymim.errors import ConfigError
 
-LENGTH, DEPTH = 1 << 20, 64  # most characters of a text, most levels of nesting
+LENGTH, DEPTH, VALUES = 1 << 20, 64, 1 << 18  # most characters of a text, levels of nesting, values
 
 
 def read_literals(text: str, where: str | Path) -> dict[str, Any]:
     """Name -> value of a text of ``name = literal``, as our run folders and segmentors and MMEngine's files hold it.
 
-    Values are None, bools, numbers, texts, and lists, tuples and dicts (also spelled ``dict(a=1)``) of these. Texts on
-    lines of their own (docstrings) are passed over.
+    Values are None, bools, numbers, texts, names of earlier lines, and lists, tuples and dicts (also spelled
+    ``dict(a=1)``) of these. Texts on lines of their own (docstrings) are passed over.
 
     Args:
         text: The text; nothing in it is executed.
@@ -32,13 +32,13 @@ def read_literals(text: str, where: str | Path) -> dict[str, Any]:
         raise _not_data(where, f"line {error.lineno or 1}: {error.msg}") from None
     except (ValueError, RecursionError, MemoryError) as error:  # a zero byte, brackets without end
         raise _not_data(where, f"it cannot be parsed ({type(error).__name__})") from None
-    found: dict[str, Any] = {}
+    reader = _Reader(where)
     for node in body:
         if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
-            found[node.targets[0].id] = _value(node.value, where, DEPTH)
+            reader.found[node.targets[0].id] = reader.value(node.value, DEPTH)
         elif not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
             raise _not_data(where, f"line {node.lineno} is no assignment of a value: {_shown(node)}")
-    return found
+    return reader.found
 
 
 def read_literal_file(path: str | Path) -> dict[str, Any]:
@@ -68,29 +68,51 @@ def not_literal(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-def _value(node: ast.expr, where: str | Path, depth: int) -> Any:
-    """The value of a literal, or an error that names its line."""
-    if depth == 0:
-        raise _not_data(where, f"line {node.lineno} is nested more than {DEPTH} levels deep")
-    if isinstance(node, ast.Constant) and isinstance(node.value, str | int | float | None):
-        return node.value
-    if isinstance(node, ast.Name) and node.id in ("inf", "nan"):  # as Python writes these numbers
-        return math.inf if node.id == "inf" else math.nan
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        number = _value(node.operand, where, depth - 1)
-        if type(number) in (int, float):
-            return -number
-    if isinstance(node, ast.List | ast.Tuple):
-        items = [_value(item, where, depth - 1) for item in node.elts]
-        return items if isinstance(node, ast.List) else tuple(items)
-    if isinstance(node, ast.Dict) and all(isinstance(key, ast.Constant | ast.UnaryOp) for key in node.keys):
-        keys = [_value(key, where, depth - 1) for key in node.keys if key is not None]
-        return dict(zip(keys, [_value(item, where, depth - 1) for item in node.values], strict=True))
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict" and not node.args:
-        named = {key.arg: key.value for key in node.keywords if key.arg is not None}
-        if len(named) == len(node.keywords):  # none is **something
-            return {name: _value(item, where, depth - 1) for name, item in named.items()}
-    raise _not_data(where, f"line {node.lineno} is no plain value: {_shown(node)}")
+class _Reader:
+    """Values of literals, and of the names of the lines before."""
+
+    def __init__(self, where: str | Path) -> None:
+        self.where, self.left = where, VALUES
+        self.found: dict[str, Any] = {}
+
+    def value(self, node: ast.expr, depth: int) -> Any:
+        """The value of a literal, or an error that names its line."""
+        self.left -= 1
+        if depth == 0 or self.left < 0:
+            limit = f"nested more than {DEPTH} levels deep" if depth == 0 else f"beyond {VALUES} values"
+            raise _not_data(self.where, f"line {node.lineno} is {limit}")
+        if isinstance(node, ast.Constant) and isinstance(node.value, str | int | float | None):
+            return node.value
+        if isinstance(node, ast.Name) and node.id in self.found:
+            return self._copy(self.found[node.id], node, depth)
+        if isinstance(node, ast.Name) and node.id in ("inf", "nan"):  # as Python writes these numbers
+            return math.inf if node.id == "inf" else math.nan
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+            number = self.value(node.operand, depth - 1)
+            if type(number) in (int, float):
+                return -number
+        if isinstance(node, ast.List | ast.Tuple):
+            items = [self.value(item, depth - 1) for item in node.elts]
+            return items if isinstance(node, ast.List) else tuple(items)
+        if isinstance(node, ast.Dict) and all(isinstance(key, ast.Constant | ast.UnaryOp) for key in node.keys):
+            keys = [self.value(key, depth - 1) for key in node.keys if key is not None]
+            return dict(zip(keys, [self.value(item, depth - 1) for item in node.values], strict=True))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict" and not node.args:
+            named = {key.arg: key.value for key in node.keywords if key.arg is not None}
+            if len(named) == len(node.keywords):  # none is **something
+                return {name: self.value(item, depth - 1) for name, item in named.items()}
+        raise _not_data(self.where, f"line {node.lineno} is no plain value: {_shown(node)}")
+
+    def _copy(self, value: Any, node: ast.expr, depth: int) -> Any:
+        """A copy of a named value, which counts as if it were written out."""
+        self.left -= 1
+        if depth == 0 or self.left < 0:
+            raise _not_data(self.where, f"line {node.lineno} is too large with {_shown(node)} written out")
+        if isinstance(value, dict):
+            return {key: self._copy(item, node, depth - 1) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(self._copy(item, node, depth - 1) for item in value)
+        return value
 
 
 def _shown(node: ast.AST) -> str:
