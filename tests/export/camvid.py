@@ -84,10 +84,10 @@ def write_segmentor(path, folder, **settings):
     from mmengine.registry import init_default_scope  # isort: skip
     from mmseg.registry import MODELS  # isort: skip
 
-    text, about = config_text(**settings), json.loads((folder / "dataset.json").read_text())
+    config, about = Config.fromstring(config_text(**settings), ".py"), json.loads((folder / "dataset.json").read_text())
     init_default_scope("mmseg")
     torch.manual_seed(0)
-    model = revert_sync_batchnorm(MODELS.build(Config.fromstring(text, ".py").model)).eval()
+    model = revert_sync_batchnorm(MODELS.build(config.model)).eval()
     for name, value in model.state_dict().items():
         if name.endswith("running_mean") or name == "decode_head.conv_seg.weight":
             value.normal_(0, 0.3)
@@ -102,7 +102,7 @@ def write_segmentor(path, folder, **settings):
         last.weight /= spread[:, None, None, None]
         last.bias.copy_((last.bias - mean) / spread)
     meta = {
-        "config": text,
+        "config": config.pretty_text,
         "classes": about["classes"],
         "palette": about["palette"],
         "mean": [123.675, 116.28, 103.53],

@@ -38,17 +38,17 @@ def write_segmentor(path, num_classes=7):
     from mmengine.registry import init_default_scope  # isort: skip
     from mmseg.registry import MODELS  # isort: skip
 
-    text = CONFIG.replace("NUM", str(num_classes))
+    config = Config.fromstring(CONFIG.replace("NUM", str(num_classes)), ".py")
     init_default_scope("mmseg")
     torch.manual_seed(0)
-    model = MODELS.build(Config.fromstring(text, ".py").model)
+    model = MODELS.build(config.model)
     for name, value in model.state_dict().items():
         if name.endswith("running_mean") or "position_bias_table" in name or name == "decode_head.conv_seg.weight":
             value.normal_(0, 0.3)
         elif name.endswith("running_var"):
             value.uniform_(0.5, 2)
     meta = {
-        "config": text,
+        "config": config.pretty_text,
         "classes": (CLASSES * num_classes)[:num_classes],
         "palette": [[i, 2, 3] for i in range(7)],
         "mean": [120.0, 110.0, 100.0],

@@ -1,7 +1,6 @@
 """Bench: figures, several files, split, no fall-back, no torch; doctor; bad input."""
 
 import json
-import os
 import subprocess
 import sys
 from collections import Counter
@@ -13,6 +12,7 @@ import pytest
 from PIL import Image
 
 from tinymim import cli
+from tinymim.cores import cores
 from tinymim.errors import CheckFailed, ConfigError, DataError
 from tinymim_export import bench
 from tinymim_export.bench.graph_parts import cut
@@ -33,7 +33,7 @@ def test_figures_of_two_files(exported, tmp_path):
         assert row.peak_mib > row.file_mib
         assert row.verified is True
         assert set(row.nodes) == {"CPUExecutionProvider"}
-        assert row.threads == len(os.sched_getaffinity(0))
+        assert row.threads == cores()
         assert row.file_mib == pytest.approx(Path(row.file).stat().st_size / 2**20)
         assert row.engine == "onnxruntime cpu"
         assert row.p50_interval[0] <= row.p50_ms <= row.p50_interval[1]

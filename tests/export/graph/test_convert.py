@@ -290,7 +290,7 @@ def test_photos_are_compared_too(files, exported, tmp_path):
         (dict(size=(0, 64)), ConfigError, "not possible"),
         (dict(part="segmentor"), CheckpointError, "--part backbone"),
         (dict(output="mask"), ConfigError, "a backbone cannot output a mask"),
-        (dict(config="nowhere.py"), ConfigError, "does not exist"),
+        (dict(config="nowhere.py"), ConfigError, "neither a file nor"),
         (dict(photos="nowhere"), DataError, "no folder"),
         (dict(part="head"), ConfigError, "unknown"),
     ],
