@@ -442,6 +442,7 @@ OWN_JSON = {
     "tinymim.benchmarks",
     "tinymim.engine.health",
     "tinymim.engine.run_folder",
+    "tinymim.data.dataset_json",
     "tinymim.files",
     "tinymim.data.folders",
 }

@@ -135,9 +135,14 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
         ) from None
 
 
+def _writable(name: str) -> str:
+    """A file's name as UTF-8; bytes that are not are written out."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def describe_file(path: str | os.PathLike[str]) -> dict[str, str]:
     """Name (without folders) and sha256 of a file, as recorded in ``env.json`` for the inputs of a run."""
-    return {"file": Path(path).name, "sha256": sha256_file(path)}
+    return {"file": _writable(Path(path).name), "sha256": sha256_file(path)}
 
 
 def describe_files(folder: str | os.PathLike[str], paths: Iterable[str | os.PathLike[str]]) -> dict[str, Any]:
@@ -148,7 +153,7 @@ def describe_files(folder: str | os.PathLike[str], paths: Iterable[str | os.Path
     """
     lines = sorted(f"{os.path.relpath(path, folder)}\t{os.path.getsize(path)}\n".replace(os.sep, "/") for path in paths)
     digest = hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
-    return {"folder": Path(folder).resolve().name, "files": len(lines), "list_sha256": digest}
+    return {"folder": _writable(Path(folder).resolve().name), "files": len(lines), "list_sha256": digest}
 
 
 def write_env(folder: str | Path, inputs: dict[str, Any]) -> None:

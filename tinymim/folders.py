@@ -1,7 +1,6 @@
 """Run folders: one writer at a time, replaced only if they are ours, without what killed processes left. No torch."""
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -9,9 +8,11 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from tinymim.errors import ConfigError, TinyMIMError
+from tinymim.errors import ConfigError, DataError, TinyMIMError
 from tinymim.files import HOST, file_error
+from tinymim.schema import read_json
 
 LOCK = ".tinymim.lock"  # "PID HOST", and " new" as long as all that is in the folder may be removed
 MARKS = ("config.py", "env.json", "chain.json", "demo.json", "tune.json")  # a run has begun in this folder
@@ -207,10 +208,9 @@ def _check_ours(out: Path, left: str, option: str) -> None:
 def _has_key(path: Path, key: str) -> bool:
     """Whether a file holds a JSON object with a key."""
     try:
-        value = json.loads(path.read_text("utf-8-sig")) if path.is_file() else None
-    except (OSError, ValueError, RecursionError):
+        return path.is_file() and key in read_json(path, dict[str, Any])
+    except (OSError, DataError):
         return False
-    return isinstance(value, dict) and key in value
 
 
 def _remove(paths: Iterable[Path]) -> None:

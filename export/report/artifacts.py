@@ -1,21 +1,18 @@
 """Where the facts about a lineage come from: run folders, .pth and .onnx files, result files. No torch."""
 
-import ast
 import contextlib
 import hashlib
 import json
 import math
 import os
 import re
-import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tinymim.errors import DataError, TinyMIMError
+from tinymim.errors import DataError
 from tinymim.files import sha256_file
-from tinymim.literals import read_literals
 from tinymim.records import Accuracy, Bench, Compare, Demo, Eval, Export, Sensitivity, TopScore, Tune, read_env
 from tinymim.records import Score as StoredScore
 from tinymim.schema import check, read_json
@@ -23,6 +20,7 @@ from tinymim_export.bench.stats import bootstrap_miou
 from tinymim_export.report.lineage import PYTORCH, TUNED, Counts, File, Lineage, Score, Time, data_key
 from tinymim_export.report.page import hide_paths, read_config, read_metrics
 from tinymim_export.report.plots import thin
+from tinymim_export.report.run_config import flat_settings, noted_command
 from tinymim_export.report.tensor_shapes import read_weights
 from tinymim_export.runtime.engines.base import DEFAULT, engine_label, packages, provider_word
 from tinymim_export.runtime.metadata import check_verified, not_onnx, read_metadata
@@ -97,7 +95,7 @@ def run_folder(folder: Path) -> Lineage:
         file.notes.append(f"the run was resumed with another machine or input {len(env['earlier'])} time(s)")
     if text := read_config(folder):
         file.settings = flat_settings(text)
-        words = _command(text)
+        words = noted_command(text)
         file.command = hide_paths(words) if words else None
         if words and words.startswith("tinymim distill ") and file.role == "teacher":
             file.role = "student"  # of a method without a teacher
@@ -120,38 +118,6 @@ def _numbered(relation: str, hashes: Iterable[str | None]) -> dict[str, str]:
     """Hashes of files of one relation by name: "teacher", "teacher 2", ..."""
     found = list(dict.fromkeys(sha for sha in hashes if sha))
     return {f"{relation} {i}" if i > 1 else relation: sha for i, sha in enumerate(found, 1)}
-
-
-def _command(config: str) -> str | None:
-    """The command line that a run's config.py notes: words in a comment; in older ones a text in the docstring."""
-    if words := re.search(r"^# command: (\[.*\])$", config, re.MULTILINE):
-        with contextlib.suppress(TinyMIMError):
-            found = read_literals(f"command = {words[1]}", "config.py")["command"]
-            return shlex.join(map(str, found))
-    words = re.match(r'"""Resolved recipe of this run \((.*)\)\."""', config)
-    return words[1] if words else None
-
-
-def flat_settings(text: str) -> dict[str, Any]:
-    """Assignments of a recipe or config file as dotted keys -> plain values; paths shortened to their last name."""
-    found: dict[str, Any] = {}
-
-    def add(key: str, value: Any) -> None:
-        if isinstance(value, dict):
-            for name, item in value.items():
-                add(f"{key}.{name}" if key else str(name), item)
-        else:
-            found[key] = hide_paths(repr(value))
-
-    with contextlib.suppress(SyntaxError):
-        for node in ast.parse(text).body:
-            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-                try:
-                    value = ast.literal_eval(node.value)
-                except ValueError:
-                    value = ast.unparse(node.value)
-                add(node.targets[0].id, value)
-    return found
 
 
 def onnx_file(path: Path) -> File:

@@ -24,7 +24,15 @@ def test_a_finished_stage_is_not_run_again(tmp_path: Path) -> None:
 
     def work() -> dict[str, Any]:
         ran.append(1)
-        return {"value": 7}
+        return {
+            "value": 7,
+            "source": "drawn",
+            "size": [160, 128],
+            "train": 3,
+            "val": 2,
+            "classes": ["a", "b"],
+            "palette": [[0, 0, 0], [1, 1, 1]],
+        }
 
     first = demo.DemoRecord(tmp_path, settings, resume=False).stage("data", work)
     again = demo.DemoRecord(tmp_path, settings, resume=True).stage("data", work)

@@ -56,7 +56,7 @@ def rates(folder):
         ("randomness.seed", 7, "randomness.seed: 0 -> 7"),
         ("param_scheduler.1.power", 0.9, "param_scheduler.1.power: 1.0 -> 0.9"),
         ("optim_wrapper.optimizer.weight_decay", 0.5, "weight_decay: 0.05 -> 0.5"),
-        ("optim_wrapper.optimizer.type", "SGD", "optimizer.type: 'AdamW' -> 'SGD'"),
+        ("optim_wrapper.optimizer.type", "Adam", "optimizer.type: 'AdamW' -> 'Adam'"),
         ("optim_wrapper.paramwise_cfg.layer_decay", 0.5, "layer_decay: 0.8 -> 0.5"),
         ("model.decode_head.loss_decode.loss_weight", 2.0, "loss_weight: 1.0 -> 2.0"),
         ("train_dataloader.sampler.shuffle", False, "sampler.shuffle: True -> False"),
@@ -139,7 +139,7 @@ def test_the_advice_for_a_loss_that_is_not_finite_works(go, tmp_path, monkeypatc
 
 @pytest.mark.parametrize("steps", [0, -3, 2.5])
 def test_a_run_of_no_steps_is_refused(go, tmp_path, steps):
-    with pytest.raises(ConfigError, match="at least one step"):
+    with pytest.raises(ConfigError, match="whole number of at least 1"):
         go(tmp_path / "run", {STEPS: steps})
     assert not (tmp_path / "run").exists()
 

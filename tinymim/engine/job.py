@@ -27,6 +27,7 @@ from tinymim.engine.session import join_processes, make_runner, open_folder, res
 from tinymim.engine.settings import Settings
 from tinymim.files import noted_output, sha256_file
 from tinymim.folders import OpenRun, open_run
+from tinymim.records import read_env
 
 
 class Job(ABC):
@@ -172,7 +173,7 @@ class Job(ABC):
     def has_product(self, step: int) -> bool:
         """Whether the weights that are kept are there, as ``env.json`` knows them, and those of a step."""
         try:
-            noted = json.loads((self.folder / "env.json").read_text("utf-8-sig"))["outputs"][self.product]
+            noted = read_env(self.folder)["outputs"][self.product]
             meta = torch.load(self.folder / self.product, map_location="cpu", weights_only=True)["meta"]
             return bool(noted == sha256_file(self.folder / self.product) and meta["step"] == step)
         except Exception:  # missing, damaged, another's: torch raises many kinds

@@ -65,7 +65,7 @@ def load_segmentor(checkpoint: str | Path, config: str | Path | Config | None = 
         raise ConfigError(
             f"{checkpoint} does not store its config",
             "only segmentor.pth files of tinymim do",
-            "name the config it was trained with, too",
+            "give the config it was trained with, too: --config FILE (tinymim segment --test CONFIG FILE)",
         )
     plain_batch_norm(cfg)
     cfg.model.backbone.init_cfg = None

@@ -12,8 +12,8 @@ from tinymim.engine import JOBS
 from tinymim.engine.python_file import load_python
 from tinymim.engine.recipe import FOLDER as RECIPES
 from tinymim.errors import ConfigError
-from tinymim.records import CellResult
 from tinymim.schema import read_json
+from tinymim.study.records import CellResult
 from tinymim.study.stages import Folder, Stage, make_stages, settings, stage_names, unknown
 from tinymim.study.verbs import VERBS
 

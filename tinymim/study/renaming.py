@@ -26,9 +26,9 @@ from tinymim.engine.recipe import FOLDER as RECIPES
 from tinymim.engine.recipe import load_recipe
 from tinymim.errors import CheckFailed, ConfigError
 from tinymim.files import atomic_path, config_file, write_json
-from tinymim.records import CellResult, Renamings
 from tinymim.schema import read_json
 from tinymim.study.definition import Cell, Study, result_file
+from tinymim.study.records import CellResult, Renamings
 from tinymim.study.stages import Folder, data_words, flat_options, hashed_names, settings, stage_names
 from tinymim.study.verbs import resolve
 

@@ -21,8 +21,8 @@ from typing import Any
 from tinymim.data.photo_files import list_photos
 from tinymim.errors import ConfigError, DataError
 from tinymim.files import describe_files, sha256_file
-from tinymim.records import StageDone
 from tinymim.schema import read_json
+from tinymim.study.records import StageDone
 from tinymim.study.verbs import PLACES, is_recipe_key, resolve
 
 DATA = {"photos": "--data", "val_photos": "--data", "segments": "--seg-data"}  # reference -> its option
