@@ -249,7 +249,7 @@ def _take(out: Path, option: str) -> tuple[int, str]:
     Raises:
         ConfigError: another process holds it, or the folder cannot be written.
     """
-    path = out / LOCK
+    path, patience = out / LOCK, 40
     while True:
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -268,6 +268,10 @@ def _take(out: Path, option: str) -> tuple[int, str]:
         except BlockingIOError:
             os.close(lock)
             owner = re.match(r"(\d+) (\S+)", left)
+            if owner and owner[2] == HOST and _started(int(owner[1])) == float("inf") and patience > 0:
+                patience -= 1  # killed this moment: a child it had just forked has not closed the lock yet
+                time.sleep(0.05)
+                continue
             who = f"process {owner[1]} on {owner[2]}" if owner else "another process"
             raise ConfigError(
                 f"{out} is in use", f"{who} is writing to it", f"wait for it or stop it, or choose another {option}"

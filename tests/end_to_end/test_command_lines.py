@@ -95,7 +95,13 @@ NOT_RUN = {  # start of a line -> what is checked in its place
     "python tests/compare_commits.py": "that the file exists",
 }
 INSTEAD = {"--size 512 512": "--size 64 64", "--imagenet-a FOLDER --imagenet-r FOLDER --imagenet-c FOLDER": ""}
-MENTIONS = ("tinymim segment --test", "tinymim study", "tinymim study table08_strategies_small")  # names of commands
+MENTIONS = (  # names of commands
+    "tinymim segment --test",
+    "tinymim segment CONFIG",
+    "tinymim study",
+    "tinymim study FILE.py",
+    "tinymim study table08_strategies_small",
+)
 LAUNCH = re.compile(r"^torchrun .*?-m tinymim ")
 
 
