@@ -255,7 +255,8 @@ def _take(out: Path, option: str) -> tuple[int, str]:
             out.mkdir(parents=True, exist_ok=True)
             lock = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
         except OSError as error:
-            if isinstance(error, FileNotFoundError) and not out.is_symlink():
+            if isinstance(error, FileNotFoundError) and not out.is_symlink() and patience > 0:
+                patience -= 1
                 continue  # removed meanwhile by a process that has ended
             verb = "write to" if out.is_dir() else "create"
             why = str(error.strerror or error)
