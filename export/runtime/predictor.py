@@ -86,12 +86,14 @@ class Predictor:
                 "photos run at their own size"
             )
         self.channels: int | None = None
-        self.stretch = resize_to_file
-        self.mode = mode or ("whole" if resize_to_file else self.rule.get("mode", "whole"))
+        self.stretch = resize_to_file and None not in self.engine.size
+        if resize_to_file and not self.stretch:
+            self._note(f"--resize-to-file: {self.name} takes any size, so nothing is stretched")
+        self.mode = mode or ("whole" if self.stretch else self.rule.get("mode", "whole"))
         if self.mode not in MODES:
             raise ConfigError(f"mode {self.mode!r} is unknown", f"the modes are {', '.join(MODES)}", "choose one")
         self.align_corners = bool(self.rule.get("align_corners", False))
-        if resize_to_file:
+        if self.stretch:
             self._check_stretch()
         elif self.mode == "slide":
             self.crop, self.stride = self._windows()
@@ -336,11 +338,9 @@ class Predictor:
             )
 
     def _check_stretch(self) -> None:
-        if None in self.engine.size or self.mode == "slide":
+        if self.mode == "slide":
             raise ConfigError(
-                "--resize-to-file does not fit here",
-                f"{self.name} takes any size" if None in self.engine.size else "windows are not stretched",
-                "leave it out" if None in self.engine.size else "leave --mode slide out",
+                "--resize-to-file does not fit here", "windows are not stretched", "leave --mode slide out"
             )
         height, width = self.engine.size
         self._note(f"--resize-to-file: every photo is stretched to {height}x{width}, whatever the file's contract says")

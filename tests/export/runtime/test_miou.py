@@ -133,8 +133,12 @@ def test_a_file_of_one_size(camvid_files, camvid):
     result = evaluate(camvid_files["fixed"], camvid, resize_to_file=True, threads=1, limit=1, quiet=True)
     assert result.mode == "stretched"
     assert "stretched to 96x128" in result.notes[0]
-    with pytest.raises(ConfigError, match="takes any size"):
-        evaluate(camvid_files["free"], camvid, resize_to_file=True, threads=1, quiet=True)
+    free = [
+        evaluate(camvid_files["free"], camvid, resize_to_file=word, threads=1, quiet=True) for word in (True, False)
+    ]
+    assert [result.mode for result in free] == ["whole", "whole"]
+    assert free[0].miou == free[1].miou
+    assert "takes any size, so nothing is stretched" in free[0].notes[0]
     with pytest.raises(ConfigError, match="windows are not stretched"):
         evaluate(camvid_files["fixed"], camvid, resize_to_file=True, mode="slide", threads=1, quiet=True)
     with pytest.raises(ConfigError, match="says nothing about windows"):
