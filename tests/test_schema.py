@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal, Required, TypedDict
 import pytest
 
 from tinymim.errors import DataError
-from tinymim.records import CellResult, Compare, Contract, Environment, Renamings, read_env
+from tinymim.records import Compare, Contract, Environment, read_env
 from tinymim.schema import DEPTH, AnyNumber, Count, Limits, Share, check, parse, read_json, read_lines
+from tinymim.study.records import CellResult, Renamings
 from tinymim_export.report.lineage import Lineage
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"

@@ -4,6 +4,7 @@ import ast
 import contextlib
 import re
 import shlex
+from pathlib import PurePath
 from typing import Any
 
 from tinymim.errors import TinyMIMError
@@ -16,7 +17,9 @@ def noted_command(config: str) -> str | None:
     if words := re.search(r"^# command: (\[.*\])$", config, re.MULTILINE):
         with contextlib.suppress(TinyMIMError):
             found = read_literals(f"command = {words[1]}", "config.py")["command"]
-            return shlex.join(map(str, found))
+            return shlex.join(
+                f".../{PurePath(word).name}" if word.startswith("/") else word for word in map(str, found)
+            )
     words = re.match(r'"""Resolved recipe of this run \((.*)\)\."""', config)
     return words[1] if words else None
 

@@ -11,6 +11,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 from tinymim.cli import main as tinymim
 from tinymim.demo.scenes import write_scenes
@@ -162,7 +163,8 @@ class Workshop:
         command, *rest = words
         out = io.StringIO()
         main = {"tinymim": tinymim, "tinymim-export": tinymim_export}[command]
-        with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        argv = mock.patch("sys.argv", words)  # which a run notes in its config.py
+        with contextlib.chdir(cwd), argv, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
             try:
                 got = main(rest)
             except SystemExit as stop:  # of argparse

@@ -460,4 +460,4 @@ def test_the_memory_of_a_large_photo_is_a_few_times_its_pixels(mode, tmp_path):
     Image.fromarray(np.zeros((6000, 8000, 3), np.uint8)).save(tmp_path / "large.jpg")
     argv = [str(tmp_path / name) for name in ("file.onnx", "large.jpg", "mask.png")]
     done = subprocess.run([sys.executable, "-c", PEAK, *argv], capture_output=True, text=True, check=True)
-    assert int(done.stdout.split()[-1]) < 1000
+    assert int(done.stdout.split()[-1]) < 1100
