@@ -139,6 +139,7 @@ def test_backbone():
     assert [tuple(level.shape) for level in levels] == [(1, 12, 2, 2)]
 
 
+@pytest.mark.slow
 def test_precision_and_runtime(tmp_path):
     path = write_segmentor(tmp_path / "fp32.onnx")
     made = quantize(path, tmp_path / "small.onnx", precision="12-bit")

@@ -202,6 +202,7 @@ def test_words_and_bad_input(photos, teacher, tmp_path, capsys):
         distill_chain(**options(photos, teacher, out=tmp_path / "none", resume=True))
 
 
+@pytest.mark.slow
 def test_command_writes_one_report(photos, teacher, tmp_path):
     """A subprocess; dry run first, then two hops and the page of the chain."""
     recipe = tmp_path / "mine.py"

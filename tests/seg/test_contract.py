@@ -48,6 +48,7 @@ def small(name, **more):
     return TinyMIMBackbone(name=name, **SMALL[name][1], **{"img_size": 64, **more})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_from_a_config_to_a_verified_file(name, scenes, tmp_path, capsys):
     torch.manual_seed(0)

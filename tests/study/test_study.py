@@ -631,6 +631,7 @@ def test_slugs():
     assert slug("teacher 0.1, student 0.2") == "teacher-0.1-student-0.2"
 
 
+@pytest.mark.slow
 def test_real_study(folders, tmp_path):
     """An MAE and a distillation from it; a stage that ended unseen is resumed to the same numbers."""
     common = dict(data="{photos}", img_size=32, batch_size=8, epochs=1, workers=0, device="cpu")

@@ -142,6 +142,7 @@ def test_a_backbone_of_one_size(tmp_path):
     assert export(checkpoint, tmp_path / "x.onnx", config=config).parity.passed
 
 
+@pytest.mark.slow
 def test_a_neck_is_the_pyramid_and_semantic_fpn_is_right_at_free_sizes(tmp_path):
     """MMSegmentation's Upsample would bake the traced size in."""
     cfg = own_config(
@@ -223,6 +224,7 @@ def test_levels_that_no_head_reads_are_not_computed(tmp_path):
     assert sum(len(piece.nodes) for piece in pieces.values()) == len(proto.graph.node)
 
 
+@pytest.mark.slow
 def test_one_block_needs_no_pyramid(tmp_path):
     linear = dict(
         _delete_=True, **head("FCNHead", in_channels=24, in_index=0, channels=24, num_convs=0, concat_input=False)
