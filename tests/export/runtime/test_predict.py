@@ -442,10 +442,11 @@ def test_a_photo_too_large_to_run_whole_is_refused(tmp_path, monkeypatch):
 
 
 PEAK = """
-import resource, sys
+import sys
 from tinymim_export.runtime.predict import predict
 predict(*sys.argv[1:], overlay=True, threads=1, quiet=True)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+lines = open("/proc/self/status").read().splitlines()  # getrusage would count the process that started this one
+print(int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) // 1024)
 """
 
 
@@ -460,4 +461,4 @@ def test_the_memory_of_a_large_photo_is_a_few_times_its_pixels(mode, tmp_path):
     Image.fromarray(np.zeros((6000, 8000, 3), np.uint8)).save(tmp_path / "large.jpg")
     argv = [str(tmp_path / name) for name in ("file.onnx", "large.jpg", "mask.png")]
     done = subprocess.run([sys.executable, "-c", PEAK, *argv], capture_output=True, text=True, check=True)
-    assert int(done.stdout.split()[-1]) < 1100
+    assert int(done.stdout.split()[-1]) < 1000
