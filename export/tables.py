@@ -3,22 +3,19 @@
 import re
 from collections.abc import Sequence
 
+from tinymim.files import writable
+
 UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters would steer a terminal
 
 
 def printable(text: str) -> str:
     """Text for a terminal: lines stay, control characters that a file brought do not."""
-    return "\n".join(UNSEEN.sub("?", line) for line in _writable(text).split("\n"))
+    return "\n".join(UNSEEN.sub("?", line) for line in writable(text).split("\n"))
 
 
 def markdown(text: str) -> str:
     """Text that Markdown shows as it is, on one line: no HTML, no column of its own."""
-    return UNSEEN.sub(" ", _writable(text)).replace("<", "&lt;").replace("|", "\\|")
-
-
-def _writable(text: str) -> str:
-    """Names of files that are not UTF-8 with their bytes written out."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return UNSEEN.sub(" ", writable(text)).replace("<", "&lt;").replace("|", "\\|")
 
 
 def markdown_table(lines: Sequence[Sequence[str]]) -> str:

@@ -1,4 +1,7 @@
-"""Errors a user can act on: what happened, why, and what to type now. Imports nothing."""
+"""Errors a user can act on: what happened, why, and what to type now. Standard library only."""
+
+import difflib
+from collections.abc import Callable, Iterable
 
 
 class TinyMIMError(Exception):
@@ -33,3 +36,11 @@ class CheckFailed(TinyMIMError):
     """A verification or quality check that did not pass (exit code 1)."""
 
     exit_code = 1
+
+
+def did_you_mean(
+    name: str, known: Iterable[str], otherwise: str = "choose one of these", spelled: Callable[[str], str] = repr
+) -> str:
+    """The ``fix`` for an unknown name: the nearest known one as ``spelled`` writes it, or else ``otherwise``."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {spelled(near[0])}?" if near else otherwise

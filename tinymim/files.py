@@ -1,7 +1,6 @@
 """Files that are complete or absent: atomic writes, hashes, run folders, the machine record. Standard library only."""
 
 import contextlib
-import difflib
 import errno
 import hashlib
 import importlib.util
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tinymim.cores import cores
-from tinymim.errors import ConfigError, TinyMIMError
+from tinymim.errors import ConfigError, TinyMIMError, did_you_mean
 
 PACKAGES = (
     "tinymim",
@@ -115,9 +114,9 @@ def config_file(name: str | os.PathLike[str]) -> Path:
         if found.is_file():
             return found
     names = sorted({p.stem for folder in folders for p in folder.glob("[!_]*.py")})
-    near = difflib.get_close_matches(path.name.removesuffix(".py"), names, n=1)
     why = f"it is neither a file nor one of {', '.join(names)}"
-    raise ConfigError(f"no config {name}", why, f"did you mean {near[0]}?" if near else "use a path or one of these")
+    fix = did_you_mean(path.name.removesuffix(".py"), names, "use a path or one of these", str)
+    raise ConfigError(f"no config {name}", why, fix)
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
@@ -135,14 +134,14 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
         ) from None
 
 
-def _writable(name: str) -> str:
-    """A file's name as UTF-8; bytes that are not are written out."""
+def writable(name: str) -> str:
+    """A file's name, or text with one in it, as UTF-8; bytes that are not are written out."""
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def describe_file(path: str | os.PathLike[str]) -> dict[str, str]:
     """Name (without folders) and sha256 of a file, as recorded in ``env.json`` for the inputs of a run."""
-    return {"file": _writable(Path(path).name), "sha256": sha256_file(path)}
+    return {"file": writable(Path(path).name), "sha256": sha256_file(path)}
 
 
 def describe_files(folder: str | os.PathLike[str], paths: Iterable[str | os.PathLike[str]]) -> dict[str, Any]:
@@ -153,7 +152,7 @@ def describe_files(folder: str | os.PathLike[str], paths: Iterable[str | os.Path
     """
     lines = sorted(f"{os.path.relpath(path, folder)}\t{os.path.getsize(path)}\n".replace(os.sep, "/") for path in paths)
     digest = hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
-    return {"folder": _writable(Path(folder).resolve().name), "files": len(lines), "list_sha256": digest}
+    return {"folder": writable(Path(folder).resolve().name), "files": len(lines), "list_sha256": digest}
 
 
 def write_env(folder: str | Path, inputs: dict[str, Any]) -> None:

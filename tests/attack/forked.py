@@ -8,13 +8,14 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 MORE_MEMORY = 3 * 2**30  # bytes of address space a command may add
 WARM = ("tinymim.cli", "tinymim.engine", "tinymim.seg", "tinymim_export", "tinymim_export.cli", "tinymim_export.graph")
 TRACEBACK, HANG, KILLED = "traceback", "hang", "killed"
+BROKEN = 70  # exit code of a child that ended with a traceback
 
 
 @dataclass
@@ -32,18 +33,26 @@ def warm_up() -> None:
         importlib.import_module(name)
 
 
-def run(command: Sequence[object], folder: Path, seconds: float = 60) -> Outcome:
+def run(words: Sequence[object], folder: Path, seconds: float = 60) -> Outcome:
     """Run ``tinymim ...`` or ``tinymim-export ...`` in ``folder``.
 
     Args:
-        command: Its words.
+        words: The command line.
         folder: Working folder.
         seconds: Time limit.
     """
     said, began = folder.with_name(f"{folder.name}.said"), time.monotonic()
-    pid = os.fork()
-    if pid == 0:
-        _child([str(word) for word in command], folder, said)
+
+    def act() -> int:
+        os.setpgid(0, 0)
+        os.chdir(folder)
+        pages = int(Path("/proc/self/statm").read_text("utf-8").split()[0])
+        limit = pages * resource.getpagesize() + MORE_MEMORY
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        sys.argv = [str(word) for word in words]
+        return command(sys.argv)
+
+    pid = child(act, said)
     while time.monotonic() - began < seconds:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
@@ -59,7 +68,7 @@ def run(command: Sequence[object], folder: Path, seconds: float = 60) -> Outcome
     if os.WIFSIGNALED(status):
         return Outcome(KILLED, f"signal {os.WTERMSIG(status)}\n{text}", took)
     code = os.WEXITSTATUS(status)
-    if code == 70 or "Traceback (most recent call last)" in text:
+    if code == BROKEN or "Traceback (most recent call last)" in text:
         return Outcome(TRACEBACK, text, took)
     return Outcome("worked" if code == 0 else "error" if ": error: " in text else f"exit {code}", text, took)
 
@@ -68,31 +77,35 @@ def _read(path: Path) -> str:
     return path.read_text("utf-8", errors="replace") if path.is_file() else ""
 
 
-def _child(command: list[str], folder: Path, said: Path) -> None:
-    """Never returns."""
-    code = 70
+def command(words: Sequence[str]) -> int:
+    """Run ``[tinymim] ...`` or ``tinymim-export ...`` in this process; its exit code."""
+    if words[0] == "tinymim-export":
+        from tinymim_export.cli import main as export
+
+        return export(words[1:])
+    from tinymim.cli import main
+
+    return main(words[words[0] == "tinymim" :])
+
+
+def child(act: Callable[[], int], log: Path) -> int:
+    """Fork; the child runs ``act`` with its output in ``log`` and ends with its exit code. Returns its process id."""
+    sys.stdout.flush()
+    if pid := os.fork():
+        return pid
+    code = BROKEN
     try:
-        os.setpgid(0, 0)
-        os.chdir(folder)
-        out = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(out, 1)
-        os.dup2(out, 2)
+        number = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(number, 1)
+        os.dup2(number, 2)
         sys.stdout, sys.stderr = (open(fd, "w", encoding="utf-8", closefd=False) for fd in (1, 2))  # noqa: SIM115
-        pages = int(Path("/proc/self/statm").read_text("utf-8").split()[0])
-        limit = pages * resource.getpagesize() + MORE_MEMORY
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-        sys.argv = command
-        if command[0] == "tinymim-export":
-            from tinymim_export.cli import main
-        else:
-            from tinymim.cli import main
-        code = main(command[1:])
-    except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else 1
+        code = act()
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BaseException:
         traceback.print_exc()
     finally:
         with contextlib.suppress(Exception):
             sys.stdout.flush()
             sys.stderr.flush()
-        os._exit(code if isinstance(code, int) else 70)
+        os._exit(code)

@@ -5,7 +5,6 @@ One process imports everything, and is forked for every try:
 """
 
 import argparse
-import contextlib
 import functools
 import hashlib
 import importlib
@@ -16,10 +15,11 @@ import re
 import shutil
 import signal
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from tests.attack.forked import child, command
 
 VERBS = ("pretrain", "distill", "finetune", "segment", "chain", "study", "tune", "demo")
 TINY = ["student_args.embed_dim=24", "student_args.depth=4", "student_args.num_heads=2"]
@@ -174,38 +174,9 @@ def make_small(folder: Path) -> None:
     ]
 
 
-def command(words: list[str]) -> int:
-    """Run a command line in this process."""
-    if words[0] == "tinymim-export":
-        from tinymim_export.cli import main as export
-
-        return export(words[1:])
-    from tinymim.cli import main
-
-    return main(words)
-
-
 def fork(act: Callable[[], int], log: Path) -> int:
     """Run something in a forked child whose output goes to a file; its exit code, or minus its signal."""
-    sys.stdout.flush()
-    child = os.fork()
-    if child == 0:
-        code = 99
-        try:
-            number = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(number, 1)
-            os.dup2(number, 2)
-            code = act()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            with contextlib.suppress(Exception):
-                sys.stdout.flush()
-                sys.stderr.flush()
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return os.waitstatus_to_exitcode(os.waitpid(child(act, log), 0)[1])
 
 
 def counted(words: list[str], note: Path, at: int | None) -> int:

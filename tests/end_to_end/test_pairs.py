@@ -147,9 +147,20 @@ def read_table() -> list[tuple[str, str, str, str]]:
 PAIRS = read_table()
 RESUMED = ("pretrained", "distilled", "several", "chain", "finetuned", "segmented")
 WITH_ITS_RUN = {  # read with their folder, by test_resume and report
-    "config.py", "env.json", "metrics.jsonl", "last_checkpoint", "chain.json", "iter_N.pth", "step_N.pth",
-    "done.json", "reads.json", "seconds.txt", "lock", "seedN.json", "table.json",
-}  # fmt: skip
+    "config.py",
+    "env.json",
+    "metrics.jsonl",
+    "last_checkpoint",
+    "chain.json",
+    "iter_N.pth",
+    "step_N.pth",
+    "done.json",
+    "reads.json",
+    "seconds.txt",
+    "lock",
+    "seedN.json",
+    "table.json",
+}
 MASKS = {"scene_N.png"}  # test_masks_are_labels
 AS_FOLDERS = {"page", "log", "scores", "data", "predictions"}  # the page by a browser, the tuner's scores, the demo's
 FOR_PEOPLE = {".html", ".md", ".svg", ".log", ".txt", ".jpg"}

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tinymim.compat import leave_processes
-from tinymim.errors import TinyMIMError
+from tinymim.errors import TinyMIMError, did_you_mean
 from tinymim.files import file_error
 
 UNSEEN = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]"
@@ -130,10 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(__version__)
         return 0
     if args[0] not in VERBS:
-        import difflib
-
-        near = difflib.get_close_matches(args[0], VERBS, n=1)
-        hint = f"did you mean 'tinymim {near[0]}'?" if near else "tinymim --help lists the commands"
+        hint = did_you_mean(args[0], VERBS, "tinymim --help lists the commands", "'tinymim {}'".format)
         print(f"tinymim: error: unknown command {args[0]!r}; {hint}", file=sys.stderr)
         return 2
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from tinymim.errors import DataError
+from tinymim.files import writable
 
 SUFFIXES = (".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # in any case
 UNREAD = (".avif", ".dng", ".gif", ".heic", ".heif", ".jp2", ".jxl")  # pictures that are left out, which is told
@@ -116,7 +117,7 @@ def subfolders(folder: str | Path) -> list[str]:
 def tell(text: str) -> None:
     """Print a remark about the data once: of several processes on the first, of data workers in the first, too."""
     if int(os.environ.get("RANK", 0)) == 0 and multiprocessing.current_process().name.endswith(("MainProcess", "-1")):
-        print("note: " + text.encode("utf-8", "backslashreplace").decode("utf-8"), flush=True)
+        print(f"note: {writable(text)}", flush=True)
 
 
 def _is(test: Callable[[], bool]) -> bool:

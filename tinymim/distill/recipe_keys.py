@@ -1,6 +1,5 @@
 """Recipe keys: the default of each and the values it may have. Every method declares its own keys."""
 
-import difflib
 import inspect
 import math
 import re
@@ -8,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tinymim.errors import ConfigError
+from tinymim.errors import ConfigError, did_you_mean
 
 LARGE, DEEP = 1 << 20, 1 << 10  # no number in the arguments of a model is larger, and no number of blocks
 
@@ -163,15 +162,11 @@ def unknown_key(
         can_be_added: Whether ``+key`` would help.
     """
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1)
+    added = f"to add a new key: --cfg-options +{name}=VALUE" if can_be_added else ""
     return ConfigError(
         f"unknown key {name!r} in {where}",
         f"the keys there are {', '.join(names)}",
-        "; ".join(
-            [f"did you mean {each!r}?" for each in near]
-            + [f"to add a new key: --cfg-options +{name}=VALUE"] * can_be_added
-        )
-        or "remove it",
+        "; ".join(filter(None, [did_you_mean(name, names, ""), added])) or "remove it",
     )
 
 

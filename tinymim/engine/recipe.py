@@ -1,7 +1,6 @@
 """Recipes: data-only files that are found by name, overridden by options and checked before any work starts."""
 
 import copy
-import difflib
 import math
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from tinymim.distill.method import find_method
 from tinymim.distill.recipe_keys import Choice, Key, Kind, Number, Pair, Table, defaults, key_of, unknown_key
 from tinymim.engine import classify  # noqa: F401  (registers the method "finetune")
 from tinymim.engine.python_file import load_python
-from tinymim.errors import ConfigError
+from tinymim.errors import ConfigError, did_you_mean
 from tinymim.literals import not_literal
 from tinymim.models.backbone import backbone_arguments, backbone_names
 from tinymim.models.registry import model_names
@@ -92,11 +91,10 @@ def load_recipe(name: str, overrides: dict[str, Any] | None = None, verb: str | 
     """
     path = Path(name) if name.endswith(".py") else FOLDER / f"{name}.py"
     if not path.is_file() or path.name.startswith("_"):
-        near = difflib.get_close_matches(name, recipe_names(), n=1)
         raise ConfigError(
             f"unknown recipe {name!r}",
             f"the recipes are {', '.join(recipe_names(verb))}",
-            f"did you mean {near[0]!r}?" if near else "choose one of these, or a .py file of the same keys",
+            did_you_mean(name, recipe_names(), "choose one of these, or a .py file of the same keys"),
         )
     recipe = load_python(path)
     changes, added = split_added({k: copy.deepcopy(v) for k, v in (overrides or {}).items() if v is not None})
@@ -140,11 +138,10 @@ def split_added(options: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
 def _check(recipe: Config) -> None:
     """Refuse invalid values, and keywords that the student does not have."""
     if recipe.student not in backbone_names():
-        near = difflib.get_close_matches(str(recipe.student), backbone_names(), n=1)
         raise ConfigError(
             f"unknown student {recipe.student!r}",
             f"the models are {', '.join(model_names())}; and timm's hiera_*, tiny_vit_*",
-            f"did you mean {near[0]!r}?" if near else "choose one of these",
+            did_you_mean(str(recipe.student), backbone_names()),
         )
     for key, rule in {**RUN_KEYS, **find_method(recipe.method).keys}.items():
         if key in recipe and (key != "custom_imports" or recipe[key] is not None):

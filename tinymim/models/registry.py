@@ -1,11 +1,10 @@
 """Named models: ``tinymim.create_model``; ``timm_entries.py`` puts the same names into timm's registry."""
 
-import difflib
 import os
 from collections.abc import Mapping
 from typing import Any
 
-from tinymim.errors import ConfigError
+from tinymim.errors import ConfigError, did_you_mean
 from tinymim.models import hierarchical  # noqa: F401  (registers its names)
 from tinymim.models.backbone import backbone_names, build_backbone, register_backbone
 from tinymim.models.checkpoints import load_weights, stored_shape
@@ -63,11 +62,10 @@ def create_model(
         CheckpointError: the file does not fit.
     """
     if name not in backbone_names():
-        near = difflib.get_close_matches(name, backbone_names(), n=1)
         raise ConfigError(
             f"unknown model {name!r}",
             f"the models are {', '.join(SIZES)}; and timm's hiera_*, tiny_vit_*",
-            f"did you mean {near[0]!r}?" if near else "choose one of these",
+            did_you_mean(name, backbone_names()),
         )
     model = build_backbone(name, img_size=img_size, **overrides)
     if checkpoint is not None:

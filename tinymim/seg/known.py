@@ -6,7 +6,6 @@ checked.
 """
 
 import ast
-import difflib
 import functools
 import inspect
 import re
@@ -22,7 +21,7 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from tinymim.distill.recipe_keys import LARGE, Key, Number, check_size, key_of, unknown_key
-from tinymim.errors import ConfigError
+from tinymim.errors import ConfigError, did_you_mean
 from tinymim.models.backbone import PLAIN, backbone_arguments, backbone_names
 
 REGISTRIES = [
@@ -190,12 +189,11 @@ def _check_node(name: str, node: Mapping[str, Any]) -> None:
         kind = node.get(key)
         if isinstance(kind, str) and "." not in kind and not registered(kind) and not name.endswith("clip_grad"):
             every = {each for registry in REGISTRIES for each in registry.module_dict}
-            near = difflib.get_close_matches(kind, every, n=1)
             own = 'custom_imports = dict(imports=["MODULE"]) imports your own'
             raise ConfigError(
                 f"{name}.{key}={kind!r} is unknown",
                 "neither MMSegmentation nor a module of custom_imports has registered it",
-                f"did you mean {near[0]!r}?" if near else own,
+                did_you_mean(kind, every, own),
             )
     names, any_key = constructor(node.get("type"), node)
     extra = BUILDERS | NODES.get(name, set()) | WRAPPED.get(name.rpartition(".")[2], set())

@@ -8,7 +8,6 @@ changed value gives another folder. The code is not part of the hash: use anothe
 Options may hold references: ``{seed}``, a data folder (:data:`DATA`), or ``{stage.student}``, the student of a stage.
 """
 
-import difflib
 import functools
 import hashlib
 import json
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tinymim.data.photo_files import list_photos
-from tinymim.errors import ConfigError, DataError
+from tinymim.errors import ConfigError, DataError, did_you_mean
 from tinymim.files import describe_files, sha256_file
 from tinymim.schema import read_json
 from tinymim.study.records import StageDone
@@ -82,11 +81,10 @@ class Stage:
 def unknown(kind: str, name: str, known: Iterable[str]) -> ConfigError:
     """The error for an unknown name."""
     names = list(known)
-    near = difflib.get_close_matches(name, names, n=1)
     return ConfigError(
         f"unknown {kind} {name!r}",
         f"the choices are {', '.join(names)}",
-        f"did you mean {near[0]!r}?" if near else "choose one of these",
+        did_you_mean(name, names),
     )
 
 

@@ -1,7 +1,6 @@
 """The verbs that a stage may run, and the resolved values of a stage: everything that decides its result."""
 
 import contextlib
-import difflib
 import functools
 import inspect
 import io
@@ -13,7 +12,7 @@ from typing import Any
 
 from tinymim.engine import JOBS
 from tinymim.engine.recipe import load_recipe, split_added
-from tinymim.errors import ConfigError
+from tinymim.errors import ConfigError, did_you_mean
 
 OURS = {"title", "out", "work_dir", "resume", "overwrite", "dry_run"}  # keywords that a stage cannot set
 ADDED: dict[str, Any] = {}  # recipe key added since stages are hashed by value -> the value that keeps old results
@@ -74,11 +73,10 @@ def check_stage(verb: str, options: Mapping[str, Any]) -> None:
         known = {*inspect.signature(train_segmentor).parameters} - OURS
     for name, value in options.items():
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
             raise ConfigError(
                 f"unknown option of {verb}: {name!r}",
                 f"the choices are {', '.join(sorted(known))}",
-                f"did you mean {near[0]!r}?" if near else "choose one of these",
+                did_you_mean(name, known),
             )
         convert = arguments.get(name, {}).get("type", str)
         try:
