@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tinymim.cli import VERBS
+
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {"tinymim": "tinymim", "export": "tinymim_export", "mmseg_configs": "tinymim_mmseg_configs", "tools": "tools"}
 FILES = sorted(p for folder in ROOMS for p in (ROOT / folder).rglob("*.py"))
@@ -306,18 +308,31 @@ def test_light_modules_import_no_torch_at_import_time() -> None:
     assert not wrong
 
 
-def test_help_imports_nothing_heavy() -> None:
-    """``tinymim VERB --help`` parses options without PyTorch, so it answers at once."""
+def test_help_and_list_import_nothing_heavy() -> None:
+    """Options are parsed, and names listed, without PyTorch and (the verbs) numpy: every command answers at once."""
+    heavy = sorted(TORCH | ONNX | {"onnxruntime", "openvino", "scipy", "PIL"})
     code = (
-        "import contextlib, sys\n"
+        "import contextlib, runpy, sys\n"
         "from tinymim.cli import VERBS, main\n"
-        "for verb in ([], *([verb] for verb in VERBS)):\n"
+        f"tools = {sorted(map(str, (ROOT / 'tools').glob('*.py')))!r}\n"
+        "def check(heavy, run, *words):\n"
+        "    sys.argv = list(words)\n"
         "    with contextlib.suppress(SystemExit):\n"
-        "        main([*verb, '--help'])\n"
-        f"    found = sorted(sys.modules.keys() & {sorted(TORCH | ONNX | {'onnxruntime'})!r})\n"
-        "    assert not found, (verb, found)\n"
+        "        run()\n"
+        "    found = sorted(sys.modules.keys() & heavy)\n"
+        "    assert not found, (words, found)\n"
+        f"heavy = {{*{heavy!r}}}\n"
+        "check(heavy | {'numpy'}, main, 'tinymim', '--help')\n"
+        "check(heavy | {'numpy'}, main, 'tinymim', 'list')\n"
+        "for verb in VERBS:\n"
+        "    check(heavy | {'numpy'}, main, 'tinymim', verb, '--help')\n"
+        "from tinymim_export.cli import main\n"
+        "check(heavy, main, 'tinymim-export', '--help')\n"
+        "for file in tools:\n"
+        "    check(heavy, lambda: runpy.run_path(file, run_name='__main__'), file, '--help')\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert said.count("usage: ") == 2 + len(VERBS) + len([*(ROOT / "tools").glob("*.py")])
 
 
 def test_packages_in_pyproject_are_the_folders() -> None:

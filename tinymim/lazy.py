@@ -2,7 +2,7 @@
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 
@@ -23,11 +23,13 @@ def lazy(package: str, places: Mapping[str, str]) -> Callable[[str], Any]:
     return getattr_
 
 
-def import_all(package: str) -> None:
+def import_all(package: str, besides: Collection[str] = ()) -> None:
     """Import every module of a package: a file that registers something needs no line elsewhere.
 
     Args:
         package: Its ``__name__``; called at the end of its ``__init__``.
+        besides: Modules that register nothing, and would only make the start slow.
     """
     for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
-        importlib.import_module(f"{package}.{module.name}")
+        if module.name not in besides:
+            importlib.import_module(f"{package}.{module.name}")

@@ -27,4 +27,6 @@ __all__ = [
     "register_precision",
 ]
 
-import_all(__name__)  # those that are not named above, too
+import_all(  # those that are not named above, too
+    __name__, besides={"agreement", "blocks", "calibrate", "float_file", "quantize", "sensitivity", "variants"}
+)

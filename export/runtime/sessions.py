@@ -1,7 +1,9 @@
 """ONNX Runtime sessions that never fall back: one provider, checked node by node. numpy and onnxruntime only.
 
-onnxruntime is imported when a session is opened: the command line reads :data:`PROVIDERS` and needs no more.
+onnxruntime and numpy are imported when a session is opened: the command line reads :data:`PROVIDERS` and needs no more.
 """
+
+from __future__ import annotations
 
 import json
 import re
@@ -10,13 +12,14 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from tinymim.errors import CheckFailed, ConfigError, DataError
 from tinymim_export.runtime.metadata import not_onnx
 from tinymim_export.runtime.providers import Provider
+
+if TYPE_CHECKING:
+    import numpy as np
 
 PROVIDERS = {
     provider.name: provider
@@ -26,7 +29,7 @@ PROVIDERS = {
         Provider("tensorrt", "TensorrtExecutionProvider", target="tensorrt", device="cuda"),
     )
 }
-IMAGES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}  # normalised, or pixels
+IMAGES = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}  # normalised, or pixels
 HEAVY = {  # operators whose place decides the speed; shape arithmetic may stay on the CPU
     "Conv",
     "FusedConv",
@@ -179,6 +182,8 @@ def profile(
 
     A first run is left out where ``runs`` is more than one.
     """
+    import numpy as np
+
     with tempfile.TemporaryDirectory() as folder:
         session = open_session(path, provider, threads, profile=str(Path(folder) / "profile"))
         image = session.get_inputs()[0]

@@ -5,6 +5,7 @@ import timm
 import torch
 
 from tests.distill.test_taps import TEACHERS
+from tinymim.cli import _listed
 from tinymim.distill.taps import QKV, read
 from tinymim.errors import CheckpointError
 from tinymim.models import teachers
@@ -72,7 +73,7 @@ def test_a_file_that_a_plain_model_cannot_hold_is_refused(name, monkeypatch, tmp
 
 def test_openais_clip_has_its_own_activation(capsys):
     """timm's plain entry is another function than the one that was trained; ours is not, and a wrong choice is said."""
-    assert not [name for name in teachers.SUGGESTED if "clip_2" in name]
+    assert not [teacher.name for teacher in _listed.TEACHERS if "clip_2" in teacher.name]
     load_teacher("timm/vit_base_patch16_clip_224.openai", pretrained=False, img_size=32)
     assert "use quickgelu model variant" in capsys.readouterr().out
 

@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tinymim
+from tinymim.cli._listed import BACKBONES, MODELS
 from tinymim.errors import ConfigError
-from tinymim.models import ViT
+from tinymim.models import ViT, model_names
+from tinymim.models.backbone import PLAIN, backbone_names
 from tinymim.models.mae import MAE
 from tinymim.models.position import relative_index, resize_position, resize_relative_table, sincos_position
 
@@ -149,6 +151,16 @@ def test_mae_masks_and_learns():
         loss.backward()
         optimizer.step()
     assert float(loss.detach()) < 0.9 * before
+
+
+def test_listed_models_are_what_is_built():
+    with torch.device("meta"):
+        built = [tinymim.create_model(name) for name in model_names()]
+    assert [*MODELS] == [
+        (name, m.embed_dim, m.num_heads, m.depth, round(sum(p.numel() for p in m.parameters()) / 1e6, 1))
+        for name, m in zip(model_names(), built, strict=True)
+    ]
+    assert {*BACKBONES} == {*backbone_names()} - {*model_names(), PLAIN}
 
 
 def test_create_model():

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 from tinymim.cli import main as tinymim
 from tinymim.cli import run_command
-from tinymim.engine import load_recipe
 from tinymim.errors import CheckFailed
 from tinymim.files import environment, write_text
 
@@ -45,6 +44,8 @@ def dry_run(argv: list[str]) -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Dry-run every step, write the page."""
+    from tinymim.engine import load_recipe
+
     env = environment()
     versions = ", ".join(f"{name} {env['versions'][name]}" for name in ("tinymim", "torch", "timm"))
     lines = [

@@ -23,6 +23,7 @@ def run(args: argparse.Namespace) -> int:
     import tinymim_mmseg_configs
 
     import tinymim.recipes
+    from tinymim.cli._listed import BACKBONES, MODELS, TEACHERS
 
     recipes = Path(tinymim.recipes.__file__).parent
 
@@ -34,45 +35,27 @@ def run(args: argparse.Namespace) -> int:
         )
         return re.split(r"[.] (?=[A-Z])", words)[0].rstrip(".") + "."
 
-    shown = args.what
-    if shown is None:
-        try:
-            import torch  # noqa: F401
-        except ImportError:  # a box for deployment
-            print("models, teachers: not listed, torch is not installed here")
-            shown = "light"
-    if shown in (None, "models"):
-        from tinymim.models import create_model, model_names
-        from tinymim.models.backbone import PLAIN, backbone_names
-
+    if args.what in (None, "models"):
         print("models (tinymim.create_model, --student):")
-        for name in model_names():
-            model = create_model(name)
-            millions = sum(p.numel() for p in model.parameters()) / 1e6
-            print(
-                f"  {name:24} width {model.embed_dim}, {model.num_heads} heads, {model.depth} blocks, {millions:.1f} M"
-            )
-        others = [name for name in backbone_names() if name not in (*model_names(), PLAIN)]
-        print(f"segmentation backbones by timm's names (TinyMIMBackbone(name=...)): {', '.join(others)}")
-    if shown in (None, "teachers"):
-        from tinymim.models.teachers import SUGGESTED, describe_teacher
-
+        for m in MODELS:
+            print(f"  {m.name:24} width {m.width}, {m.heads} heads, {m.blocks} blocks, {m.millions:.1f} M")
+        print(f"segmentation backbones by timm's names (TinyMIMBackbone(name=...)): {', '.join(BACKBONES)}")
+    if args.what in (None, "teachers"):
         print("teachers (--teacher), the block that is read by default, licence of the weights:")
-        for name in SUGGESTED:
-            t = describe_teacher(name)
+        for t in TEACHERS:
             print(
-                f"  {t.name:48} width {t.width:4}, {t.heads:2} heads, {t.blocks} blocks, patch {t.patch}, "
+                f"  {f'timm/{t.name}':48} width {t.width:4}, {t.heads:2} heads, {t.blocks} blocks, patch {t.patch}, "
                 f"block {t.target_block}, {t.licence}"
             )
-    if shown in (None, "light", "recipes"):
+    if args.what in (None, "recipes"):
         print("recipes (tinymim pretrain|distill|finetune --recipe):")
         for path in sorted(recipes.glob("[!_]*.py")):
             print(f"  {path.stem:32} {summary(path)}")
-    if shown in (None, "light", "studies"):
+    if args.what in (None, "studies"):
         print("studies (tinymim study NAME --data FOLDER):")
         for path in sorted((recipes / "studies").glob("[!_]*.py")):
             print(f"  {path.stem:32} {summary(path)}")
-    if shown in (None, "light", "configs"):
+    if args.what in (None, "configs"):
         print("segmentation configs (tinymim segment NAME --data-root FOLDER):")
         folder = Path(tinymim_mmseg_configs.__file__).parent
         for path in sorted(folder.glob("[!_]*.py")):

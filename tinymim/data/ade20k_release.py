@@ -6,11 +6,14 @@ import shutil
 import urllib.request
 import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tinymim.data.folders import Layout, read_layout
 from tinymim.errors import DataError
 from tinymim.files import atomic_path
 from tinymim.progress import Progress
+
+if TYPE_CHECKING:
+    from tinymim.data.folders import Layout
 
 URL = "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip"
 SHA1 = "219e1696abb36c8ba3a3afe7fb2f4b4606a897c7"
@@ -19,12 +22,14 @@ COUNTS = {"train": 20210, "val": 2000}
 CHUNK = 1 << 20
 
 
-def check(folder: Path) -> Layout:
+def check(folder: Path) -> "Layout":
     """Check a folder for ADE20K: layout, 150 classes, number of pairs.
 
     Raises:
         DataError: something is missing.
     """
+    from tinymim.data.folders import read_layout
+
     if not (folder / "annotations").is_dir() and (folder / "images").is_dir():
         raise DataError(
             f"{folder} has no annotations folder",

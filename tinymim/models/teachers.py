@@ -35,30 +35,6 @@ TIMM = (
     VisionTransformerSAM,
 )  # MAE, DeiT, DINOv2, CLIP, SigLIP; BEiT; EVA-02, DINOv3; SAM
 TAPPABLE = (TapByTap, *TIMM)  # models that tinymim.distill.read can read
-SUGGESTED = (  # timm's names; any other model of these classes works, too
-    "vit_base_patch16_224.mae",
-    "vit_large_patch16_224.mae",
-    "vit_huge_patch14_224.mae",
-    "deit_base_distilled_patch16_224.fb_in1k",
-    "beit_base_patch16_224.in22k_ft_in22k",
-    "beitv2_base_patch16_224.in1k_ft_in22k",
-    "beitv2_large_patch16_224.in1k_ft_in22k",
-    "eva02_base_patch14_224.mim_in22k",
-    "eva02_large_patch14_224.mim_in22k",
-    "vit_small_patch14_reg4_dinov2.lvd142m",
-    "vit_base_patch14_reg4_dinov2.lvd142m",
-    "vit_large_patch14_reg4_dinov2.lvd142m",
-    "vit_small_patch16_dinov3.lvd1689m",
-    "vit_base_patch16_dinov3.lvd1689m",
-    "vit_large_patch16_dinov3.lvd1689m",
-    "vit_base_patch16_clip_quickgelu_224.openai",
-    "vit_large_patch14_clip_quickgelu_224.openai",
-    "vit_base_patch16_siglip_224.webli",
-    "samvit_base_patch16.sa1b",
-    "samvit_large_patch16.sa1b",
-)
-
-
 UNREAD = re.compile(r"(norm|fc_norm|head|head_dist|neck|attn_pool)\.")  # never read from a teacher
 
 

@@ -1,26 +1,30 @@
 """One opened .onnx file on one runtime: what is scored is what is timed. Here: the contract, the registry, the door.
 
 A runtime is a subclass of :class:`Engine` in a file of its own. It says its name, its providers and compute types, and
-how a file is opened, run, timed and profiled. numpy only; a runtime imports its package when a file is opened.
+how a file is opened, run, timed and profiled. A runtime imports its package, and numpy, when a file is opened: the
+options of the commands read the registry.
 """
+
+from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeVar
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 from tinymim.errors import ConfigError, DataError
 from tinymim.files import cores, sha256_file
 from tinymim_export.runtime.metadata import check_verified
 from tinymim_export.runtime.providers import Provider
 
+if TYPE_CHECKING:
+    import numpy as np
+
 DEFAULT = "onnxruntime"  # the runtime where none is named
 DTYPES = ("float32", "uint8")  # of images: normalised, or pixels
-RUNTIMES: dict[str, type["Engine"]] = {}  # word of --runtime -> its engine, in the order of registration
+RUNTIMES: dict[str, type[Engine]] = {}  # word of --runtime -> its engine, in the order of registration
 EngineClass = TypeVar("EngineClass", bound="type[Engine]")
 Result = TypeVar("Result")
 
@@ -79,6 +83,8 @@ class Engine(ABC):
         Raises:
             ConfigError: it does not take one batch of images.
         """
+        import numpy as np
+
         if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].dtype not in DTYPES:
             raise ConfigError(
                 f"{self.path.name} does not take one image batch",
@@ -129,6 +135,8 @@ class Engine(ABC):
         Raises:
             ConfigError: the graph cannot take this size.
         """
+        import numpy as np
+
         sides = zip(self.size, images_N3HW.shape[2:], strict=True)
         if any(fixed not in (None, side) for fixed, side in sides):
             raise cannot_run(self.path, images_N3HW.shape, self.size, "another size")
@@ -336,6 +344,8 @@ def no_compute_type(given: str, engine: type[Engine]) -> ConfigError:
 
 def random_input(shape: tuple[int, ...], dtype: Any, seed: int) -> np.ndarray:
     """Normal float32 noise, or uniform uint8 pixels."""
+    import numpy as np
+
     random = np.random.default_rng(seed)
     if np.dtype(dtype) == np.uint8:
         return random.integers(0, 256, shape, np.uint8)

@@ -1,11 +1,12 @@
 """ONNX Runtime: runs a file as it is, on the CPU, by CUDA or by TensorRT."""
 
+from __future__ import annotations
+
 import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from tinymim_export.runtime.engines.base import Engine, Port, cannot_run, random_input, register_runtime
 from tinymim_export.runtime.metadata import read_metadata
@@ -18,6 +19,9 @@ from tinymim_export.runtime.sessions import (
     require_provider,
     runner,
 )
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @register_runtime

@@ -1,18 +1,21 @@
 """OpenVINO on the CPU. It can run an FP32 file in bfloat16 where the processor has it: a setting, not another file."""
 
+from __future__ import annotations
+
 import functools
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from tinymim.errors import ConfigError
 from tinymim_export.runtime.engines.base import Engine, Port, random_input, register_runtime
 from tinymim_export.runtime.metadata import decode, first_line, not_onnx
 from tinymim_export.runtime.providers import Provider
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @register_runtime
@@ -86,6 +89,8 @@ class OpenVINOEngine(Engine):
         }
 
     def _run(self, images_N3HW: np.ndarray) -> np.ndarray:
+        import numpy as np
+
         request = self.compile(images_N3HW.shape).create_infer_request()
         return np.array(request.infer({0: images_N3HW})[0])
 
