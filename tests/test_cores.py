@@ -4,6 +4,7 @@ import pytest
 
 from tinymim import cores
 from tinymim.cores import core_limits
+from tinymim.errors import CheckpointError
 from tinymim.files import environment
 
 
@@ -62,16 +63,22 @@ def test_every_limit_is_named(machine, monkeypatch):
     assert core_limits() == {"affinity": 8, "cgroup": 2.5, "OMP_NUM_THREADS": 4}
 
 
-def test_training_keeps_to_the_quota(machine):
+def test_training_and_export_keep_to_the_quota(machine):
     import torch
 
     from tinymim.compat import use_device
+    from tinymim_export.graph.torch_model import load_torch_model
+
+    def export():
+        with pytest.raises(CheckpointError):
+            load_torch_model("no_such.pth")
 
     before = torch.get_num_threads()
+    machine({"cpu.max": "150000 100000"}, "0::/")
     try:
-        torch.set_num_threads(4)
-        machine({"cpu.max": "150000 100000"}, "0::/")
-        use_device("cpu")
-        assert torch.get_num_threads() == 2
+        for begin in (lambda: use_device("cpu"), export):
+            torch.set_num_threads(4)
+            begin()
+            assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)

@@ -2,7 +2,8 @@
 
 - ``install_mmcv_stand_in``: MMSegmentation imports MMCV's compiled operators although a plain UperNet needs none;
   ``mmcv-lite`` does not have them. A stand-in module lets the import pass and raises an error if an operator is called.
-- ``use_device``: MMEngine chooses the first accelerator it sees, once, at import; PyTorch overlooks CPU quotas.
+- ``use_device``: MMEngine chooses the first accelerator it sees, once, at import.
+- ``use_cores``: PyTorch overlooks CPU quotas.
 - ``let_timm_posterize``: timm's RandAugment sometimes posterizes to 0 bits, which newer Pillow refuses.
 - ``start_cpu_processes``: MMEngine's launcher calls ``torch.cuda.set_device`` even on machines without a GPU.
 - ``leave_processes``: a thread of gloo that outlives the interpreter aborts the process.
@@ -96,9 +97,16 @@ def use_device(device: str | None) -> str:
         if device and ":" in device:
             torch.cuda.set_device(device)
     mmengine_device.DEVICE = kind
-    if cores() < torch.get_num_threads():  # PyTorch does not know the CPU quota of a container
-        torch.set_num_threads(cores())
+    use_cores()
     return kind
+
+
+def use_cores() -> None:
+    """Give PyTorch no more threads than :func:`tinymim.cores.cores`: it does not know the CPU quota of a container."""
+    import torch
+
+    if cores() < torch.get_num_threads():
+        torch.set_num_threads(cores())
 
 
 def start_cpu_processes(cfg: Any) -> None:

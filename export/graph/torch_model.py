@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tinymim.compat import use_cores
 from tinymim.errors import CheckpointError, ConfigError
 from tinymim.files import sha256_file
 from tinymim.models import Backbone, model_from_checkpoint, read_checkpoint
@@ -94,6 +95,7 @@ def load_torch_model(
         CheckpointError: no such file, damaged, or without the requested part.
         ConfigError: a configuration that cannot be read or does not fit.
     """
+    use_cores()
     checkpoint = Path(checkpoint)
     found = read_checkpoint(checkpoint)
     is_segmentor = any(name.startswith("decode_head.") for name in found.dropped)

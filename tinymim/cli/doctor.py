@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tinymim.compat import use_cores
 from tinymim.cores import core_limits
 from tinymim.errors import CheckFailed
 from tinymim.files import environment, write_json
@@ -124,6 +125,7 @@ def machine() -> dict[str, Any]:
     try:
         import torch
 
+        use_cores()
         gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
         about_torch = f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}, GPU: {gpu}"
     except ImportError:
