@@ -109,3 +109,8 @@ def child(act: Callable[[], int], log: Path) -> int:
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)
+
+
+def fork(act: Callable[[], int], log: Path) -> int:
+    """Run something in a forked child whose output goes to a file; its exit code, or minus its signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(child(act, log), 0)[1])

@@ -15,11 +15,10 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.attack.forked import child, command
+from tests.attack.forked import command, fork
 
 VERBS = ("pretrain", "distill", "finetune", "segment", "chain", "study", "tune", "demo")
 TINY = ["student_args.embed_dim=24", "student_args.depth=4", "student_args.num_heads=2"]
@@ -172,11 +171,6 @@ def make_small(folder: Path) -> None:
         json.dumps(stage.options),
         str(stage.run),
     ]
-
-
-def fork(act: Callable[[], int], log: Path) -> int:
-    """Run something in a forked child whose output goes to a file; its exit code, or minus its signal."""
-    return os.waitstatus_to_exitcode(os.waitpid(child(act, log), 0)[1])
 
 
 def counted(words: list[str], note: Path, at: int | None) -> int:

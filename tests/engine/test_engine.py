@@ -15,9 +15,11 @@ import torch
 from PIL import Image
 
 import tinymim
+from tests.attack.forked import child, fork
 from tinymim.cli import main
 from tinymim.data.photos import Photos, StepSampler, crop_box, list_photos
 from tinymim.engine import distill, learning_rate, load_recipe, pretrain, recipe_names
+from tinymim.engine.loop import StepLoop
 from tinymim.engine.model import NonFiniteLoss
 from tinymim.engine.plan import padding
 from tinymim.errors import ConfigError, DataError, TinyMIMError
@@ -131,19 +133,18 @@ def test_resume_after_kill_is_bit_identical(photos, teacher, tmp_path):
     expected = losses(whole.out)
     assert len(expected) == 60
     out = tmp_path / "killed"
-    slow = (
-        "import tinymim.engine.loop as l, time; r = l.StepLoop.run_iter\n"
-        "def slow(self, b): time.sleep(0.05); r(self, b)\n"
-        "l.StepLoop.run_iter = slow\n"
-        "import sys; from tinymim.cli import main; sys.exit(main(sys.argv[1:]))"
-    )
-    argv = command(photos, teacher, out, "--save-every", "4", "--epochs", "20")
-    child = subprocess.Popen([sys.executable, "-c", slow, *argv[3:]], env=ENV, stdout=subprocess.DEVNULL)
+
+    def slow():
+        once = StepLoop.run_iter
+        StepLoop.run_iter = lambda self, batch: time.sleep(0.05) or once(self, batch)
+        return main(command(photos, teacher, out, "--save-every", "4", "--epochs", "20")[3:])
+
+    pid = child(slow, tmp_path / "said.txt")
     deadline = time.time() + 90
     while time.time() < deadline and not ((out / "metrics.jsonl").is_file() and len(losses(out)) >= 10):
         time.sleep(0.02)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
     done = len(losses(out))
     assert 10 <= done < 60
     distill(**options(photos, teacher, out=out, epochs=20, save_every=4, resume=True))
@@ -278,18 +279,19 @@ def test_two_processes_equal_one(photos, teacher, tmp_path):
 
 
 def test_command_and_damaged_photo(photos, teacher, tmp_path):
-    """The real command, on a folder with a truncated JPEG: skipped, named, counted."""
+    """The command, on a folder with a truncated JPEG: skipped, named, counted."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for path in list_photos(photos):
         (folder / path.name).write_bytes(path.read_bytes())
     broken = folder / "05.jpg"
     broken.write_bytes(broken.read_bytes()[:300])
-    done = subprocess.run(command(folder, teacher, tmp_path / "run"), env=ENV, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert f"skipped damaged photo {broken}" in done.stdout
-    assert "1 damaged photo(s) skipped" in done.stdout
-    assert "next:" in done.stdout
+    code = fork(lambda: main(command(folder, teacher, tmp_path / "run")[3:]), tmp_path / "said.txt")
+    said = (tmp_path / "said.txt").read_text()
+    assert code == 0, said[-3000:]
+    assert f"skipped damaged photo {broken}" in said
+    assert "1 damaged photo(s) skipped" in said
+    assert "next:" in said
     assert (tmp_path / "run/report.html").is_file()
 
 
@@ -317,17 +319,17 @@ def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(photos, teacher, tmp_
 
 def test_full_disk(photos, teacher, tmp_path):
     """A write past the limit is our error; no half-written file stays."""
-    code = (
-        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
-        "from tinymim.cli import main; sys.exit(main(sys.argv[1:]))"
-    )
-    assert resource.RLIMIT_FSIZE is not None
-    argv = command(photos, teacher, tmp_path / "run")[3:]
-    done = subprocess.run([sys.executable, "-c", code, *argv], env=ENV, capture_output=True, text=True)
-    assert done.returncode == 2, done.stderr[-2000:]
-    assert "cannot write" in done.stderr
-    assert "Traceback" not in done.stderr
+
+    def limited():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+        return main(command(photos, teacher, tmp_path / "run")[3:])
+
+    code = fork(limited, tmp_path / "said.txt")
+    said = (tmp_path / "said.txt").read_text()
+    assert code == 2, said[-2000:]
+    assert "cannot write" in said
+    assert "Traceback" not in said
     left = [p.name for p in (tmp_path / "run").rglob("*") if p.name.endswith((".part", ".pth"))]
     assert left == []
 

@@ -13,8 +13,9 @@ import timm
 import torch
 from PIL import Image, ImageFilter
 
+from tests.attack.forked import TRACEBACK, fork, run
 from tinymim.cli import main
-from tinymim.engine import finetune, load_recipe
+from tinymim.engine import finetune, finetuning, load_recipe
 from tinymim.engine.classify import ClassifyModel, CosineHook
 from tinymim.engine.finetuning import build_classifier, eval_transform, train_transform
 from tinymim.errors import CheckpointError, ConfigError, DataError
@@ -457,14 +458,11 @@ def test_command_dry_run_and_eval(folders, tmp_path, capsys):
         "cpu",
     ]
     small = ["--cfg-options", "student_args.depth=2", "student_args.embed_dim=24", "student_args.num_heads=2"]
-    done = subprocess.run(
-        [sys.executable, "-m", "tinymim", "finetune", *words, "--out", str(tmp_path / "run"), *small],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "top-1" in done.stdout
-    assert "next:    tinymim eval" in done.stdout
+    code = fork(lambda: main(["finetune", *words, "--out", str(tmp_path / "run"), *small]), tmp_path / "said.txt")
+    said = (tmp_path / "said.txt").read_text()
+    assert code == 0, said
+    assert "top-1" in said
+    assert "next:    tinymim eval" in said
     assert (tmp_path / "run/report.html").is_file()
     assert main(["finetune", *words, "--dry-run", "--out", str(tmp_path / "dry"), *small]) == 0
     said = capsys.readouterr().out
@@ -477,16 +475,8 @@ def test_command_dry_run_and_eval(folders, tmp_path, capsys):
     assert "student = 'tinymim_vit_small'" in out
 
 
-def test_an_error_in_a_worker_does_not_hang(folders, tmp_path):
+def test_an_error_in_a_worker_does_not_hang(folders, tmp_path, monkeypatch):
     """Workers ignore SIGTERM; a job that dies of an unforeseen error must still end (it once waited for them)."""
-    code = (
-        "import sys, tinymim.engine.finetuning as f\n"
-        "def broken(config):\n"
-        "    def view(image): raise RuntimeError('unforeseen')\n"
-        "    return view\n"
-        "f.train_transform = broken\n"
-        "from tinymim.cli import main; sys.exit(main(sys.argv[1:]))"
-    )
     words = [
         "finetune",
         "--data",
@@ -506,6 +496,11 @@ def test_an_error_in_a_worker_does_not_hang(folders, tmp_path):
         "student_args.embed_dim=24",
         "student_args.num_heads=2",
     ]
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=90)
-    assert done.returncode == 1
-    assert "unforeseen" in done.stderr
+
+    def broken(image):
+        raise RuntimeError("unforeseen")
+
+    monkeypatch.setattr(finetuning, "train_transform", lambda config: broken)
+    done = run(["tinymim", *words], tmp_path, seconds=90)
+    assert done.word == TRACEBACK
+    assert "unforeseen" in done.text

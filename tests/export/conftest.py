@@ -1,5 +1,9 @@
 """Tiny models as files, and what their exports give, made once a session (an export takes seconds)."""
 
+import fcntl
+import os
+import pickle
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -88,17 +92,38 @@ def files(tmp_path_factory):
     )
 
 
+def share_out(folder, makers):
+    """Name -> what its maker gives; the workers of pytest-xdist make each once, each what nobody else is making."""
+    found = {}
+    while missing := makers.keys() - found.keys():
+        for name in missing:
+            with open(folder / f"{name}.lock", "wb") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                kept = folder / f"{name}.pickle"
+                if not kept.is_file():
+                    kept.write_bytes(pickle.dumps(makers[name](folder / f"{name}.onnx")))
+                found[name] = pickle.loads(kept.read_bytes())
+        time.sleep(0.05)
+    return found
+
+
 @pytest.fixture(scope="session")
-def exported(files):
+def exported(files, tmp_path_factory):
     """One export of each kind: fixed segmentor with logits, dynamic segmentor with a mask, dynamic backbone."""
     from tinymim_export import export
 
-    made = {
-        "fixed": export(files.segmentor, files.folder / "fixed.onnx"),
-        "mask": export(files.segmentor, files.folder / "mask.onnx", part="segmentor", dynamic=True, output="mask"),
-        "features": export(files.star, files.folder / "features.onnx", part="backbone", dynamic=True),
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "exported"
+    folder.mkdir(exist_ok=True)
+    makers = {
+        "fixed": lambda path: export(files.segmentor, path),
+        "mask": lambda path: export(files.segmentor, path, part="segmentor", dynamic=True, output="mask"),
+        "features": lambda path: export(files.star, path, part="backbone", dynamic=True),
     }
-    return SimpleNamespace(**made)
+    return SimpleNamespace(**share_out(folder, makers))
 
 
 @pytest.fixture(scope="session")

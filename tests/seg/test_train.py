@@ -6,8 +6,6 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ import torch
 from mmengine.config import Config
 from PIL import Image
 
+from tests.attack.forked import fork
 from tinymim.errors import CheckFailed, CheckpointError, ConfigError, DataError, TinyMIMError
 from tinymim.models import save_student
 from tinymim.models.vit import ViT
@@ -93,22 +92,19 @@ def test_test_time_augmentation(trained):
 def test_resume_after_kill_9_is_bit_identical(trained, scenes, small, tmp_path):
     """Killed after step 3 (checkpoint at 2); resumed with two workers; same losses, same weights."""
     folder = tmp_path / "run"
-    code = (
-        "import json, os, signal, sys\n"
-        "from tinymim.seg import train_segmentor\n"
-        "from tinymim.seg.hooks import RunFolderHook\n"
-        "after = RunFolderHook.after_train_iter\n"
-        "def kill(self, runner, batch_idx, **rest):\n"
-        "    after(self, runner, batch_idx, **rest)\n"
-        "    if batch_idx + 1 == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "RunFolderHook.after_train_iter = kill\n"
-        "config, folder, data, options = json.loads(sys.argv[1])\n"
-        "options = {k: tuple(v) if k.endswith('size') and isinstance(v, list) else v for k, v in options.items()}\n"
-        "train_segmentor(config, work_dir=folder, data_root=data, cfg_options=options)\n"
-    )
-    argument = json.dumps([DEMO, str(folder), str(scenes), small()])
-    done = subprocess.run([sys.executable, "-c", code, argument], capture_output=True, text=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    after = RunFolderHook.after_train_iter
+
+    def kill(self, runner, batch_idx, **rest):
+        after(self, runner, batch_idx, **rest)
+        if batch_idx + 1 == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def train():
+        RunFolderHook.after_train_iter = kill
+        train_segmentor(DEMO, work_dir=folder, data_root=scenes, cfg_options=small())
+        return 0
+
+    assert fork(train, tmp_path / "said.txt") == -signal.SIGKILL, (tmp_path / "said.txt").read_text()
     assert [line["step"] for line in lines(folder)] == [1, 2, 3]
     (folder / "metrics.jsonl").open("a").write('{"step": 4, "lo')  # a line cut off by the kill
     result = train_segmentor(

@@ -156,8 +156,9 @@ def demo(
         CheckFailed: a check did not pass (the report is still written).
         TinyMIMError: anything the user can fix.
     """
-    # OpenMP's threads spin while they wait; on two busy cores that made training ten times slower (measured), and
-    # spinning briefly costs little on idle cores. OpenMP reads this when torch is first imported.
+    # OpenMP's threads spin while they wait. Measured on two cores: briefly, a distillation step is 1.6 times as fast
+    # beside two busy processes (ten times, a tiny one), and a quarter slower on idle cores or beside data workers; so
+    # only the demo, which must end in minutes on any machine, does it. OpenMP reads this when torch is first imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     if not 1 <= minutes <= 600:
         raise ConfigError(f"{minutes:g} minutes are not possible", "the demo takes at least one", "try --minutes 6")
