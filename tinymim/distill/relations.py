@@ -1,13 +1,12 @@
 """Token-relation losses (TinyMIM, arXiv 2301.01296, section 3.2, equation 9) as pure functions.
 
-:func:`relation_losses` never stores a relation; the functions on stored scores are its plain form, for analysis and tests.
+:func:`relation_losses` never stores a relation; the functions on stored scores are its plain form.
 
 Legend: B = batch, T = tokens (class token included), D = width, H = relation heads, C = D / H.
 """
 
 from collections.abc import Mapping, Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 

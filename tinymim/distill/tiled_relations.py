@@ -11,7 +11,8 @@ On a GPU a Triton kernel does this (:mod:`tinymim.distill.kernels.relation_loss`
 FlashAttention, arXiv 2205.14135); everywhere else, or where that kernel fails, the chunked form below. A further
 comparison of scores is one more function like :func:`kl_of_tile`.
 
-Legend: B = batch, T = tokens, D = width, H = relation heads, C = D / H; of a tile: U = pairs of image and head, R = rows.
+Legend: B = batch, T = tokens, D = width, H = relation heads, C = D / H; of a tile: U = pairs of image and head,
+R = query rows.
 """
 
 import functools
@@ -125,7 +126,7 @@ def sum_type(x: Tensor) -> torch.dtype:
 
 
 def kl_of_tile(s_URT: Tensor, t_URT: Tensor) -> tuple[Tensor, Tensor]:
-    """Summed KL(teacher || student) of whole rows of scores, and its gradient (U, R, T) with respect to the student's."""
+    """Summed KL(teacher || student) of whole rows of scores; its gradient (U, R, T) with respect to the student's."""
     log_s, log_t = s_URT.log_softmax(-1), t_URT.log_softmax(-1)
     p_t = log_t.exp()
     total = torch.dot(p_t.view(-1), log_t.sub_(log_s).view(-1))

@@ -2,9 +2,9 @@
 
 Two kernels. :func:`_rows` goes over the key tiles of its query rows: once for the running maxima and sums of both sides
 (FlashAttention, arXiv 2205.14135) and the loss, once more for the gradient of A. :func:`_columns` goes over the query
-tiles of its keys for the gradient of B. A relation of a tensor with itself has symmetric scores: the gradient's tile and
-its transpose come from the same scores, so ``_columns`` alone makes the whole gradient. No atomics, so runs repeat bit
-for bit; no synchronisation with the host.
+tiles of its keys for the gradient of B. A relation of a tensor with itself has symmetric scores: a tile of the gradient
+and its transpose come from the same scores, so ``_columns`` alone makes the whole gradient. No atomics, so runs repeat
+bit for bit; no synchronisation with the host.
 
 Legend: B = batch, T = tokens, D = width, H = relation heads, C = D / H; M = query rows and N = keys of a tile.
 """
