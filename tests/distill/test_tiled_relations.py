@@ -71,7 +71,7 @@ def test_both_forms_are_one_loss(dtype, loss_rtol, grad_rtol, softmax, tile, dev
 @pytest.mark.parametrize("one", [False, True])
 def test_gradcheck(beta, one, monkeypatch):
     monkeypatch.setattr(tiled_relations, "TILE_BYTES", 256)
-    student, teacher, x = sides(2, 5, 6, 4, torch.float64)
+    _, teacher, x = sides(2, 5, 6, 4, torch.float64)
     taught = (teacher["q"],) * 2 if one else (teacher["q"], teacher["k"])
 
     def loss(x):
@@ -99,7 +99,7 @@ def test_types_may_differ():
 
 
 def test_checkpointing_and_compile():
-    student, teacher, x = sides(2, 9, 16, 8)
+    _, teacher, x = sides(2, 9, 16, 8)
     taught = teacher["q"], teacher["k"]
 
     def loss(x):
@@ -198,7 +198,7 @@ def test_the_choice_of_a_kernel(fault, monkeypatch):
     monkeypatch.setitem(sys.modules, "tinymim.distill.kernels.relation_loss", place)
     monkeypatch.setattr(tiled_relations, "takes_kernel", lambda device: True)
     find_kernel.cache_clear()
-    student, teacher, x = sides(2, 9, 16, 8)
+    student, teacher, _ = sides(2, 9, 16, 8)
     try:
         if fault:
             with pytest.warns(UserWarning, match="without their Triton kernel"):

@@ -65,7 +65,8 @@ def _relation_loss(
     kernel = find_kernel(
         a_s.device, a_s.dtype, a_t.dtype, a_s.shape[2] // heads, a_t.shape[2] // heads, beta is None, b_s is None
     )
-    total, da, db = (kernel or chunked)(a_s, b_s, a_t, b_t, heads, beta, grad)
+    with torch.autocast(a_s.device.type, enabled=False):
+        total, da, db = (kernel or chunked)(a_s, b_s, a_t, b_t, heads, beta, grad)
     return total / _count(a_s, heads, beta), da, db
 
 
