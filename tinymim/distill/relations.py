@@ -1,15 +1,17 @@
 """Token-relation losses (TinyMIM, arXiv 2301.01296, section 3.2, equation 9) as pure functions.
 
+:func:`relation_losses` never stores a relation; the functions on stored scores are its plain form.
+
 Legend: B = batch, T = tokens (class token included), D = width, H = relation heads, C = D / H.
 """
 
 from collections.abc import Mapping, Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tinymim.distill.features import BETA
+from tinymim.distill.tiled_relations import relation_loss
 
 
 def relation_logits(a_BTD: Tensor, b_BTD: Tensor, heads: int) -> Tensor:
@@ -51,7 +53,7 @@ def relation_losses(
     relations: Sequence[str] = ("qk", "vv"),
     softmax: bool = True,
 ) -> dict[str, Tensor]:
-    """Losses of chosen relations; the default is the published pair.
+    """Losses of chosen relations; the default is the published pair. The teacher gets no gradient.
 
     Args:
         student: ``q``, ``k`` and ``v``, as far as the relations need them, each (B, T, D_s).
@@ -63,13 +65,8 @@ def relation_losses(
     Returns:
         Relation -> differentiable scalar.
     """
-    losses = {}
-    for name in relations:
-        a, b = name[0], name[1]
-        with torch.autocast(student[a].device.type, enabled=False):
-            compare = relation_kl if softmax else relation_smooth_l1
-            losses[name] = compare(
-                relation_logits(student[a].float(), student[b].float(), heads),
-                relation_logits(teacher[a].float(), teacher[b].float(), heads),
-            )
-    return losses
+    beta = None if softmax else BETA
+    return {
+        name: relation_loss((student[name[0]], student[name[1]]), (teacher[name[0]], teacher[name[1]]), heads, beta)
+        for name in relations
+    }
