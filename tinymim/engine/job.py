@@ -117,6 +117,7 @@ class Job(ABC):
         torch.manual_seed(self.config.seed)
         autocast, self.scaled = pick_precision(self.config.precision, self.place)
         self.model: Trainable = self.make_model(autocast).to(self.place)
+        self.model.prepare(torch.float16 if self.scaled else autocast or torch.float32)
         plan, share = self.arithmetic, self.arithmetic.batch // self.world
         if self.state is not None:
             self.model.learned.load_state_dict(self.state["model"])
@@ -132,7 +133,7 @@ class Job(ABC):
         plan, config = self.arithmetic, self.config
         start = int(self.state["step"]) if self.state else 0
         loader = train_loader(self.photos(), plan, config, self.place, start=start, rank=self.rank, world=self.world)
-        optimizer = torch.optim.AdamW(self.parameter_groups(), lr=plan.peak_lr, betas=tuple(config.betas))
+        optimizer = torch.optim.AdamW(self.parameter_groups(), lr=plan.peak_lr, betas=tuple(config.betas), fused=True)
         self.monitor = MonitorHook(
             self.folder,
             getattr(self.settings, "title", None) or find_method(config.method).title,

@@ -46,6 +46,9 @@ class Trainable(BaseModel):
         """A batch of random pixels, for measuring memory and time."""
         raise NotImplementedError
 
+    def prepare(self, dtype: torch.dtype) -> None:
+        """Called once, on the model's device: make teachers fast in the type of this run's products."""
+
     def cast(self, device: str) -> Any:
         """Autocast context of a forward pass; none at all if off, as a disabled one would undo AmpOptimWrapper's."""
         return nullcontext() if self.autocast is None else torch.autocast(device, dtype=self.autocast)
@@ -93,6 +96,9 @@ class PretrainModel(Trainable):
     def learned(self) -> nn.Module:
         """Everything a checkpoint must hold to resume: student, linear maps, decoder (never a teacher)."""
         return self.method.learned
+
+    def prepare(self, dtype: torch.dtype) -> None:
+        self.method.prepare(dtype)
 
     def forward(  # type: ignore[override]
         self, image: Tensor, student_image: Tensor | None = None, mode: str = "loss", **extra: Tensor
