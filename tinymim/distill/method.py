@@ -141,7 +141,7 @@ class Method(nn.Module):
         """Same as :meth:`losses`."""
         return self.losses(*views, **extra)
 
-    def prepare(self, dtype: torch.dtype) -> None:  # noqa: B027
+    def prepare(self, dtype: torch.dtype) -> None:
         """Called once, when the method is on its device: make what is frozen fast.
 
         Args:
