@@ -73,3 +73,12 @@ def test_a_packed_product(gelu):
         got = PackedLinear(layer, torch.float32, gelu=gelu)(x_BTD)
     torch.testing.assert_close(got, want, rtol=1e-5, atol=2e-6)
     assert counter.get_total_flops() == 2 * 10 * 48 * 96
+
+
+def test_preparing_draws_no_random_numbers():
+    """What follows from the seed of a run stays."""
+    can_pack.cache_clear()
+    model = ViT(**SMALL).requires_grad_(False)
+    before = torch.get_rng_state()
+    prepare_frozen(model, torch.bfloat16)
+    assert torch.equal(torch.get_rng_state(), before)

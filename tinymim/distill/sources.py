@@ -88,7 +88,7 @@ class LiveTeacher:
         self.dtype: torch.dtype | None = None
 
     def prepare(self, dtype: torch.dtype) -> None:
-        """:func:`~tinymim.distill.frozen.prepare_frozen`, once the model is on its device; it then runs in this type."""
+        """On the model's device: :func:`~tinymim.distill.frozen.prepare_frozen`; it then runs in this type."""
         prepare_frozen(self.model, dtype)
         self.dtype = None if dtype == torch.float32 else dtype
 

@@ -84,8 +84,8 @@ class Trainable(BaseModel):
             bad = 1 - torch.stack([loss for loss, _ in self.passes]).isfinite().all().float()
             if torch.distributed.is_initialized():
                 torch.distributed.all_reduce(bad, torch.distributed.ReduceOp.MAX)
-            scaled = getattr(optimizer, "found_inf", None)  # what float16's scaler found in the gradients
-            optimizer.found_inf = bad if scaled is None else torch.maximum(scaled, bad)
+            scaled = getattr(optimizer, "grad_scale", None) is not None  # float16's scaler has looked at the gradients
+            optimizer.found_inf = torch.maximum(optimizer.found_inf, bad) if scaled else bad
             self.bad = bad.to("cpu", non_blocking=True)
             self.read = torch.cuda.Event() if bad.is_cuda else None
             if self.read is not None:
