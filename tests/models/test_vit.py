@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import tinymim
 from tinymim.errors import ConfigError
-from tinymim.models import ViT, vit
+from tinymim.models import ViT, attention
 from tinymim.models.mae import MAE
 from tinymim.models.position import relative_index, resize_position, resize_relative_table, sincos_position
 
@@ -178,14 +178,14 @@ def test_attention_as_products_is_the_fused_one(masked):
         return [out, *torch.autograd.grad(out, inputs, along.to(dtype))]
 
     exact = run(F.scaled_dot_product_attention, torch.float32)
-    fused, ours = (run(f, torch.bfloat16) for f in (F.scaled_dot_product_attention, vit.attention))
+    fused, ours = (run(f, torch.bfloat16) for f in (F.scaled_dot_product_attention, attention.attention))
     for want, theirs, got in zip(exact, fused, ours, strict=True):
         error, usual = (float((x.float() - want).norm() / want.norm()) for x in (got, theirs))
         assert error < max(2 * usual, 0.01)
     calls = []
-    many = torch.randn(1, 1, vit.EXPLICIT_TOKENS + 1, 8, dtype=torch.bfloat16)
+    many = torch.randn(1, 1, attention.EXPLICIT_TOKENS + 1, 8, dtype=torch.bfloat16)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vit.F, "scaled_dot_product_attention", lambda q, *_, **__: calls.append(len(q)) or q)
+        patch.setattr(attention.F, "scaled_dot_product_attention", lambda q, *_, **__: calls.append(len(q)) or q)
         for x in (q, q.bfloat16(), many):
-            vit.attention(x, x, x)
+            attention.attention(x, x, x)
     assert calls == [2, 1]  # float32, and too many tokens

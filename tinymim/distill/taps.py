@@ -27,10 +27,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from tinymim.errors import ConfigError
+from tinymim.models.attention import attention
 from tinymim.models.backbone import QKV, TAPS, TapByTap
 from tinymim.models.teachers import TAPPABLE, TIMM
 from tinymim.models.tokens import keep_patches, num_prefix
-from tinymim.models.vit import attention
 
 __all__ = ["QKV", "TAPPABLE", "TAPS", "qkv_at", "read"]
 PRE_NORM = (
@@ -80,7 +80,7 @@ class _DeepestTapRead(Exception):
 class _CaptureQKV(TorchFunctionMode):
     """Captures q, k, v as they enter the fused attention of the current block; stops there if nothing else is read.
 
-    All attention of the model is computed by :func:`tinymim.models.vit.attention`.
+    All attention of the model is computed by :func:`tinymim.models.attention.attention`.
     """
 
     seen: dict[str, Tensor] | None = None

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tinymim.errors import ConfigError
+from tinymim.models.attention import attention
 from tinymim.models.backbone import PLAIN, QKV, TAPS, Stage, pick_taps, register_backbone
 from tinymim.models.position import (
     num_extra_rows,
@@ -29,40 +30,6 @@ from tinymim.models.tokens import keep_patches
 TABLE = "relative_position_bias_table"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-EXPLICIT_TOKENS = 512  # attention(): more are left to the fused kernel, which stores no maps
-
-
-def attention(
-    q_BHTC: Tensor, k_BHTC: Tensor, v_BHTC: Tensor, attn_mask: Tensor | None = None, **options: Any
-) -> Tensor:
-    """:func:`torch.nn.functional.scaled_dot_product_attention`, as plain products where these are faster.
-
-    That is in bfloat16 on the CPU, where the fused kernel's backward pass is slow: on two cores of an AMD EPYC, batch
-    16, forward and backward take 0.22 of its time at 65 tokens, 0.45 at 197; 0.68 at 1025, where the stored maps would
-    cost more memory than that is worth. The scores are rounded to bfloat16, as autocast does on any device.
-
-    Args:
-        q_BHTC: Queries.
-        k_BHTC: Keys.
-        v_BHTC: Values.
-        attn_mask: Added to the scores, (B, H, T, T) or what broadcasts to it; or True where tokens are attended to.
-        options: PyTorch's other keywords; the fused kernel takes them.
-    """
-    explicit = (
-        q_BHTC.dtype == torch.bfloat16
-        and q_BHTC.device.type == "cpu"
-        and k_BHTC.shape[-2] <= EXPLICIT_TOKENS
-        and not any(options.values())
-        and (attn_mask is None or attn_mask.dtype == torch.bfloat16)
-    )
-    if not explicit:
-        return F.scaled_dot_product_attention(q_BHTC, k_BHTC, v_BHTC, attn_mask=attn_mask, **options)
-    scores_BHTT = (q_BHTC * q_BHTC.shape[-1] ** -0.5) @ k_BHTC.transpose(-2, -1)
-    if attn_mask is not None:
-        scores_BHTT = scores_BHTT + attn_mask
-    return scores_BHTT.softmax(-1) @ v_BHTC
 
 
 class PatchEmbed(nn.Module):
@@ -109,6 +76,11 @@ class Attention(nn.Module):
         B, T, D = x_BTD.shape
         q, k, v = self.qkv(x_BTD).reshape(B, T, 3, self.num_heads, D // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
         return self.attend(q, k, v, grid, index_TT)
+
+    def some_of_qkv(self, x_BTD: Tensor, names: Collection[str]) -> dict[str, Tensor]:
+        """Some of q, k and v, each (B, T, D), without computing the others."""
+        weight, bias = (dict(zip(QKV, rows.chunk(3), strict=True)) for rows in (self.qkv.weight, self.qkv.bias))
+        return {name: F.linear(x_BTD, weight[name], bias[name]) for name in names}
 
     def attend(
         self, q_BHTC: Tensor, k_BHTC: Tensor, v_BHTC: Tensor, grid: tuple[int, int], index_TT: Tensor | None
@@ -385,6 +357,9 @@ class ViT(nn.Module):
             deepest = max(wanted[number], key=TAPS.index) if number == max(wanted) else TAPS[-1]
             seen: dict[str, Tensor] = {}
             block: Any = self.blocks[number - 1]
+            if deepest in QKV and len({*wanted[number]}) < len(QKV):
+                out[number] = block.attn.some_of_qkv(block.norm1(x_BTD), wanted[number])
+                break
             for name, value in block.steps(x_BTD, grid, index_TT):
                 seen[name] = value
                 if name == deepest:
