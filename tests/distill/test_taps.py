@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from tinymim.distill.taps import QKV, TAPS, read
 from tinymim.errors import ConfigError
@@ -200,3 +201,24 @@ def test_what_cannot_be_read(name, wanted, keep, words):
     with pytest.raises(ConfigError) as error:
         read(model, images, wanted, torch.zeros(2, 4, dtype=torch.long) if keep else None)
     assert words in f"{error.value.what} {error.value.why} {error.value.fix}"
+
+
+@pytest.mark.parametrize("names", [("q", "k"), ("v",)])
+def test_only_the_wanted_of_qkv_are_computed(names):
+    """The same values and gradients as from all three, with fewer products."""
+    torch.manual_seed(0)
+    model, images = ViT(img_size=32, embed_dim=48, depth=2, num_heads=4), torch.rand(2, 3, 32, 32)
+
+    def run(wanted):
+        model.zero_grad()
+        with FlopCounterMode(display=False) as counter:
+            taps = read(model, images, {2: wanted})[2]
+        sum(taps[name].square().mean() for name in names).backward()
+        return taps, model.blocks[1].attn.qkv.weight.grad.clone(), counter.get_total_flops()
+
+    (all_three, grad, flops), (some, same_grad, fewer) = run(("q", "k", "v")), run(names)
+    assert set(some) == set(names)
+    for name in names:
+        torch.testing.assert_close(some[name], all_three[name], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(same_grad, grad, rtol=1e-5, atol=1e-7)
+    assert flops - fewer == (3 - len(names)) * 2 * 2 * 5 * 48 * 48

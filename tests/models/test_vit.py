@@ -5,13 +5,14 @@ import itertools
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tinymim
 from tinymim.cli._listed import BACKBONES, MODELS
 from tinymim.errors import ConfigError
-from tinymim.models import ViT, model_names
+from tinymim.models import ViT, attention, model_names
 from tinymim.models.backbone import PLAIN, backbone_names
 from tinymim.models.mae import MAE
 from tinymim.models.position import relative_index, resize_position, resize_relative_table, sincos_position
@@ -174,3 +175,29 @@ def test_create_model():
         tinymim.create_model("tinymim_vit_base", no_such=1)
     with pytest.raises(ConfigError, match="num_heads"):
         ViT(embed_dim=64, num_heads=3)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_as_products_is_the_fused_one(masked):
+    """In bfloat16 on the CPU: values and gradients as near to float32's as those of PyTorch's fused kernel."""
+    torch.manual_seed(0)
+    q, k, v, along = (torch.randn(2, 3, 65, 16) for _ in range(4))
+    mask = torch.randn(1, 3, 65, 65) if masked else None
+
+    def run(attend, dtype):
+        inputs = [x.to(dtype).requires_grad_() for x in (q, k, v)]
+        out = attend(*inputs, None if mask is None else mask.to(dtype))
+        return [out, *torch.autograd.grad(out, inputs, along.to(dtype))]
+
+    exact = run(F.scaled_dot_product_attention, torch.float32)
+    fused, ours = (run(f, torch.bfloat16) for f in (F.scaled_dot_product_attention, attention.attention))
+    for want, theirs, got in zip(exact, fused, ours, strict=True):
+        error, usual = (float((x.float() - want).norm() / want.norm()) for x in (got, theirs))
+        assert error < max(2 * usual, 0.01)
+    calls = []
+    many = torch.randn(1, 1, attention.EXPLICIT_TOKENS + 1, 8, dtype=torch.bfloat16)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention.F, "scaled_dot_product_attention", lambda q, *_, **__: calls.append(len(q)) or q)
+        for x in (q, q.bfloat16(), many):
+            attention.attention(x, x, x)
+    assert calls == [2, 1]  # float32, and too many tokens

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from tinymim.distill.recipe_keys import Key
@@ -139,6 +140,13 @@ class Method(nn.Module):
     def forward(self, *views: Tensor, **extra: Any) -> dict[str, Tensor]:
         """Same as :meth:`losses`."""
         return self.losses(*views, **extra)
+
+    def prepare(self, dtype: torch.dtype) -> None:
+        """Called once, when the method is on its device: make what is frozen fast.
+
+        Args:
+            dtype: The type of autocast in this run; float32 without.
+        """
 
     @property
     def learned(self) -> nn.Module:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tinymim.distill.freeze import freeze_unreached
@@ -63,6 +64,10 @@ class SeveralTeachers(Method):
         """The tensors that all sources need for a photo; their names must differ."""
         wanted = [method.per_photo for method in self.methods if method.per_photo]
         return {name: value for of in wanted for name, value in of(photo, epoch).items()}  # type: ignore[operator]
+
+    def prepare(self, dtype: torch.dtype) -> None:
+        for method in self.methods:
+            method.prepare(dtype)  # type: ignore[operator]
 
     @property
     def learned(self) -> nn.Module:

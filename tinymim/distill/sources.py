@@ -7,6 +7,7 @@ Legend: B = batch, T = tokens, N = patches, V = visible patches, D = width.
 """
 
 from collections.abc import Collection, Mapping
+from contextlib import nullcontext
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from tinymim.distill.frozen import prepare_frozen
 from tinymim.distill.method import PerPhoto
 from tinymim.distill.taps import read
 from tinymim.errors import ConfigError
@@ -83,6 +85,12 @@ class LiveTeacher:
         self.width, self.depth, self.heads = int(model.embed_dim), len(model.blocks), num_heads(model)
         self.class_token = has_class_token(model)
         self.drops = add_drop_path(model, drop_path)
+        self.dtype: torch.dtype | None = None
+
+    def prepare(self, dtype: torch.dtype) -> None:
+        """On the model's device: :func:`~tinymim.distill.frozen.prepare_frozen`; it then runs in this type."""
+        prepare_frozen(self.model, dtype)
+        self.dtype = None if dtype == torch.float32 else dtype
 
     def train(self, mode: bool) -> None:
         """Evaluation mode, except for drop path while the student trains."""
@@ -100,7 +108,8 @@ class LiveTeacher:
         extra: Mapping[str, Tensor] | None = None,
     ) -> dict[int, dict[str, Tensor]]:
         """See :meth:`TargetSource.read`."""
-        with torch.no_grad():
+        precision = nullcontext() if self.dtype is None else torch.autocast(images.device.type, dtype=self.dtype)
+        with torch.no_grad(), precision:
             found = read(self.model, self.resize(images, grid), wanted, keep_BV)
             return {
                 block: {name: self._to_common_form(x_BTD, grid) for name, x_BTD in taps.items()}

@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from tinymim.errors import ConfigError
+from tinymim.models.attention import attention
 from tinymim.models.backbone import QKV, TAPS, TapByTap
 from tinymim.models.teachers import TAPPABLE, TIMM
 from tinymim.models.tokens import keep_patches, num_prefix
@@ -77,7 +78,10 @@ class _DeepestTapRead(Exception):
 
 
 class _CaptureQKV(TorchFunctionMode):
-    """Captures q, k, v as they enter the fused attention of the current block; stops there if nothing else is read."""
+    """Captures q, k, v as they enter the fused attention of the current block; stops there if nothing else is read.
+
+    All attention of the model is computed by :func:`tinymim.models.attention.attention`.
+    """
 
     seen: dict[str, Tensor] | None = None
     stop = False
@@ -96,7 +100,7 @@ class _CaptureQKV(TorchFunctionMode):
                 self.seen[name] = value_BHTC.transpose(1, 2).flatten(2)
             if self.stop:
                 raise _DeepestTapRead
-        return func(*args, **(kwargs or {}))
+        return (attention if func is F.scaled_dot_product_attention else func)(*args, **(kwargs or {}))
 
 
 def _read_timm(

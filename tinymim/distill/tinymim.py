@@ -155,6 +155,11 @@ class TinyMIM(Method):
             return self.student
         return nn.ModuleDict({"network": self.mae or self.student, "maps": self.maps})
 
+    def prepare(self, dtype: torch.dtype) -> None:
+        """See :meth:`tinymim.distill.sources.LiveTeacher.prepare`."""
+        if isinstance(self.source, LiveTeacher):
+            self.source.prepare(dtype)
+
     def train(self, mode: bool = True) -> "TinyMIM":
         """Training mode for the student; the teacher stays in evaluation mode, except for its drop path."""
         super().train(mode)

@@ -15,6 +15,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from tinymim.data.labelled import fixed_draws
+from tinymim.distill.frozen import prepare_frozen
 from tinymim.distill.logits import hard_distillation, soft_distillation
 from tinymim.distill.method import register_method
 from tinymim.distill.recipe_keys import Choice, Key, Kind, Number
@@ -91,6 +92,10 @@ class ClassifyModel(Trainable):
     def learned(self) -> nn.Module:
         """The classifier and its average."""
         return self.network if self.ema is None else nn.ModuleDict({"network": self.network, "ema": self.ema.module})
+
+    def prepare(self, dtype: torch.dtype) -> None:
+        if self.teacher is not None:
+            prepare_frozen(self.teacher, dtype)
 
     def train(self, mode: bool = True) -> "ClassifyModel":
         """Training mode for the classifier; teacher and average stay in evaluation mode."""

@@ -117,6 +117,7 @@ class Job(ABC):
         torch.manual_seed(self.config.seed)
         autocast, self.scaled = pick_precision(self.config.precision, self.place)
         self.model: Trainable = self.make_model(autocast).to(self.place)
+        self.model.prepare(torch.float16 if self.scaled else autocast or torch.float32)
         plan, share = self.arithmetic, self.arithmetic.batch // self.world
         if self.state is not None:
             self.model.learned.load_state_dict(self.state["model"])
@@ -132,7 +133,9 @@ class Job(ABC):
         plan, config = self.arithmetic, self.config
         start = int(self.state["step"]) if self.state else 0
         loader = train_loader(self.photos(), plan, config, self.place, start=start, rank=self.rank, world=self.world)
-        optimizer = torch.optim.AdamW(self.parameter_groups(), lr=plan.peak_lr, betas=tuple(config.betas))
+        optimizer = torch.optim.AdamW(self.parameter_groups(), lr=plan.peak_lr, betas=tuple(config.betas), fused=True)
+        optimizer.register_load_state_dict_pre_hook(keep_fused)
+        self.model.guard(optimizer)
         self.monitor = MonitorHook(
             self.folder,
             getattr(self.settings, "title", None) or find_method(config.method).title,
@@ -239,6 +242,11 @@ class Job(ABC):
     @abstractmethod
     def result(self, seconds: float) -> Any:
         """The result of the run; of a dry run, with 0 seconds, only the plan."""
+
+
+def keep_fused(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """The state of an optimizer as a fused one loads it; older runs stored another kind."""
+    return {**state, "param_groups": [{**group, "fused": True} for group in state["param_groups"]]}
 
 
 def run_job(job: type[Job], recipe: str, settings: Mapping[str, Any]) -> Any:

@@ -12,7 +12,7 @@ from mmengine.registry import LOOPS
 from mmengine.runner import BaseLoop
 from torch import Tensor
 
-from tinymim.engine.run_folder import save_and_stop, stop_signals, stop_workers
+from tinymim.engine.run_folder import bare, save_and_stop, stop_signals, stop_workers
 
 
 @LOOPS.register_module()
@@ -96,6 +96,7 @@ class StepLoop(BaseLoop):
             losses = runner.model.train_step(micro, optim_wrapper=runner.optim_wrapper)
             for key, value in losses.items():
                 total[key] = total.get(key, torch.zeros_like(value)) + value * (len(micro["image"]) / count)
+        bare(runner.model).check_finite()
         self._iter += 1
         runner.call_hook(
             "after_train_iter", batch_idx=self._iter - 1, data_batch={"skipped": skipped, "count": count}, outputs=total

@@ -31,6 +31,9 @@ class Trainable(BaseModel):
         super().__init__()
         self.autocast = autocast
         self.last_batch: dict[str, Tensor] = {}
+        self.passes: list[tuple[Tensor, dict[str, Tensor]]] = []  # loss and batch, since the last check
+        self.bad: Tensor | None = None  # see guard
+        self.read: torch.cuda.Event | None = None
 
     @property
     def learned(self) -> nn.Module:
@@ -46,23 +49,70 @@ class Trainable(BaseModel):
         """A batch of random pixels, for measuring memory and time."""
         raise NotImplementedError
 
+    def prepare(self, dtype: torch.dtype) -> None:
+        """Called once, on the model's device: make teachers fast in the type of this run's products."""
+
     def cast(self, device: str) -> Any:
         """Autocast context of a forward pass; none at all if off, as a disabled one would undo AmpOptimWrapper's."""
         return nullcontext() if self.autocast is None else torch.autocast(device, dtype=self.autocast)
 
     def parse_losses(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
-        """Called by MMEngine between loss and update: refuse a loss that is not finite.
+        """Called by MMEngine between loss and update: note the loss; :meth:`check_finite` on the CPU.
 
         Raises:
             NonFiniteLoss: the loss is NaN or infinite.
         """
-        if not torch.isfinite(losses["loss"]):
-            raise NonFiniteLoss(
-                f"the loss is {float(losses['loss'].detach())}",
-                "the learning rate is too high, the precision too low, or a photo is damaged",
-                "see the dumped batch, then resume with a lower --lr or --cfg-options precision=fp32",
-            )
-        return losses["loss"], {k: v.detach() for k, v in losses.items()}
+        loss = losses["loss"]
+        self.passes.append((loss.detach(), self.last_batch))
+        if loss.device.type == "cpu":  # elsewhere reading it would make the device wait: see guard
+            self.check_finite()
+        return loss, {k: v.detach() for k, v in losses.items()}
+
+    def guard(self, optimizer: torch.optim.Optimizer) -> None:
+        """Let a fused optimizer skip, on the device, the update of a step whose losses are not all finite.
+
+        :meth:`check_finite`, called once the update is queued, then refuses the step before anything else sees it: no
+        pass waits for its loss. All processes of a run refuse the same step.
+
+        Args:
+            optimizer: With ``fused=True``.
+        """
+
+        def before_step(optimizer: Any, *_: Any) -> None:
+            if not self.passes:  # on the CPU: they were checked
+                return
+            bad = 1 - torch.stack([loss for loss, _ in self.passes]).isfinite().all().float()
+            if torch.distributed.is_initialized():
+                torch.distributed.all_reduce(bad, torch.distributed.ReduceOp.MAX)
+            scaled = getattr(optimizer, "grad_scale", None) is not None  # float16's scaler has looked at the gradients
+            optimizer.found_inf = torch.maximum(optimizer.found_inf, bad) if scaled else bad
+            self.bad = bad.to("cpu", non_blocking=True)
+            self.read = torch.cuda.Event() if bad.is_cuda else None
+            if self.read is not None:
+                self.read.record()
+
+        optimizer.register_step_pre_hook(before_step)
+
+    def check_finite(self) -> None:
+        """Refuse the step if a loss since the last call is not finite; :attr:`last_batch` is then that loss's batch.
+
+        Raises:
+            NonFiniteLoss: a loss is NaN or infinite, here or in another process (then ``last_batch`` is empty).
+        """
+        passes, self.passes = self.passes, []
+        if self.read is not None:
+            self.read.synchronize()
+        if self.bad is not None and not self.bad:
+            return
+        worst = next(((loss, batch) for loss, batch in passes if not torch.isfinite(loss)), None)
+        if worst is None and self.bad is None:
+            return
+        self.last_batch = {} if worst is None else worst[1]
+        raise NonFiniteLoss(
+            "the loss of another process is not finite" if worst is None else f"the loss is {float(worst[0])}",
+            "the learning rate is too high, the precision too low, or a photo is damaged",
+            "see the dumped batch, then resume with a lower --lr or --cfg-options precision=fp32",
+        )
 
 
 class PretrainModel(Trainable):
@@ -93,6 +143,9 @@ class PretrainModel(Trainable):
     def learned(self) -> nn.Module:
         """Everything a checkpoint must hold to resume: student, linear maps, decoder (never a teacher)."""
         return self.method.learned
+
+    def prepare(self, dtype: torch.dtype) -> None:
+        self.method.prepare(dtype)
 
     def forward(  # type: ignore[override]
         self, image: Tensor, student_image: Tensor | None = None, mode: str = "loss", **extra: Tensor

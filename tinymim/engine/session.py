@@ -218,6 +218,8 @@ def train(runner: Any, folder: Path) -> float:
         runner.train()
     except NonFiniteLoss as error:
         batch = bare(runner.model).last_batch
+        if not batch:  # the process whose loss it was writes it
+            raise
         dump = dump_bad_batch(folder / "bad_batch.pth", runner.iter, batch=batch)
         kept = (
             "the checkpoints hold the last good state" if any(folder.glob("checkpoints/*")) else "nothing was saved yet"

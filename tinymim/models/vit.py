@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tinymim.errors import ConfigError
+from tinymim.models.attention import attention
 from tinymim.models.backbone import PLAIN, QKV, TAPS, Stage, pick_taps, register_backbone
 from tinymim.models.position import (
     num_extra_rows,
@@ -76,15 +77,18 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x_BTD).reshape(B, T, 3, self.num_heads, D // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
         return self.attend(q, k, v, grid, index_TT)
 
+    def some_of_qkv(self, x_BTD: Tensor, names: Collection[str]) -> dict[str, Tensor]:
+        """Some of q, k and v, each (B, T, D), without computing the others."""
+        weight, bias = (dict(zip(QKV, rows.chunk(3), strict=True)) for rows in (self.qkv.weight, self.qkv.bias))
+        return {name: F.linear(x_BTD, weight[name], bias[name]) for name in names}
+
     def attend(
         self, q_BHTC: Tensor, k_BHTC: Tensor, v_BHTC: Tensor, grid: tuple[int, int], index_TT: Tensor | None
     ) -> Tensor:
         """Attention and output projection: q, k, v, each (B, H, T, C) -> (B, T, D)."""
         B, H, T, C = q_BHTC.shape
         bias = self.bias(grid, index_TT)
-        x_BHTC = F.scaled_dot_product_attention(
-            q_BHTC, k_BHTC, v_BHTC, attn_mask=None if bias is None else bias.to(q_BHTC.dtype)
-        )
+        x_BHTC = attention(q_BHTC, k_BHTC, v_BHTC, None if bias is None else bias.to(q_BHTC.dtype))
         # clone, not view: torch's ONNX exporter cannot view the transposed output of masked attention
         x_BTD = x_BHTC.permute(0, 2, 1, 3).clone(memory_format=torch.contiguous_format).reshape(B, T, H * C)
         return self.proj(x_BTD)
@@ -353,6 +357,9 @@ class ViT(nn.Module):
             deepest = max(wanted[number], key=TAPS.index) if number == max(wanted) else TAPS[-1]
             seen: dict[str, Tensor] = {}
             block: Any = self.blocks[number - 1]
+            if deepest in QKV and len({*wanted[number]}) < len(QKV):
+                out[number] = block.attn.some_of_qkv(block.norm1(x_BTD), wanted[number])
+                break
             for name, value in block.steps(x_BTD, grid, index_TT):
                 seen[name] = value
                 if name == deepest:
