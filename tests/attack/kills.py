@@ -62,7 +62,7 @@ run.mkdir(parents=True, exist_ok=True)
 (run / "result.json").write_text(json.dumps({"top1": 0.5 + options.get("epochs", 0) / 10}))
 """
 VOLATILE = re.compile(
-    r"second|time|ms$|_mib$|environment|machine|date|report|out|candidates|verdict|speed|onnx|splits|rows|files"
+    r"second|time|data_wait|ms$|_mib$|environment|machine|date|report|out|candidates|verdict|speed|onnx|splits|rows|files"
 )
 
 
@@ -240,6 +240,12 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, list) else value
 
 
+def logged(metrics: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl without the waits for data, in which no two runs are alike."""
+    lines = map(json.loads, metrics.read_text(encoding="utf-8").splitlines())
+    return [{key: value for key, value in line.items() if key != "data_wait"} for line in lines]
+
+
 def left(out: Path) -> dict[str, Any]:
     """What a command left: products to the byte, records without measured values, and what should not be there."""
     found: dict[str, Any] = {}
@@ -252,7 +258,7 @@ def left(out: Path) -> dict[str, Any]:
         elif path.suffix == ".pth":
             found[name] = "checkpoint"
         elif path.name == "metrics.jsonl":
-            found[name] = path.read_text(encoding="utf-8")
+            found[name] = logged(path)
         elif path.suffix == ".json":
             found[name] = plain(json.loads(path.read_text(encoding="utf-8")))
             if path.name == "tune.json":  # times decide the rest

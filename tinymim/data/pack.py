@@ -78,11 +78,8 @@ def pack(
     folder, out = Path(folder), Path(out)
     _check(folder, out, max_size, img_size, quality)
     photos = list_photos(folder, option="--pack")
-    part = out.with_name(f".{out.name}.part")
-    with hold(part), contextlib.ExitStack() as held:
-        held.callback(lambda: shutil.rmtree(part / "shards", ignore_errors=True))
-        shutil.rmtree(part / "shards", ignore_errors=True)  # of a run that was killed
-        writer = _Writer(part / "shards", max_size)
+    with _beside(out) as part:
+        writer = _Writer(part, max_size)
         left_out, before = [], 0
         names = _names(folder, photos)
         progress = Progress("pack", len(photos))
@@ -96,7 +93,7 @@ def pack(
                         left_out.append(str(path))
                     else:
                         writer.add(names[path], content, encoded)
-                progress.update(first + len(batch), images=len(batch))
+                progress.update(first + len(batch))
         shards = writer.close()
         progress.close(f"{len(writer.digests)} photos in {len(shards)} shard(s)")
         if not writer.digests:
@@ -104,12 +101,26 @@ def pack(
         _verify(shards, writer.digests)
         written = sum(path.stat().st_size for path in shards)
         try:
-            os.rename(part / "shards", out)
+            os.rename(part, out)
         except OSError as error:
             raise file_error(f"cannot write {out}", error) from error
-    with contextlib.suppress(OSError):
-        part.rmdir()
     return Packed(out, len(shards), len(writer.digests), before, written, left_out)
+
+
+@contextlib.contextmanager
+def _beside(out: Path) -> Iterator[Path]:
+    """A new folder beside ``out`` for the block, of this process alone; what a killed one left is removed."""
+    part = out.with_name(f".{out.name}.part")
+    try:
+        with hold(part):
+            shutil.rmtree(part / "shards", ignore_errors=True)
+            try:
+                yield part / "shards"
+            finally:
+                shutil.rmtree(part / "shards", ignore_errors=True)
+    finally:
+        with contextlib.suppress(OSError):  # held by another process
+            part.rmdir()
 
 
 def _check(folder: Path, out: Path, max_size: int, img_size: int | None, quality: int) -> None:

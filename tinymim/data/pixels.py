@@ -80,7 +80,8 @@ def open_crop(path: str | Path, choose: Callable[[tuple[int, int]], Box], side: 
             most = min(box[2] - box[0], box[3] - box[1]) // side
             if most > 1 and (drafted := image.draft(None, (size[0] // most, size[1] // most))):
                 scale = round(size[0] / drafted[1][2])  # 2, 4 or 8
-                box = (box[0] // scale, box[1] // scale, -(-box[2] // scale), -(-box[3] // scale))
+                left, top, right, bottom = (round(edge / scale) for edge in box)
+                box = left, top, right, bottom
             part: Image.Image = to_rgb(image.crop(box))
             return part.transpose(_UPRIGHT[orientation]) if orientation > 1 else part
     upright = open_photo(path)

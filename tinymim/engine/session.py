@@ -119,7 +119,8 @@ def resume_state(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, Any]
         )
     settings |= {key: value for key, value in BEFORE.items() if key in settings and key not in before}
     # keys that are newer than the run have their defaults
-    before = json.loads(json.dumps({**default_recipe(before.get("method")).to_dict(), **before}))
+    known = {**default_recipe(before.get("method")).to_dict(), **BEFORE}
+    before = json.loads(json.dumps({**known, **before}))
     changed = {
         k: f"{k}: {before.get(k)!r} -> {v!r}" for k, v in settings.items() if k not in MAY_CHANGE and before.get(k) != v
     }
