@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-VERBS = ("pretrain", "distill", "finetune", "segment", "chain", "study", "tune", "demo")
+VERBS = ("pretrain", "distill", "finetune", "segment", "chain", "study", "tune", "pack", "demo")
 TINY = ["student_args.embed_dim=24", "student_args.depth=4", "student_args.num_heads=2"]
 RUN = ["--img-size", "32", "--batch-size", "4", "--max-steps", "4", "--save-every", "2", "--workers", "0"]
 RUN += ["--device", "cpu"]
@@ -139,6 +139,9 @@ def make_cases(folder: Path, names: list[str]) -> dict[str, Case]:
         ),
         "demo": Case(["demo", "--minutes", "1", "--out", str(out["demo"])], out["demo"]),
     }
+    if "pack" in names:
+        words = ["data", "--pack", str(photos / "train"), "--max-size", "1KB", "--out", str(out["pack"])]
+        cases["pack"] = Case(words, out["pack"], ())
     if "study" in names:
         (folder / "mine.py").write_text(STUDY, encoding="utf-8")
         words = ["study", str(folder / "mine.py"), "--data", str(photos), "--out", str(out["study"])]
@@ -269,6 +272,8 @@ def left(out: Path) -> dict[str, Any]:
                     same = hashlib.sha256((path.parent / product).read_bytes()).hexdigest() == noted
                     found[f"{name}: {product}"] = "noted" if same else "accused"
                 found[name] = sorted(found[name])
+        elif path.suffix == ".tar":
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
         elif path.suffix in (".html", ".onnx"):
             found[name] = "there"
     return found

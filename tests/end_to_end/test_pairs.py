@@ -63,6 +63,11 @@ tinymim distill --teacher {file} --data {PHOTOS} --out made JOB --cfg-options ST
     finetuned/classifier.pth                      => student: made/student\.pth
     segmented/segmentor.pth                       => student: made/student\.pth
     distilled/student.pth + --init-from {distilled}/student.pth => student: made/student\.pth
+tinymim distill --data {file} --teacher {pretrained}/student.pth --out made JOB --cfg-options STUDENT
+    packed                                        => student: made/student\.pth
+    packed/photos-00000.tar                       => student: made/student\.pth
+tinymim-export --from {exported}/seg.onnx --onnx made.onnx --precision int8 --calibration {file}
+    packed                                        => verified
 tinymim finetune --student {file} --data {CLASSES}/train --out made JOB --cfg-options STUDENT
     pretrained/student.pth                        => made/classifier\.pth
     distilled/checkpoints/step_00000001.pth + --num-heads 2 => made/classifier\.pth
@@ -148,7 +153,7 @@ PAIRS = read_table()
 RESUMED = ("pretrained", "distilled", "several", "chain", "finetuned", "segmented")
 WITH_ITS_RUN = {  # read with their folder, by test_resume and report
     "config.py", "env.json", "metrics.jsonl", "last_checkpoint", "chain.json", "iter_N.pth", "step_N.pth",
-    "done.json", "reads.json", "seconds.txt", "lock", "seedN.json", "table.json",
+    "done.json", "reads.json", ".photos-N.tar.index", "seconds.txt", "lock", "seedN.json", "table.json",
 }  # fmt: skip
 MASKS = {"scene_N.png"}  # test_masks_are_labels
 AS_FOLDERS = {"page", "log", "scores", "data", "predictions"}  # the page by a browser, the tuner's scores, the demo's

@@ -49,7 +49,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"warning: {len(done.left_out) - 5} more left out")
     megabytes = f"{done.read / 1e6:.1f} MB of photos, {done.written / 1e6:.1f} MB of shards"
     print(f"packed:  {done.out}: {done.photos} photos in {done.shards} shard(s), {megabytes}, read back and equal")
-    print(f"next:    tinymim distill --data {shlex.quote(str(done.out))}")
+    shards = shlex.quote(str(done.out))
+    print(f"next:    tinymim distill --recipe tinymim_tiny_from_mae_base --data {shards} --out runs/packed")
     return 0
 
 
