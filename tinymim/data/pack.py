@@ -1,8 +1,8 @@
 """``tinymim data --pack``: the photos of a folder as .tar shards in WebDataset's convention, checked after writing.
 
 The name of a photo in a shard is its path below the folder, so classes stay; photos follow each other in the order in
-which the folder is read. A run on the shards sees what a run on the folder sees. Large shards are read from one
-another's neighbouring bytes, which networks and disks do far faster than opening a file a photo.
+which the folder is read: a run on the shards sees what a run on the folder sees. Storage that is slow to open or list
+many small files (network drives, object stores) serves a few large ones far faster.
 """
 
 import contextlib

@@ -146,7 +146,7 @@ def _expand(pattern: str) -> Iterator[str]:
         queue += [text[: match.start()] + choice + text[match.end() :] for choice in choices]
 
 
-def split_path(path: str | Path) -> tuple[str, str] | None:
+def split_path(path: str | os.PathLike[str]) -> tuple[str, str] | None:
     """``SHARD.tar/NAME`` -> the shard and the name in it; None if the path lies in no shard."""
     text = os.fspath(path)
     for match in re.finditer(re.escape(SUFFIX + os.sep), text):
@@ -246,8 +246,12 @@ def read_file(path: str | Path) -> bytes:
         OSError: it cannot be read.
         DataError: its shard is damaged.
     """
-    where = None if os.path.exists(path) else split_path(path)
-    return Path(path).read_bytes() if where is None else read_shard(where[0]).read(where[1])
+    try:
+        return Path(path).read_bytes()
+    except (NotADirectoryError, FileNotFoundError):
+        if (where := split_path(path)) is None:
+            raise
+    return read_shard(where[0]).read(where[1])
 
 
 def file_bytes(path: str | os.PathLike[str]) -> int:
@@ -255,9 +259,12 @@ def file_bytes(path: str | os.PathLike[str]) -> int:
 
     Raises:
         OSError: there is none.
+        DataError: its shard is damaged.
     """
-    where = None if os.path.exists(path) else split_path(Path(path))
-    if where is None:
+    try:
         return os.path.getsize(path)
+    except (NotADirectoryError, FileNotFoundError):
+        if (where := split_path(path)) is None:
+            raise
     shard = read_shard(where[0])
     return shard.sizes[shard.find(where[1])]
