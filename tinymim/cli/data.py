@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _bytes(text: str) -> int:
-    """ "512MB" -> 512000000."""
+    """Bytes of a size like "512MB"."""
     from tinymim.errors import ConfigError
 
     match = re.fullmatch(r"(\d{1,12})\s*([KMG]?B?)", text.strip().upper())

@@ -78,8 +78,8 @@ def pack(
     folder, out = Path(folder), Path(out)
     _check(folder, out, max_size, img_size, quality)
     photos = list_photos(folder, option="--pack")
-    with _beside(out) as part:
-        writer = _Writer(part, max_size)
+    with _beside(out) as part, contextlib.ExitStack() as tar:
+        writer = _Writer(part, max_size, tar)
         left_out, before = [], 0
         names = _names(folder, photos)
         progress = Progress("pack", len(photos))
@@ -146,10 +146,10 @@ def _names(folder: Path, photos: list[Path]) -> dict[Path, str]:
 
 def _content(path: Path, img_size: int | None, quality: int) -> tuple[bytes | None, int, bool]:
     """A photo's bytes (None: it cannot be read), how many it had, and whether they are a JPEG made here."""
-    size = file_bytes(path)
-    if size > LARGEST:
-        raise DataError(f"{path} has {size} bytes", f"a photo in a shard has at most {LARGEST}", "remove it")
     try:
+        size = file_bytes(path)
+        if size > LARGEST:
+            raise DataError(f"{path} has {size} bytes", f"a photo in a shard has at most {LARGEST}", "remove it")
         if img_size is None or max(photo_size(path)) <= img_size:
             return read_file(path), size, False
         width, height = photo_size(path)
@@ -168,15 +168,19 @@ def _content(path: Path, img_size: int | None, quality: int) -> tuple[bytes | No
 class _Writer:
     """Writes photos into one shard after the other.
 
+    Args:
+        folder: Folder of the shards.
+        max_size: Most bytes of one.
+        held: Holds the shard that is open.
+
     Attributes:
         digests: Name -> sha256 of what was written.
     """
 
-    def __init__(self, folder: Path, max_size: int) -> None:
-        self.folder, self.max_size = folder, max_size
+    def __init__(self, folder: Path, max_size: int, held: contextlib.ExitStack) -> None:
+        self.folder, self.max_size, self.held = folder, max_size, held
         self.digests: dict[str, bytes] = {}
         self.shards: list[Path] = []
-        self.open = contextlib.ExitStack()
         self.tar: tarfile.TarFile | None = None
 
     def add(self, name: str, content: bytes, encoded: bool) -> None:
@@ -189,14 +193,14 @@ class _Writer:
             self.close()
         if self.tar is None:
             self.shards.append(self.folder / f"photos-{len(self.shards):05d}{SUFFIX}")
-            self.tar = self.open.enter_context(_new_tar(self.shards[-1]))
+            self.tar = self.held.enter_context(_new_tar(self.shards[-1]))
         member = tarfile.TarInfo(name)  # no dates or owners: the same photos give the same bytes
         member.size, member.mode = len(content), 0o644
         self.tar.addfile(member, io.BytesIO(content))
 
     def close(self) -> list[Path]:
         """Finish the shard that is open; return all of them."""
-        self.open.close()
+        self.held.close()
         self.tar = None
         return self.shards
 

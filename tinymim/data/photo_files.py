@@ -85,8 +85,9 @@ def packed_classes(shards: list[str], folder: str | Path) -> dict[str, list[Path
         if not inside:
             beside = name.split(".")[0] + ".cls"
             try:
-                kind = read_shard(shard).read(beside)[:256].decode().strip()
-            except (OSError, UnicodeDecodeError) as error:
+                if not (kind := read_shard(shard).read(beside)[:256].decode().strip()):
+                    raise ValueError("it is empty")
+            except (OSError, ValueError) as error:
                 raise DataError(
                     f"{shard} does not say the class of {name}",
                     f"it is in no folder there, and {beside} cannot be read ({error})",
