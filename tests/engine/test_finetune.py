@@ -13,6 +13,7 @@ import timm
 import torch
 from PIL import Image, ImageFilter
 
+from tests.attack.kills import logged
 from tinymim.cli import main
 from tinymim.engine import finetune, load_recipe
 from tinymim.engine.classify import ClassifyModel, CosineHook
@@ -59,7 +60,7 @@ def options(folders, **more):
 
 
 def records(out):
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return logged(out / "metrics.jsonl")
 
 
 def test_published_recipe_of_the_base_model():

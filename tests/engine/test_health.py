@@ -1,7 +1,6 @@
 """Watching a run: nothing of training changes, what is written, resume, TensorBoard, pictures, the warning."""
 
 import importlib.util
-import json
 import math
 
 import numpy as np
@@ -65,8 +64,7 @@ def options(classes, teacher, **more):
 
 
 def records(out, watched=True):
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if ("outlier/limit" in line) == watched]
+    return [line for line in logged(out / "metrics.jsonl") if ("outlier/limit" in line) == watched]
 
 
 def test_training_is_bit_identical_with_and_without(classes, teacher, tmp_path):
