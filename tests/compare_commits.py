@@ -69,26 +69,29 @@ def make_data(folder: Path) -> None:
 def run_job(name: str, data: Path, out: Path, *, resume: bool = False) -> None:
     """One job into its run folder."""
     from tinymim.engine import distill, finetune, pretrain
+    from tinymim.engine.recipe import RUN_KEYS
 
     photos, teacher = data / "photos", str(out.parent / "mae" / "student.pth")
     common = dict(COMMON, data=photos, out=out, resume=resume)
-    tiny = {"student_args": dict(depth=2, embed_dim=24, num_heads=2)}
+    pixels = {"decode": "whole"} if "decode" in RUN_KEYS else {}  # those of the commits before this key
+    small = SMALL | pixels
+    tiny = {"student_args": dict(depth=2, embed_dim=24, num_heads=2), **pixels}
     if name == "mae":
         pretrain(
             "mae_tiny",
             **common,
             val_data=photos,
-            cfg_options={"student_args": dict(depth=3, embed_dim=48, num_heads=4), "decoder": DECODER},
+            cfg_options={"student_args": dict(depth=3, embed_dim=48, num_heads=4), "decoder": DECODER, **pixels},
         )
     elif name == "relations":
-        distill(**common, teacher=teacher, val_data=photos, cfg_options=SMALL)
+        distill(**common, teacher=teacher, val_data=photos, cfg_options=small)
     elif name == "features":
-        distill(**common, teacher=teacher, targets=["output", "class_token@2:2=0.5", "qk+kk@1:1"], cfg_options=SMALL)
+        distill(**common, teacher=teacher, targets=["output", "class_token@2:2=0.5", "qk+kk@1:1"], cfg_options=small)
     elif name == "masked":
         distill(
             **common,
             teacher=teacher,
-            cfg_options={**SMALL, "mask": "both", "reconstruct": 0.5, "decoder": DECODER, "teacher_drop_path": 0.1},
+            cfg_options={**small, "mask": "both", "reconstruct": 0.5, "decoder": DECODER, "teacher_drop_path": 0.1},
         )
     elif name == "several":
         distill(**common, teacher=[teacher, f"{teacher}=0.5"], cfg_options=tiny)
@@ -140,7 +143,10 @@ def cut(folder: Path) -> None:
 def losses(folder: Path) -> list[dict[str, str]]:
     """Every number of metrics.jsonl, as its exact bits."""
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [{k: float(v).hex() for k, v in line.items() if isinstance(v, int | float)} for line in lines]
+    return [
+        {k: float(v).hex() for k, v in line.items() if isinstance(v, int | float) and k != "data_wait"}
+        for line in lines
+    ]
 
 
 def tensors(folder: Path) -> dict[str, str]:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.export.photographs import photograph
 from tinymim.data.photos import read_photo as read_of_distill
-from tinymim.data.pixels import UnreadablePhoto, open_photo, photo_size, to_rgb
+from tinymim.data.pixels import UnreadablePhoto, open_crop, open_photo, photo_size, to_rgb
 from tinymim_export.runtime.photos import load_photos
 from tinymim_export.runtime.predictor import read_photo as read_of_predict
 
@@ -65,6 +65,52 @@ def test_photos_are_upright_for_every_door(tmp_path, suffix, turn):
     assert abs(seen.astype(int) - PHOTO).mean() < (0.5 if suffix in ("png", "tif") else 5)
     for other in (read_of_distill(path), read_of_predict(path), load_photos(tmp_path)[0]):
         assert np.array_equal(np.asarray(other), seen)
+
+
+@pytest.mark.parametrize("turn", AS_STORED)
+def test_a_crop_is_that_of_the_whole_photo(tmp_path, turn):
+    """To the bit where no smaller decoding is allowed; else the same place of the upright photo, at 1/2, 1/4 or 1/8."""
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    for size, box in (((61, 95), (7, 9, 50, 44)), ((483, 751), (203, 77, 707, 405))):  # not multiples of 8
+        path = tmp_path / "a.jpg"
+        stored = AS_STORED[turn](np.asarray(photograph(3, size)))
+        Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=exif, quality=95)
+        whole = open_photo(path)
+        seen = []
+        for side, scale in ((box[3] - box[1], 1), (164, 2), (82, 4), (41, 8), (8, 8)):
+            if size[0] < 400 and scale > 1:
+                continue
+            part = open_crop(path, lambda full: seen.append(full) or box, side)  # noqa: B023
+            assert part.mode == "RGB"
+            wanted = whole.crop(box) if scale == 1 else whole.resize(part.size, Image.Resampling.BOX, box=box)
+            assert abs(part.width * scale - (box[2] - box[0])) <= scale
+            assert min(part.size) >= min(side, box[3] - box[1])
+            difference = abs(np.asarray(part, int) - np.asarray(wanted))
+            assert difference.max() == 0 if scale == 1 else difference.mean() < 5
+            mirrored = abs(np.asarray(part, int) - np.asarray(wanted)[:, ::-1])
+            assert mirrored.mean() > 20
+        assert set(seen) == {(size[1], size[0])}
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "P", "RGBA", "I;16"])
+def test_a_crop_of_every_kind_of_photo(tmp_path, mode):
+    suffix = "jpg" if mode in ("RGB", "L", "CMYK") else "png"
+    photo = photograph(1).convert("L" if mode == "I;16" else mode)
+    if mode == "I;16":
+        photo = Image.fromarray(np.asarray(photo).astype(np.uint16) * 257)
+    photo.save(tmp_path / f"a.{suffix}")
+    box = (3, 5, 80, 50)
+    part = open_crop(tmp_path / f"a.{suffix}", lambda _: box, 45)
+    assert np.array_equal(np.asarray(part), np.asarray(open_photo(tmp_path / f"a.{suffix}").crop(box)))
+
+
+def test_a_damaged_photo_has_no_crop(tmp_path):
+    photograph(0, (300, 300)).save(tmp_path / "a.jpg")
+    whole = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UnreadablePhoto):
+        open_crop(tmp_path / "a.jpg", lambda size: (0, 0, *size), 32)
 
 
 def test_how_to_turn_it_may_come_after_the_pixels_or_be_damaged(tmp_path):

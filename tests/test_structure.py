@@ -29,7 +29,7 @@ EVERYONE = {
     "tinymim.records",
 }
 DATA = {
-    f"tinymim.data.{name}" for name in ("folders", "label_files", "photo_files", "pixels")
+    f"tinymim.data.{name}" for name in ("folders", "label_files", "photo_files", "pixels", "shards")
 }  # of tinymim.data: numpy and Pillow only
 # room -> rooms it may import; a name stands for itself and everything below it
 ARROWS: dict[str, set[str]] = {

@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -144,13 +144,22 @@ def describe_file(path: str | os.PathLike[str]) -> dict[str, str]:
     return {"file": writable(Path(path).name), "sha256": sha256_file(path)}
 
 
-def describe_files(folder: str | os.PathLike[str], paths: Iterable[str | os.PathLike[str]]) -> dict[str, Any]:
+def describe_files(
+    folder: str | os.PathLike[str],
+    paths: Iterable[str | os.PathLike[str]],
+    size: Callable[[str | os.PathLike[str]], int] = os.path.getsize,
+) -> dict[str, Any]:
     """A dataset in three values: the folder's name, the number of files, and a hash of their relative names and sizes.
 
     Hashing the content of every photo would take longer than many runs; so a photo that is replaced by another of the
     same size in bytes is not noticed.
+
+    Args:
+        folder: The folder.
+        paths: The files.
+        size: Bytes of a file; :func:`tinymim.data.shards.file_bytes` also knows those in shards.
     """
-    lines = sorted(f"{os.path.relpath(path, folder)}\t{os.path.getsize(path)}\n".replace(os.sep, "/") for path in paths)
+    lines = sorted(f"{os.path.relpath(path, folder)}\t{size(path)}\n".replace(os.sep, "/") for path in paths)
     digest = hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
     return {"folder": writable(Path(folder).resolve().name), "files": len(lines), "list_sha256": digest}
 

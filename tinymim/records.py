@@ -32,6 +32,16 @@ class DataNote(TypedDict, total=False):
     list_sha256: Required[str]
 
 
+class ShardIndex(TypedDict):
+    """``.NAME.tar.index`` beside a shard: :mod:`tinymim.data.shards`."""
+
+    stamp: str
+    passed: Count
+    names: list[str]
+    offsets: list[Count]
+    sizes: list[Count]
+
+
 class Inputs(TypedDict, total=False):
     """``inputs`` of env.json."""
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from tinymim.data.photo_files import IMAGES, LABELS, list_photos
+from tinymim.data.shards import read_file
 from tinymim.errors import ConfigError, DataError
-from tinymim.files import sha256_file
 from tinymim.progress import Progress
 from tinymim_export.runtime.engines import Engine
 from tinymim_export.runtime.photos import to_input
@@ -90,7 +90,7 @@ def choose_photos(folder: str | Path, count: int = 64, seed: int = 0) -> PhotoSe
             f"add photos, or accept rougher ranges with --calibration-count {len(chosen)}" if chosen else "add photos",
         )
     _refuse_useless(root, colours, len(seen))
-    files = [[path.relative_to(folder).as_posix(), sha256_file(path)[:16]] for path in chosen]
+    files = [[path.relative_to(folder).as_posix(), hashlib.sha256(read_file(path)).hexdigest()[:16]] for path in chosen]
     return PhotoSet(folder, chosen, order, seed, files)
 
 

@@ -214,7 +214,7 @@ def read_metrics(path: str | Path) -> dict[str, list[tuple[float, float]]]:
 
 def is_ratio(name: str) -> bool:
     """Whether a metric is a share (mIoU, accuracy), in 0..1 or in percent."""
-    return bool(re.search(r"(?i)iou|acc|top\d", name)) and "loss" not in name
+    return bool(re.search(r"(?i)iou|acc|top\d|data_wait", name)) and "loss" not in name
 
 
 def metric_charts(metrics: dict[str, list[tuple[float, float]]]) -> list[Html]:

@@ -133,7 +133,9 @@ def _photos(folder: Path, **reading: Any) -> tuple[list[Photo], Any]:
         pairs = layout.val or layout.train
         below = folder / "images" / ("validation" if layout.val else "training")
         return [(p.relative_to(below).with_suffix("").as_posix(), p, label) for p, label in pairs], layout
-    return [(p.relative_to(folder).with_suffix("").as_posix(), p, None) for p in list_photos(folder)], None
+    return [
+        (p.relative_to(folder).with_suffix("").as_posix(), p, None) for p in list_photos(folder, shards=False)
+    ], None
 
 
 def _promising(lineage: Lineage, original: File, file: File, photos: list[Photo]) -> list[Photo]:

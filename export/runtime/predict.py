@@ -182,7 +182,7 @@ def _jobs(source: Path, out: Path) -> list[tuple[Path, Path]]:
         raise ConfigError(
             f"{out} is inside {source}", "its masks would be read as photos next time", "choose a folder next to it"
         )
-    photos = list_photos(source, option="predict")
+    photos = list_photos(source, option="predict", shards=False)
     stems = Counter(photo.with_suffix("") for photo in photos)
     # both a.jpg and a.png: their masks keep the suffix
     names = [photo.stem if stems[photo.with_suffix("")] == 1 else photo.name for photo in photos]

@@ -20,7 +20,7 @@ from typing import Any
 
 from tests.attack.forked import command, fork
 
-VERBS = ("pretrain", "distill", "finetune", "segment", "chain", "study", "tune", "demo")
+VERBS = ("pretrain", "distill", "finetune", "segment", "chain", "study", "tune", "pack", "demo")
 TINY = ["student_args.embed_dim=24", "student_args.depth=4", "student_args.num_heads=2"]
 RUN = ["--img-size", "32", "--batch-size", "4", "--max-steps", "4", "--save-every", "2", "--workers", "0"]
 RUN += ["--device", "cpu"]
@@ -61,7 +61,7 @@ run.mkdir(parents=True, exist_ok=True)
 (run / "result.json").write_text(json.dumps({"top1": 0.5 + options.get("epochs", 0) / 10}))
 """
 VOLATILE = re.compile(
-    r"second|time|ms$|_mib$|environment|machine|date|report|out|candidates|verdict|speed|onnx|splits|rows|files"
+    r"second|time|data_wait|ms$|_mib$|environment|machine|date|report|out|candidates|verdict|speed|onnx|splits|rows|files"
 )
 
 
@@ -138,6 +138,9 @@ def make_cases(folder: Path, names: list[str]) -> dict[str, Case]:
         ),
         "demo": Case(["demo", "--minutes", "1", "--out", str(out["demo"])], out["demo"]),
     }
+    if "pack" in names:
+        words = ["data", "--pack", str(photos / "train"), "--max-size", "1KB", "--out", str(out["pack"])]
+        cases["pack"] = Case(words, out["pack"], ())
     if "study" in names:
         (folder / "mine.py").write_text(STUDY, encoding="utf-8")
         words = ["study", str(folder / "mine.py"), "--data", str(photos), "--out", str(out["study"])]
@@ -205,6 +208,12 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, list) else value
 
 
+def logged(metrics: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl without the waits for data, in which no two runs are alike."""
+    lines = map(json.loads, metrics.read_text(encoding="utf-8").splitlines())
+    return [{key: value for key, value in line.items() if key != "data_wait"} for line in lines]
+
+
 def left(out: Path) -> dict[str, Any]:
     """What a command left: products to the byte, records without measured values, and what should not be there."""
     found: dict[str, Any] = {}
@@ -217,7 +226,7 @@ def left(out: Path) -> dict[str, Any]:
         elif path.suffix == ".pth":
             found[name] = "checkpoint"
         elif path.name == "metrics.jsonl":
-            found[name] = path.read_text(encoding="utf-8")
+            found[name] = logged(path)
         elif path.suffix == ".json":
             found[name] = plain(json.loads(path.read_text(encoding="utf-8")))
             if path.name == "tune.json":  # times decide the rest
@@ -228,6 +237,8 @@ def left(out: Path) -> dict[str, Any]:
                     same = hashlib.sha256((path.parent / product).read_bytes()).hexdigest() == noted
                     found[f"{name}: {product}"] = "noted" if same else "accused"
                 found[name] = sorted(found[name])
+        elif path.suffix == ".tar":
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
         elif path.suffix in (".html", ".onnx"):
             found[name] = "there"
     return found

@@ -8,7 +8,17 @@ import sys
 import pytest
 
 # kills of each command in the sample, the first four around its last save; a demo takes a minute
-SAMPLE = {"pretrain": 5, "distill": 8, "finetune": 8, "segment": 8, "chain": 4, "study": 8, "tune": 3, "demo": 1}
+SAMPLE = {
+    "pretrain": 5,
+    "distill": 8,
+    "finetune": 8,
+    "segment": 8,
+    "chain": 4,
+    "study": 8,
+    "tune": 3,
+    "pack": 8,
+    "demo": 1,
+}
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ STARTS = ("tinymim", "tinymim-export", "torchrun", "python", "pip", "pytest", "r
 
 WORDS = {
     "photos/": "{PHOTOS}",
+    "shards/": "{packed}",
     "PHOTOS": "{PHOTOS}",
     "FOLDER": "{LABELLED}",
     "ADE20K": "{LABELLED}",
@@ -79,6 +80,7 @@ TINY = {  # verb -> options
     "study": "--data {CLASSES} --dry-run",
     "bench": "--runs 10 --seconds 0.1",
     "eval": "",
+    "data": "",
     "eval classifier": "--workers 0 --device cpu",
     "predict": "",
     "demo": "--out {demo} --resume --minutes 1 --data {LABELLED}",  # made before; the page is written again

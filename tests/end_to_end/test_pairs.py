@@ -63,6 +63,11 @@ tinymim distill --teacher {file} --data {PHOTOS} --out made JOB --cfg-options ST
     finetuned/classifier.pth                      => student: made/student\.pth
     segmented/segmentor.pth                       => student: made/student\.pth
     distilled/student.pth + --init-from {distilled}/student.pth => student: made/student\.pth
+tinymim distill --data {file} --teacher {pretrained}/student.pth --out made JOB --cfg-options STUDENT
+    packed                                        => student: made/student\.pth
+    packed/photos-00000.tar                       => student: made/student\.pth
+tinymim-export --from {exported}/seg.onnx --onnx made.onnx --precision int8 --calibration {file}
+    packed                                        => verified
 tinymim finetune --student {file} --data {CLASSES}/train --out made JOB --cfg-options STUDENT
     pretrained/student.pth                        => made/classifier\.pth
     distilled/checkpoints/step_00000001.pth + --num-heads 2 => made/classifier\.pth
@@ -156,6 +161,7 @@ WITH_ITS_RUN = {  # read with their folder, by test_resume and report
     "step_N.pth",
     "done.json",
     "reads.json",
+    ".photos-N.tar.index",
     "seconds.txt",
     "lock",
     "seedN.json",

@@ -109,6 +109,8 @@ side by side
     tinymim report {exported}/seg.onnx {int8}/int8.onnx --out {here}/compare.html
 demo
     tinymim demo --minutes 1 --data {LABELLED} --out {here}
+packed
+    tinymim data --pack {PHOTOS} --out {here}
 examined
     tinymim doctor --json {here}/doctor.json
 """

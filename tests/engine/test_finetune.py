@@ -14,6 +14,7 @@ import torch
 from PIL import Image, ImageFilter
 
 from tests.attack.forked import TRACEBACK, fork, run
+from tests.attack.kills import logged
 from tinymim.cli import main
 from tinymim.engine import finetune, finetuning, load_recipe
 from tinymim.engine.classify import ClassifyModel, CosineHook
@@ -60,7 +61,7 @@ def options(folders, **more):
 
 
 def records(out):
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return logged(out / "metrics.jsonl")
 
 
 def test_published_recipe_of_the_base_model():

@@ -1,7 +1,6 @@
 """Watching a run: nothing of training changes, what is written, resume, TensorBoard, pictures, the warning."""
 
 import importlib.util
-import json
 import math
 
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.attack.kills import logged
 from tinymim.cli import main
 from tinymim.distill import Method
 from tinymim.engine import distill, pretrain
@@ -64,8 +64,7 @@ def options(classes, teacher, **more):
 
 
 def records(out, watched=True):
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if ("outlier/limit" in line) == watched]
+    return [line for line in logged(out / "metrics.jsonl") if ("outlier/limit" in line) == watched]
 
 
 def test_training_is_bit_identical_with_and_without(classes, teacher, tmp_path):
@@ -180,11 +179,9 @@ def test_a_killed_run_goes_on_without_doubles(classes, teacher, tmp_path, monkey
     assert records(tmp_path / "cut", watched=False)[-1]["step"] == 7
     monkeypatch.setattr(StepLoop, "run_iter", original)
     distill(**options(classes, teacher, out=tmp_path / "cut", resume=True, **chosen))
-    text = (whole.out / "metrics.jsonl").read_text()
-    assert (tmp_path / "cut/metrics.jsonl").read_text() == text
-    expected = read_metrics(whole.out / "metrics.jsonl")
+    assert logged(tmp_path / "cut/metrics.jsonl") == logged(whole.out / "metrics.jsonl")
     for out in (whole.out, tmp_path / "cut"):
-        shown = scalars(out / "tensorboard")
+        expected, shown = read_metrics(out / "metrics.jsonl"), scalars(out / "tensorboard")
         assert set(shown) == set(expected)
         for name, points in expected.items():
             np.testing.assert_allclose(shown[name], points, rtol=1e-6)

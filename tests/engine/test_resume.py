@@ -1,6 +1,5 @@
 """Runs of the engine after a kill, a damaged file, a lost product, a loss that is not finite, a removed folder."""
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.attack.kills import write_data
+from tests.attack.kills import logged, write_data
 from tinymim.engine import distill, distill_chain, finetune, pretrain
 from tinymim.engine.loop import StepLoop
 from tinymim.engine.model import NonFiniteLoss
@@ -56,7 +55,7 @@ def run(options, teacher, distilled, tmp_path):
 def test_a_finished_run_makes_its_product_again(run, monkeypatch):
     """Missing, empty, of an earlier step, or of other weights than env.json notes: the same bytes as before."""
     go, folder = run
-    whole, metrics = (folder / "student.pth").read_bytes(), (folder / "metrics.jsonl").read_text()
+    whole, metrics = (folder / "student.pth").read_bytes(), logged(folder / "metrics.jsonl")
     content = torch.load(folder / "student.pth", weights_only=True)
     monkeypatch.setattr(StepLoop, "run_iter", None)  # no step is taken
 
@@ -68,13 +67,32 @@ def test_a_finished_run_makes_its_product_again(run, monkeypatch):
         spoil()
         result = go(resume=True)
         assert file.read_bytes() == whole
-        assert (folder / "metrics.jsonl").read_text() == metrics
+        assert logged(folder / "metrics.jsonl") == metrics
     assert set(result.losses) == {"qk", "vv", "loss"}
     assert [step for step, _ in result.val] == [0, 3, 4]
     before = file.stat().st_mtime_ns
     go(resume=True)
     assert file.stat().st_mtime_ns == before  # what is right is left alone
     assert sorted(p.name for p in folder.iterdir() if p.name.startswith(".")) == []
+
+
+def test_a_run_from_before_decode_goes_on_as_it_began(options, teacher, distilled, tmp_path, capsys):
+    """Its config.py does not have the key: the photos are decoded whole, as they were."""
+    words = options | dict(teacher=str(teacher.student), out=tmp_path / "run")
+    went = distill(**words | dict(cfg_options=SMALL | {"decode": "whole", "workers": 2}))
+    whole, metrics = went.student.read_bytes(), logged(went.metrics)
+    assert metrics != logged(distilled / "metrics.jsonl")  # other pixels
+    config = (went.out / "config.py").read_text()
+    (went.out / "config.py").write_text(config.replace("decode = 'whole'\n", ""))
+    (went.out / "checkpoints/step_00000004.pth").unlink()
+    distill(**words, resume=True)
+    assert "resuming at step 2" in capsys.readouterr().out
+    assert (went.student.read_bytes(), logged(went.metrics)) == (whole, metrics)
+    with pytest.raises(ConfigError, match="decode: 'crop' -> 'whole'"):
+        distill(
+            **options
+            | dict(teacher=str(teacher.student), out=distilled, resume=True, cfg_options=SMALL | {"decode": "whole"})
+        )
 
 
 def test_a_finished_classifier_tells_its_scores_again(options, tuned, tmp_path):
@@ -84,18 +102,18 @@ def test_a_finished_classifier_tells_its_scores_again(options, tuned, tmp_path):
     again = finetune(**options, out=folder, resume=True)
     assert (again.top1, again.top5, again.photos) == (tuned.top1, tuned.top5, tuned.photos)
     assert (folder / "classifier.pth").read_bytes() == tuned.classifier.read_bytes()
-    assert (folder / "metrics.jsonl").read_text() == tuned.metrics.read_text()
+    assert logged(folder / "metrics.jsonl") == logged(tuned.metrics)
 
 
 @pytest.mark.slow
 def test_damaged_checkpoints(run, capsys):
     go, folder = run
-    whole, metrics = (folder / "student.pth").read_bytes(), (folder / "metrics.jsonl").read_text()
+    whole, metrics = (folder / "student.pth").read_bytes(), logged(folder / "metrics.jsonl")
     old, new = sorted((folder / "checkpoints").iterdir())
     new.write_bytes(b"\0" * 999)
     go(resume=True)
     assert "resuming at step 2" in capsys.readouterr().out
-    assert ((folder / "student.pth").read_bytes(), (folder / "metrics.jsonl").read_text()) == (whole, metrics)
+    assert ((folder / "student.pth").read_bytes(), logged(folder / "metrics.jsonl")) == (whole, metrics)
     shutil.copy(folder / "student.pth", new)  # whole, but no checkpoint
     with pytest.raises(CheckpointError, match="is no checkpoint of a run"):
         go(resume=True)
@@ -124,7 +142,7 @@ def test_the_advice_for_a_loss_that_is_not_finite_works(run, monkeypatch, capsys
             go(overwrite=True, val_data=None)
     go(resume=True, val_data=None, lr=1e-5)
     assert "changed since the run began: lr: None -> 1e-05" in capsys.readouterr().out
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = logged(folder / "metrics.jsonl")
     assert lines[2]["lr"] < 1e-5 < lines[1]["lr"] * 10
     go(resume=True, val_data=None, lr=1e-5)
     assert "changed since" not in capsys.readouterr().out
@@ -163,7 +181,7 @@ def test_a_run_folder_removed_meanwhile_is_our_error_and_stays_away(run, monkeyp
 def test_a_disk_that_fails_meanwhile_leaves_a_run_that_goes_on(run, monkeypatch, call):
     """Every write from the second checkpoint on fails; the resumed run ends like an undisturbed one."""
     go, folder = run
-    whole, metrics = (folder / "student.pth").read_bytes(), (folder / "metrics.jsonl").read_text()
+    whole, metrics = (folder / "student.pth").read_bytes(), logged(folder / "metrics.jsonl")
     real, step = getattr(os, call), StepLoop.run_iter
 
     def fail(*_, **__):
@@ -181,7 +199,7 @@ def test_a_disk_that_fails_meanwhile_leaves_a_run_that_goes_on(run, monkeypatch,
     monkeypatch.setattr(StepLoop, "run_iter", step)
     assert not list(folder.rglob(".*"))
     go(resume=True)
-    assert ((folder / "student.pth").read_bytes(), (folder / "metrics.jsonl").read_text()) == (whole, metrics)
+    assert ((folder / "student.pth").read_bytes(), logged(folder / "metrics.jsonl")) == (whole, metrics)
 
 
 def test_a_chain_whose_first_hop_cannot_be_built_leaves_nothing(options, teacher, tmp_path):

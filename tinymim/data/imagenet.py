@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tinymim.data.photo_files import IMAGES, LABELS, SUFFIXES, photo_paths, subfolders
+from tinymim.data.photo_files import IMAGES, LABELS, SUFFIXES, packed, packed_classes, photo_paths, subfolders
 from tinymim.errors import ConfigError, DataError
 
 # kind -> photos of the official sets (ImageNet: validation, training; ImageNet-C: of each severity folder)
@@ -89,7 +89,7 @@ def read_class_folder(folder: str | Path, classes: Sequence[str] | None = None) 
     """Read a folder with one sub-folder per class; sub-folders are searched recursively.
 
     Args:
-        folder: The folder.
+        folder: The folder; or shards of one, see :func:`tinymim.data.photo_files.packed_classes`.
         classes: Names of the classes in the order of their ids, usually the training folder's. Classes that the folder
             lacks keep their ids. None: the names of the sub-folders, sorted.
 
@@ -98,7 +98,8 @@ def read_class_folder(folder: str | Path, classes: Sequence[str] | None = None) 
             (``classes`` not given), or no photo at all.
     """
     root = Path(folder)
-    found = {path.name: _photos(path) for path in _subfolders(root)}
+    shards = packed(root)
+    found = packed_classes(shards, root) if shards else {path.name: _photos(path) for path in _subfolders(root)}
     if not found:
         raise _no_classes(root)
     if {IMAGES, LABELS} <= set(found):
@@ -268,6 +269,10 @@ def _photos(folder: Path) -> list[Path]:
 
 def _no_classes(root: Path) -> DataError:
     """The error for a folder without sub-folders."""
+    if packed(root):
+        return DataError(
+            f"{root} is a folder of shards", "this command reads class folders", "unpack them: tar -xf SHARD.tar"
+        )
     photos = _photos(root)
     if len(photos) > 1000 and photos[0].name.startswith("ILSVRC2012_val_"):
         return DataError(

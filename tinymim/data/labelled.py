@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tinymim.data.photos import open_near
+from tinymim.data.photos import open_near, read_photo
 
 
 @contextmanager
@@ -58,7 +58,7 @@ class LabelledPhotos(Dataset[dict[str, Any]]):
 
     def __getitem__(self, key: Any) -> dict[str, Any]:
         epoch, index = key
-        image, at, skipped = open_near(self.photos, index)
+        image, at, skipped = open_near(self.photos, index, read_photo)
         with fixed_draws(self.seed, epoch, index):
             view = self.transform(image)
         return {"image": view, "label": torch.tensor(int(self.labels[at])), "skipped": skipped}

@@ -1,4 +1,4 @@
-"""Which files of a folder are photos: the one lister of every command. Standard library only.
+"""Which files of a folder, or of .tar shards, are photos: the one lister of every command. Standard library only.
 
 Folders that are links are followed, each folder once, so that loops end. Hidden names are passed over, and so are the
 label maps of a labelled folder (``annotations/`` beside ``images/``). Only regular files count: nothing is opened. What
@@ -9,43 +9,112 @@ import functools
 import multiprocessing
 import os
 from collections.abc import Callable, Collection
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from tinymim.data.shards import COMPRESSED, find_shards, read_shard, shard_names
 from tinymim.errors import DataError
 from tinymim.files import writable
 
 SUFFIXES = (".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # in any case
-UNREAD = (".avif", ".dng", ".gif", ".heic", ".heif", ".jp2", ".jxl")  # pictures that are left out, which is told
+UNREAD = (".avif", ".dng", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".tar")  # left out, which is told
 IMAGES, LABELS = "images", "annotations"
 
 
 def list_photos(
-    folder: str | Path, *, option: str = "--data", what: str = "photos", labels: bool = False
+    folder: str | Path, *, option: str = "--data", what: str = "photos", labels: bool = False, shards: bool = True
 ) -> list[Path]:
-    """Every photo below a folder, sorted; what is passed over is told.
+    """Every photo below a folder, or in the shards that it names, sorted; what is passed over is told.
+
+    Photos of shards are sorted by their names in them, so that packed photos have the order of their folder.
 
     Args:
-        folder: The folder.
+        folder: The folder; or what :func:`tinymim.data.shards.find_shards` takes.
         option: How the command calls it, for the error.
         what: What the photos are for, in the same error: "calibration photos".
         labels: Also the label maps of labelled folders.
+        shards: Whether the command reads shards.
 
     Raises:
-        DataError: no such folder, one that cannot be read or holds label maps, or no photo in it.
+        DataError: no such folder, one that cannot be read or holds label maps, or no photo in it; a damaged shard.
     """
     folder = Path(folder)
+    if (tars := packed(folder)) is not None:
+        if not shards:
+            raise DataError(
+                f"{folder} holds shards", f"{option} reads photos in folders", "unpack them: tar -xf SHARD.tar"
+            )
+        return [Path(f"{tar}{os.sep}{name}") for name, tar in _photos_of(tars, folder, what)]
     if not folder.is_dir():
         raise DataError(f"no folder at {folder}", f"{option} must name a folder of photos", "check the path")
     if not labels:
         _refuse_labels(folder, option)
     photos = sorted(map(Path, photo_paths(folder, labels=labels)))
     if not photos:
+        zipped = next((path.name for path in sorted(folder.iterdir()) if path.name.endswith(COMPRESSED)), None)
         raise DataError(
             f"no {what} in {folder}",
             f"nothing below it ends in {', '.join(SUFFIXES)}",
-            "give the folder that holds the photos (folders inside it are searched)",
+            f"{zipped} is compressed: shards are read in place as plain .tar (gunzip them)"
+            if zipped
+            else "give the folder that holds the photos (folders inside it are searched), or .tar shards",
         )
     return photos
+
+
+def packed(folder: str | Path) -> list[str] | None:
+    """The shards that a ``--data`` names, sorted; None if it is a folder of photos, or nothing.
+
+    Raises:
+        DataError: a shard of a pattern is missing.
+    """
+    return find_shards(folder, SUFFIXES)
+
+
+def packed_classes(shards: list[str], folder: str | Path) -> dict[str, list[Path]]:
+    """Class -> photos, sorted, of shards whose names begin with the class as packed class folders do.
+
+    Where no photo lies in a folder the class is what WebDataset's ``NAME.cls`` beside ``NAME.jpg`` holds, in the order
+    of the numbers if all are numbers.
+
+    Raises:
+        DataError: a damaged shard, no photos, or a photo without a class.
+    """
+    found: dict[str, list[Path]] = {}
+    photos = _photos_of(shards, Path(folder), "photos")
+    inside = any("/" in name for name, _ in photos)
+    for name, shard in sorted(photos):
+        if not inside:
+            beside = name.split(".")[0] + ".cls"
+            try:
+                if not (kind := read_shard(shard).read(beside)[:256].decode().strip()):
+                    raise ValueError("it is empty")
+            except (OSError, ValueError) as error:
+                raise DataError(
+                    f"{shard} does not say the class of {name}",
+                    f"it is in no folder there, and {beside} cannot be read ({error})",
+                    "pack class folders with tinymim data --pack, or write NAME.cls beside NAME.jpg",
+                ) from None
+        elif "/" in name:
+            kind = name.split("/")[0]
+        else:
+            continue  # as files beside class folders
+        found.setdefault(kind, []).append(Path(f"{shard}{os.sep}{name}"))
+    numbers = not inside and all(kind.isdecimal() for kind in found)
+    return {kind: found[kind] for kind in sorted(found, key=lambda kind: (int(kind) if numbers else 0, kind))}
+
+
+def _photos_of(shards: list[str], folder: Path, what: str) -> list[tuple[str, str]]:
+    """(name, shard) of every photo in shards, in the order of :func:`list_photos`; what is passed over is told."""
+    names = sorted(shard_names(shards, SUFFIXES), key=lambda found: (PurePosixPath(found[0]), found[1]))
+    if passed := sum(read_shard(shard).passed for shard in shards):
+        tell(f"{folder}: passed over {passed} members of shards that are links, or have no plain relative name")
+    if not names:
+        raise DataError(
+            f"no {what} in the {len(shards)} shard(s) of {folder}",
+            f"no name in them ends in {', '.join(SUFFIXES)}",
+            "check that these are shards of photos",
+        )
+    return names
 
 
 def photo_paths(folder: str | Path, suffixes: Collection[str] = SUFFIXES, *, labels: bool = False) -> list[str]:

@@ -8,18 +8,21 @@ import random
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageEnhance
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from tinymim.data.jitter import CHANGES, draw_jitter
 from tinymim.data.photo_files import list_photos
-from tinymim.data.pixels import UnreadablePhoto, open_photo
+from tinymim.data.pixels import Box, UnreadablePhoto, open_crop, open_photo
 from tinymim.errors import DataError
 
+Value = TypeVar("Value")
 __all__ = [
     "Photos",
     "StepSampler",
@@ -56,15 +59,10 @@ def crop_box(size: tuple[int, int], scale: tuple[float, float], rng: random.Rand
     return left, top, left + w, top + h
 
 
-def color_jitter(image: Image.Image, strength: float, rng: random.Random) -> Image.Image:
-    """Change brightness, contrast and saturation by factors in 1 +- strength, in random order; always applied, no hue.
-
-    Source: TinyMIM's code (strength 0.4); it is not in the paper's main text.
-    """
-    changes = [ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color]
-    rng.shuffle(changes)
-    for change in changes:
-        image = change(image).enhance(rng.uniform(max(0.0, 1 - strength), 1 + strength))
+def color_jitter(image: Image.Image, changes: Sequence[tuple[str, float]]) -> Image.Image:
+    """Change the colours of a photo as :func:`tinymim.data.jitter.draw_jitter` says."""
+    for change, factor in changes:
+        image = getattr(ImageEnhance, change)(image).enhance(factor)
     return image
 
 
@@ -83,11 +81,16 @@ def read_photo(path: str | Path) -> Image.Image | None:
         return None
 
 
-def open_near(photos: Sequence[Path], index: int) -> tuple[Image.Image, int, list[str]]:
+def open_near(photos: Sequence[Path], index: int, read: Callable[[Path], Value | None]) -> tuple[Value, int, list[str]]:
     """Open a photo, or the next one that is readable.
 
+    Args:
+        photos: Files.
+        index: Which one.
+        read: Opens a file; None if it is damaged.
+
     Returns:
-        The RGB image, its index, and the files that were skipped.
+        What ``read`` gave, its index, and the files that were skipped.
 
     Raises:
         DataError: none can be read.
@@ -95,7 +98,7 @@ def open_near(photos: Sequence[Path], index: int) -> tuple[Image.Image, int, lis
     skipped: list[str] = []
     for step in range(len(photos)):
         at = (index + step) % len(photos)
-        image = read_photo(photos[at])
+        image = read(photos[at])
         if image is not None:
             return image, at, skipped
         skipped.append(str(photos[at]))
@@ -114,10 +117,14 @@ class Photos(Dataset[dict[str, Any]]):
         train: False: central square, no flip, no jitter.
         extra: (photo, epoch) -> tensors that the method needs besides the pixels; None: none. Called in the data
             workers; for a damaged photo, with the one that replaces it.
+        decode: "whole": Pillow decodes the photo and resizes the crop. "crop": a JPEG is decoded at 1/2, 1/4 or 1/8 of
+            its size where that leaves ``img_size`` pixels, and PyTorch resizes the crop (uint8, antialiased).
+        jitter_later: Leave the jitter to the model: instead of the student's copy, what it is made by.
 
     The key of an item is ``(epoch, index)``, the item ``{"image": (3, S, S) uint8, "student_image": same or absent,
-    "skipped": list of files}`` plus the tensors of ``extra``. An unreadable photo is replaced by the next one, and its
-    path is in ``skipped``.
+    "skipped": list of files}`` plus the tensors of ``extra``; with ``jitter_later`` ``"jitter"`` (3, 2) of
+    :func:`~tinymim.data.jitter.draw_jitter` instead of ``"student_image"``. An unreadable photo is replaced by the next
+    one, and its path is in ``skipped``.
     """
 
     def __init__(
@@ -130,28 +137,63 @@ class Photos(Dataset[dict[str, Any]]):
         seed: int = 0,
         train: bool = True,
         extra: Callable[[Path, int], Mapping[str, Tensor]] | None = None,
+        decode: str = "whole",
+        jitter_later: bool = False,
     ) -> None:
         self.photos, self.img_size, self.scale = list(photos), img_size, scale
         self.jitter, self.seed, self.train, self.extra = jitter, seed, train, extra
+        self.decode, self.jitter_later = decode, jitter_later
 
     def __len__(self) -> int:
         return len(self.photos)
 
     def __getitem__(self, key: Any) -> dict[str, Any]:
         epoch, index = key
-        rng = random.Random(f"{self.seed}/{epoch}/{index}")
-        image, at, skipped = open_near(self.photos, index)
-        box = crop_box(image.size, self.scale, rng) if self.train else center_box(image.size)
-        image = image.resize((self.img_size, self.img_size), Image.Resampling.BICUBIC, box=box)
-        if self.train and rng.random() < 0.5:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        (image, rng), at, skipped = open_near(self.photos, index, lambda path: self._view(path, epoch, index))
         sample: dict[str, Any] = {"image": to_tensor(image), "skipped": skipped}
-        if self.jitter is not None:
-            student = color_jitter(image, self.jitter, rng) if self.train else image
-            sample["student_image"] = to_tensor(student)
+        if self.jitter is not None and self.train:
+            changes = draw_jitter(self.jitter, rng)
+            if self.jitter_later:
+                sample["jitter"] = torch.tensor([(CHANGES.index(change), factor) for change, factor in changes])
+            else:
+                sample["student_image"] = to_tensor(color_jitter(image, changes))
+        elif self.jitter is not None:
+            sample["student_image"] = sample["image"]
         if self.extra is not None:
             sample |= self.extra(self.photos[at], epoch)
         return sample
+
+    def _view(self, path: Path, epoch: int, index: int) -> tuple[Image.Image, random.Random] | None:
+        """The crop of a photo, and the generator that drew it; None if the photo is damaged."""
+        rng = random.Random(f"{self.seed}/{epoch}/{index}")  # anew for a photo that replaces a damaged one
+
+        def choose(size: tuple[int, int]) -> Box:
+            return crop_box(size, self.scale, rng) if self.train else center_box(size)
+
+        side = (self.img_size, self.img_size)
+        try:
+            if self.decode == "whole":
+                image = open_photo(path)
+                image = image.resize(side, Image.Resampling.BICUBIC, box=choose(image.size))
+            else:
+                image = resize(open_crop(path, choose, self.img_size), side)
+        except UnreadablePhoto:
+            return None
+        if self.train and rng.random() < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return image, rng
+
+
+def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Resize an RGB image to (width, height): bicubic and antialiased, within rounding Pillow's result, in less time.
+
+    PyTorch has a vectorised form for uint8 where the colours of a pixel are next to each other in memory.
+    """
+    if image.size == size:
+        return image
+    pixels_1HW3 = torch.from_numpy(np.array(image))[None]
+    resized = F.interpolate(pixels_1HW3.permute(0, 3, 1, 2), size[::-1], mode="bicubic", antialias=True)
+    return Image.fromarray(resized[0].permute(1, 2, 0).contiguous().numpy())
 
 
 def to_tensor(image: Image.Image) -> Tensor:

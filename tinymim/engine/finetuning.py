@@ -15,8 +15,10 @@ from tinymim.compat import let_timm_posterize
 from tinymim.data.imagenet import ClassFolder, read_class_folder
 from tinymim.data.labelled import LabelledPhotos
 from tinymim.data.photos import collate_readable, leave_signals_to_the_main_process
+from tinymim.data.shards import file_bytes
 from tinymim.engine.classify import AverageHook, ClassifyModel, CosineHook, MixupHook
 from tinymim.engine.job import Job, run_job
+from tinymim.engine.session import data_workers
 from tinymim.engine.settings import FinetuneSettings
 from tinymim.errors import ConfigError
 from tinymim.files import describe_file, describe_files, write_json
@@ -140,7 +142,7 @@ class FinetuneJob(Job):
             LabelledPhotos(self.held_out.files, self.held_out.labels, eval_transform(self.config.img_size)),
             sampler=[(0, i) for i in range(self.rank, len(self.held_out.files), self.world)],  # type: ignore[arg-type]
             batch_size=max(self.arithmetic.micro_batch, 1),
-            num_workers=self.config.workers,
+            num_workers=data_workers(self.config, self.place),
             collate_fn=collate_readable,
             worker_init_fn=leave_signals_to_the_main_process,
         )
@@ -168,8 +170,10 @@ class FinetuneJob(Job):
         return {
             "student": describe_file(s.student) if s.student else None,
             "teacher": {"file": self.teacher.name, "sha256": self.teacher.sha256} if self.teacher else None,
-            "data": describe_files(s.data, self.train.files),
-            "val_data": describe_files(s.val_data, self.held_out.files) if s.val_data and self.held_out else None,
+            "data": describe_files(s.data, self.train.files, file_bytes),
+            "val_data": describe_files(s.val_data, self.held_out.files, file_bytes)
+            if s.val_data and self.held_out
+            else None,
         }
 
     def save(self, network: nn.Module, path: Path, step: int) -> None:

@@ -101,7 +101,7 @@ def health_hooks(out: Path, config: Config, epoch: int, photos: list[Path], prob
     hooks: list[Hook] = []
     every = epoch if config.watch_every is None else config.watch_every
     if every:
-        hooks.append(HealthHook(out, photos, config.img_size, every, probe))
+        hooks.append(HealthHook(out, photos, config.img_size, every, probe, config.decode))
     elif probe is not None:
         raise ConfigError(
             "labelled photos for a run without health metrics",
@@ -131,10 +131,13 @@ class HealthHook(Hook):
         img_size: Side of the central crops, pixels.
         every: Steps between measurements.
         probe: Labelled photos, or None.
+        decode: The recipe's way to decode photos.
     """
 
-    def __init__(self, out: Path, photos: list[Path], img_size: int, every: int, probe: Probe | None) -> None:
-        self.out, self.img_size, self.every, self.probe = out, img_size, every, probe
+    def __init__(
+        self, out: Path, photos: list[Path], img_size: int, every: int, probe: Probe | None, decode: str
+    ) -> None:
+        self.out, self.img_size, self.every, self.probe, self.decode = out, img_size, every, probe, decode
         self.photos = (
             [photos[i * len(photos) // HEALTH_PHOTOS] for i in range(HEALTH_PHOTOS)]
             if len(photos) > HEALTH_PHOTOS
@@ -203,7 +206,7 @@ class HealthHook(Hook):
         self, pairs: list[tuple[Path, int]], model: PretrainModel, device: torch.device
     ) -> tuple[Tensor, Tensor]:
         """Features (N, D) and labels (N,) of the photos that can be read."""
-        crops = Photos([path for path, _ in pairs], img_size=self.img_size, train=False)
+        crops = Photos([path for path, _ in pairs], img_size=self.img_size, train=False, decode=self.decode)
         labels: list[int] = []
 
         def batches() -> Iterator[Tensor]:
@@ -221,7 +224,7 @@ class HealthHook(Hook):
 
     def _pixels(self, photos: list[Path], device: torch.device) -> Tensor:
         """Central crops, (B, 3, S, S) in 0..1."""
-        crops = Photos(photos, img_size=self.img_size, train=False)
+        crops = Photos(photos, img_size=self.img_size, train=False, decode=self.decode)
         return collate([crops[(0, i)] for i in range(len(photos))])["image"].to(device).float() / 255
 
 

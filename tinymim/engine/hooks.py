@@ -16,6 +16,8 @@ from tinymim.engine.run_folder import DamagedPhotos, RunFolder, bare, stop_worke
 from tinymim.models.checkpoints import save_torch
 from tinymim.progress import Progress
 
+FEW_STEPS, MUCH_WAITING = 20, 0.1  # a note is printed where more steps waited for a larger share of the time
+
 
 @HOOKS.register_module()
 class ScheduleHook(Hook):
@@ -30,6 +32,37 @@ class ScheduleHook(Hook):
             group["lr"] = rate
 
 
+class Waits:
+    """Shares of the time that steps waited for data; the first step, which starts the data workers, is not counted.
+
+    Attributes:
+        steps: Steps counted.
+    """
+
+    def __init__(self) -> None:
+        self.steps, self.began, self.waited = -1, 0.0, 0.0
+        self.marked, self.noted = 0.0, 0.0
+
+    def add(self, seconds: float) -> None:
+        """Count a step that has ended."""
+        self.steps += 1
+        if self.steps == 0:
+            self.began = self.marked = time.monotonic()
+        else:
+            self.waited += seconds
+
+    def share(self) -> float:
+        """Of all steps."""
+        return self.waited / max(time.monotonic() - self.began, 1e-9)
+
+    def lately(self) -> float:
+        """Of the steps since this was last asked."""
+        now = time.monotonic()
+        share = (self.waited - self.noted) / max(now - self.marked, 1e-9)
+        self.marked, self.noted = now, self.waited
+        return round(share, 4)
+
+
 @HOOKS.register_module()
 class MonitorHook(Hook):
     """metrics.jsonl, the progress line, validation losses, and damaged photos.
@@ -40,6 +73,7 @@ class MonitorHook(Hook):
         log_every: Steps between lines of metrics.jsonl.
         val_loader: Validation photos, or None.
         val_every: Steps between validations.
+        advice: What to type where the steps waited for data.
 
     Attributes:
         last: Losses of the last logged step.
@@ -51,8 +85,15 @@ class MonitorHook(Hook):
     """
 
     def __init__(
-        self, out: Path, title: str, log_every: int, val_loader: DataLoader | None = None, val_every: int = 0
+        self,
+        out: Path,
+        title: str,
+        log_every: int,
+        val_loader: DataLoader | None = None,
+        val_every: int = 0,
+        advice: str = "",
     ) -> None:
+        self.advice = advice
         self.folder, self.title, self.log_every = RunFolder(out), title, log_every
         self.val_loader, self.val_every = val_loader, val_every
         self.skipped = DamagedPhotos()
@@ -64,23 +105,26 @@ class MonitorHook(Hook):
 
     def before_train(self, runner: Any) -> None:
         self.line = Progress(self.title, runner.max_iters, start=runner.iter)
+        self.waits = Waits()
         for record in self.folder.log_until(runner.iter):
             if "val_loss" in record:
                 self.val.append((record["step"], record["val_loss"]))
                 self.last_val = {name: value for name, value in record.items() if name.startswith("val_")}
             if "lr" in record:
-                self.last = {name: value for name, value in record.items() if name not in ("step", "lr")}
+                self.last = {name: value for name, value in record.items() if name not in ("step", "lr", "data_wait")}
         if runner.iter in (0, runner.max_iters):  # the scores of a run that has ended are told again
             self._validate(runner)
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         step = runner.iter
+        self.waits.add(runner.train_loop.waited)
         if step % self.log_every == 0 or step == runner.max_iters:
             values = torch.stack([value.float() for value in outputs.values()])
             all_reduce(values, "mean")  # over processes: the loss of the global batch
             self.last = dict(zip(outputs, values.tolist(), strict=True))
             groups = runner.optim_wrapper.optimizer.param_groups  # the wrapper's own list has an extra, unused one
-            self.folder.log({"step": step, **self.last, "lr": max(group["lr"] for group in groups)})
+            rate = max(group["lr"] for group in groups)
+            self.folder.log({"step": step, **self.last, "lr": rate, "data_wait": self.waits.lately()})
         self.skipped.note(data_batch["skipped"])
         if is_main_process():
             count = data_batch["count"] * get_world_size()
@@ -94,6 +138,8 @@ class MonitorHook(Hook):
             self.line.close(f"{runner.max_iters} steps  {losses}")
             if self.skipped:
                 print(self.skipped.summary())
+            if self.waits.steps >= FEW_STEPS and (share := self.waits.share()) > MUCH_WAITING:
+                print(f"note: {100 * share:.0f} % of the time was waiting for photos; try {self.advice}")
             if self.val_damaged:
                 print(f"warning: {len(self.val_damaged)} damaged photo(s) left out of the score, {self.val_damaged[0]}")
 

@@ -23,7 +23,16 @@ from tinymim.engine.model import Trainable, pick_precision
 from tinymim.engine.plan import Plan, make_plan, measure, micro_batch, padding
 from tinymim.engine.recipe import load_recipe
 from tinymim.engine.run_folder import on_first_process
-from tinymim.engine.session import join_processes, make_runner, open_folder, resume_state, train, train_loader
+from tinymim.engine.session import (
+    BEFORE,
+    join_processes,
+    make_runner,
+    open_folder,
+    resume_state,
+    train,
+    train_loader,
+    waiting_advice,
+)
 from tinymim.engine.settings import Settings
 from tinymim.files import noted_output, sha256_file
 from tinymim.folders import OpenRun, open_run
@@ -111,6 +120,7 @@ class Job(ABC):
         self.changed = False
         if not on_first_process(hold):
             self.state, self.changed = resume_state(self.folder, self.resolved)
+            self.config.merge_from_dict({key: self.resolved[key] for key in BEFORE if key in self.resolved})
 
     def build(self) -> None:
         """Build the model on its device, and choose the number of images per pass."""
@@ -142,6 +152,7 @@ class Job(ABC):
             1 if self.place == "cpu" else 10,
             self.val_loader(),
             config.val_every or plan.steps_per_epoch,
+            waiting_advice(config, self.place, self.settings.data),
         )
         saver = SaveHook(
             self.folder, config.save_every or plan.steps_per_epoch, self.write_product, self.state, plan.micro_batch

@@ -10,6 +10,7 @@ import torch
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
+from tinymim.data.jitter import apply_jitter
 from tinymim.distill.method import Method
 from tinymim.errors import TinyMIMError
 
@@ -28,7 +29,7 @@ class Trainable(BaseModel):
     """
 
     def __init__(self, autocast: torch.dtype | None) -> None:
-        super().__init__()
+        super().__init__(dict(type="BaseDataPreprocessor", non_blocking=True))  # the loader pins its batches for a GPU
         self.autocast = autocast
         self.last_batch: dict[str, Tensor] = {}
         self.passes: list[tuple[Tensor, dict[str, Tensor]]] = []  # loss and batch, since the last check
@@ -148,9 +149,19 @@ class PretrainModel(Trainable):
         self.method.prepare(dtype)
 
     def forward(  # type: ignore[override]
-        self, image: Tensor, student_image: Tensor | None = None, mode: str = "loss", **extra: Tensor
+        self,
+        image: Tensor,
+        student_image: Tensor | None = None,
+        mode: str = "loss",
+        jitter: Tensor | None = None,
+        **extra: Tensor,
     ) -> dict[str, Tensor]:
-        """uint8 views (B, 3, S, S), and the method's extra tensors (B, ...) -> named losses."""
+        """uint8 views (B, 3, S, S), and the method's extra tensors (B, ...) -> named losses.
+
+        The student's own view is given, or made here by :func:`~tinymim.data.jitter.apply_jitter`.
+        """
+        if jitter is not None:
+            student_image = apply_jitter(image, jitter)
         self.last_batch = {
             "image": image,
             **({} if student_image is None else {"student_image": student_image}),

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from tinymim.analysis.probes import trained_depth
 from tinymim.data.photos import Photos, collate_readable, list_photos
+from tinymim.data.shards import file_bytes
 from tinymim.distill.teachers import named_teachers
 from tinymim.engine.build import build_method
 from tinymim.engine.health import health_hooks, read_probe
@@ -117,6 +118,8 @@ class PretrainJob(Job):
             seed=self.config.seed,
             train=train,
             extra=self.method.per_photo,
+            decode=self.config.decode,
+            jitter_later=train and self.place != "cpu",
         )
 
     def val_loader(self) -> DataLoader | None:
@@ -146,7 +149,7 @@ class PretrainJob(Job):
         return {
             "teacher": [{"file": t.name, "sha256": t.sha256} for t in self.teachers],
             "init_from": describe_file(start) if start and Path(start).is_file() else None,
-            "data": describe_files(self.settings.data, self.files),
+            "data": describe_files(self.settings.data, self.files, file_bytes),
         }
 
     def save(self, network: nn.Module, path: Path, step: int) -> None:

@@ -31,6 +31,7 @@ RUN_KEYS: dict[str, Key] = {
     "img_size": Number(least=16, most=1 << 14, whole=True, option=True),
     "crop_scale": Pair(rule="0 < least <= most <= 1", example="[0.2,1.0]"),
     "color_jitter": Number(),
+    "decode": Choice(choices=("crop", "whole")),
     "batch_size": Number(least=1, whole=True, option=True),
     "epochs": Number(above=True, option=True),
     "warmup_epochs": Number(),

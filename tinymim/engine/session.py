@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -14,6 +15,8 @@ from mmengine.dist import is_main_process
 from torch.utils.data import DataLoader
 
 from tinymim.compat import launched_processes, start_cpu_processes
+from tinymim.cores import core_limits
+from tinymim.data.photo_files import packed
 from tinymim.data.photos import StepSampler, collate, leave_signals_to_the_main_process
 from tinymim.engine.loop import StepLoop
 from tinymim.engine.model import NonFiniteLoss
@@ -30,6 +33,7 @@ HEALTH_KEYS = {"watch_every", "probe_data", "probe_photos", "tensorboard"}
 FILES = {"teacher", "teacher_weights", "student_file"}  # may have moved on resume: env.json has their sha256
 MAY_CHANGE = {"workers", "data", "val_data", *FILES, *HEALTH_KEYS}  # on resume; other changes would change the numbers
 SAID = {"lr", "precision"}  # may change, too, and is said: the advice for a loss that is not finite
+BEFORE = {"decode": "whole"}  # keys that are newer than some runs, and what those did: resumed, they go on with it
 UNHASHED = {*MAY_CHANGE, "teachers", "init_from"}  # paths; env.json has the sha256 of the files
 
 
@@ -97,6 +101,10 @@ def _each(given: Any) -> list[dict[str, Any]]:
 def resume_state(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, Any] | None, bool]:
     """The state of the newest checkpoint of a run, None without one; and whether settings that may change have changed.
 
+    Args:
+        folder: Run folder.
+        settings: Every resolved setting; those of :data:`BEFORE` that the run does not know are set to what it did.
+
     Raises:
         ConfigError: settings differ, or the folder holds no run.
     """
@@ -109,8 +117,10 @@ def resume_state(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, Any]
             "its config.py names no method: 'tinymim segment' writes such runs",
             "resume it with the command that started it, or choose another --out",
         )
+    settings |= {key: value for key, value in BEFORE.items() if key in settings and key not in before}
     # keys that are newer than the run have their defaults
-    before = json.loads(json.dumps({**default_recipe(before.get("method")).to_dict(), **before}))
+    known = {**default_recipe(before.get("method")).to_dict(), **BEFORE}
+    before = json.loads(json.dumps({**known, **before}))
     changed = {
         k: f"{k}: {before.get(k)!r} -> {v!r}" for k, v in settings.items() if k not in MAY_CHANGE and before.get(k) != v
     }
@@ -139,6 +149,28 @@ def resume_state(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, Any]
     return dict(state), bool(changed)
 
 
+def data_workers(config: Config, place: str) -> int:
+    """Data-loading processes of a recipe; None: one where the step itself uses every core, else a core each.
+
+    A worker computes in one thread. Of the machine's cores each of its processes has an equal part and keeps one.
+    """
+    if config.workers is not None:
+        return int(config.workers)
+    if place == "cpu":
+        return 1
+    free = min(limit for name, limit in core_limits().items() if name != "OMP_NUM_THREADS")  # set to 1 by torchrun
+    return min(max(int(free) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1, 1), 16)
+
+
+def waiting_advice(config: Config, place: str, data: str | Path) -> str:
+    """What to type where the steps wait for photos."""
+    workers = f"--workers {2 * max(data_workers(config, place), 1)}"
+    if packed(data) is not None:
+        return workers
+    words = f"tinymim data --pack {shlex.quote(str(data))} --out SHARDS --img-size {2 * config.img_size}"
+    return f"{workers}, or smaller photos in shards ({words}) and --data SHARDS"
+
+
 def train_loader(
     photos: Any, plan: Plan, config: Config, place: str, *, start: int, rank: int, world: int
 ) -> DataLoader:
@@ -147,7 +179,7 @@ def train_loader(
     return DataLoader(
         photos,
         batch_sampler=sampler,
-        num_workers=config.workers,
+        num_workers=data_workers(config, place),
         collate_fn=collate,
         worker_init_fn=leave_signals_to_the_main_process,
         pin_memory=place != "cpu",

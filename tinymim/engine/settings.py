@@ -42,7 +42,7 @@ class Settings:
         lr: Peak learning rate, not scaled; None: base_lr * batch / 256.
         max_steps: Largest number of steps; the schedule ends there.
         save_every: Steps between checkpoints; None: an epoch.
-        workers: Data-loading processes.
+        workers: Data-loading processes; None: chosen by the machine.
         seed: Fixes order, crops, augmentation, masks, drop path and initial weights.
         device: "cpu", "cuda" or "cuda:N"; None: a GPU if there is one.
         resume: Continue exactly where the run in ``out`` stopped.
@@ -66,7 +66,7 @@ class Settings:
     lr: float | None = option("peak learning rate; default base_lr * batch / 256", type=float)
     max_steps: int | None = option("largest number of steps", type=int)
     save_every: int | None = option("steps between checkpoints; default one epoch", recipe="save_every", type=int)
-    workers: int | None = option("data-loading processes", recipe="workers", type=int)
+    workers: int | None = option("data-loading processes; default chosen by the machine", recipe="workers", type=int)
     seed: int | None = option("fixes order, crops, masks and initial weights", recipe="seed", type=int)
     device: str | None = option("cpu, cuda or cuda:N; default a GPU if there is one")
     resume: bool = flag("continue exactly where the run in --out stopped")

@@ -28,4 +28,5 @@ probe_photos = (
 )
 tensorboard = False  # also write metrics.jsonl as OUT/tensorboard
 seed = 0
-workers = 2
+decode = "crop"  # a JPEG at the 1/2, 1/4 or 1/8 that leaves a crop img_size pixels; "whole": as before 0.12
+workers = None  # data-loading processes; None: chosen by the machine

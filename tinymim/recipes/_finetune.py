@@ -23,4 +23,4 @@ micro_batch = None  # images per forward pass; None: chosen by memory
 save_every = None  # steps; None: one epoch
 val_every = None  # steps; None: one epoch
 seed = 0
-workers = 2
+workers = None  # data-loading processes; None: chosen by the machine

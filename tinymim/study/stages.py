@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tinymim.data.photo_files import list_photos
+from tinymim.data.shards import file_bytes
 from tinymim.errors import ConfigError, DataError, did_you_mean
 from tinymim.files import describe_files, sha256_file
 from tinymim.schema import read_json
@@ -111,7 +112,7 @@ def find_data(photos: str | None, val_photos: str | None, segments: str | None) 
                 "give such a folder, or --data TRAINING_PHOTOS --val-data VALIDATION_PHOTOS",
             )
     return {
-        word: Folder(Path(path).resolve(), describe_files(path, list_photos(path, labels=True)))
+        word: Folder(Path(path).resolve(), describe_files(path, list_photos(path, labels=True), file_bytes))
         for word, path in folders.items()
     }
 

@@ -12,7 +12,7 @@ TEACHER = dict(embed_dim=256, depth=10, num_heads=8)
 STUDENT = dict(embed_dim=128, depth=8, num_heads=4)
 
 PHOTOS = dict(data="{photos}", img_size=96, batch_size=BATCH, workers=WORKERS)
-PRETRAIN = dict(warmup_epochs=0.5, crop_scale=(0.25, 1.0), watch_every=0, **SPEED)
+PRETRAIN = dict(warmup_epochs=0.5, crop_scale=(0.25, 1.0), decode="whole", watch_every=0, **SPEED)
 DECODER = dict(dim=128, depth=2, heads=4)
 
 stages = dict(
