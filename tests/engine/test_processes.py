@@ -231,7 +231,7 @@ def test_random_numbers_follow_the_place_in_the_batch():
         for part, all_of_it in zip(parts, whole, strict=True):
             each = len(all_of_it) // 6
             assert torch.equal(part, all_of_it[first * each : (first + count) * each])
-    model = create_model("tiny_vit_5m", img_size=64, drop_path_rate=0.2)
+    model = create_model("tiny_vit_5m_224", img_size=64, drop_path_rate=0.2)
     kinds = {type(m) for m in model.modules() if isinstance(m, timm.layers.DropPath)}
     assert kinds == {DropPath}
 
