@@ -9,6 +9,7 @@ import argparse
 import functools
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -50,10 +51,9 @@ def run(args: argparse.Namespace) -> int:
     page = Path(args.out)
     found: dict[str, Any] = {"environment": environment(), "images": IMAGES, "pixels": PIXELS, "runs": []}
     for count in args.processes:
-        part = page.with_suffix(f".{count}.part")
-        torch.multiprocessing.spawn(_measure, args=(count, args.repeats, part), nprocs=count)
-        found["runs"].append(torch.load(part, weights_only=True))
-        part.unlink()
+        with tempfile.TemporaryDirectory() as folder:
+            torch.multiprocessing.spawn(_measure, args=(count, args.repeats, Path(folder)), nprocs=count)
+            found["runs"].append(torch.load(Path(folder) / "found", weights_only=True))
     write_json(page.with_suffix(".json"), found)
     write_text(page, describe(found))
     print(f"{page}\n{page.with_suffix('.json')}")
@@ -69,13 +69,13 @@ def build(student: str, teacher: str, pixels: int) -> PretrainModel:
     return PretrainModel(TinyMIM(own, other)).train()
 
 
-def _measure(rank: int, count: int, repeats: int, out: Path) -> None:
+def _measure(rank: int, count: int, repeats: int, folder: Path) -> None:
     torch.set_num_threads(1)  # a core each
-    dist.init_process_group("gloo", init_method=f"file://{out.resolve()}.rendezvous", rank=rank, world_size=count)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=count)
     reduced = [(4 * size, _seconds(lambda x: dist.all_reduce(x), torch.ones(size), repeats)) for size in SIZES]
     steps = [_steps(name, *models, count, repeats) for name, models in STUDENTS.items()]
     if rank == 0:
-        torch.save({"processes": count, "all_reduce": reduced, "steps": steps}, out)
+        torch.save({"processes": count, "all_reduce": reduced, "steps": steps}, folder / "found")
     dist.destroy_process_group()
 
 
