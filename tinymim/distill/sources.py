@@ -12,13 +12,13 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
 from torch import Tensor, nn
 
 from tinymim.distill.frozen import prepare_frozen
 from tinymim.distill.method import PerPhoto
 from tinymim.distill.taps import read
 from tinymim.errors import ConfigError
+from tinymim.models.draws import DropPath
 from tinymim.models.tokens import has_class_token, num_heads, pair_tokens, patch_grid, patch_size, resample
 
 Wanted = Mapping[int, Collection[str]]  # block (from 1) -> taps

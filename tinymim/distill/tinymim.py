@@ -20,6 +20,7 @@ from tinymim.distill.taps import read
 from tinymim.distill.targets import Relation, Target, parse_target, read_from
 from tinymim.distill.teachers import TEACHER_KEYS, each_teacher, load_for_recipe
 from tinymim.errors import ConfigError
+from tinymim.models.draws import draw_rows
 from tinymim.models.mae import MAE
 from tinymim.models.tokens import has_class_token, keep_patches, pair_tokens, patch_grid
 
@@ -249,7 +250,8 @@ class TinyMIM(Method):
         if self.mask is None:
             return None
         grid = patch_grid(self.student, (student_images.shape[2], student_images.shape[3]))
-        return torch.rand(len(student_images), grid[0] * grid[1], device=student_images.device).argsort(dim=1)
+        patches, device = grid[0] * grid[1], student_images.device
+        return draw_rows(lambda n: torch.rand(n, patches, device=device), len(student_images)).argsort(dim=1)
 
     def visible(self, order_BN: Tensor | None, side: str | None = None) -> Tensor | None:
         """Indices (B, V) of the visible patches, for ``side`` only if it is masked; None: all patches."""

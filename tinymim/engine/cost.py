@@ -1,5 +1,6 @@
 """Cost of a training run, measured by one step on random pixels before it starts."""
 
+import functools
 import os
 import time
 from collections.abc import Callable
@@ -23,9 +24,10 @@ class TrainingCost:
     Attributes:
         parameters: Number of trained parameters.
         bytes_per_image: Bytes that autograd keeps per image for the backward pass.
-        gib: Memory per process, GiB: weights, gradients, AdamW's two moments, and the activations of the images of one
-            pass, times 1.5.
+        gib: Memory per process, GiB: weights, gradients, AdamW's two moments, weights in half precision, and the
+            activations of the images of one pass, times 1.5.
         flop_per_image: Forward and backward, teachers included.
+        backward_flop_per_image: Of it, the backward pass.
         seconds_per_image: Forward and backward on this machine, without data loading.
         batch: Images per step and process.
         processes: Number of launched processes.
@@ -38,6 +40,7 @@ class TrainingCost:
     bytes_per_image: int
     gib: float
     flop_per_image: float
+    backward_flop_per_image: float
     seconds_per_image: float
     batch: int
     processes: int
@@ -104,9 +107,13 @@ def measure_cost(
         device: "cpu" or "cuda".
         timed: Images of the passes that measure FLOP and seconds.
     """
-    per_image = saved_bytes(model, lambda: loss(PROBE)) // PROBE
+    less, more = (saved_bytes(model, functools.partial(loss, count)) for count in (PROBE, PROBE + 1))
+    per_image = max(more - less, 0)
+    constant = max(less - PROBE * per_image, 0)  # e.g. weights in half precision
     with FlopCounterMode(display=False) as counter:  # also the warm-up
-        loss(timed).backward()
+        value = loss(timed)
+        forward = counter.get_total_flops()
+        value.backward()
     if device == "cuda":
         torch.cuda.synchronize()
     began = time.monotonic()
@@ -115,12 +122,13 @@ def measure_cost(
         torch.cuda.synchronize()
     seconds = time.monotonic() - began
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    need = 4 * sum(p.numel() for p in model.parameters()) + 12 * trained + 1.5 * per_image * per_pass
+    need = 4 * sum(p.numel() for p in model.parameters()) + 12 * trained + constant + 1.5 * per_image * per_pass
     return TrainingCost(
         parameters=trained,
         bytes_per_image=per_image,
         gib=need / 2**30,
         flop_per_image=counter.get_total_flops() / timed,
+        backward_flop_per_image=(counter.get_total_flops() - forward) / timed,
         seconds_per_image=seconds / timed,
         batch=batch,
         processes=processes,

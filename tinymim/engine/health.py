@@ -29,6 +29,7 @@ from tinymim.analysis.probes import embed, knn_accuracy, linear_probe, trained_d
 from tinymim.data.imagenet import ClassFolder, read_class_folder
 from tinymim.data.photos import Photos, collate
 from tinymim.engine.model import PretrainModel
+from tinymim.engine.parallel import gathered
 from tinymim.engine.run_folder import bare
 from tinymim.errors import ConfigError
 
@@ -159,16 +160,17 @@ class HealthHook(Hook):
 
     @torch.no_grad()
     def _measure(self, runner: Any) -> None:
-        if not is_main_process():
-            return
-        model = bare(runner.model)
-        device = next(model.parameters()).device
-        model.eval()
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            values = self._health_values(model, self._pixels(self.photos, device))
-            if self.probe is not None:
-                values |= self._probe_values(self.probe, model, device)
-        runner.model.train()
+        with gathered(runner.model):
+            if not is_main_process():
+                return
+            model = bare(runner.model)
+            device = next(model.parameters()).device
+            model.eval()
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                values = self._health_values(model, self._pixels(self.photos, device))
+                if self.probe is not None:
+                    values |= self._probe_values(self.probe, model, device)
+            runner.model.train()
         with open(self.out / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": runner.iter, **values}) + "\n")
 

@@ -5,15 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.dist import all_reduce, get_world_size, is_main_process
+from mmengine.dist import all_gather_object, all_reduce, get_rank, get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from torch import Tensor
 from torch.utils.data import DataLoader
 
+from tinymim.engine.parallel import gathered, shard_moments, whole, whole_encoder
 from tinymim.engine.recipe import learning_rate
 from tinymim.engine.run_folder import DamagedPhotos, RunFolder, bare, stop_workers
+from tinymim.errors import DataError
 from tinymim.models.checkpoints import save_torch
+from tinymim.models.draws import rows_of
 from tinymim.progress import Progress
 
 FEW_STEPS, MUCH_WAITING = 20, 0.1  # a note is printed where more steps waited for a larger share of the time
@@ -133,6 +135,9 @@ class MonitorHook(Hook):
             self._validate(runner)
 
     def after_train(self, runner: Any) -> None:
+        for rank, others in enumerate(all_gather_object(dict(self.skipped))):
+            for path, times in others.items() if rank != get_rank() else ():
+                self.skipped[path] = self.skipped.get(path, 0) + times
         if is_main_process():
             losses = "  ".join(f"{k} {v:.4g}" for k, v in self.last.items())
             self.line.close(f"{runner.max_iters} steps  {losses}")
@@ -148,29 +153,36 @@ class MonitorHook(Hook):
         """Mean validation losses under fixed masks over the shares of all processes; the first one writes them."""
         if self.val_loader is None:
             return
-        model = bare(runner.model)
-        model.eval()
-        sums: dict[str, Tensor] = {}
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            batches = iter(self.val_loader)
+        loader: Any = self.val_loader
+        model, own = bare(runner.model).eval(), dict[str, float]()
+        device, keys, read = next(model.parameters()).device, [*loader.sampler], 0
+        with torch.random.fork_rng(devices=[]), gathered(runner.model):
+            batches = iter(loader)
             try:
                 for batch in batches:
+                    first, read = keys[read][1], read + min(loader.batch_size, len(keys) - read)
                     self.val_damaged += [path for path in batch.pop("skipped") if path not in self.val_damaged]
                     if not batch:
                         continue
-                    views = {key: value.to(next(model.parameters()).device) for key, value in batch.items()}
+                    views = {key: value.to(device) for key, value in batch.items()}
                     n = len(views["image"])
-                    for key, value in (model(**views) | {"count": torch.ones(())}).items():
-                        sums[key] = sums.get(key, 0.0) + value.detach().double().cpu() * n
+                    torch.manual_seed(0)
+                    with rows_of(first, n, len(loader.dataset)):
+                        losses = model(**views)
+                    for key, value in (losses | {"": torch.ones(())}).items():
+                        own[key] = own.get(key, 0.0) + float(value.double()) * n
             finally:
                 stop_workers(batches)
         runner.model.train()
-        totals = torch.stack([*sums.values()]).to(next(model.parameters()).device)
-        all_reduce(totals)
-        *values, count = totals.tolist()
-        self.val_photos = round(count)
-        means = {f"val_{key}": value / count for key, value in zip(sums, values, strict=False)}
+        found = all_gather_object((own, self.val_damaged))  # a share may be empty, or damaged
+        totals = {key: sum(each.get(key, 0.0) for each, _ in found) for shares, _ in found for key in shares}
+        self.val_damaged = list(dict.fromkeys(path for _, paths in found for path in paths))
+        self.val_photos = count = round(totals.pop("", 0))
+        if not count:
+            raise DataError(
+                "no held-out photo can be read", f"e.g. {self.val_damaged[0]} is damaged", "check --val-data"
+            )
+        means = {f"val_{key}": value / count for key, value in totals.items()}
         self.last_val = means
         if not self.val or self.val[-1][0] != runner.iter:
             self.val.append((runner.iter, means["val_loss"]))
@@ -186,39 +198,41 @@ class SaveHook(Hook):
         every: Steps between saves.
         save_student: Called with the encoder and the steps done; writes student.pth.
         state: Restored optimizer and scaler state, or None.
-        micro_batch: Stored for a resumed run.
+        kept: Stored for a resumed run.
     """
 
     def __init__(
-        self, out: Path, every: int, save_student: Any, state: dict[str, Any] | None, micro_batch: int
+        self, out: Path, every: int, save_student: Any, state: dict[str, Any] | None, kept: dict[str, Any]
     ) -> None:
         self.folder, self.every, self.save_student = RunFolder(out), every, save_student
-        self.state, self.micro_batch = state, micro_batch
+        self.state, self.kept = state, kept
 
     def before_train(self, runner: Any) -> None:
         self.began = time.monotonic() - (self.state or {}).get("seconds", 0.0)
         if self.state is not None:
-            runner.optim_wrapper.load_state_dict(self.state["optimizer"])
+            wrapper = runner.optim_wrapper
+            wrapper.load_state_dict(shard_moments(self.state["optimizer"], wrapper.optimizer))
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         if runner.iter % self.every == 0 or runner.iter == runner.max_iters:
             self.save_now(runner, runner.iter)
 
     def save_now(self, runner: Any, step: int) -> None:
-        """Write student.pth and step_N.pth; processes other than the first do nothing."""
+        """Write student.pth and step_N.pth; processes other than the first only give their part."""
+        encoder = whole_encoder(runner.model)
+        model, optimizer = whole(bare(runner.model).learned.state_dict()), whole(runner.optim_wrapper.state_dict())
         if not is_main_process():
             return
         self.folder.check_here()
-        model = bare(runner.model)
-        self.save_student(model.encoder, step)
+        self.save_student(encoder, step)
         path = self.folder.checkpoint(step)
         save_torch(
             {
                 "step": step,
                 "seconds": time.monotonic() - self.began,
-                "micro_batch": self.micro_batch,
-                "model": model.learned.state_dict(),
-                "optimizer": runner.optim_wrapper.state_dict(),
+                **self.kept,
+                "model": model,
+                "optimizer": optimizer,
             },
             path,
         )

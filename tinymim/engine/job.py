@@ -20,6 +20,7 @@ from tinymim.compat import use_device
 from tinymim.distill.method import find_method
 from tinymim.engine.hooks import MonitorHook, SaveHook
 from tinymim.engine.model import Trainable, pick_precision
+from tinymim.engine.parallel import average, check_strategy, shard, together, whole_encoder
 from tinymim.engine.plan import Plan, make_plan, measure, micro_batch, padding
 from tinymim.engine.recipe import load_recipe
 from tinymim.engine.run_folder import on_first_process
@@ -77,8 +78,8 @@ class Job(ABC):
         Raises:
             TinyMIMError: see the message; bad input exits 2, a non-finite loss 1.
         """
-        self.plan()
-        with ExitStack() as held:
+        with together(), ExitStack() as held:
+            self.plan()
             self.open(held)
             self.build()
             if self.settings.dry_run:
@@ -93,6 +94,7 @@ class Job(ABC):
         self.place = use_device(self.settings.device)
         self.options: dict[str, Any] = {}  # of MMEngine's Runner
         self.rank, self.world = join_processes(self.place, self.options)
+        check_strategy(self.config.strategy, self.world)
         photos = self.read_data()
         self.arithmetic: Plan = make_plan(self.config, photos, self.world, self.settings.lr, self.settings.max_steps)
         self.check_plan()
@@ -131,7 +133,7 @@ class Job(ABC):
         plan, share = self.arithmetic, self.arithmetic.batch // self.world
         if self.state is not None:
             self.model.learned.load_state_dict(self.state["model"])
-            plan.micro_batch = self.state["micro_batch"]
+            plan.micro_batch = next(n for n in range(min(self.state["micro_batch"], share), 0, -1) if share % n == 0)
         else:
             plan.micro_batch = micro_batch(self.config, self.model, share, self.place)
         plan.notes += padding(self.config.img_size, self.patch_size)
@@ -142,6 +144,12 @@ class Job(ABC):
         """Train; return the seconds of all sessions."""
         plan, config = self.arithmetic, self.config
         start = int(self.state["step"]) if self.state else 0
+        by_rows = self.state is None or self.state.get("by_rows", False)
+        model: Any = self.model
+        if self.world > 1 and config.strategy == "fsdp":
+            model = shard(self.model, self.model.example(config, 2, self.place), self.place)
+        elif self.world > 1:
+            model = average(self.model, self.place)
         loader = train_loader(self.photos(), plan, config, self.place, start=start, rank=self.rank, world=self.world)
         optimizer = torch.optim.AdamW(self.parameter_groups(), lr=plan.peak_lr, betas=tuple(config.betas), fused=True)
         optimizer.register_load_state_dict_pre_hook(keep_fused)
@@ -155,7 +163,11 @@ class Job(ABC):
             waiting_advice(config, self.place, self.settings.data),
         )
         saver = SaveHook(
-            self.folder, config.save_every or plan.steps_per_epoch, self.write_product, self.state, plan.micro_batch
+            self.folder,
+            config.save_every or plan.steps_per_epoch,
+            self.write_product,
+            self.state,
+            {"micro_batch": plan.micro_batch, "by_rows": by_rows},
         )
         hooks = [*self.hooks_before(optimizer), self.monitor, *self.hooks_after(), saver]
         on_first_process(
@@ -165,7 +177,7 @@ class Job(ABC):
         )
         runner = make_runner(
             self.folder,
-            self.model,
+            model,
             loader,
             plan,
             config,
@@ -173,10 +185,13 @@ class Job(ABC):
             hooks,
             scaled=self.scaled,
             start=start,
+            by_rows=by_rows,
             options=self.options,
         )
-        if start == plan.steps and self.rank == 0 and not self.has_product(start):
-            self.write_product(self.model.encoder, start)
+        if start == plan.steps:
+            encoder = whole_encoder(model)
+            if self.rank == 0 and not self.has_product(start):
+                self.write_product(encoder, start)
         return train(runner, self.folder) + (self.state or {}).get("seconds", 0.0)
 
     def write_product(self, network: nn.Module, step: int) -> None:

@@ -1,4 +1,4 @@
-"""The training loop: one step is one global batch; (seed, step, process) fixes all random numbers.
+"""The training loop: one step is one global batch; (seed, step, place in the batch) fixes all random numbers.
 
 No random state is carried from step to step, so a killed run continues bit-identically from its last checkpoint.
 """
@@ -12,7 +12,9 @@ from mmengine.registry import LOOPS
 from mmengine.runner import BaseLoop
 from torch import Tensor
 
+from tinymim.engine.parallel import Vote
 from tinymim.engine.run_folder import bare, save_and_stop, stop_signals, stop_workers
+from tinymim.models.draws import rows_of
 
 
 @LOOPS.register_module()
@@ -26,17 +28,26 @@ class StepLoop(BaseLoop):
         start: First step (resume).
         micro_batch: Images per forward pass; divides this process's share.
         seed: Fixes drop path and masks.
+        by_rows: Whether they follow the place in the global batch (:mod:`tinymim.models.draws`); False for runs that
+            began before: there they follow process and pass.
 
     Attributes:
         waited: Seconds the current step waited for data.
     """
 
     def __init__(
-        self, runner: Any, dataloader: Any, max_iters: int, start: int = 0, micro_batch: int = 1, seed: int = 0
+        self,
+        runner: Any,
+        dataloader: Any,
+        max_iters: int,
+        start: int = 0,
+        micro_batch: int = 1,
+        seed: int = 0,
+        by_rows: bool = True,
     ) -> None:
         super().__init__(runner, dataloader)
         self._iter, self._max_iters, self.micro_batch, self.seed = start, max_iters, micro_batch, seed
-        self.waited = 0.0
+        self.by_rows, self.waited = by_rows, 0.0
 
     @property
     def iter(self) -> int:
@@ -66,6 +77,7 @@ class StepLoop(BaseLoop):
         parts = share // self.micro_batch
         runner.optim_wrapper.initialize_count_status(runner.model, self._iter * parts, self._max_iters * parts)
         batches: Any = None
+        vote = Vote()
         with stop_signals() as stop:
             try:
                 runner.call_hook("before_train")
@@ -76,7 +88,7 @@ class StepLoop(BaseLoop):
                     batch = next(batches)
                     self.waited = time.monotonic() - began
                     self.run_iter(batch)
-                    if stop and self._iter < self._max_iters:
+                    if vote.any(bool(stop)) and self._iter < self._max_iters:
                         save_and_stop(runner, self._iter)
                 runner.call_hook("after_train")
             finally:
@@ -86,16 +98,22 @@ class StepLoop(BaseLoop):
     def run_iter(self, batch: dict[str, Any]) -> None:
         """One optimizer step."""
         runner = self.runner
-        torch.manual_seed((self.seed * 1_000_003 + self._iter) * get_world_size() + get_rank())
+        world, rank = get_world_size(), get_rank()
+        seed = self.seed * 1_000_003 + self._iter
+        torch.manual_seed(seed if self.by_rows else seed * world + rank)
         skipped = batch.pop("skipped")
         runner.call_hook("before_train_iter", batch_idx=self._iter, data_batch=batch)
         count = len(batch["image"])
         total: dict[str, Tensor] = {}
         for first in range(0, count, self.micro_batch):
             micro = {key: value[first : first + self.micro_batch] for key, value in batch.items()}
-            losses = runner.model.train_step(micro, optim_wrapper=runner.optim_wrapper)
+            size = len(micro["image"])
+            if self.by_rows:
+                torch.manual_seed(seed)
+            with rows_of(rank * count + first, size, world * count if self.by_rows else size):
+                losses = runner.model.train_step(micro, optim_wrapper=runner.optim_wrapper)
             for key, value in losses.items():
-                total[key] = total.get(key, torch.zeros_like(value)) + value * (len(micro["image"]) / count)
+                total[key] = total.get(key, torch.zeros_like(value)) + value * (size / count)
         bare(runner.model).check_finite()
         self._iter += 1
         runner.call_hook(

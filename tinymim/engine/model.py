@@ -227,8 +227,10 @@ def cpu_has_bf16() -> bool:
 
 
 def saved_bytes_per_image(model: Trainable, batch: dict[str, Tensor]) -> int:
-    """:func:`saved_bytes` of one forward pass, per image."""
-    return saved_bytes(model, lambda: model(**batch)["loss"]) // len(batch["image"])
+    """:func:`saved_bytes` that one more image costs: of a batch, less those of the batch without its last image."""
+    fewer = {key: value[:-1] for key, value in batch.items()}
+    more = saved_bytes(model, lambda: model(**batch)["loss"])
+    return max(more - saved_bytes(model, lambda: model(**fewer)["loss"]), 1)
 
 
 class _Saved:

@@ -10,6 +10,7 @@ from mmengine.config import Config
 from tinymim.compat import is_first_process, launched_processes
 from tinymim.engine.cost import TrainingCost, measure_cost
 from tinymim.engine.model import Trainable, saved_bytes_per_image
+from tinymim.engine.scaling import scaling_table
 from tinymim.errors import ConfigError
 
 
@@ -85,7 +86,7 @@ def micro_batch(config: Config, model: Trainable, share: int, place: str) -> int
             free = torch.cuda.mem_get_info()[0]
         else:
             free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4 << 30
-        limit = max(int(0.6 * free / (1.5 * saved_bytes_per_image(model, model.example(config, 2, place)))), 1)
+        limit = max(int(0.6 * free / (1.5 * saved_bytes_per_image(model, model.example(config, 3, place)))), 1)
         if place == "cpu":
             limit = min(limit, 128)
     if torch.distributed.is_initialized():
@@ -112,4 +113,6 @@ def measure(model: Trainable, config: Config, plan: Plan, place: str) -> Trainin
     )
     if is_first_process():
         print(cost)
+        flop, backward, parameters = cost.flop_per_image, cost.backward_flop_per_image, cost.parameters
+        print(scaling_table(flop, backward, parameters, batch=plan.batch, steps=plan.steps))
     return cost

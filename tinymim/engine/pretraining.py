@@ -125,9 +125,10 @@ class PretrainJob(Job):
     def val_loader(self) -> DataLoader | None:
         if not self.held_out:
             return None
+        start, stop = (len(self.held_out) * i // self.world for i in (self.rank, self.rank + 1))
         return DataLoader(
             self.photos(train=False),
-            sampler=[(0, i) for i in range(len(self.held_out))],  # type: ignore[arg-type]
+            sampler=[(0, i) for i in range(start, stop)],  # type: ignore[arg-type]
             batch_size=min(self.arithmetic.micro_batch, len(self.held_out)),
             num_workers=0,
             collate_fn=collate_readable,

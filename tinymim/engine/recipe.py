@@ -10,6 +10,7 @@ from mmengine.config import Config
 from tinymim.distill.method import find_method
 from tinymim.distill.recipe_keys import Choice, Key, Kind, Number, Pair, Table, defaults, key_of, unknown_key
 from tinymim.engine import classify  # noqa: F401  (registers the method "finetune")
+from tinymim.engine.parallel import STRATEGIES
 from tinymim.engine.python_file import load_python
 from tinymim.errors import ConfigError, did_you_mean
 from tinymim.literals import not_literal
@@ -41,6 +42,7 @@ RUN_KEYS: dict[str, Key] = {
     "weight_decay": Number(),
     "precision": Choice(choices=("auto", "fp32", "bf16", "fp16")),
     "grad_checkpointing": Choice(choices=(False, True)),
+    "strategy": Choice(choices=STRATEGIES),
     "micro_batch": Number(least=1, whole=True),
     "save_every": Number(least=1, whole=True),
     "val_every": Number(least=1, whole=True),

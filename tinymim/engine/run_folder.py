@@ -95,7 +95,7 @@ def stop_workers(batches: Any) -> None:
 
 
 def bare(model: Any) -> Any:
-    """The model without MMEngine's DDP wrapper."""
+    """The model without its wrapper for several processes."""
     return model.module if is_model_wrapper(model) else model
 
 

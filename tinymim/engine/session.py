@@ -32,7 +32,7 @@ from tinymim.records import read_env
 HEALTH_KEYS = {"watch_every", "probe_data", "probe_photos", "tensorboard"}
 FILES = {"teacher", "teacher_weights", "student_file"}  # may have moved on resume: env.json has their sha256
 MAY_CHANGE = {"workers", "data", "val_data", *FILES, *HEALTH_KEYS}  # on resume; other changes would change the numbers
-SAID = {"lr", "precision"}  # may change, too, and is said: the advice for a loss that is not finite
+SAID = {"lr", "precision", "strategy", "world"}  # may change, too, and is said; two are our advice against NaN
 BEFORE = {"decode": "whole"}  # keys that are newer than some runs, and what those did: resumed, they go on with it
 UNHASHED = {*MAY_CHANGE, "teachers", "init_from"}  # paths; env.json has the sha256 of the files
 
@@ -43,6 +43,7 @@ def join_processes(place: str, options: dict[str, Any]) -> tuple[int, int]:
         return 0, 1
     if place == "cpu":
         start_cpu_processes(options)
+        del options["model_wrapper_cfg"]  # tinymim.engine.parallel wraps
     elif not torch.distributed.is_initialized():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         torch.distributed.init_process_group("nccl")
@@ -197,13 +198,14 @@ def make_runner(
     *,
     scaled: bool,
     start: int,
+    by_rows: bool,
     options: dict[str, Any],
 ) -> Any:
     """MMEngine's Runner around our loop.
 
     Args:
         folder: Run folder.
-        model: The BaseModel.
+        model: The BaseModel, wrapped for several processes.
         loader: Batches from ``start`` on.
         plan: Batch, steps and rate.
         config: The recipe.
@@ -211,21 +213,33 @@ def make_runner(
         hooks: In the order in which they run.
         scaled: Whether float16 losses are scaled.
         start: First step.
+        by_rows: See :class:`~tinymim.engine.loop.StepLoop`.
         options: Runner options set by :func:`join_processes`.
     """
     from mmengine.optim import AmpOptimWrapper, OptimWrapper
     from mmengine.runner import Runner
 
+    class Wrapped(Runner):
+        """A Runner that leaves the weights alone: MMEngine's sends all of them, teachers too, tensor by tensor."""
+
+        def _init_model_weights(self) -> None:
+            pass
+
     parts = plan.batch // launched_processes() // plan.micro_batch
     wrapper: dict[str, Any] = dict(optimizer=optimizer, accumulative_counts=parts)
     optim = AmpOptimWrapper(dtype="float16", **wrapper) if scaled else OptimWrapper(**wrapper)
     off = dict.fromkeys(("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint"))
-    return Runner(
+    return Wrapped(
         model,
         work_dir=str(folder / "log"),
         train_dataloader=loader,
         train_cfg=dict(
-            type=StepLoop.__name__, max_iters=plan.steps, start=start, micro_batch=plan.micro_batch, seed=config.seed
+            type=StepLoop.__name__,
+            max_iters=plan.steps,
+            start=start,
+            micro_batch=plan.micro_batch,
+            seed=config.seed,
+            by_rows=by_rows,
         ),
         optim_wrapper=optim,
         default_hooks=off,

@@ -45,6 +45,7 @@ class Settings:
         workers: Data-loading processes; None: chosen by the machine.
         seed: Fixes order, crops, augmentation, masks, drop path and initial weights.
         device: "cpu", "cuda" or "cuda:N"; None: a GPU if there is one.
+        strategy: Of several processes: "ddp" (None), or "fsdp", which shards weights and moments.
         resume: Continue exactly where the run in ``out`` stopped.
         overwrite: Replace the run in ``out``.
         dry_run: One step, memory and time, no files.
@@ -69,6 +70,9 @@ class Settings:
     workers: int | None = option("data-loading processes; default chosen by the machine", recipe="workers", type=int)
     seed: int | None = option("fixes order, crops, masks and initial weights", recipe="seed", type=int)
     device: str | None = option("cpu, cuda or cuda:N; default a GPU if there is one")
+    strategy: str | None = option(
+        "of several processes: ddp, or fsdp to shard weights and moments", recipe="strategy", choices=("ddp", "fsdp")
+    )
     resume: bool = flag("continue exactly where the run in --out stopped")
     overwrite: bool = flag("replace the run in --out")
     dry_run: bool = flag("one step: memory and time, no files")

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tinymim.errors import CheckpointError, ConfigError
 from tinymim.models.backbone import Shell, Stage, pick_taps, register_backbone
+from tinymim.models.draws import draw_by_rows
 from tinymim.models.position import resize_position
 
 
@@ -207,6 +208,7 @@ class Hierarchical(Shell):
             ) from None
         model.head = nn.Identity()  # also removes Hiera's norm, which none of the levels uses
         family.prepare(model)
+        draw_by_rows(model)
         super().__init__(model)
         self.family = family
         self.config = {"name": name, "img_size": size} | options

@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, LayerScale, Mlp
+from timm.layers import LayerScale, Mlp
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tinymim.errors import ConfigError
 from tinymim.models.attention import attention
 from tinymim.models.backbone import PLAIN, QKV, TAPS, Stage, pick_taps, register_backbone
+from tinymim.models.draws import DropPath
 from tinymim.models.position import (
     num_extra_rows,
     relative_index,

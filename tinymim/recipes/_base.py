@@ -20,6 +20,7 @@ weight_decay = 0.05  # not on 1-D parameters
 precision = "auto"  # auto | fp32 | bf16 | fp16; auto: bf16 if the processor supports it
 grad_checkpointing = False
 micro_batch = None  # images per forward pass; None: chosen by memory
+strategy = None  # of several processes: ddp, also if None, | fsdp: weights and moments sharded
 save_every = None  # steps; None: one epoch
 val_every = None  # steps; None: one epoch
 watch_every = None  # steps between health metrics and probes; None: one epoch; 0: never

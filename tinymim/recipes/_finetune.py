@@ -20,6 +20,7 @@ color_jitter = None  # timm: only without aa
 precision = "auto"  # auto | fp32 | bf16 | fp16; auto: bf16 if the processor supports it
 grad_checkpointing = False
 micro_batch = None  # images per forward pass; None: chosen by memory
+strategy = None  # of several processes: ddp, also if None, | fsdp: weights and moments sharded
 save_every = None  # steps; None: one epoch
 val_every = None  # steps; None: one epoch
 seed = 0
