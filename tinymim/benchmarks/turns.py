@@ -147,8 +147,7 @@ def measure(contenders: Sequence[Contender], *, rounds: int, seconds: float, war
     """
     steps = {}
     for each in contenders:
-        each.turn(1, 1)
-        tried = each.turn(warm, 1)
+        tried = each.turn(warm or 1, 1)
         steps[each.name] = max(1, round(seconds / tried["seconds"])) if tried else 1
     for turn in range(rounds):
         for i in range(len(contenders)):
@@ -169,7 +168,7 @@ def _run(body: Callable[[Any, Any], None], spec: Any, pipe: Any, memory: float |
     sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     try:
         body(spec, pipe)
-    except (Ended, KeyboardInterrupt):
+    except (Ended, KeyboardInterrupt, EOFError, BrokenPipeError):  # the last two: who gives the turns has ended
         return
     except TinyMIMError as error:
         pipe.send({"failed": error.what})
