@@ -29,6 +29,8 @@ def test_the_committed_table_is_written_from_the_committed_numbers(module, name)
         ("study_camvid", ["--photos", "--labels", "--seeds", "--teacher-epochs", "--stages"]),
         ("headline", ["--data", "--seg-data", "--out"]),
         ("prepare_ade20k", ["--out", "--check", "--keep-zip"]),
+        ("bench_distill", ["--pair", "--size", "--all", "--photos", "--loss", "--profile", "--check"]),
+        ("gpu_check", ["--prepare", "--wheels", "--parts", "--minutes", "--quick"]),
         ("train_seg", ["--data-root", "--work-dir", "--student", "--resume", "--overwrite", "--dry-run", "--amp"]),
         ("test_seg", ["--data-root", "--tta", "--json", "--markdown", "--cfg-options"]),
     ],

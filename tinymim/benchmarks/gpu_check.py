@@ -26,7 +26,7 @@ from tinymim.files import environment, write_json, write_text
 
 ROOT = Path(__file__).resolve().parents[2]
 KIND = "tinymim.gpu_check"
-WHEELS = [  # pure Python; what images with PyTorch, timm, OpenCV and ONNX Runtime lack
+WHEELS = [  # of any Python 3; what images with PyTorch, timm, OpenCV and ONNX Runtime lack
     "mmengine",
     "mmsegmentation",
     "mmcv-lite",
@@ -224,7 +224,7 @@ def prepare(folder: Path) -> int:
     """Collect the wheels in ``folder`` and print the command for the other machine.
 
     Raises:
-        ConfigError: a package that is not installed here, one that is not pure Python, or too many bytes.
+        ConfigError: a package that is not installed here, one for this Python only, or too many bytes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name in WHEELS:
@@ -239,8 +239,8 @@ def prepare(folder: Path) -> int:
         if done.returncode:
             raise ConfigError(f"no wheel of {name} {version}", done.stderr.strip()[-500:], "see pip's message")
     wheels = sorted(folder.glob("*.whl"))
-    if wrong := [path.name for path in wheels if not path.stem.endswith("-none-any")]:
-        raise ConfigError(f"{wrong[0]} is not pure Python", "it may not run on the other machine", "remove it")
+    if wrong := [path.name for path in wheels if not re.search(r"-none-any$|-abi3-manylinux.*x86_64$", path.stem)]:
+        raise ConfigError(f"{wrong[0]} is for one Python only", "the other machine may have another", "remove it")
     listed = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, text=True).stdout
     tracked = sum(path.stat().st_size for name in listed.split("\0") if name and (path := ROOT / name).is_file())
     carried = sum(path.stat().st_size for path in wheels)
