@@ -95,8 +95,8 @@ def test_the_check_writes_a_row_of_all_contenders(tmp_path, capsys):
 @pytest.mark.slow
 def test_photos_losses_and_every_precision(tmp_path, capsys):
     """All contenders in turns, photos read, losses alone; rows are added and replaced."""
-    options = ["--check", "--device", "cpu", "--out", str(tmp_path / "result"), "--photos", "64x48", "--loss"]
-    assert distill_step.main([*options, "--workers", "1"]) == 0
+    options = ["--check", "--device", "cpu", "--out", str(tmp_path / "result"), "--photos", "64x48"]
+    assert distill_step.main([*options, "--workers", "1", "--loss", "--profile"]) == 0
     results = json.loads((tmp_path / "result.json").read_text())
     assert [(row["what"], row["photos"]) for row in results["rows"]] == [
         ("step", "64x48"),
@@ -106,6 +106,12 @@ def test_photos_losses_and_every_precision(tmp_path, capsys):
     for row in results["rows"]:
         assert row["environment"]["versions"]["torch"]
         assert row["threads"] >= 1
+        if row["what"] == "profile":
+            for step in row["steps"]:
+                assert all(
+                    step["kinds"][kind] > 0 for kind in ("matrix products", "attention", "loss", "norm", "optimizer")
+                )
+            continue
         first, *others = row["steps"]
         assert first["name"] == ("published" if row["what"] == "step" else "plain fp32")
         assert not [step["failed"] for step in row["steps"] if step["failed"]]
@@ -116,7 +122,7 @@ def test_photos_losses_and_every_precision(tmp_path, capsys):
     assert text == distill_step.table(results)
     capsys.readouterr()
     assert distill_step.main(["--check", "--device", "cpu", "--out", str(tmp_path / "result")]) == 0  # replaced
-    assert len(distill_step.read_results(tmp_path / "result.json")["rows"]) == 3
+    assert len(distill_step.read_results(tmp_path / "result.json")["rows"]) == 4
 
 
 def test_what_fails_is_a_row_and_not_the_end(photos, tmp_path):

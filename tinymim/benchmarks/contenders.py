@@ -26,9 +26,11 @@ from tinymim.benchmarks.published_step import (
     published_loader,
     published_losses,
 )
+from tinymim.benchmarks.step_profile import ProfiledTurns, mark_loss
 from tinymim.benchmarks.turns import Turns
 from tinymim.data.photos import list_photos
 from tinymim.distill.relations import relation_kl, relation_logits, relation_losses
+from tinymim.distill.targets import Relation
 from tinymim.engine.pretraining import DistillJob
 from tinymim.engine.settings import DistillSettings
 from tinymim.models import create_model
@@ -61,6 +63,7 @@ class Setup:
         seed: Of weights, order and augmentation.
         drop_path: Rate of the student's blocks before the last.
         whole_teacher: See :class:`~tinymim.benchmarks.published_step.PublishedViT`.
+        profiled: Whether turns tell the time by kind of operation.
     """
 
     student: str
@@ -75,13 +78,15 @@ class Setup:
     seed: int = 0
     drop_path: float = 0.1
     whole_teacher: bool = False
+    profiled: bool = False
 
 
-def turns_on(device: str, pipe: Any, before: float = 0.0) -> Turns:
-    """Turns with this device's clock and the process's peak memory, less ``before`` MiB."""
-    if device == "cuda":
-        return Turns(pipe, torch.cuda.synchronize, lambda: torch.cuda.max_memory_allocated() / 2**20 - before)
-    return Turns(pipe, lambda: None, lambda: own_peak_mib() - before)
+def turns_on(setup: Setup, pipe: Any, before: float = 0.0) -> Turns:
+    """Turns with the device's clock and the process's peak memory, less ``before`` MiB."""
+    kind = ProfiledTurns if setup.profiled else Turns
+    if setup.device == "cuda":
+        return kind(pipe, torch.cuda.synchronize, lambda: torch.cuda.max_memory_allocated() / 2**20 - before)
+    return kind(pipe, lambda: None, lambda: own_peak_mib() - before)
 
 
 # our step ---------------------------------------------------------------------------------------------------------
@@ -159,8 +164,10 @@ class MeasuredJob(DistillJob):
 
 def ours(setup: Setup, pipe: Any) -> None:
     """Body: our step."""
+    if setup.profiled:
+        mark_loss(Relation)
     with tempfile.TemporaryDirectory() as folder:
-        MeasuredJob(setup, Path(folder) / "run", turns_on(setup.device, pipe)).run()
+        MeasuredJob(setup, Path(folder) / "run", turns_on(setup, pipe)).run()
 
 
 # the published step -----------------------------------------------------------------------------------------------
@@ -194,7 +201,7 @@ def published_models(setup: Setup) -> tuple[PublishedViT, PublishedViT]:
 def published(setup: Setup, pipe: Any) -> None:
     """Body: the published step."""
     torch.manual_seed(setup.seed)
-    turns = turns_on(setup.device, pipe)
+    turns = turns_on(setup, pipe)
     student, teacher = (model.to(setup.device) for model in published_models(setup))
     step = PublishedStep(student.train(), teacher, lr=1.5e-4 * setup.batch / 256, device=setup.device)
     for views, waited in published_batches(setup):
@@ -243,7 +250,7 @@ def matrix_flop(setup: Setup) -> int:
 
 def products(setup: Setup, pipe: Any) -> None:
     """Body: products of square matrices of :data:`SIDE`, random numbers in the setup's precision."""
-    turns, side = turns_on(setup.device, pipe), SIDE[setup.device]
+    turns, side = turns_on(setup, pipe), SIDE[setup.device]
     a, b = (torch.randn(side, side, device=setup.device).to(TYPES[setup.precision]) for _ in range(2))
     while True:
         turns.before()
@@ -285,7 +292,7 @@ def loss_alone(spec: tuple[Setup, str], pipe: Any) -> None:
         before = torch.cuda.memory_allocated() / 2**20
     else:
         before = own_peak_mib()
-    turns = turns_on(setup.device, pipe, before)
+    turns = turns_on(setup, pipe, before)
     while True:
         turns.before()
         once(student, teacher)

@@ -242,6 +242,8 @@ def measured(
     }
     columns = [figures(each, kinds[each.name], setup.batch, steps[0], rate, row["gflop_per_image"]) for each in steps]
     yield {"what": "step", **row, "steps": columns}
+    if args.profile and not setup.loading:
+        yield {"what": "profile", **row, "steps": [profiled(setup, name, kinds[name], args) for name in kinds]}
     if args.loss and not setup.loading:
         named = {
             f"{form} {precision}": (bodies.loss_alone, (replace(setup, precision=precision), form))
@@ -250,6 +252,23 @@ def measured(
         losses = turns(named, [], 0)
         columns = [figures(each, each.name.split()[1], setup.batch, losses[0]) for each in losses]
         yield {"what": "loss", **row, "steps": columns}
+
+
+def profiled(setup: Any, name: str, precision: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Milliseconds per step by kind of operation; a profiled step takes longer than one that is not."""
+    from dataclasses import replace
+
+    from tinymim.benchmarks import contenders as bodies
+    from tinymim.benchmarks.turns import Contender
+
+    spec = replace(setup, precision=precision, profiled=True)
+    contender = Contender(name, bodies.published if name == PUBLISHED else bodies.ours, spec, args.memory)
+    try:
+        result = contender.turn(1, 2)
+    finally:
+        contender.close()
+    kinds = None if result is None else result["kinds"]
+    return {"name": name, "precision": precision, "failed": contender.failed, "kinds": kinds}
 
 
 def figures(
@@ -382,7 +401,20 @@ def summary(row: dict[str, Any]) -> list[str]:
     """A row for the terminal."""
     from tinymim_export.tables import text_table
 
-    return [text_table([HEAD, *lines_of(row)])]
+    return [text_table(profile_lines(row) if row["what"] == "profile" else [HEAD, *lines_of(row)])]
+
+
+def profile_lines(row: dict[str, Any]) -> list[list[str]]:
+    """Heading and a line per kind of operation: ms per step and share, of each step."""
+    steps = [step for step in row["steps"] if step["kinds"]]
+    lines = [[f"{row['pair']}, {row['size']} pixels, batch {row['batch']}", *(step["name"] for step in steps)]]
+    for kind in steps[0]["kinds"] if steps else ():
+        cells = [
+            f"{step['kinds'][kind]:.1f} ms, {100 * step['kinds'][kind] / sum(step['kinds'].values()):.0f} %"
+            for step in steps
+        ]
+        lines.append([kind, *cells])
+    return lines
 
 
 def table(results: dict[str, Any]) -> str:
@@ -398,6 +430,9 @@ def table(results: dict[str, Any]) -> str:
         if rows:
             text += f"\n## {title}\n\n{about}\n\n"
             text += markdown_table([HEAD, *(line for row in rows for line in lines_of(row))])
+    for row in results["rows"]:
+        if row["what"] == "profile":
+            text += f"\n## A step by kind of operation\n\n{markdown_table(profile_lines(row))}"
     machines: dict[str, list[str]] = {}
     for row in results["rows"]:
         versions = row["environment"]["versions"]

@@ -30,6 +30,7 @@ import torch
 from PIL import Image
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
+from torch.profiler import record_function
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
@@ -65,8 +66,9 @@ class PublishedBlock(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         q_BTD, k_BTD, v_BTD = self.qkv(x_BTD)
-        attention_BHTT = relation(q_BTD, k_BTD, self.heads)
-        mixed_BTD = (attention_BHTT @ split_heads(v_BTD, self.heads)).transpose(1, 2).flatten(2)
+        with record_function("attention"):  # for --profile
+            attention_BHTT = relation(q_BTD, k_BTD, self.heads)
+            mixed_BTD = (attention_BHTT @ split_heads(v_BTD, self.heads)).transpose(1, 2).flatten(2)
         x_BTD = x_BTD + self.drop_path(self.attn["proj"](mixed_BTD))
         return x_BTD + self.drop_path(self.mlp(self.norm2(x_BTD)))
 
@@ -118,13 +120,15 @@ class PublishedViT(nn.Module):
         if self.whole:
             for block in self.blocks[self.block - 1 :]:
                 x_BTD = block(x_BTD)
-        return relation(q_BTD, k_BTD, self.relation_heads), relation(v_BTD, v_BTD, self.relation_heads)
+        with record_function("loss"):
+            return relation(q_BTD, k_BTD, self.relation_heads), relation(v_BTD, v_BTD, self.relation_heads)
 
 
 def published_losses(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[Tensor]:
     """KL(teacher || student) of stored relations (B, M, T, T): summed over keys, mean over the rest; Q-K, then V-V."""
     compare = nn.KLDivLoss(reduction="none")
-    return [compare(s.log(), t).sum(-1).mean() for s, t in zip(student, teacher, strict=True)]
+    with record_function("loss"):
+        return [compare(s.log(), t).sum(-1).mean() for s, t in zip(student, teacher, strict=True)]
 
 
 class PublishedStep:

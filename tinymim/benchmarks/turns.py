@@ -64,7 +64,7 @@ class Turns:
         self.wait()
         self.began = time.perf_counter()
 
-    def _result(self) -> dict[str, float]:
+    def _result(self) -> dict[str, Any]:
         assert self.began is not None
         return {"seconds": self.ended - self.began, "waited": self.waited, "peak_mib": self.peak()}
 
@@ -104,8 +104,8 @@ class Contender:
         self.seconds: list[float] = []
         self.waited: list[float] = []
 
-    def turn(self, warm: int, timed: int) -> dict[str, float] | None:
-        """Have it run ``warm`` steps, then ``timed`` ones; seconds, waiting and memory of these, None if it failed."""
+    def turn(self, warm: int, timed: int) -> dict[str, Any] | None:
+        """Have it run ``warm`` steps, then ``timed`` ones; what :class:`Turns` tells of these, None if it failed."""
         if self.failed is None:
             self.pipe.send((warm, timed))
             return self._answer()
@@ -121,7 +121,7 @@ class Contender:
         self.process.join()
         self.pipe.close()
 
-    def _answer(self) -> dict[str, float] | None:
+    def _answer(self) -> dict[str, Any] | None:
         try:
             answer: dict[str, Any] = (
                 self.pipe.recv() if self.pipe.poll(LIMIT) else {"failed": f"no answer for {LIMIT:.0f} s"}
