@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from tinymim.benchmarks import contenders, distill_step, turns
+from tinymim.benchmarks import contenders, distill_step, distill_tables, turns
 from tinymim.benchmarks.published_step import PublishedPhotos, PublishedStep
 from tinymim.errors import ConfigError
 
@@ -86,7 +86,7 @@ def test_a_large_teacher_is_read_at_its_published_block(photos):
 def test_the_check_writes_a_row_of_all_contenders(tmp_path, capsys):
     out = tmp_path / "result"
     assert distill_step.main(["--check", "--device", "cpu", "--precision", "fp32", "--out", str(out)]) == 0
-    (row,) = distill_step.read_results(out.with_suffix(".json"))["rows"]
+    (row,) = distill_tables.read_results(out.with_suffix(".json"))["rows"]
     assert [step["name"] for step in row["steps"]] == ["published", "ours fp32"]
     assert all(len(step["seconds"]) == 2 and 0 < step["utilisation"] < 1.5 for step in row["steps"])
     assert "next: python tools/bench_distill.py" in capsys.readouterr().out
@@ -98,11 +98,8 @@ def test_photos_losses_and_every_precision(tmp_path, capsys):
     options = ["--check", "--device", "cpu", "--out", str(tmp_path / "result"), "--photos", "64x48"]
     assert distill_step.main([*options, "--workers", "1", "--loss", "--profile"]) == 0
     results = json.loads((tmp_path / "result.json").read_text())
-    assert [(row["what"], row["photos"]) for row in results["rows"]] == [
-        ("step", "64x48"),
-        ("step", None),
-        ("loss", None),
-    ]
+    named = [(row["what"], row["photos"]) for row in results["rows"]]
+    assert named == [("step", "64x48"), ("step", None), ("loss", None), ("profile", None)]
     for row in results["rows"]:
         assert row["environment"]["versions"]["torch"]
         assert row["threads"] >= 1
@@ -119,10 +116,10 @@ def test_photos_losses_and_every_precision(tmp_path, capsys):
         if row["what"] == "step":
             assert all(0 < step["utilisation"] < 1.5 and step["peak_mib"] > 100 for step in row["steps"])
     text = (tmp_path / "result.md").read_text()
-    assert text == distill_step.table(results)
+    assert text == distill_tables.table(results)
     capsys.readouterr()
     assert distill_step.main(["--check", "--device", "cpu", "--out", str(tmp_path / "result")]) == 0  # replaced
-    assert len(distill_step.read_results(tmp_path / "result.json")["rows"]) == 4
+    assert len(distill_tables.read_results(tmp_path / "result.json")["rows"]) == 4
 
 
 def test_what_fails_is_a_row_and_not_the_end(photos, tmp_path):
@@ -135,8 +132,8 @@ def test_what_fails_is_a_row_and_not_the_end(photos, tmp_path):
     turns.measure([wrong], rounds=1, seconds=0, warm=0)
     step = distill_step.figures(wrong, "fp32", 2, wrong)
     assert step["failed"] == wrong.failed
-    row = dict(pair="T<-S", size=32, batch=2, photos=None, steps=[step])
-    assert distill_step.lines_of(row)[0][6] == wrong.failed
+    row = dict(pair="T<-S", size=32, batch=2, photos=None, whole_teacher=False, steps=[step])
+    assert distill_tables.lines_of(row)[0][6] == wrong.failed
 
 
 @pytest.mark.parametrize(
@@ -156,4 +153,4 @@ def test_bad_options_are_refused(options, message, capsys):
 def test_another_file_is_not_overwritten(tmp_path):
     (tmp_path / "a.json").write_text('{"kind": "tinymim.bench"}')
     with pytest.raises(ConfigError, match="no result of this benchmark"):
-        distill_step.read_results(tmp_path / "a.json")
+        distill_tables.read_results(tmp_path / "a.json")

@@ -7,14 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from tinymim.benchmarks import camvid, deployment, headline, segmentors
+from tinymim.benchmarks import camvid, deployment, distill_tables, headline, segmentors
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 
 
 @pytest.mark.parametrize(
-    ("module", "name"), [(segmentors, "compare"), (deployment, "deployment"), (camvid, "study_camvid")]
+    ("module", "name"),
+    [
+        (segmentors, "compare"),
+        (deployment, "deployment"),
+        (camvid, "study_camvid"),
+        (distill_tables, "bench_distill_amd_epyc"),
+    ],
 )
 def test_the_committed_table_is_written_from_the_committed_numbers(module, name):
     docs = ROOT / "docs"

@@ -136,13 +136,13 @@ def timed(body: Callable[[], object], machine: Machine) -> dict[str, float]:
 
 def bench_distill(machine: Machine) -> dict[str, Any]:
     """The benchmark of the step: ViT-B from ViT-L at 224 pixels beside the published one."""
-    from tinymim.benchmarks import distill_step
+    from tinymim.benchmarks import distill_step, distill_tables
 
-    out = machine.out / f"bench_distill_{distill_step.machine(machine.device)}"
+    out = machine.out / f"bench_distill_{distill_tables.machine(machine.device)}"
     options = ["--check"] if machine.quick else ["--pair", "B<-L", "--size", "224", "--rounds", "6", "--loss"]
     if distill_step.main([*options, "--device", machine.device, "--out", str(out)]):
         raise CheckFailed("tools/bench_distill.py failed", "its error is in the log", "run it alone")
-    rows = distill_step.read_results(Path(f"{out}.json"))["rows"]
+    rows = distill_tables.read_results(Path(f"{out}.json"))["rows"]
     steps = {f"{row['what']} {step['name']}": step for row in rows for step in row["steps"]}
     if failed := [f"{name}: {step['failed']}" for name, step in steps.items() if step["failed"]]:
         raise CheckFailed("steps that could not be measured", "; ".join(failed), "choose a smaller --batch")
