@@ -12,6 +12,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items) -> None:
+    """Tests with ``skipif(..., reason="needs a GPU")`` are marked ``gpu``: tools/gpu_check.py runs them."""
+    for item in items:
+        if any(mark.kwargs.get("reason") == "needs a GPU" for mark in item.iter_markers("skipif")):
+            item.add_marker("gpu")
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The maintainers' folder of golden numbers and photos."""

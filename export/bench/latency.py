@@ -21,7 +21,7 @@ from tinymim.errors import ConfigError, TinyMIMError
 from tinymim.files import cores, write_json
 from tinymim_export.bench.explain import gpus, machine
 from tinymim_export.bench.stats import bootstrap_median, distinguishable, drift, ratio_interval, unsteady
-from tinymim_export.bench.timing import MIN_RUNS, interleave
+from tinymim_export.bench.timing import MIN_RUNS, interleave, own_peak_mib
 from tinymim_export.runtime.engines import Engine, open_engine
 from tinymim_export.runtime.engines.base import DEFAULT, find_runtime, no_compute_type, renamed
 from tinymim_export.runtime.metadata import verified_note
@@ -322,14 +322,7 @@ def _child(argv: Sequence[str]) -> None:
     once = open_engine(path, **json.loads(how)).timer(tuple(json.loads(shape)))
     for _ in range(3):
         once()
-    try:  # not ru_maxrss: on Linux that starts at the parent's size
-        line = next(x for x in Path("/proc/self/status").read_text("utf-8-sig").splitlines() if x.startswith("VmHWM"))
-        peak = int(line.split()[1]) / 1024
-    except (OSError, StopIteration):
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    print(peak)
+    print(own_peak_mib())
 
 
 if __name__ == "__main__":

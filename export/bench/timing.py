@@ -1,7 +1,9 @@
 """Several things timed in turns, so that a machine that slows down slows all of them. Standard library and numpy."""
 
+import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 MIN_RUNS = 10
 
@@ -23,3 +25,14 @@ def interleave(
             times[at].append(runners[at]())
         turn += 1
     return times
+
+
+def own_peak_mib() -> float:
+    """Peak host memory of this process so far, MiB."""
+    try:  # not ru_maxrss: on Linux that starts at the parent's size
+        line = next(x for x in Path("/proc/self/status").read_text("utf-8-sig").splitlines() if x.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    except (OSError, StopIteration):
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)

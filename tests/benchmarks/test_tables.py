@@ -7,14 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from tinymim.benchmarks import camvid, deployment, headline, segmentors
+from tinymim.benchmarks import camvid, deployment, distill_tables, headline, segmentors
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 
 
 @pytest.mark.parametrize(
-    ("module", "name"), [(segmentors, "compare"), (deployment, "deployment"), (camvid, "study_camvid")]
+    ("module", "name"),
+    [
+        (segmentors, "compare"),
+        (deployment, "deployment"),
+        (camvid, "study_camvid"),
+        (distill_tables, "bench_distill_amd_epyc"),
+    ],
 )
 def test_the_committed_table_is_written_from_the_committed_numbers(module, name):
     docs = ROOT / "docs"
@@ -29,6 +35,8 @@ def test_the_committed_table_is_written_from_the_committed_numbers(module, name)
         ("study_camvid", ["--photos", "--labels", "--seeds", "--teacher-epochs", "--stages"]),
         ("headline", ["--data", "--seg-data", "--out"]),
         ("prepare_ade20k", ["--out", "--check", "--keep-zip"]),
+        ("bench_distill", ["--pair", "--size", "--all", "--photos", "--loss", "--profile", "--check"]),
+        ("gpu_check", ["--prepare", "--wheels", "--parts", "--minutes", "--quick"]),
         ("train_seg", ["--data-root", "--work-dir", "--student", "--resume", "--overwrite", "--dry-run", "--amp"]),
         ("test_seg", ["--data-root", "--tta", "--json", "--markdown", "--cfg-options"]),
     ],

@@ -160,13 +160,13 @@ def _fill(model: Any, prefix: str) -> None:
     model.eval()
 
 
-def _near(name: str, got: float, wanted: float) -> Check:
+def _near(name: str, got: float, wanted: float, tolerance: float = SCALARS) -> Check:
     error = abs(got - wanted) / abs(wanted)
-    return Check(name, error <= SCALARS, f"{got:.8g}, reference {wanted:.8g} (relative error {error:.1e})")
+    return Check(name, error <= tolerance, f"{got:.8g}, reference {wanted:.8g} (relative error {error:.1e})")
 
 
-def relations() -> Iterator[Check]:
-    """Check the relation losses and the gradients of the student."""
+def relations(device: str = "cpu", autocast: Any = None, tolerance: float = SCALARS) -> Iterator[Check]:
+    """Check the relation losses and the gradients of the student; ``autocast``: a torch type, None for float32."""
     import numpy as np
     import torch
 
@@ -181,20 +181,23 @@ def relations() -> Iterator[Check]:
     draw = np.random.RandomState(golden["input_seed"])
     view = draw.standard_normal((2, 3, 64, 64))
     other = view + 0.1 * draw.standard_normal(view.shape)
-    method = TinyMIM(student, teacher, target_block=golden["target_block"])
+    method = TinyMIM(student.to(device), teacher.to(device), target_block=golden["target_block"])
     method.eval()
-    losses = method.losses(*(torch.from_numpy(x.astype("float32")) for x in (other, view)))
+    with torch.autocast(device, autocast, enabled=autocast is not None):
+        losses = method.losses(*(torch.from_numpy(x.astype("float32")).to(device) for x in (other, view)))
     for name, wanted in golden["losses"].items():
-        yield _near(f"relation loss {name}", float(losses[name].detach()), wanted)
+        yield _near(f"relation loss {name}", float(losses[name].detach()), wanted, tolerance)
     losses["loss"].backward()
     parameters = dict(student.named_parameters())
     for name, wanted in golden["gradient_norms"].items():
         grad = parameters[name].grad
-        yield _near(f"gradient of {name}", float("nan") if grad is None else float(grad.norm()), wanted)
+        yield _near(f"gradient of {name}", float("nan") if grad is None else float(grad.norm()), wanted, tolerance)
 
 
-def backbone(name: str) -> Iterator[Check]:
-    """Check the four levels of a segmentation backbone."""
+def backbone(
+    name: str, device: str = "cpu", autocast: Any = None, tolerance: tuple[float, float] = (SCALARS, ARRAYS)
+) -> Iterator[Check]:
+    """Check the four levels of a segmentation backbone; tolerances of norms and of values."""
     import numpy as np
     import torch
 
@@ -206,13 +209,15 @@ def backbone(name: str) -> Iterator[Check]:
     _fill(model, "backbone/")
     size = golden["config"]["img_size"]
     images = np.random.RandomState(golden["input_seed"]).standard_normal((1, 3, size, size)).astype("float32")
-    with torch.inference_mode():
-        levels = model(torch.from_numpy(images))
+    with torch.inference_mode(), torch.autocast(device, autocast, enabled=autocast is not None):
+        levels = [level.float().cpu() for level in model.to(device)(torch.from_numpy(images).to(device))]
     for i, (level, wanted) in enumerate(zip(levels, golden["levels"], strict=True)):
-        yield _near(f"{name} level {i}, norm", float(level.double().norm()), wanted["norm"])
+        yield _near(f"{name} level {i}, norm", float(level.double().norm()), wanted["norm"], tolerance[0])
         off = np.abs(level.numpy().ravel()[wanted["at"]] - np.array(wanted["values"])).max() / wanted["largest"]
         same = list(level.shape) == wanted["shape"]
-        yield Check(f"{name} level {i}, values", bool(same and off <= ARRAYS), f"error {off:.1e} of the largest value")
+        yield Check(
+            f"{name} level {i}, values", bool(same and off <= tolerance[1]), f"error {off:.1e} of the largest value"
+        )
 
 
 def onnx_product() -> Iterator[Check]:
