@@ -20,7 +20,7 @@ from tinymim.models import save_student
 from tinymim.models.vit import ViT
 from tinymim.seg import TinyMIMBackbone, load_segmentor, test_segmentor, train_segmentor
 from tinymim.seg.checks import check_batch
-from tinymim.seg.config import find_config, plain_batch_norm
+from tinymim.seg.config import find_config, model_outline, plain_batch_norm
 from tinymim.seg.hooks import RunFolderHook
 
 DEMO = "upernet_tinymim_demo"
@@ -368,7 +368,7 @@ def test_a_batch_of_one_is_refused_before_anything_is_written(scenes, small, tmp
     plain_batch_norm(cfg)
     cfg.train_dataloader.batch_size = 1
     with pytest.raises(ConfigError, match=r"backbone\.spp"):
-        check_batch(cfg)
+        check_batch(cfg, model_outline(cfg))
     assert torch.equal(torch.get_rng_state(), state)
 
 

@@ -6,20 +6,18 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.dist import all_reduce_params, barrier, get_world_size, is_distributed, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner.base_loop import BaseLoop
 from mmseg.registry import HOOKS
 
-from tinymim.engine.run_folder import RunFolder, bare, on_first_process
+from tinymim.engine.run_folder import RunFolder, bare, is_product, on_first_process
 from tinymim.errors import ConfigError, TinyMIMError
 from tinymim.files import (
     atomic_path,
     describe_file,
     describe_files,
     noted_output,
-    sha256_file,
     versions,
     write_env,
     write_text,
@@ -127,7 +125,8 @@ class RunFolderHook(Hook):
             self._folder(runner).log(self.scores)
         # a run that is resumed after its last step may lack what should have followed from it
         due = is_main_process() and (self.saved == runner.iter or runner.iter == runner.max_iters)
-        if due and not _is_current(Path(runner.work_dir), self.scores, runner.iter):
+        product = Path(runner.work_dir) / "segmentor.pth"
+        if due and not is_product(product, step=runner.iter, metrics=_plain(self.scores)):
             write_segmentor(runner, self.scores, runner.iter)
 
     def after_train(self, runner: Any) -> None:
@@ -208,6 +207,11 @@ def _plain_text(cfg: Any) -> str:
     return config_text(plain)
 
 
+def _plain(scores: dict[str, float]) -> dict[str, float]:
+    """Scores as ``segmentor.pth`` stores them."""
+    return {name: float(value) for name, value in scores.items()}
+
+
 def write_segmentor(runner: Any, scores: dict[str, float], step: int) -> None:
     """Write segmentor.pth: ``{"state_dict", "meta"}``, tensors and plain values only."""
     model, cfg, folder = bare(runner.model), runner.cfg, Path(runner.work_dir)
@@ -222,20 +226,9 @@ def write_segmentor(runner: Any, scores: dict[str, float], step: int) -> None:
         "std": pre.get("std") and list(map(float, pre["std"])),
         "student_sha256": student.get("sha256"),  # a resumed run does not name the student again
         "versions": versions(),
-        "metrics": {name: float(value) for name, value in scores.items()},
+        "metrics": _plain(scores),
         "step": step,
     }
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with noted_output(folder, "segmentor.pth"):
         save_torch({"state_dict": state, "meta": meta}, folder / "segmentor.pth")
-
-
-def _is_current(folder: Path, scores: dict[str, float], step: int) -> bool:
-    """Whether segmentor.pth is as env.json knows it, of this step and with these scores."""
-    try:
-        noted = read_env(folder)["outputs"]["segmentor.pth"]
-        meta = torch.load(folder / "segmentor.pth", map_location="cpu", weights_only=True)["meta"]
-        same = meta["step"] == step and meta["metrics"] == {name: float(value) for name, value in scores.items()}
-        return bool(same and noted == sha256_file(folder / "segmentor.pth"))
-    except Exception:  # missing, damaged, another's: torch raises many kinds
-        return False

@@ -69,17 +69,13 @@ def train_segmentor(
     """
     cfg = find_config(config)
     merge_options(cfg, cfg_options)
-    steps = cfg.train_cfg.max_iters
-    if not isinstance(steps, int) or steps < 1:
-        raise ConfigError(f"train_cfg.max_iters is {steps!r}", "a run takes at least one step", "give a whole number")
     layout = set_data(cfg, data_root, ignore_label, reduce_zero_label)
     if student is not None:
         if not Path(student).is_file():
             raise CheckpointError(f"no checkpoint at {student}", "the file does not exist", "check --student")
         cfg.model.backbone.init_cfg = dict(type="Pretrained", checkpoint=str(student))
     kind = set_device(cfg, device, amp)
-    model_outline(cfg)
-    check_batch(cfg)
+    check_batch(cfg, model_outline(cfg))
     folder = Path(work_dir)
     with ExitStack() as held:
         opened = _open_folder(held, cfg, folder, resume=resume, overwrite=overwrite)
