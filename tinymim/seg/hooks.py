@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.dist import all_reduce_params, barrier, get_world_size, is_distributed, is_main_process
-from mmengine.hooks import Hook
+from mmengine.hooks import Hook, LoggerHook, RuntimeInfoHook
 from mmengine.runner.base_loop import BaseLoop
 from mmseg.registry import HOOKS
 
@@ -83,6 +83,10 @@ class RunFolderHook(Hook):
             write_env(runner.work_dir, self.inputs)
 
         on_first_process(begin)
+        if not any(isinstance(hook, LoggerHook) for hook in runner.hooks):
+            for hook in runner.hooks:
+                if isinstance(hook, RuntimeInfoHook):  # it would wait for the GPU to keep losses that nobody reads
+                    setattr(hook, "after_train_iter", Hook.after_train_iter.__get__(hook))  # noqa: B010
         done = on_first_process(lambda: [line for line in folder.log_until(runner.iter) if "mIoU" in line])
         runner.train_loop.validated = {line["step"] for line in done}
         self.scores = done[-1] if done else {}
@@ -95,16 +99,14 @@ class RunFolderHook(Hook):
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Progress line, metrics line, checkpoint."""
-        step = batch_idx + 1
+        step, loop = batch_idx + 1, runner.train_loop
         last = step == runner.max_iters
-        values = {name: float(value.detach()) for name, value in (outputs or {}).items()}
-        if self.progress is not None:
-            self.progress.update(
-                step, images=len(data_batch["inputs"]), waited=runner.train_loop.waited, loss=values["loss"]
-            )
         if step % self.log_interval == 0 or last:
-            skipped = {"skipped_photos": len(runner.train_loop.skipped)} if runner.train_loop.skipped else {}
-            self._folder(runner).log({"step": step, **values, "lr": self.rate, **skipped})
+            skipped = {"skipped_photos": len(loop.skipped)} if loop.skipped else {}
+            self._folder(runner).log({"step": step, **loop.read_losses(), "lr": self.rate, **skipped})
+        if self.progress is not None:
+            shown = {"loss": loop.losses["loss"]} if loop.losses else {}
+            self.progress.update(step, images=len(data_batch["inputs"]), waited=loop.waited, **shown)
         if step % self.interval == 0 or last:
             self.save_now(runner, step)
 
@@ -140,8 +142,10 @@ class RunFolderHook(Hook):
         """Write segmentor and checkpoint after ``step`` steps, atomically; remove old checkpoints.
 
         Raises:
+            CheckFailed: the loss of the last step is not finite.
             TinyMIMError: the disk is full or the folder cannot be written.
         """
+        runner.train_loop.read_losses()
         average_buffers(runner.model)
         if is_main_process():
             folder = self._folder(runner)

@@ -19,6 +19,7 @@ from tinymim.files import sha256_file, write_text
 from tinymim.folders import OpenRun
 from tinymim.models.weight_files import torch_load
 from tinymim.records import read_env
+from tinymim.seg.inference import batched
 from tinymim.seg.loss import tile_losses
 
 # What decides the numbers of training; other nodes of a config (scoring, hooks, helper variables) may change freely
@@ -123,6 +124,13 @@ class SegRunner(Runner):
         built = super().build_model(model)
         tile_losses(built)
         return built
+
+    def build_val_loop(self, loop: Any) -> Any:
+        """MMEngine's own loop becomes ours, which takes several photos at once; others stay."""
+        if isinstance(loop, dict) and loop.get("type", "ValLoop") == "ValLoop":
+            loop = {**loop, "type": "BatchedValLoop"}
+            self._val_dataloader: Any = batched(self._val_dataloader)
+        return super().build_val_loop(loop)
 
     def dump_config(self) -> None:
         """Nothing yet: see :meth:`begin`."""
