@@ -137,7 +137,7 @@ def _mask(model: Any, parts: Sequence[tuple[Window, Tensor]], seen: tuple[int, .
         if len(parts) == 1:
             sum_KHW = resize(first[at : at + some], seen)
         else:
-            sum_KHW = first.new_zeros((min(some, classes - at), *seen))
+            sum_KHW = first.new_zeros((min(some, classes - at), *seen), dtype=torch.float32)  # as the photo, not half
             for (_, top, left, height, width), logits in parts:
                 sum_KHW[:, top : top + height, left : left + width] += resize(logits[at : at + some], (height, width))
             sum_KHW /= count_HW
