@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinymim.confusion import class_counts, class_iou, confusion_matrix, mean_iou, scores
+from tinymim.confusion import class_counts, class_iou, confusion_matrix, matrix_of_ids, mean_iou, scores
 from tinymim.errors import DataError
 
 
@@ -115,3 +115,17 @@ def test_conventions():
     assert found["constant_miou"] == 1.0
     empty = scores(*class_counts(np.zeros((2, 2), np.int64)))
     assert all(np.isnan(v) for v in (empty["miou"], empty["macc"], empty["aacc"], empty["constant_miou"]))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 6))
+def test_from_counts_of_ids_as_from_pixels(seed, classes):
+    rng = np.random.default_rng(seed)
+    label, guess = rng.choice([*range(classes), 255], (7, 5)), rng.integers(0, classes, (7, 5))
+    order = rng.permutation(classes)
+    counts = np.bincount((label * 256 + guess).ravel(), minlength=65536).reshape(256, 256)
+    for told, wanted in ((None, guess), (order, order[guess])):
+        matrix = matrix_of_ids(counts, classes, 255, order=told)
+        np.testing.assert_array_equal(matrix, confusion_matrix(label, wanted, classes, 255))
+    with pytest.raises(DataError, match="a label holds the class 255"):
+        matrix_of_ids(counts + np.eye(256, dtype=np.int64)[::-1] * (np.arange(256) == 0), classes, None)

@@ -35,6 +35,36 @@ def confusion_matrix(
     """
     counted = np.full(label.shape, True) if ignore is None else label != ignore
     labelled, predicted = label[counted].astype(np.int64), prediction[counted].astype(np.int64)
+    _check_classes(labelled, predicted, classes, name)
+    return np.bincount(labelled * classes + predicted, minlength=classes * classes).reshape(classes, classes)
+
+
+def matrix_of_ids(
+    counts: np.ndarray, classes: int, ignore: int | None, name: str = "the model", order: np.ndarray | None = None
+) -> np.ndarray:
+    """The matrix of :func:`confusion_matrix` from the counts of all pairs of ids, which a device makes in one pass.
+
+    Args:
+        counts: int64 (ids, ids), rows = label, columns = predicted id.
+        classes: Number of classes.
+        ignore: Label of pixels that do not count; None: all count.
+        name: What made the prediction, for the error.
+        order: (ids,) class of every predicted id; None: the ids are the classes.
+
+    Raises:
+        DataError: a label or a prediction outside the classes.
+    """
+    labelled, predicted = np.nonzero(counts)
+    counted = labelled != ignore
+    labelled, predicted = labelled[counted], predicted[counted]
+    found = predicted if order is None else order[predicted]
+    _check_classes(labelled, found, classes, name)
+    matrix = np.zeros((classes, classes), np.int64)
+    np.add.at(matrix, (labelled, found), counts[labelled, predicted])
+    return matrix
+
+
+def _check_classes(labelled: np.ndarray, predicted: np.ndarray, classes: int, name: str) -> None:
     for who, found, advice in (
         (f"{name} predicts", predicted, "score it on the data it was trained for"),
         ("a label holds", labelled, "list ids that are not classes in dataset.json, or with --ignore-label ID"),
@@ -44,7 +74,6 @@ def confusion_matrix(
             raise DataError(
                 f"{who} the class {wrong}", f"the folder has {classes} classes (0 to {classes - 1})", advice
             )
-    return np.bincount(labelled * classes + predicted, minlength=classes * classes).reshape(classes, classes)
 
 
 def class_counts(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -10,6 +10,7 @@ from tinymim.errors import CheckFailed, CheckpointError, ConfigError, TinyMIMErr
 from tinymim.models import save_student
 from tinymim.models.vit import ViT
 from tinymim.seg import TinyMIMBackbone, train_segmentor
+from tinymim.seg.config import find_config
 from tinymim.seg.hooks import RunFolderHook
 
 DEMO = "upernet_tinymim_demo"
@@ -242,3 +243,15 @@ def test_folders_of_another_kind_are_not_resumed(go, tmp_path):
     with pytest.raises(ConfigError, match="holds no run to resume"):
         go(other, resume=True)
     assert [path.name for path in other.iterdir()] == ["photo.jpg"]
+
+
+def test_a_config_without_a_number_of_steps_is_refused(scenes, small, tmp_path):
+    from tinymim.seg import estimate_segmentor
+
+    cfg = find_config("upernet_tinymim_demo")
+    del cfg.train_cfg["max_iters"]
+    options = {key: value for key, value in small().items() if key != "train_cfg.max_iters"}
+    for start in (estimate_segmentor, lambda *a, **k: train_segmentor(*a, work_dir=tmp_path / "run", **k)):
+        with pytest.raises(ConfigError, match="max_iters is None"):
+            start(cfg, data_root=scenes, cfg_options=options)
+    assert not (tmp_path / "run").exists()

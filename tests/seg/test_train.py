@@ -19,7 +19,7 @@ from tinymim.models import save_student
 from tinymim.models.vit import ViT
 from tinymim.seg import TinyMIMBackbone, load_segmentor, test_segmentor, train_segmentor
 from tinymim.seg.checks import check_batch
-from tinymim.seg.config import find_config, plain_batch_norm
+from tinymim.seg.config import find_config, model_outline, plain_batch_norm
 from tinymim.seg.hooks import RunFolderHook
 
 DEMO = "upernet_tinymim_demo"
@@ -364,7 +364,7 @@ def test_a_batch_of_one_is_refused_before_anything_is_written(scenes, small, tmp
     plain_batch_norm(cfg)
     cfg.train_dataloader.batch_size = 1
     with pytest.raises(ConfigError, match=r"backbone\.spp"):
-        check_batch(cfg)
+        check_batch(cfg, model_outline(cfg))
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -409,3 +409,48 @@ def test_a_folder_that_is_taken_is_named_by_its_option(trained, scenes, small):
         ConfigError, match=r"already holds a run[\s\S]*--overwrite to start again, or --work-dir \S+run-2"
     ):
         train_segmentor(DEMO, work_dir=trained.work_dir, data_root=scenes, cfg_options=small())
+
+
+def test_losses_may_be_read_a_step_later_as_on_a_gpu(trained, scenes, small, tmp_path, monkeypatch):
+    """The same run; and a loss that is not finite is found before anything is saved, with its own batch."""
+    from tinymim.seg import loop
+
+    monkeypatch.setattr(loop, "READ_AT_ONCE", ())
+    options = small(**{"default_hooks.checkpoint.log_interval": 4, "default_hooks.checkpoint.interval": 3})
+    late = train_segmentor(DEMO, work_dir=tmp_path / "late", data_root=scenes, cfg_options=options)
+    wanted = [line for line in lines(trained.work_dir) if line.get("step") in (4, 6)]
+    assert lines(late.work_dir) == wanted
+    whole, theirs = (torch.load(r.segmentor, weights_only=True)["state_dict"] for r in (late, trained))
+    assert all(torch.equal(whole[key], theirs[key]) for key in theirs)
+    forward, calls = TinyMIMBackbone.forward, []
+
+    def spoil(self, images):
+        calls.append(1)
+        return tuple(level * (float("nan") if len(calls) == 5 else 1.0) for level in forward(self, images))
+
+    monkeypatch.setattr(TinyMIMBackbone, "forward", spoil)
+    with pytest.raises(CheckFailed, match="step 5 is not finite"):
+        train_segmentor(DEMO, work_dir=tmp_path / "nan", data_root=scenes, cfg_options=options)
+    assert torch.load(tmp_path / "nan" / "bad_batch_5_rank0.pth", weights_only=True)["step"] == 5
+    assert [p.name for p in (tmp_path / "nan" / "checkpoints").iterdir()] == ["iter_3.pth"]
+
+
+def test_validations_restart_no_workers_and_take_several_photos(scenes, small, tmp_path, monkeypatch):
+    from torch.utils.data import dataloader
+
+    from tinymim.seg import inference
+
+    started, sizes = [], []
+    init, predict = dataloader._MultiProcessingDataLoaderIter.__init__, inference.predict
+    monkeypatch.setattr(
+        dataloader._MultiProcessingDataLoaderIter,
+        "__init__",
+        lambda self, loader: (started.append(loader.batch_size), init(self, loader))[1],
+    )
+    monkeypatch.setattr(
+        inference, "predict", lambda model, batch: (sizes.append(len(batch["inputs"])), predict(model, batch))[1]
+    )
+    options = {"train_cfg.val_interval": 2, "train_dataloader.num_workers": 1, "val_dataloader.num_workers": 1}
+    train_segmentor(DEMO, work_dir=tmp_path / "run", data_root=scenes, cfg_options=small(**options))
+    assert started == [2, inference.PHOTOS]  # one set for training, one for three validations
+    assert sizes == [5, 5, 5]

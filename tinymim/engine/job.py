@@ -23,7 +23,7 @@ from tinymim.engine.model import Trainable, pick_precision
 from tinymim.engine.parallel import average, check_strategy, shard, together, whole_encoder
 from tinymim.engine.plan import Plan, make_plan, measure, micro_batch, padding
 from tinymim.engine.recipe import load_recipe
-from tinymim.engine.run_folder import on_first_process
+from tinymim.engine.run_folder import is_product, on_first_process
 from tinymim.engine.session import (
     BEFORE,
     join_processes,
@@ -35,9 +35,8 @@ from tinymim.engine.session import (
     waiting_advice,
 )
 from tinymim.engine.settings import Settings
-from tinymim.files import noted_output, sha256_file
+from tinymim.files import noted_output
 from tinymim.folders import OpenRun, open_run
-from tinymim.records import read_env
 
 
 class Job(ABC):
@@ -201,12 +200,7 @@ class Job(ABC):
 
     def has_product(self, step: int) -> bool:
         """Whether the weights that are kept are there, as ``env.json`` knows them, and those of a step."""
-        try:
-            noted = read_env(self.folder)["outputs"][self.product]
-            meta = torch.load(self.folder / self.product, map_location="cpu", weights_only=True)["meta"]
-            return bool(noted == sha256_file(self.folder / self.product) and meta["step"] == step)
-        except Exception:  # missing, damaged, another's: torch raises many kinds
-            return False
+        return is_product(self.folder / self.product, step=step)
 
     # what a job provides -------------------------------------------------------------------------------------------
 

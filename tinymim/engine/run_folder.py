@@ -23,8 +23,9 @@ from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.model import is_model_wrapper
 
 from tinymim.errors import CheckpointError, TinyMIMError
-from tinymim.files import atomic_path, file_error
+from tinymim.files import atomic_path, file_error, sha256_file
 from tinymim.models.checkpoints import save_torch
+from tinymim.records import read_env
 
 CHECKPOINTS = {"step": "step_{:08d}.pth", "iter": "iter_{}.pth"}  # our format, and MMEngine's
 Value = TypeVar("Value")
@@ -266,6 +267,16 @@ def _damage(path: Path) -> str:
         raise
     except Exception as error:  # zipfile, zlib and struct raise many kinds on damaged archives
         return str(error) or type(error).__name__
+
+
+def is_product(path: Path, **meta: Any) -> bool:
+    """Whether a file that a run wrote is there as its ``env.json`` notes it, and of these values in its ``meta``."""
+    try:
+        noted = read_env(path.parent)["outputs"][path.name]
+        stored = torch.load(path, map_location="cpu", weights_only=True)["meta"]
+        return bool(all(stored[key] == value for key, value in meta.items()) and noted == sha256_file(path))
+    except Exception:  # missing, damaged, another's: torch raises many kinds
+        return False
 
 
 def dump_bad_batch(path: Path, step: int, **content: Any) -> Path:

@@ -14,6 +14,7 @@ from tinymim.seg.backbone import TinyMIMBackbone  # noqa: E402
 from tinymim.seg.dataset import LoadLabel, LoadPhoto, ResumableSampler, TinyMIMSegDataset  # noqa: E402
 from tinymim.seg.dry_run import SegCost, estimate_segmentor  # noqa: E402
 from tinymim.seg.hooks import RunFolderHook  # noqa: E402
+from tinymim.seg.inference import BatchedValLoop  # noqa: E402
 from tinymim.seg.loop import ResumableTrainLoop  # noqa: E402
 from tinymim.seg.metric import SegMetric, SegResult  # noqa: E402
 from tinymim.seg.optim import TinyMIMLayerDecayOptimizerConstructor  # noqa: E402
@@ -21,6 +22,7 @@ from tinymim.seg.run import test_segmentor, train_segmentor  # noqa: E402
 from tinymim.seg.segmentor import load_segmentor  # noqa: E402
 
 __all__ = [
+    "BatchedValLoop",
     "LoadLabel",
     "LoadPhoto",
     "ResumableSampler",

@@ -4,24 +4,25 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
-from mmseg.registry import MODELS
 from torch import nn
 
 from tinymim.errors import ConfigError
 
 
-def check_batch(cfg: Config) -> None:
+def check_batch(cfg: Config, outline: Any) -> None:
     """Refuse a batch of one photo where batch normalisation would see one value per channel, as after global pooling.
 
     One forward pass without data (PyTorch's meta device) finds it; nothing is computed, no random number is drawn.
 
+    Args:
+        cfg: The config.
+        outline: Its :func:`~tinymim.seg.config.model_outline`; None passes, and training tells.
+
     Raises:
         ConfigError: ``train_dataloader.batch_size`` is 1, and the model cannot be trained with it.
     """
-    if int(cfg.train_dataloader.batch_size) > 1:
+    if outline is None or int(cfg.train_dataloader.batch_size) > 1:
         return
-    init_default_scope("mmseg")
     alone: list[str] = []
 
     def look(name: str) -> Any:
@@ -34,12 +35,11 @@ def check_batch(cfg: Config) -> None:
     height, width = cfg.model.data_preprocessor.size
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            model: Any = MODELS.build(cfg.model).train().to("meta")
-            for name, module in model.named_modules():
+            for name, module in outline.train().named_modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, nn.SyncBatchNorm):
                     module.register_forward_pre_hook(look(name))
-            features = model.extract_feat(torch.zeros(1, 3, height, width, device="meta"))
-            for head in (model.decode_head, getattr(model, "auxiliary_head", None)):
+            features = outline.extract_feat(torch.zeros(1, 3, height, width, device="meta"))
+            for head in (outline.decode_head, getattr(outline, "auxiliary_head", None)):
                 for part in head if isinstance(head, nn.ModuleList) else [head] if head is not None else []:
                     part(features)
     except Exception:  # the pass found it, or the model does more than a meta device can: then training tells

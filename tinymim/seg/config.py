@@ -147,6 +147,18 @@ def fit_schedule(cfg: Config) -> None:
     say(f"schedule: {steps} steps, {ends}")
 
 
+def steps_of(cfg: Config) -> int:
+    """``train_cfg.max_iters``.
+
+    Raises:
+        ConfigError: there is none, or it is no whole number above 0.
+    """
+    steps = (cfg.get("train_cfg") or {}).get("max_iters")
+    if not isinstance(steps, int) or steps < 1:
+        raise ConfigError(f"train_cfg.max_iters is {steps!r}", "a run takes at least one step", "give a whole number")
+    return steps
+
+
 def set_data(
     cfg: Config,
     data_root: str | Path | None,
@@ -164,6 +176,8 @@ def set_data(
     needed = ("model", "train_cfg", "optim_wrapper") if "train" in splits else ("model",)
     if wrong := [key for key in needed if not isinstance(cfg.get(key), dict)]:
         raise ConfigError(f"the config has no {wrong[0]}", "a run needs it", "start from a config of mmseg_configs")
+    if "train" in splits:
+        steps_of(cfg)
     scored = cfg.get("val_evaluator")
     kinds = [each.get("type") for each in (scored if isinstance(scored, list) else [scored]) if isinstance(each, dict)]
     if "train" in splits and "SegMetric" not in kinds:

@@ -13,7 +13,16 @@ from mmseg.structures import SegDataSample
 from tinymim import compat
 from tinymim.engine.cost import TrainingCost, measure_cost
 from tinymim.seg.checks import check_batch
-from tinymim.seg.config import building, find_config, merge_options, model_outline, set_data, set_device
+from tinymim.seg.config import (
+    building,
+    find_config,
+    merge_options,
+    model_outline,
+    set_data,
+    set_device,
+    steps_of,
+)
+from tinymim.seg.loss import tile_losses
 
 
 class SegCost(TrainingCost):
@@ -62,10 +71,10 @@ def estimate_segmentor(
     layout = set_data(cfg, data_root, ignore_label, reduce_zero_label, splits=())
     kind = set_device(cfg, device, amp=False)
     cfg.model.backbone.init_cfg = None
-    model_outline(cfg)
-    check_batch(cfg)
+    check_batch(cfg, model_outline(cfg))
     with building("model"):
         model = MODELS.build(cfg.model).to(kind).train()
+    tile_losses(model)
     height, width = cfg.model.data_preprocessor.size
 
     def loss(count: int) -> torch.Tensor:
@@ -83,7 +92,7 @@ def estimate_segmentor(
         per_pass=batch,
         batch=batch,
         processes=compat.launched_processes(),
-        steps=int(cfg.train_cfg.max_iters),
+        steps=steps_of(cfg),
         size=(height, width),
         device=kind,
     )

@@ -6,20 +6,18 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.dist import all_reduce_params, barrier, get_world_size, is_distributed, is_main_process
-from mmengine.hooks import Hook
+from mmengine.hooks import Hook, LoggerHook, RuntimeInfoHook
 from mmengine.runner.base_loop import BaseLoop
 from mmseg.registry import HOOKS
 
-from tinymim.engine.run_folder import RunFolder, bare, on_first_process
+from tinymim.engine.run_folder import RunFolder, bare, is_product, on_first_process
 from tinymim.errors import ConfigError, TinyMIMError
 from tinymim.files import (
     atomic_path,
     describe_file,
     describe_files,
     noted_output,
-    sha256_file,
     versions,
     write_env,
     write_text,
@@ -85,6 +83,10 @@ class RunFolderHook(Hook):
             write_env(runner.work_dir, self.inputs)
 
         on_first_process(begin)
+        if not any(isinstance(hook, LoggerHook) for hook in runner.hooks):
+            for hook in runner.hooks:
+                if isinstance(hook, RuntimeInfoHook):  # it would wait for the GPU to keep losses that nobody reads
+                    setattr(hook, "after_train_iter", Hook.after_train_iter.__get__(hook))  # noqa: B010
         done = on_first_process(lambda: [line for line in folder.log_until(runner.iter) if "mIoU" in line])
         runner.train_loop.validated = {line["step"] for line in done}
         self.scores = done[-1] if done else {}
@@ -97,16 +99,14 @@ class RunFolderHook(Hook):
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Progress line, metrics line, checkpoint."""
-        step = batch_idx + 1
+        step, loop = batch_idx + 1, runner.train_loop
         last = step == runner.max_iters
-        values = {name: float(value.detach()) for name, value in (outputs or {}).items()}
-        if self.progress is not None:
-            self.progress.update(
-                step, images=len(data_batch["inputs"]), waited=runner.train_loop.waited, loss=values["loss"]
-            )
         if step % self.log_interval == 0 or last:
-            skipped = {"skipped_photos": len(runner.train_loop.skipped)} if runner.train_loop.skipped else {}
-            self._folder(runner).log({"step": step, **values, "lr": self.rate, **skipped})
+            skipped = {"skipped_photos": len(loop.skipped)} if loop.skipped else {}
+            self._folder(runner).log({"step": step, **loop.read_losses(), "lr": self.rate, **skipped})
+        if self.progress is not None:
+            shown = {"loss": loop.losses["loss"]} if loop.losses else {}
+            self.progress.update(step, images=len(data_batch["inputs"]), waited=loop.waited, **shown)
         if step % self.interval == 0 or last:
             self.save_now(runner, step)
 
@@ -127,7 +127,8 @@ class RunFolderHook(Hook):
             self._folder(runner).log(self.scores)
         # a run that is resumed after its last step may lack what should have followed from it
         due = is_main_process() and (self.saved == runner.iter or runner.iter == runner.max_iters)
-        if due and not _is_current(Path(runner.work_dir), self.scores, runner.iter):
+        product = Path(runner.work_dir) / "segmentor.pth"
+        if due and not is_product(product, step=runner.iter, metrics=_plain(self.scores)):
             write_segmentor(runner, self.scores, runner.iter)
 
     def after_train(self, runner: Any) -> None:
@@ -141,8 +142,10 @@ class RunFolderHook(Hook):
         """Write segmentor and checkpoint after ``step`` steps, atomically; remove old checkpoints.
 
         Raises:
+            CheckFailed: the loss of the last step is not finite.
             TinyMIMError: the disk is full or the folder cannot be written.
         """
+        runner.train_loop.read_losses()
         average_buffers(runner.model)
         if is_main_process():
             folder = self._folder(runner)
@@ -208,6 +211,11 @@ def _plain_text(cfg: Any) -> str:
     return config_text(plain)
 
 
+def _plain(scores: dict[str, float]) -> dict[str, float]:
+    """Scores as ``segmentor.pth`` stores them."""
+    return {name: float(value) for name, value in scores.items()}
+
+
 def write_segmentor(runner: Any, scores: dict[str, float], step: int) -> None:
     """Write segmentor.pth: ``{"state_dict", "meta"}``, tensors and plain values only."""
     model, cfg, folder = bare(runner.model), runner.cfg, Path(runner.work_dir)
@@ -222,20 +230,9 @@ def write_segmentor(runner: Any, scores: dict[str, float], step: int) -> None:
         "std": pre.get("std") and list(map(float, pre["std"])),
         "student_sha256": student.get("sha256"),  # a resumed run does not name the student again
         "versions": versions(),
-        "metrics": {name: float(value) for name, value in scores.items()},
+        "metrics": _plain(scores),
         "step": step,
     }
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with noted_output(folder, "segmentor.pth"):
         save_torch({"state_dict": state, "meta": meta}, folder / "segmentor.pth")
-
-
-def _is_current(folder: Path, scores: dict[str, float], step: int) -> bool:
-    """Whether segmentor.pth is as env.json knows it, of this step and with these scores."""
-    try:
-        noted = read_env(folder)["outputs"]["segmentor.pth"]
-        meta = torch.load(folder / "segmentor.pth", map_location="cpu", weights_only=True)["meta"]
-        same = meta["step"] == step and meta["metrics"] == {name: float(value) for name, value in scores.items()}
-        return bool(same and noted == sha256_file(folder / "segmentor.pth"))
-    except Exception:  # missing, damaged, another's: torch raises many kinds
-        return False

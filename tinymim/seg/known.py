@@ -32,16 +32,36 @@ REGISTRIES = [
 ]
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 SECTIONS = (  # what a run is built from; other top-level names are a config's own variables
-    "model", *LOADERS, "train_cfg", "val_cfg", "optim_wrapper", "param_scheduler", "default_hooks", "custom_hooks",
-    "val_evaluator", "visualizer", "log_processor", "randomness",
-)  # fmt: skip
+    "model",
+    *LOADERS,
+    "train_cfg",
+    "val_cfg",
+    "optim_wrapper",
+    "param_scheduler",
+    "default_hooks",
+    "custom_hooks",
+    "val_evaluator",
+    "visualizer",
+    "log_processor",
+    "randomness",
+)
 TOP = {*inspect.signature(Runner).parameters, "custom_imports", "tta_model", "tta_pipeline"} - {"cfg"}
 LOADER_KEYS = {*inspect.signature(DataLoader).parameters, "num_batch_per_epoch", "disable_subprocess_warning"}
 PARAMWISE = {  # of the constructors of MMEngine, MMSegmentation and ours
-    "layer_decay", "published_quirks", "custom_keys", "bias_lr_mult", "bias_decay_mult", "norm_decay_mult",
-    "num_layers", "flat_decay_mult", "dwconv_decay_mult", "dcn_offset_lr_mult", "bypass_duplicate", "decay_rate",
+    "layer_decay",
+    "published_quirks",
+    "custom_keys",
+    "bias_lr_mult",
+    "bias_decay_mult",
+    "norm_decay_mult",
+    "num_layers",
+    "flat_decay_mult",
+    "dwconv_decay_mult",
+    "dcn_offset_lr_mult",
+    "bypass_duplicate",
+    "decay_rate",
     "decay_type",
-}  # fmt: skip
+}
 NODES: dict[str, set[str]] = {  # places without a type
     **dict.fromkeys(LOADERS, LOADER_KEYS),
     "train_cfg": {"by_epoch", "max_epochs", "max_iters", "val_begin", "val_interval", "dynamic_intervals"},
@@ -67,7 +87,7 @@ VALUES: dict[str, Key] = {  # last part of a dotted key -> the values it may hav
     **dict.fromkeys(("dropout_ratio", "layer_decay"), SHARE),
     "seed": Number(most=2**32 - 1, whole=True),
     "channels": Number(least=1, most=LARGE, whole=True),
-}  # fmt: skip
+}
 PAIRS = ("crop_size", "size", "img_size")  # pixels: one number, or two
 OURS = {"RunFolderHook": ("interval", "keep", "log_interval")}  # at least 1
 

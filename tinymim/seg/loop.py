@@ -24,6 +24,8 @@ from tinymim.engine.run_folder import (
 from tinymim.errors import CheckFailed, ConfigError
 from tinymim.seg.dataset import mix_seed
 
+READ_AT_ONCE = ("cpu",)  # devices with nothing to wait for
+
 
 @LOOPS.register_module()
 class ResumableTrainLoop(IterBasedTrainLoop):
@@ -33,9 +35,14 @@ class ResumableTrainLoop(IterBasedTrainLoop):
     at different iterations: there a signal ends the run at once, and ``--resume`` continues from the last checkpoint.
 
     Random numbers of iteration i (drop path, dropout) depend only on (seed, i, process), those of a sample on its
-    position; the sampler starts where the run stopped. Validation also runs after the last iteration.
+    position; the sampler starts where the run stopped. Validation also runs after the last iteration. The workers of
+    both data loaders live as long as the run.
+
+    On a GPU an iteration's losses are read when the next one has been queued, so that the GPU never waits for Python;
+    before anything is logged, saved or validated they are read at once.
 
     Attributes:
+        losses: Losses of the newest iteration that has been read, by name.
         validated: Steps whose validation is in metrics.jsonl (filled by RunFolderHook).
         waited: Seconds the current iteration waited for data.
         skipped: Damaged photos skipped so far.
@@ -50,6 +57,8 @@ class ResumableTrainLoop(IterBasedTrainLoop):
         self.val_begin, self.val_interval = val_begin, val_interval
         self.stop_training = False
         self.waited, self.skipped, self.stop = 0.0, DamagedPhotos(), StopRequest()
+        self.losses: dict[str, float] = {}
+        self.unread: tuple[int, Any, dict[str, Any]] | None = None
         self.validated: set[int] = set()
         runner.visualizer.dataset_meta = getattr(self.dataloader.dataset, "metainfo", None)
         if not hasattr(self.dataloader.sampler, "skip"):
@@ -100,21 +109,38 @@ class ResumableTrainLoop(IterBasedTrainLoop):
         """One iteration.
 
         Raises:
-            CheckFailed: the loss is not finite; the batch is written into the run folder.
+            CheckFailed: the loss of this iteration, or of the one before, is not finite; its batch is written into the
+                run folder.
         """
         for sample in data_batch["data_samples"]:
             self.skipped.note(sample.metainfo.get("skipped", ()))
         self.runner.call_hook("before_train_iter", batch_idx=self._iter, data_batch=data_batch)
         outputs = self.runner.model.train_step(data_batch, optim_wrapper=self.runner.optim_wrapper)
-        if not math.isfinite(float(outputs["loss"].detach())):
-            raise self._not_finite(data_batch, outputs)
+        self.read_losses()
+        self.unread = self._iter + 1, data_batch, {name: value.detach() for name, value in outputs.items()}
+        if outputs["loss"].device.type in READ_AT_ONCE:
+            self.read_losses()
         self.runner.call_hook("after_train_iter", batch_idx=self._iter, data_batch=data_batch, outputs=outputs)
         self._iter += 1
+
+    def read_losses(self) -> dict[str, float]:
+        """Read the losses of the newest iteration, if that has not been done, and return them.
+
+        Raises:
+            CheckFailed: the loss is not finite; the batch is written into the run folder.
+        """
+        if self.unread is not None:
+            (step, batch, values), self.unread = self.unread, None
+            self.losses = {name: float(value) for name, value in values.items()}
+            if not math.isfinite(self.losses["loss"]):
+                raise self._not_finite(step, batch)
+        return self.losses
 
     def _validate(self) -> None:
         due = self._iter >= self.val_begin and self._iter % self.val_interval == 0
         if self.runner.val_loop is None or not (due or self._iter == self._max_iters):
             return
+        self.read_losses()
         if self._iter not in self.validated:
             self.runner.val_loop.run()
 
@@ -126,20 +152,19 @@ class ResumableTrainLoop(IterBasedTrainLoop):
                 save_and_stop(self.runner, self._iter)
             raise
 
-    def _not_finite(self, batch: Any, outputs: dict[str, Any]) -> CheckFailed:
+    def _not_finite(self, step: int, batch: Any) -> CheckFailed:
         """Dump the batch; the weights in memory are already corrupt and are not saved."""
-        losses = {name: float(value.detach()) for name, value in outputs.items()}
         samples = batch["data_samples"]
         path = dump_bad_batch(
-            Path(self.runner.work_dir) / f"bad_batch_{self._iter + 1}_rank{get_rank()}.pth",
-            self._iter + 1,
-            losses=losses,
+            Path(self.runner.work_dir) / f"bad_batch_{step}_rank{get_rank()}.pth",
+            step,
+            losses=self.losses,
             inputs=list(batch["inputs"]),
             labels=[sample.gt_sem_seg.data for sample in samples],
             files=[sample.metainfo.get("img_path") for sample in samples],
         )
         return CheckFailed(
-            f"the loss of step {self._iter + 1} is not finite ({losses})",
+            f"the loss of step {step} is not finite ({self.losses})",
             "the learning rate is too high, fp16 overflows, or weights are broken; "
             f"the batch is in {path}, the last good checkpoint is kept",
             "continue with --resume and a lower rate (--cfg-options optim_wrapper.optimizer.lr=...) or without --amp",

@@ -12,10 +12,12 @@ from mmengine.dist import all_reduce, is_main_process
 from mmengine.evaluator import BaseMetric
 from mmseg.registry import METRICS
 
-from tinymim.confusion import class_counts, confusion_matrix, scores
+from tinymim.confusion import class_counts, matrix_of_ids, scores
 from tinymim.data.folders import IGNORED
 from tinymim.errors import CheckFailed
 from tinymim.files import write_json, write_text
+
+IDS = 256  # of labels and of predictions
 
 
 @dataclass
@@ -134,19 +136,18 @@ class SegMetric(BaseMetric):
         self._clear()
 
     def _clear(self) -> None:
-        self.confusion: torch.Tensor | None = None
+        self.counts: torch.Tensor | None = None  # int64 (256 * 256,) of all pairs of label and prediction
         self.images = 0
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
-        """Count the pixels of a batch: ``pred_sem_seg`` and ``gt_sem_seg`` of (1, H, W) at original size."""
-        assert self.dataset_meta is not None
-        count = len(self.dataset_meta["classes"])
+        """Count the pixels of a batch: ``pred_sem_seg`` and ``gt_sem_seg`` of (1, H, W) at original size, ids to 255.
+
+        They are counted where they are: a pair of ids is one number of 16 bits.
+        """
         for sample in data_samples:
-            label, guess = (sample[key]["data"].flatten().cpu().numpy() for key in ("gt_sem_seg", "pred_sem_seg"))
-            if self.order is not None:
-                guess = self.order[guess]
-            matrix = torch.from_numpy(confusion_matrix(label, guess, count, IGNORED))
-            self.confusion = matrix if self.confusion is None else self.confusion + matrix
+            label, guess = (sample[key]["data"].flatten().to(torch.int32) for key in ("gt_sem_seg", "pred_sem_seg"))
+            counts = torch.bincount(label * IDS + guess.to(label.device), minlength=IDS * IDS)
+            self.counts = counts if self.counts is None else self.counts + counts
             self.images += 1
 
     def evaluate(self, size: int) -> dict[str, float]:
@@ -154,12 +155,14 @@ class SegMetric(BaseMetric):
 
         Raises:
             CheckFailed: a photo was counted twice or not at all.
+            DataError: a label or a prediction outside the classes.
         """
         assert self.dataset_meta is not None
         count = len(self.dataset_meta["classes"])
         total = torch.zeros(count * count + 1, dtype=torch.int64)
-        if self.confusion is not None:
-            total[:-1] = self.confusion.flatten()
+        if self.counts is not None:
+            counts = self.counts.cpu().numpy().reshape(IDS, IDS)
+            total[:-1] = torch.from_numpy(matrix_of_ids(counts, count, IGNORED, order=self.order)).flatten()
         total[-1] = self.images
         self._clear()
         from mmengine.device import get_device

@@ -3,10 +3,11 @@
 import copy
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.config import Config
 from mmengine.dist import master_only
 from mmengine.runner import Runner
@@ -16,8 +17,10 @@ from tinymim.engine.run_folder import bare
 from tinymim.errors import CheckpointError, ConfigError
 from tinymim.files import sha256_file, write_text
 from tinymim.folders import OpenRun
-from tinymim.models.weight_files import Inert, torch_load
+from tinymim.models.weight_files import torch_load
 from tinymim.records import read_env
+from tinymim.seg.inference import batched
+from tinymim.seg.loss import tile_losses
 
 # What decides the numbers of training; other nodes of a config (scoring, hooks, helper variables) may change freely
 COMPARED = ("model", "train_dataloader", "optim_wrapper", "param_scheduler", "train_cfg", "randomness", "auto_scale_lr")
@@ -116,6 +119,19 @@ class SegRunner(Runner):
 
     opened: OpenRun
 
+    def build_model(self, model: Any) -> Any:
+        """The model, with losses in strips."""
+        built = super().build_model(model)
+        tile_losses(built)
+        return built
+
+    def build_val_loop(self, loop: Any) -> Any:
+        """MMEngine's own loop becomes ours, which takes several photos at once; others stay."""
+        if isinstance(loop, dict) and loop.get("type", "ValLoop") == "ValLoop":
+            loop = {**loop, "type": "BatchedValLoop"}
+            self._val_dataloader: Any = batched(self._val_dataloader)
+        return super().build_val_loop(loop)
+
     def dump_config(self) -> None:
         """Nothing yet: see :meth:`begin`."""
 
@@ -132,10 +148,8 @@ class SegRunner(Runner):
             CheckpointError: it is damaged, or does not fit the model.
             ConfigError: it was trained on other classes.
         """
-        # MMEngine's log history pickles the built-in getattr, which PyTorch's error names without its module
-        with torch.serialization.safe_globals([(Inert, "builtins.getattr")]):  # type: ignore[list-item]
-            content = torch_load(Path(filename))
-        try:
+        content = torch_load(Path(filename))
+        with _fitting(f"{filename} is no checkpoint of this model", "give a checkpoint of the same config"):
             if self._resume:
                 self._check_classes(content["meta"].get("dataset_meta") or {})
                 content["message_hub"] = self.message_hub.state_dict()
@@ -143,12 +157,6 @@ class SegRunner(Runner):
             self.call_hook("after_load_checkpoint", checkpoint=content)
             keys = rest.get("revise_keys", [(r"^module\.", "")])
             return _load_checkpoint_to_model(bare(self.model), content, strict, revise_keys=keys)
-        except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
-            raise CheckpointError(
-                f"{filename} is no checkpoint of this model",
-                f"{type(error).__name__}: {str(error)[:200]}",
-                "give a checkpoint of the same config",
-            ) from error
 
     def resume(self, filename: str, *args: Any, **rest: Any) -> None:
         """Load weights, optimizer, schedule and step; a schedule or rate that was changed since counts from step 0.
@@ -158,14 +166,8 @@ class SegRunner(Runner):
             ConfigError: the run is further than it is to go.
         """
         wanted = [_constants(scheduler) for scheduler in self._schedulers()], self._first_rates()
-        try:
+        with _fitting(f"{filename} cannot be resumed", "remove the file to resume from the one before it"):
             super().resume(filename, *args, **rest)
-        except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
-            raise CheckpointError(
-                f"{filename} cannot be resumed",
-                f"{type(error).__name__}: {str(error)[:200]}",
-                "remove the file to resume from the one before it",
-            ) from error
         if self.iter > self.max_iters:
             raise ConfigError(
                 f"the run has done {self.iter} steps, train_cfg.max_iters is {self.max_iters}",
@@ -205,6 +207,19 @@ class SegRunner(Runner):
                 f"{len(old)}, now {len(new)}; the first that differs: {first or 'behind the shorter list'}",
                 "resume with the same dataset.json, or start a new run with another --work-dir",
             )
+
+
+@contextmanager
+def _fitting(what: str, fix: str) -> Iterator[None]:
+    """Turn what MMEngine raises on a file of another model into our error.
+
+    Raises:
+        CheckpointError: the file does not fit.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+        raise CheckpointError(what, f"{type(error).__name__}: {str(error)[:200]}", fix) from error
 
 
 def _constants(scheduler: Any) -> dict[str, Any]:

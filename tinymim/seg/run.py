@@ -2,9 +2,10 @@
 
 # ruff: noqa: PT028  (test_segmentor is not a pytest function)
 
+import functools
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from tinymim.literals import read_literal_file
 from tinymim.progress import Progress
 from tinymim.seg.checks import check_batch
 from tinymim.seg.config import building, find_config, merge_options, model_outline, name_run, say, set_data, set_device
+from tinymim.seg.inference import batched, predict
 from tinymim.seg.loop import stop_loader
 from tinymim.seg.metric import SegMetric, SegResult
 from tinymim.seg.resume import SegRunner, check_student, check_unchanged
@@ -69,17 +71,13 @@ def train_segmentor(
     """
     cfg = find_config(config)
     merge_options(cfg, cfg_options)
-    steps = cfg.train_cfg.max_iters
-    if not isinstance(steps, int) or steps < 1:
-        raise ConfigError(f"train_cfg.max_iters is {steps!r}", "a run takes at least one step", "give a whole number")
     layout = set_data(cfg, data_root, ignore_label, reduce_zero_label)
     if student is not None:
         if not Path(student).is_file():
             raise CheckpointError(f"no checkpoint at {student}", "the file does not exist", "check --student")
         cfg.model.backbone.init_cfg = dict(type="Pretrained", checkpoint=str(student))
     kind = set_device(cfg, device, amp)
-    model_outline(cfg)
-    check_batch(cfg)
+    check_batch(cfg, model_outline(cfg))
     folder = Path(work_dir)
     with ExitStack() as held:
         opened = _open_folder(held, cfg, folder, resume=resume, overwrite=overwrite)
@@ -150,12 +148,15 @@ def test_segmentor(
             init_dist("pytorch")
     say(f"data: {layout}" + (f"\nnote: {checkpoint}: {remark}" if remark else ""))
     init_default_scope("mmseg")
-    loader_cfg = cfg.val_dataloader
+    loader_cfg = batched(cfg.val_dataloader)
+    step: Callable[[Any], Any] = functools.partial(predict, model)
     if tta:
         from mmseg.models import SegTTAModel
 
-        loader_cfg.dataset.pipeline = cfg.tta_pipeline
+        loader_cfg = {**cfg.val_dataloader, "batch_size": 1}  # photos of one batch would have to be of one size
+        loader_cfg["dataset"]["pipeline"] = cfg.tta_pipeline
         model = SegTTAModel(module=model)
+        step = model.test_step
     model = model.to(kind).eval()
     metric = SegMetric()
     metric.order = order
@@ -165,8 +166,8 @@ def test_segmentor(
         metric.dataset_meta = loader.dataset.metainfo
         progress = Progress("test", len(loader)) if is_main_process() else None
         for i, batch in enumerate(loader):
-            with torch.no_grad():
-                samples = model.test_step(batch)  # type: ignore[operator]
+            with torch.inference_mode():
+                samples = step(batch)
             metric.process(batch, [sample.to_dict() for sample in samples])
             if progress is not None:
                 progress.update(i + 1, images=len(samples) * get_world_size())

@@ -4,14 +4,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 from torch import nn
 
 from tinymim.errors import CheckpointError, ConfigError
-from tinymim.models.weight_files import Inert, torch_load
+from tinymim.models.weight_files import torch_load
 from tinymim.seg.config import building, find_config, heads, model_outline, plain_batch_norm
 from tinymim.seg.stored import stored_config
 
@@ -24,9 +23,7 @@ def read_segmentor(checkpoint: str | Path) -> tuple[dict[str, Any], dict[str, An
     """
     if not Path(checkpoint).is_file():
         raise CheckpointError(f"no checkpoint at {checkpoint}", "the file does not exist", "check the path")
-    # MMEngine's log history pickles the built-in getattr, which PyTorch's error names without its module
-    with torch.serialization.safe_globals([(Inert, "builtins.getattr")]):  # type: ignore[list-item]
-        content = torch_load(Path(checkpoint))
+    content = torch_load(Path(checkpoint))
     state = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not any(key.startswith("decode_head.") for key in state):
         raise CheckpointError(
@@ -75,7 +72,8 @@ def load_segmentor(checkpoint: str | Path, config: str | Path | Config | None = 
         _compare(outline, state, checkpoint)
     with building("model"):
         model = MODELS.build(cfg.model)
-    _compare(model, state, checkpoint)
+    if outline is None:
+        _compare(model, state, checkpoint)
     model.load_state_dict({key.removeprefix("module."): value for key, value in state.items()}, strict=False)
     dataset = meta.get("dataset_meta") if isinstance(meta.get("dataset_meta"), dict) else {}  # of an iter_N.pth
     model.cfg = cfg
