@@ -50,6 +50,10 @@ class Precision(ABC):
     operators: ClassVar[tuple[str, ...]] = ()
     needs_calibration: ClassVar[bool] = False
 
+    def activations(self, graph: Any) -> list[str]:
+        """Tensors of a prepared :class:`~tinymim_export.precision.onnx_graph.Graph` whose ranges it needs."""
+        return []
+
     @abstractmethod
     def build(self, source: Any, made: Any, excluded: Sequence[str], method: str) -> Built:
         """Convert ``made`` in place.
