@@ -42,19 +42,9 @@ def wide_inputs(g: Graph) -> list[tuple[Any, int]]:
     found: list[tuple[Any, int]] = []
     last = decided_after(g)
     for node in g.graph.node:
-        made = [g.maker.get(name) for name in node.input]
-        if node.op_type == "MatMul" and None not in made:
-            attends = any(user.op_type == "Softmax" for user in _past_additions(g, node.output[0]))
-            if attends or any(maker is not None and maker.op_type == "Softmax" for maker in made[:1]):
-                found += [(node, 0), (node, 1)]
-        elif node.op_type == "Resize" and node.output[0] not in last:
+        if node.op_type == "Resize" and node.output[0] not in last:
             found.append((node, 0))
-        elif node.op_type == "Add" and any(maker is not None and maker.op_type == "Resize" for maker in made):
+        elif node.op_type == "Add" and any(name in g.maker and g.maker[name].op_type == "Resize" for name in node.input):
             found += [(node, 0), (node, 1)]
     return found
 
-
-def _past_additions(g: Graph, name: str) -> list[Any]:
-    """The users of a tensor, and of its sum with something (attention's bias)."""
-    users = g.users.get(name, [])
-    return [u for user in users for u in (g.users.get(user.output[0], []) if user.op_type == "Add" else [user])]
