@@ -44,7 +44,8 @@ def wide_inputs(g: Graph) -> list[tuple[Any, int]]:
     for node in g.graph.node:
         if node.op_type == "Resize" and node.output[0] not in last:
             found.append((node, 0))
-        elif node.op_type == "Add" and any(name in g.maker and g.maker[name].op_type == "Resize" for name in node.input):
+        elif node.op_type == "Add" and any(
+            name in g.maker and g.maker[name].op_type == "Resize" for name in node.input
+        ):
             found += [(node, 0), (node, 1)]
     return found
-

@@ -1,8 +1,6 @@
 """Graph variants of a verified FP32 file, each kept only where it is measured to pay. Needs onnx, no PyTorch.
 
 ``attention``     the ten to thirty nodes of each block's attention become one com.microsoft MultiHeadAttention node
-``shuffle``       a transposed convolution whose patches do not overlap becomes a 1x1 convolution and a DepthToSpace: the
-                  same sums, by kernels that runtimes have in every precision
 ``pixels``        the file takes uint8 RGB pixels and normalises them itself, in the patch embedding where that is exact
 ``early-argmax``  the decision is made before the up-sampling, on a quarter of the sides: fewer operations, other pixels
                   along every border between classes (approximate: how many pixels differ is measured and printed)
@@ -21,7 +19,7 @@ from tinymim.errors import ConfigError
 from tinymim_export.precision.onnx_graph import Graph, attribute
 from tinymim_export.runtime.metadata import proto_metadata, write_metadata
 
-VARIANTS = ("attention", "shuffle", "pixels", "early-argmax")
+VARIANTS = ("attention", "pixels", "early-argmax")
 APPROXIMATE = ("early-argmax",)  # the others change rounding only
 
 
@@ -203,66 +201,6 @@ def _heads(g: Graph, reshape: Any) -> int | None:
     return None if values[3] is None else int(values[3])
 
 
-# shuffle ----------------------------------------------------------------------------------------------------------
-
-
-def shuffle_channels(proto: Any) -> int:
-    """Replace transposed convolutions of k x k at stride k by a 1x1 convolution and DepthToSpace (in place).
-
-    Every output pixel of such a layer depends on one input pixel: (C, D, k, k) weights are (D k k, C, 1, 1) ones, and
-    the k x k block of every pixel lies in its channels (DepthToSpace, mode CRD).
-
-    Returns:
-        How many were replaced.
-
-    Raises:
-        ConfigError: the graph has none.
-    """
-    import onnx
-
-    g = Graph(proto)
-    found = [node for node in g.graph.node if node.op_type == "ConvTranspose" and _one_to_many(g, node)]
-    if not found:
-        raise ConfigError(
-            "the graph variant 'shuffle' does not fit this file",
-            "it has no transposed convolution with constant weights whose stride is its kernel",
-            "leave the variant out",
-        )
-    for node in found:
-        weight = g.constant(node.input[1])
-        assert weight is not None
-        side, name, inner = weight.shape[2], node.name or node.output[0], f"{node.output[0]}_channels"
-        flat = weight.transpose(1, 2, 3, 0).reshape(-1, weight.shape[0], 1, 1)
-        inputs = [node.input[0], g.add_constant(f"{node.input[1]}_1x1", flat)]
-        if len(node.input) > 2:
-            bias = g.constant(node.input[2])
-            assert bias is not None
-            inputs.append(g.add_constant(f"{node.output[0]}_bias", np.repeat(bias, side * side)))
-        make = onnx.helper.make_node
-        g.replace(
-            node,
-            [
-                make("Conv", inputs, [inner], name=f"{name}_1x1", kernel_shape=[1, 1]),
-                make("DepthToSpace", [inner], list(node.output), name=name, blocksize=side, mode="CRD"),
-            ],
-        )
-    g.refresh()
-    g.prune()
-    return len(found)
-
-
-def _one_to_many(g: Graph, node: Any) -> bool:
-    """Whether a transposed convolution writes a block of its own for every input pixel."""
-    weight = g.constant(node.input[1])
-    if weight is None or weight.ndim != 4 or any(g.constant(name) is None for name in node.input[2:]):
-        return False
-    sides = list(weight.shape[2:])
-    plain = attribute(node, "group", 1) == 1 and not any(attribute(node, "output_padding", [0]))
-    whole = attribute(node, "auto_pad", b"NOTSET") in (b"NOTSET", b"VALID") and not any(attribute(node, "pads", [0]))
-    near = not attribute(node, "output_shape") and set(attribute(node, "dilations", [1])) == {1}
-    return plain and whole and near and sides[0] == sides[1] and list(attribute(node, "strides", [1, 1])) == sides
-
-
 # pixels -----------------------------------------------------------------------------------------------------------
 
 
@@ -399,4 +337,4 @@ def decide_early(proto: Any) -> None:
         write_metadata(proto, {"cost": cost})
 
 
-_APPLY = {"attention": fuse_attention, "shuffle": shuffle_channels, "pixels": take_pixels, "early-argmax": decide_early}
+_APPLY = {"attention": fuse_attention, "pixels": take_pixels, "early-argmax": decide_early}
