@@ -185,7 +185,7 @@ def bench(
     for name, value in (("batch", batch), ("threads", threads)):
         if value is not None and value < 1:
             raise ConfigError(f"{name} {value} is not possible", "it is a count", f"give --{name} 1 or more")
-    _check_time(runs, seconds)
+    check_time(runs, seconds)
     wanted = settings_of(runtime, compute_type)
     if split and (DEFAULT not in {name for name, _ in wanted}):
         raise ConfigError("--split needs ONNX Runtime", "it times pieces of the graph there", "leave --runtime out")
@@ -231,7 +231,7 @@ def bench(
     return result
 
 
-def _check_time(runs: int | None, seconds: float) -> None:
+def check_time(runs: int | None, seconds: float) -> None:
     """Refuse what gives no interval."""
     if runs is not None and runs < MIN_RUNS:
         raise ConfigError(

@@ -10,6 +10,8 @@ from tinymim_export.precision.base import PRECISIONS, Built, Precision, Toleranc
 from tinymim_export.precision.fp32 import Fp32
 from tinymim_export.precision.fp16 import Fp16
 from tinymim_export.precision.int8 import Int8
+from tinymim_export.precision.int8_smooth import Int8Smooth
+from tinymim_export.precision.int8_wide import Int8Wide
 from tinymim_export.precision.int8_dynamic import Int8Dynamic
 from tinymim_export.precision.int8_weights import Int8Weights
 # isort: on
@@ -21,7 +23,9 @@ __all__ = [
     "Fp32",
     "Int8",
     "Int8Dynamic",
+    "Int8Smooth",
     "Int8Weights",
+    "Int8Wide",
     "Precision",
     "Tolerance",
     "register_precision",

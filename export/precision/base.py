@@ -50,6 +50,12 @@ class Precision(ABC):
     operators: ClassVar[tuple[str, ...]] = ()
     needs_calibration: ClassVar[bool] = False
 
+    def activations(self, graph: Any) -> list[str]:
+        """Tensors of a prepared :class:`~tinymim_export.precision.onnx_graph.Graph` whose ranges it needs."""
+        from tinymim_export.precision.qdq import find_targets, observed
+
+        return observed(find_targets(graph, self.operators))
+
     @abstractmethod
     def build(self, source: Any, made: Any, excluded: Sequence[str], method: str) -> Built:
         """Convert ``made`` in place.

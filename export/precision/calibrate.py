@@ -175,9 +175,15 @@ class _Recorder(Predictor):
 
 
 class Histogram:
-    """Counts of a tensor's values over a range that doubles when a larger value comes; exact smallest and largest."""
+    """Counts of a tensor's values over a range that doubles when a larger value comes; exact smallest and largest.
 
-    def __init__(self) -> None:
+    Attributes:
+        channels: Smallest and largest value of every channel (2, channels), the last axis; None where not wanted.
+    """
+
+    def __init__(self, *, by_channel: bool = False) -> None:
+        self.by_channel = by_channel
+        self.channels: np.ndarray | None = None
         self.low, self.high = np.inf, -np.inf
         self.reach = 2.0**-20  # counts cover -reach .. reach
         self.counts = np.zeros(BINS, np.int64)
@@ -196,6 +202,11 @@ class Histogram:
                 "run tinymim eval on the FP32 file first",
             )
         self.low, self.high = min(self.low, low), max(self.high, high)
+        if self.by_channel:
+            rows = values.reshape(-1, values.shape[-1])
+            ends = np.stack([rows.min(0), rows.max(0)])
+            seen = ends if self.channels is None else self.channels
+            self.channels = np.stack([np.minimum(seen[0], ends[0]), np.maximum(seen[1], ends[1])])
         while self.reach < max(-low, high):
             paired = self.counts.reshape(-1, 2).sum(1)
             self.counts[:] = 0
@@ -246,7 +257,10 @@ class Histogram:
 def measure(
     proto: Any, tensors: Sequence[str], inputs: Iterator[np.ndarray], count: int, quiet: bool = False
 ) -> dict[str, Histogram]:
-    """Histograms of tensors of a float graph over some inputs; one photo in memory at a time."""
+    """Histograms of tensors of a float graph over some inputs; one photo in memory at a time.
+
+    What a LayerNormalization gives is also measured by channel.
+    """
     import onnx
     import onnxruntime as ort
 
@@ -259,7 +273,8 @@ def measure(
     options = ort.SessionOptions()
     options.log_severity_level = 3
     session = ort.InferenceSession(shown.SerializeToString(), options, providers=[PROVIDERS["cpu"].title])
-    found = {name: Histogram() for name in tensors}
+    norms = {node.output[0] for node in proto.graph.node if node.op_type == "LayerNormalization"}
+    found = {name: Histogram(by_channel=name in norms) for name in tensors}
     progress = None if quiet else Progress("calibration", count)
     for i, image in enumerate(inputs):
         for name, value in zip(inner, session.run(inner, {given: image}), strict=True):

@@ -12,7 +12,7 @@ from tinymim.files import sha256_file
 from tinymim_export.precision.base import PRECISIONS, find_precision
 from tinymim_export.precision.blocks import blocks_of
 from tinymim_export.precision.calibrate import Histogram, NetworkInputs, PhotoSet, choose_photos, measure
-from tinymim_export.precision.qdq import check_opset, find_targets, observed, prepare
+from tinymim_export.precision.qdq import check_opset, prepare
 from tinymim_export.precision.variants import apply_variants
 from tinymim_export.runtime.engines import Engine, open_engine
 from tinymim_export.runtime.metadata import check_verified, load_proto, precision_name, proto_metadata
@@ -67,8 +67,7 @@ class FloatFile:
         inputs = self.inputs = self.inputs or NetworkInputs(engine_of(self.proto, self.path.name))
         graph = prepare(_copy(self.proto))
         calibrated = [precision for precision in PRECISIONS.values() if precision.needs_calibration]
-        operators = {operator for precision in calibrated for operator in precision.operators}
-        tensors = observed(find_targets(graph, operators))
+        tensors = list(dict.fromkeys(name for precision in calibrated for name in precision.activations(graph)))
         images = (inputs(path, seed + i) for i, path in enumerate(self.photos.photos))
         self.ranges = measure(graph.proto, tensors, images, count)
         self.notes += inputs.notes

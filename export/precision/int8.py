@@ -29,8 +29,17 @@ class Int8(LayerwisePrecision):
         insert_static(graph, targets, {name: h.range(method) for name, h in source.ranges.items()})
 
 
-def insert_static(g: Graph, targets: Collection[Target], ranges: Ranges) -> None:
-    """Q/DQ pairs around the targets (in place): the form that runtimes fuse into INT8 products."""
+def insert_static(
+    g: Graph, targets: Collection[Target], ranges: Ranges, others: Collection[tuple[Any, int]] = ()
+) -> None:
+    """Q/DQ pairs around the targets (in place): the form that runtimes fuse into INT8 products.
+
+    Args:
+        g: The graph, prepared.
+        targets: Layers with constant weights.
+        ranges: Of every tensor that gets a pair.
+        others: Further inputs to quantise: (node, which of its inputs).
+    """
     import onnx
 
     make = onnx.helper.make_node
@@ -47,15 +56,20 @@ def insert_static(g: Graph, targets: Collection[Target], ranges: Ranges) -> None
         ]
 
     by_node = {id(t.node): t for t in targets}
+    inputs = [(t.node, 0) for t in targets] + [(node, at) for node, at in others if node.input[at] not in results]
+    quantised: dict[int, list[int]] = {}
+    for node, at in inputs:
+        quantised.setdefault(id(node), []).append(at)
     nodes: list[Any] = []
     for node in g.graph.node:
         target = by_node.get(id(node))
-        if target is not None:
-            if target.data not in made:
-                nodes += pair(target.data, target.data, f"{target.data}_dq")
-            data, scale = made[target.data]
-            nodes += _weights(g, target, float(scale))
-            node.input[0] = data
+        for at in quantised.get(id(node), ()):
+            data = node.input[at]
+            if data not in made:
+                nodes += pair(data, data, f"{data}_dq")
+            node.input[at], scale = made[data]
+            if target is not None:
+                nodes += _weights(g, target, float(scale))
         nodes.append(node)
         for i, name in enumerate(node.output):
             if name in results:  # the pair gives the old name: who reads it, and --split, need not know

@@ -39,7 +39,7 @@ class Graph:
 
         while name in self.constants or name in self.maker:
             name += "_"
-        self.graph.initializer.append(onnx.numpy_helper.from_array(np.ascontiguousarray(value), name))
+        self.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(value, order="C"), name))
         self.constants[name] = self.graph.initializer[-1]
         return name
 

@@ -132,17 +132,20 @@ def _first_convolutions(g: Graph) -> set[str]:
 
 def _last_convolutions(g: Graph) -> set[str]:
     """Results of convolutions that reach an output without another layer in between."""
-    found, stack, seen = set(), [value.name for value in g.graph.output], set()
+    return {name for name in decided_after(g) if g.maker[name].op_type == "Conv"}
+
+
+def decided_after(g: Graph) -> set[str]:
+    """What is computed from the last convolution on, its own result included: the decision and its up-sampling."""
+    stack, seen = [value.name for value in g.graph.output], set()
     while stack:
         node = g.maker.get(name := stack.pop())
         if node is None or name in seen:
             continue
         seen.add(name)
-        if node.op_type == "Conv":
-            found.add(node.output[0])
-        elif node.op_type in AFTER_THE_LAST:
+        if node.op_type in AFTER_THE_LAST:
             stack.append(node.input[0])
-    return found
+    return seen
 
 
 def observed(targets: Collection[Target]) -> list[str]:

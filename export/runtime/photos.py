@@ -51,5 +51,8 @@ def to_input(pixels_HW3: np.ndarray, contract: dict[str, Any]) -> np.ndarray:
     if (contract.get("input") or {}).get("range") == "pixels":
         rounded = pixels_HW3 if pixels_HW3.dtype == np.uint8 else np.rint(pixels_HW3).astype(np.uint8)
         return np.ascontiguousarray(rounded.transpose(2, 0, 1))
-    pixels = (pixels_HW3.astype(np.float32) - np.float32(contract["mean"])) / np.float32(contract["std"])
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    out = np.empty((3, *pixels_HW3.shape[:2]), np.float32)
+    for channel, (mean, std) in enumerate(zip(contract["mean"], contract["std"], strict=True)):
+        np.subtract(pixels_HW3[:, :, channel], np.float32(mean), out=out[channel], dtype=np.float32)
+        out[channel] /= np.float32(std)
+    return out

@@ -17,7 +17,15 @@ from tinymim.errors import CheckFailed, ConfigError, DataError
 from tinymim_export.runtime.engines import Engine, open_engine
 from tinymim_export.runtime.metadata import verified_note
 from tinymim_export.runtime.photos import to_input
-from tinymim_export.runtime.resize import bands, rescale_size, resize_bilinear, resize_float, resize_nearest
+from tinymim_export.runtime.resize import (
+    bands,
+    largest,
+    rescale_size,
+    resize_bilinear,
+    resize_float,
+    resize_nearest,
+    resized_planes,
+)
 
 MODES = ("whole", "slide")
 STRIP = 1 << 26  # float32 values of logits held at once while windows are averaged (256 MiB)
@@ -126,6 +134,10 @@ class Predictor:
                     "pixels along borders between classes differ from logits that are resized first"
                 )
             return resize_nearest(result, size)
+        if len(result) > 1 and not self.align_corners:
+            planes = result if result.shape[1:] == size else resized_planes(result, size)
+            if planes is not None:
+                return largest(planes)
         mask = np.empty(size, np.uint8)
         for rows, logits in bands(result, size, self.align_corners):
             mask[rows] = self._decide(logits)
@@ -281,7 +293,7 @@ class Predictor:
     def _run(self, image_3hw: np.ndarray) -> np.ndarray:
         """One image through the file: logits (C, h, w) or ids (h, w) at the input's size."""
         sides = image_3hw.shape[1:]
-        out = self.engine.run(image_3hw[None])
+        out = self._outputs(image_3hw)
         if np.issubdtype(out.dtype, np.floating) and out.ndim == 4:
             logits = np.asarray(out[0], np.float32)
             self.channels = len(logits)
@@ -303,10 +315,14 @@ class Predictor:
             )
         return resize_nearest(ids.astype(np.uint8), sides)
 
+    def _outputs(self, image_3hw: np.ndarray) -> np.ndarray:
+        """What the file gives for one image."""
+        return self.engine.run(image_3hw[None])
+
     def _decide(self, logits_CHW: np.ndarray) -> np.ndarray:
         """Ids uint8: the largest logit, or the threshold where there is one channel, as MMSegmentation decides."""
         if len(logits_CHW) > 1:
-            return logits_CHW.argmax(0).astype(np.uint8)
+            return largest(logits_CHW)
         threshold = self.rule.get("threshold")
         with np.errstate(over="ignore"):
             share = 1 / (1 + np.exp(-logits_CHW[0]))

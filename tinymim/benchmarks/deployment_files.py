@@ -129,6 +129,7 @@ def make_files(args: argparse.Namespace) -> list[Candidate]:
     from tinymim.seg import load_segmentor
     from tinymim_export import export
     from tinymim_export.graph.torch_model import load_torch_model
+    from tinymim_export.precision import PRECISIONS
     from tinymim_export.precision.quantize import quantize
     from tinymim_export.precision.variants import apply_variants
     from tinymim_export.runtime.metadata import load_proto, save_proto
@@ -151,16 +152,20 @@ def make_files(args: argparse.Namespace) -> list[Candidate]:
     if not fused.is_file():
         save_proto(apply_variants(load_proto(fp32), ["attention"]), fused)
     rows.append(Candidate("tinymim fp32, fused attention", fused))
-    for precision in ("int8-dynamic", "int8-weights", "int8"):
+    for precision in ("int8-dynamic", "int8-weights", "int8", "int8-smooth", "int8-wide"):
         for source, words in ((fp32, ""), (fused, ", fused attention")):
             file = out / f"{precision}{'_attention' if words else ''}.onnx"
-            if precision == "int8-weights" and words:
+            if precision in ("int8-weights", "int8-wide") and words:
                 continue
             if not file.is_file():
-                options = {"calibration": calibration, "count": CALIBRATION} if precision == "int8" else {}
+                measured = PRECISIONS[precision].needs_calibration
+                options = {"calibration": calibration, "count": CALIBRATION} if measured else {}
                 quantize(source, file, precision=precision, **options)
+            if precision == "int8-wide":  # for OpenVINO, below
+                continue
             rows.append(Candidate(f"tinymim {precision}{words}", file))
-    for file, words in ((fp32, "fp32"), (out / "int8.onnx", "int8")):
+    static = [(out / f"{name}.onnx", name) for name in ("int8", "int8-smooth", "int8-wide")]
+    for file, words in ((fp32, "fp32"), *static):
         rows += [Candidate(f"tinymim {words}", file, "openvino", word) for word in openvino_compute_types()]
     for file in args.others:
         rows.append(Candidate(file.stem, file))

@@ -42,6 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="for files with free sizes; default: the size they were exported at",
     )
     parser.add_argument("--split", action="store_true", help="time backbone, pyramid, head, up-sampling")
+    parser.add_argument("--end-to-end", action="store_true", help="time --photos from JPEG to mask, by step")
+    parser.add_argument("--photos", default=None, metavar="FOLDER", help="photos for --end-to-end")
+    parser.add_argument("--resize-to-file", action="store_true", help="with --end-to-end: stretch them to the file")
     parser.add_argument("--runs", type=int, default=None, help="timed runs per file; default: what --seconds allows")
     parser.add_argument("--seconds", type=float, default=5.0, help="time for each file, at least 10 runs")
     parser.add_argument(
@@ -59,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
     """Measure or compare, print, write."""
     if args.compare is not None:
         return _compare(args)
+    if args.end_to_end or args.photos or args.resize_to_file:
+        return _end_to_end(args)
     from tinymim_export.bench.latency import bench
 
     result = bench(
@@ -82,6 +87,37 @@ def run(args: argparse.Namespace) -> int:
         print(f"next: tinymim bench {files} --json after.json; tinymim bench --compare {before} after.json")
     else:
         print(f"next: tinymim bench {files} --json bench.json --markdown bench.md")
+    return 0
+
+
+def _end_to_end(args: argparse.Namespace) -> int:
+    from tinymim.errors import ConfigError
+    from tinymim_export.bench.end_to_end import end_to_end
+
+    if not args.end_to_end or not args.photos:
+        raise ConfigError(
+            "--end-to-end and --photos FOLDER belong together",
+            "photos are read and segmented as tinymim predict does",
+            "e.g. tinymim bench FILE.onnx --end-to-end --photos FOLDER",
+        )
+    others = [f"--{name}" for name in ("split", "size") if getattr(args, name)] + ["--batch"] * (args.batch != 1)
+    if others:
+        raise ConfigError(
+            f"--end-to-end takes no {others[0]}", "photos run one by one, by the file's contract", "leave it out"
+        )
+    result = end_to_end(
+        args.files,
+        args.photos,
+        runtime=args.runtime or "onnxruntime",
+        compute_type=args.precision,
+        provider=args.provider,
+        threads=args.threads,
+        runs=args.runs,
+        seconds=args.seconds,
+        resize_to_file=args.resize_to_file,
+    )
+    _show(args, result)
+    print(f"next: tinymim bench {shlex.join(args.files)} --split")
     return 0
 
 

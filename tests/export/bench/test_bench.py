@@ -11,6 +11,7 @@ import onnxruntime as ort
 import pytest
 from PIL import Image
 
+from tests.export.photographs import write_photos
 from tinymim import cli
 from tinymim.cores import cores
 from tinymim.errors import CheckFailed, ConfigError, DataError
@@ -299,3 +300,20 @@ def test_shipped_golden_numbers_are_the_references(golden):
             wanted = arrays[f"out{i}"]
             assert list(wanted.shape) == level["shape"]
             np.testing.assert_allclose(wanted.ravel()[level["at"]], level["values"], rtol=1e-7)
+
+
+def test_from_photo_to_mask(exported, tmp_path, capsys):
+    (tmp_path / "photos").mkdir()
+    write_photos(tmp_path / "photos", 3)
+    command = ["bench", str(exported.dynamic.onnx), "--end-to-end", "--photos", str(tmp_path / "photos")]
+    assert cli.main([*command, "--runs", "10", "--json", str(tmp_path / "e.json")]) == 0
+    assert "JPEG to mask ms" in capsys.readouterr().out
+    (row,) = json.loads((tmp_path / "e.json").read_text())["rows"]
+    assert row["runs"] == 10
+    assert sum(row["ms"].values()) == pytest.approx(row["total_ms"], rel=0.5)
+    assert all(ms > 0 for ms in row["ms"].values())
+    assert row["windows"] > 1, "its contract runs in windows"
+    assert row["ratio"][0] > 0.5
+    for wrong in (command[:3], [*command, "--split"], [*command, "--batch", "2"]):
+        assert cli.main(wrong) == 2
+        assert "--end-to-end" in capsys.readouterr().err

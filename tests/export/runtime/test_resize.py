@@ -12,11 +12,13 @@ from PIL import Image
 
 from tinymim_export.runtime.resize import (
     bands,
+    largest,
     numpy_bilinear,
     rescale_size,
     resize_bilinear,
     resize_float,
     resize_nearest,
+    resized_planes,
 )
 
 SIDE = st.one_of(st.integers(1, 9), st.integers(1, 150))
@@ -128,3 +130,20 @@ def test_nearest_mixes_no_ids():
     mask = np.array([[1, 9], [4, 7]], np.uint8)
     assert resize_nearest(mask, (4, 4)).tolist() == [[1, 1, 9, 9], [1, 1, 9, 9], [4, 4, 7, 7], [4, 4, 7, 7]]
     assert resize_nearest(resize_nearest(mask, (6, 10)), (2, 2)).tolist() == mask.tolist()
+
+
+@pytest.mark.parametrize("size", [(360, 480), (64, 64), (41, 300)])
+def test_masks_of_opencvs_resize_are_those_of_pytorchs(size):
+    logits = cv2.GaussianBlur(np.random.default_rng(0).standard_normal((128, 128, 11)).astype(np.float32), (0, 0), 2)
+    logits = np.ascontiguousarray(logits.transpose(2, 0, 1))
+    mask = largest(resized_planes(logits, size))
+    assert mask.dtype == np.uint8
+    assert (mask == resize_float(logits, size).argmax(0)).mean() > 0.999
+    assert resized_planes(logits, (1 << 15, 2)) is None
+
+
+@PROPERTY
+@given(st.integers(2, 200), st.integers(1, 3), st.integers(0, 99))
+def test_largest_is_argmax_with_ties(channels, levels, seed):
+    values = np.random.default_rng(seed).integers(0, levels, (channels, 5, 7)).astype(np.float32)
+    np.testing.assert_array_equal(largest(values), values.argmax(0))
