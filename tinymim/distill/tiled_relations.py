@@ -24,9 +24,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from tinymim.distill.kernels import Sums, empty_gradients
+
 TILE_BYTES = 1 << 19  # of a tile of scores, per thread of the CPU: several of them stay in the cache
 GPU_TILE_BYTES = 1 << 26
-Sums = tuple[Tensor, Tensor, Tensor]  # loss and gradients of the student's two operands, not yet divided by the count
 
 
 def relation_loss(
@@ -74,19 +75,6 @@ def _count(a_BTD: Tensor, heads: int, beta: float | None) -> int:
     """Values that the loss is the mean of."""
     B, T, _ = a_BTD.shape
     return B * heads * T * (1 if beta is None else T)
-
-
-def empty_gradients(a_s: Tensor, b_s: Tensor | None, grad: bool) -> tuple[Tensor, Tensor]:
-    """Buffers for the gradients of the student's operands, contiguous; without elements where there is none.
-
-    float16 could overflow in a sum over rows: its gradients are float32 until they are scaled.
-    """
-    dtype = torch.float32 if a_s.dtype is torch.float16 else a_s.dtype
-    none = a_s.new_empty(0, dtype=dtype)
-    if not grad:
-        return none, none.clone()
-    da = torch.empty_like(a_s, dtype=dtype, memory_format=torch.contiguous_format)
-    return da, none if b_s is None else torch.empty_like(da)
 
 
 @_relation_loss.register_fake

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tinymim.distill.tiled_relations import Sums, empty_gradients
+from tinymim.distill.kernels import Sums, empty_gradients
 
 OPERAND_BYTES = 32 << 10  # of the four operands of a tile; with the next keys on their way they fit GPUs of 99 KiB
 HALF_SCALE = 1024.0  # float16 score gradients (at most 1) are multiplied by this: below 6e-5 they would lose digits
