@@ -281,7 +281,7 @@ def test_a_damaged_photo_is_left_out_of_the_probe(classes, tmp_path):
     encoder = ViT(img_size=32, **SMALL["student_args"]).eval()
     holder = Method()
     holder.student = encoder
-    hook = HealthHook(tmp_path, [], 32, 1, probe)
+    hook = HealthHook(tmp_path, [], 32, 1, probe, "whole")
     pairs = [(broken, 2), *probe.train[:4]]
     features, labels = hook._embed(pairs, PretrainModel(holder), torch.device("cpu"))
     assert labels.tolist() == [label for _, label in probe.train[:4]]
