@@ -15,7 +15,7 @@ Sources: NVIDIA's data sheets of V100 SXM2 (125 TFLOP/s fp16, NVLink 300 GB/s bo
 H100 SXM (989 bf16, 900), and of DGX-1 (4 x 100 Gbit/s InfiniBand), DGX A100 and DGX H100 (8 x 200 and 8 x 400 Gbit/s).
 The ring: Patarasuk and Yuan, J. Parallel Distrib. Comput. 69 (2009). ``USED`` and ``LINK_USED`` are assumptions, not
 measured here, and attributes of :class:`Machine`. Data loading is not in it: the last column says how many photos a
-second it must bring. ``docs/scaling.md`` holds the model against what can be measured without a GPU.
+second it must bring. ``tools/scaling.py`` holds the model against what can be measured without a GPU.
 """
 
 import math
