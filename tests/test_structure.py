@@ -62,7 +62,7 @@ ARROWS: dict[str, set[str]] = {
     "tinymim_export.comparison": {"tinymim_export.tables"},
     "tinymim_export.tables": set(),
     "tinymim_export.runtime": {"tinymim_export.tables", *DATA},
-    "tinymim_export.bench": {"tinymim_export.runtime", "tinymim_export.tables"},
+    "tinymim_export.bench": {"tinymim_export.runtime", "tinymim_export.tables", *DATA},
     "tinymim_export.graph": {
         "tinymim.models",
         "tinymim.seg",

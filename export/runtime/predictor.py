@@ -68,10 +68,9 @@ class Predictor:
         engine: Engine | None = None,
         **options: Any,
     ) -> None:
-        if engine is None:
-            if file is None:
-                raise ConfigError("no file", "neither a file nor an engine was given", "name a .onnx file")
-            engine = open_engine(file, **options)
+        if file is None and engine is None:
+            raise ConfigError("no file", "neither a file nor an engine was given", "name a .onnx file")
+        engine = engine or open_engine(file or "", **options)
         self.engine, self.name = engine, engine.path.name
         meta = engine.meta
         if meta.get("part", "segmentor") != "segmentor":
@@ -134,10 +133,8 @@ class Predictor:
                     "pixels along borders between classes differ from logits that are resized first"
                 )
             return resize_nearest(result, size)
-        if len(result) > 1 and not self.align_corners:
-            planes = result if result.shape[1:] == size else resized_planes(result, size)
-            if planes is not None:
-                return largest(planes)
+        if len(result) > 1 and not self.align_corners and (planes := resized_planes(result, size)) is not None:
+            return largest(planes)
         mask = np.empty(size, np.uint8)
         for rows, logits in bands(result, size, self.align_corners):
             mask[rows] = self._decide(logits)

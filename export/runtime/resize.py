@@ -182,8 +182,10 @@ def largest(planes_HW: Iterable[np.ndarray]) -> np.ndarray:
     return ids
 
 
-def resized_planes(logits_CHW: np.ndarray, size: tuple[int, int]) -> Iterator[np.ndarray] | None:
+def resized_planes(logits_CHW: np.ndarray, size: tuple[int, int]) -> Iterable[np.ndarray] | None:
     """Channels at another size by OpenCV, (H, W) each, for :func:`largest`; None where OpenCV cannot."""
+    if logits_CHW.shape[1:] == size:
+        return logits_CHW
     opencv = import_opencv()
     if opencv is None or max(*logits_CHW.shape[1:], *size) >= OPENCV_SIDE:
         return None

@@ -22,7 +22,8 @@ from tinymim_export.tune.search import tune
 from tinymim_export.tune.targets import targets
 
 ROOT = Path(__file__).parents[2]
-BUILT_IN = ["onnxruntime", "openvino"], ["fp32", "fp16", "int8", "int8-dynamic", "int8-weights"]
+STATIC = ("int8", "int8-smooth", "int8-wide")
+BUILT_IN = ["onnxruntime", "openvino"], ["fp32", "fp16", *STATIC, "int8-dynamic", "int8-weights"]
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +59,10 @@ def test_what_is_built_in():
     assert (list(RUNTIMES), list(PRECISIONS)) == BUILT_IN
     found = {word: [(target.engine, target.precisions) for target in group] for word, group in targets().items()}
     assert list(found.items()) == [
-        ("onnxruntime", [("onnxruntime cpu", ("int8", "int8-dynamic", "int8-weights"))]),
-        ("openvino", [("openvino cpu f32", ("int8",)), ("openvino cpu bf16", ("int8",))]),
+        ("onnxruntime", [("onnxruntime cpu", ("int8", "int8-smooth", "int8-dynamic", "int8-weights"))]),
+        ("openvino", [("openvino cpu f32", STATIC), ("openvino cpu bf16", STATIC)]),
         ("cuda", [("onnxruntime cuda", ("fp16",))]),
-        ("tensorrt", [("onnxruntime tensorrt", ("fp16", "int8"))]),
+        ("tensorrt", [("onnxruntime tensorrt", ("fp16", "int8", "int8-smooth"))]),
     ]
 
 
@@ -82,7 +83,7 @@ def test_help_lists_what_is_registered(verb, toys, capsys):
 
 def test_export_help_lists_what_is_registered(toys, capsys):
     text = help_of(main, ["--help"], capsys)
-    assert "fp32, fp16, int8, int8-dynamic, int8-weights, bf16-weights; default: fp32" in text
+    assert "fp32, fp16, int8, int8-smooth, int8-wide, int8-dynamic, int8-weights, bf16-weights; default: fp32" in text
     assert "onnxruntime, openvino, reference, cuda, tensorrt; default: those that are here" in text
 
 
