@@ -9,6 +9,12 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 # before torch is imported, and for every subprocess: tiny models are faster on one thread, and bit-identical losses
 # need the same number of threads on both sides
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+
+# The first backward pass of a process decides whether autograd has threads. After torch.onnx.export it finds a device
+# for one, and then no forked child could train.
+torch.zeros(1, requires_grad=True).sum().backward()
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 

@@ -11,7 +11,7 @@ import pytest
 import timm.layers
 import torch
 
-from tests.attack.kills import write_data
+from tests.attack.kills import logged, write_data
 from tests.engine.processes import launch
 from tinymim.cli import main
 from tinymim.engine import distill, finetune, pretrain
@@ -71,8 +71,12 @@ def several(count, run, folder):
 
 def records(out):
     """Losses and validations of a run, one after the other."""
-    lines = [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text("utf-8").splitlines()]
-    return [value for line in lines if {"loss", "val_loss"} & line.keys() for _, value in sorted(line.items())]
+    return [
+        value
+        for line in logged(Path(out) / "metrics.jsonl")
+        if {"loss", "val_loss"} & line.keys()
+        for _, value in sorted(line.items())
+    ]
 
 
 def saved(out):

@@ -181,6 +181,7 @@ def test_the_cost_of_a_run_is_what_its_numbers_multiply_to():
         bytes_per_image=3 << 20,
         gib=1.25,
         flop_per_image=4e12,
+        backward_flop_per_image=2e12,
         seconds_per_image=0.5,
         batch=8,
         processes=2,

@@ -6,33 +6,15 @@ turns: without communication, with ddp, with fsdp. Predicted is the step without
 """
 
 import argparse
-import functools
 import platform
-import statistics
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed as dist
-import torch.multiprocessing
-from torch.utils.flop_counter import FlopCounterMode
-
 from tinymim.cli import run_command
-from tinymim.distill import TinyMIM
-from tinymim.engine.model import PretrainModel, parameter_groups
-from tinymim.engine.parallel import average, shard
-from tinymim.engine.scaling import scaling_table, sent_bytes
 from tinymim.errors import ConfigError
-from tinymim.files import environment, write_json, write_text
-from tinymim.models import create_model
 
-SIZES = (1, 1 << 12, 1 << 16, 1 << 20, 1 << 22, 1 << 24)  # float32 numbers of the all-reduces
-STUDENTS = {"T <- T": ("tinymim_vit_tiny", "tinymim_vit_tiny"), "S <- T": ("tinymim_vit_small", "tinymim_vit_tiny")}
-PIXELS, IMAGES = 64, 8  # of a crop; of each process
-LARGE = dict(embed_dim=1024, depth=24, num_heads=16)  # of a ViT-L
 PAPER = {"B <- L": ("tinymim_vit_base", "large"), "S <- B": ("tinymim_vit_small", "tinymim_vit_base")}
 PAPER |= {"T <- S": ("tinymim_vit_tiny", "tinymim_vit_small")}
 
@@ -48,78 +30,21 @@ def run(args: argparse.Namespace) -> int:
     """Measure, write the page."""
     if min(args.processes) < 2 or args.repeats < 1:
         raise ConfigError("nothing to compare", "two processes and one step are the least", "use --processes 2")
+    import torch
+
+    from tinymim.benchmarks.scaling_steps import IMAGES, PIXELS, measure_processes
+    from tinymim.files import environment, write_json, write_text
+
     page = Path(args.out)
     found: dict[str, Any] = {"environment": environment(), "images": IMAGES, "pixels": PIXELS, "runs": []}
     for count in args.processes:
         with tempfile.TemporaryDirectory() as folder:
-            torch.multiprocessing.spawn(_measure, args=(count, args.repeats, Path(folder)), nprocs=count)
+            torch.multiprocessing.spawn(measure_processes, args=(count, args.repeats, Path(folder)), nprocs=count)
             found["runs"].append(torch.load(Path(folder) / "found", weights_only=True))
     write_json(page.with_suffix(".json"), found)
     write_text(page, describe(found))
     print(f"{page}\n{page.with_suffix('.json')}")
     return 0
-
-
-def build(student: str, teacher: str, pixels: int) -> PretrainModel:
-    """A distillation as its recipe builds it, with random weights."""
-    torch.manual_seed(0)
-    large: dict[str, Any] = LARGE if teacher == "large" else {}
-    own = create_model(student, img_size=pixels)
-    other = create_model("tinymim_vit_base" if large else teacher, img_size=pixels, **large)
-    return PretrainModel(TinyMIM(own, other)).train()
-
-
-def _measure(rank: int, count: int, repeats: int, folder: Path) -> None:
-    torch.set_num_threads(1)  # a core each
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=count)
-    reduced = [(4 * size, _seconds(lambda x: dist.all_reduce(x), torch.ones(size), repeats)) for size in SIZES]
-    steps = [_steps(name, *models, count, repeats) for name, models in STUDENTS.items()]
-    if rank == 0:
-        torch.save({"processes": count, "all_reduce": reduced, "steps": steps}, folder / "found")
-    dist.destroy_process_group()
-
-
-def _seconds(call: Callable[[Any], object], given: Any, repeats: int) -> float:
-    """Median of calls that all processes begin together."""
-    taken = []
-    for _ in range(repeats + 2):
-        dist.barrier()
-        began = time.perf_counter()
-        call(given)
-        taken.append(time.perf_counter() - began)
-    return statistics.median(taken[2:])
-
-
-def _steps(name: str, student: str, teacher: str, count: int, repeats: int) -> dict[str, Any]:
-    """Median seconds of a step of each kind, in turns."""
-    from mmengine.optim import OptimWrapper
-
-    batch = {"image": torch.randint(0, 256, (IMAGES, 3, PIXELS, PIXELS), dtype=torch.uint8)}
-    batch["student_image"] = batch["image"].clone()
-    kinds: dict[str, tuple[Any, Any]] = {}
-    for kind in ("alone", "ddp", "fsdp"):
-        model: Any = build(student, teacher, PIXELS)
-        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        if kind != "alone":
-            model = average(model, "cpu") if kind == "ddp" else shard(model, batch, "cpu")
-        wrapper = OptimWrapper(torch.optim.AdamW(parameter_groups(model, 0.05), lr=1e-4))
-        wrapper.initialize_count_status(model, 0, 1 << 20)
-        kinds[kind] = model, wrapper
-    taken: dict[str, list[float]] = {kind: [] for kind in kinds}
-    for _ in range(repeats + 2):
-        for kind, (model, wrapper) in kinds.items():
-            taken[kind].append(_seconds_once(functools.partial(model.train_step, batch, wrapper)))
-    medians = {kind: statistics.median(values[2:]) for kind, values in taken.items()}
-    return {"name": name, "parameters": trained, "sent": sent_bytes(trained, count), **medians}
-
-
-def _seconds_once(call: Callable[[], object]) -> float:
-    """Until the slowest process has done it."""
-    dist.barrier()
-    began = time.perf_counter()
-    call()
-    dist.barrier()
-    return time.perf_counter() - began
 
 
 def fit(reduced: Sequence[Sequence[float]], count: int) -> tuple[float, float]:
@@ -130,6 +55,8 @@ def fit(reduced: Sequence[Sequence[float]], count: int) -> tuple[float, float]:
 
 def describe(found: dict[str, Any]) -> str:
     """The page."""
+    from tinymim.benchmarks.scaling_steps import paper
+
     env = found["environment"]
     lines = [
         "# Several GPUs, on paper",
@@ -167,18 +94,6 @@ def describe(found: dict[str, Any]) -> str:
             lines += [f"| {step['name']} | {' | '.join(f'{cell:.1f}' for cell in cells)} | {ratio:.2f} |"]
         lines += [""]
     return "\n".join([*lines, "Written by `tools/scaling.py`.", ""])
-
-
-def paper(student: str, teacher: str) -> str:
-    """The table of a dry run of the published schedule; operations are counted in one pass."""
-    model = build(student, teacher, 224)
-    image = torch.zeros((1, 3, 224, 224), dtype=torch.uint8)
-    with FlopCounterMode(display=False) as counter:
-        loss = model(image=image, student_image=image)["loss"]
-        forward = counter.get_total_flops()
-        loss.backward()
-    flop, trained = counter.get_total_flops(), sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return scaling_table(flop, flop - forward, trained, batch=4096, steps=93_600)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -60,9 +60,8 @@ class TinyMIM(Method):
         # several at once: dicts of teacher and weight; teacher_weights .. align override the recipe's
         "teachers": Kind([], types=(list, tuple), items=dict, words="a list of dicts", example="[]"),
         "chain": Kind(""),  # e.g. mae_large:base:small:tiny; hop by hop, every student is the next teacher
-        "hops": Kind(
-            [], types=(list, tuple), items=dict, words="a list of dicts", example="[]"
-        ),  # for a chain: a dict of overrides for each student
+        # for a chain: a dict of overrides for each student
+        "hops": Kind([], types=(list, tuple), items=dict, words="a list of dicts", example="[]"),
         "softmax": Choice(True, (True, False)),  # for relations; False: smooth L1 of the scaled scores
         "class_token": Choice(None, (None, True, False)),  # in relations and features; None: if both sides have one
         "mask": Key(None),  # who sees only the visible patches: None | "student" | "teacher" | "both"
@@ -249,9 +248,9 @@ class TinyMIM(Method):
         """A permutation of the patches of each image (B, N), the first V are visible; None without a mask."""
         if self.mask is None:
             return None
-        grid = patch_grid(self.student, (student_images.shape[2], student_images.shape[3]))
-        patches, device = grid[0] * grid[1], student_images.device
-        return draw_rows(lambda n: torch.rand(n, patches, device=device), len(student_images)).argsort(dim=1)
+        rows, columns = patch_grid(self.student, (student_images.shape[2], student_images.shape[3]))
+        noise = draw_rows(lambda n: torch.rand(n, rows * columns, device=student_images.device), len(student_images))
+        return noise.argsort(dim=1)
 
     def visible(self, order_BN: Tensor | None, side: str | None = None) -> Tensor | None:
         """Indices (B, V) of the visible patches, for ``side`` only if it is masked; None: all patches."""

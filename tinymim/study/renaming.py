@@ -30,7 +30,7 @@ from tinymim.schema import read_json
 from tinymim.study.definition import Cell, Study, result_file
 from tinymim.study.records import CellResult, Renamings
 from tinymim.study.stages import Folder, data_words, flat_options, hashed_names, settings, stage_names
-from tinymim.study.verbs import resolve
+from tinymim.study.verbs import resolve, without_added
 
 NAME = re.compile(r"\b(pretrain|distill|finetune|segment)-[0-9a-f]{10}\b")
 CHECK = r"sed -E 's/\b(pretrain|distill|finetune|segment)-[0-9a-f]{10}\b/\1-/g' FILE | sha256sum"
@@ -215,7 +215,7 @@ def _other(result: Mapping[str, Any], cell: Cell, now: Mapping[str, Any], conten
         return f"it has the stages {', '.join(then)}, the study has {', '.join(now)}"
     for name, setting in _former_settings(cell, now).items():
         for key in sorted({*setting, *then[name]} - {"recipe_lines"}):
-            if json.loads(json.dumps(setting.get(key))) != then[name].get(key):
+            if without_added(json.loads(json.dumps(setting.get(key)))) != without_added(then[name].get(key)):
                 return f"{name}: {key} was {then[name].get(key)!r}, the study has {setting.get(key)!r}"
         if lines := then[name].get("recipe_lines"):
             flat = flat_options(cell.stages[name])

@@ -15,9 +15,7 @@ from tinymim.engine.recipe import load_recipe, split_added
 from tinymim.errors import ConfigError, did_you_mean
 
 OURS = {"title", "out", "work_dir", "resume", "overwrite", "dry_run"}  # keywords that a stage cannot set
-ADDED: dict[str, Any] = {
-    "decode": "whole"
-}  # recipe key added since stages are hashed by value -> the value that keeps old results
+ADDED: dict[str, Any] = {"decode": "whole"}  # recipe key newer than the hash of values -> the value of old results
 PLACES = ("workers", "device")  # options and keys that do not change results
 CONFIG_PLACES = ("num_workers", "persistent_workers")  # the same, at any depth of an MMSegmentation config
 UNUSED = (  # top-level keys that training and validation do not read
@@ -122,14 +120,15 @@ def _recipe_values(name: str, verb: str, overrides: str) -> str:
     later = {key: value for key, value in given.items() if is_reference(value)}
     recipe = load_recipe(name, {key: value for key, value in given.items() if key not in later}, verb)
     recipe.merge_from_dict(split_added(later)[0])  # references: their values cannot be checked yet
-    values = json.loads(json.dumps(recipe.to_dict()))
-    return json.dumps(
-        {
-            key: value
-            for key, value in values.items()
-            if not (value is None or key in PLACES or (key in ADDED and ADDED[key] == value))
-        }
-    )
+    values = without_added(json.loads(json.dumps(recipe.to_dict())))
+    return json.dumps({key: value for key, value in values.items() if not (value is None or key in PLACES)})
+
+
+def without_added(value: Any) -> Any:
+    """A dict of recipe keys without those of :data:`ADDED` that have the value given there; others unchanged."""
+    if not isinstance(value, dict):
+        return value
+    return {key: item for key, item in value.items() if key not in ADDED or ADDED[key] != item}
 
 
 @functools.cache

@@ -305,7 +305,7 @@ def test_shipped_golden_numbers_are_the_references(golden):
 def test_from_photo_to_mask(exported, tmp_path, capsys):
     (tmp_path / "photos").mkdir()
     write_photos(tmp_path / "photos", 3)
-    command = ["bench", str(exported.dynamic.onnx), "--end-to-end", "--photos", str(tmp_path / "photos")]
+    command = ["bench", str(exported.fixed.onnx), "--end-to-end", "--photos", str(tmp_path / "photos")]
     assert cli.main([*command, "--runs", "10", "--json", str(tmp_path / "e.json")]) == 0
     assert "JPEG to mask ms" in capsys.readouterr().out
     (row,) = json.loads((tmp_path / "e.json").read_text())["rows"]
