@@ -95,6 +95,7 @@ NOT_RUN = {  # start of a line -> what is checked in its place
     "ruff": "nothing: it is about this repository",
     "pytest": "nothing: it is this test",
     "python tests/compare_commits.py": "that the file exists",
+    "python tools/bench_distill.py": "that the file exists: tests/benchmarks/test_distill_step.py runs it",
 }
 INSTEAD = {"--size 512 512": "--size 64 64", "--imagenet-a FOLDER --imagenet-r FOLDER --imagenet-c FOLDER": ""}
 MENTIONS = (  # names of commands
@@ -213,6 +214,7 @@ SHOWN = re.compile(r"<pre>((?:tinymim|python)[^<]*)</pre>")  # commands of a pag
 NOT_SEEN = {  # of the source -> why no command of the workshop prints it
     "tinymim/benchmarks/camvid.py": "hours; its line is checked by name: python tools/study_camvid.py",
     "tinymim/benchmarks/deployment.py": "tests/benchmarks/test_deployment.py",
+    "tinymim/benchmarks/gpu_check.py": "for a machine with a GPU: tests/benchmarks/test_gpu_check.py",
     "tinymim/benchmarks/headline.py": "torchrun of ImageNet: docs/headline.md has the same lines",
     "tinymim/benchmarks/segmentors.py": "tests/benchmarks/test_segmentors.py",
     "tinymim/cli/doctor.py": "the line for a machine without torch: tests/export/bench/test_bench.py",
