@@ -26,14 +26,15 @@ from tinymim.benchmarks.published_step import (
     published_loader,
     published_losses,
 )
-from tinymim.benchmarks.step_profile import ProfiledTurns, mark_loss
+from tinymim.benchmarks.step_profile import ProfiledTurns, mark
 from tinymim.benchmarks.turns import Turns
 from tinymim.data.photos import list_photos
+from tinymim.distill import taps
 from tinymim.distill.relations import relation_kl, relation_logits, relation_losses
 from tinymim.distill.targets import Relation
 from tinymim.engine.pretraining import DistillJob
 from tinymim.engine.settings import DistillSettings
-from tinymim.models import create_model
+from tinymim.models import create_model, vit
 from tinymim_export.bench.timing import own_peak_mib
 
 TEACHERS = {  # name, width, depth, heads, target block (from 1; 18 of 24 as published, else the last)
@@ -165,7 +166,9 @@ class MeasuredJob(DistillJob):
 def ours(setup: Setup, pipe: Any) -> None:
     """Body: our step."""
     if setup.profiled:
-        mark_loss(Relation)
+        mark(Relation, "losses", "loss")
+        for room in (taps, vit):
+            mark(room, "attention", "attention")
     with tempfile.TemporaryDirectory() as folder:
         MeasuredJob(setup, Path(folder) / "run", turns_on(setup, pipe)).run()
 

@@ -50,15 +50,15 @@ class ProfiledTurns(Turns):
         return {**super()._result(), "kinds": self.kinds}
 
 
-def mark_loss(kind: Any) -> None:
-    """Put the ``losses`` of a class of targets into the range ``loss``."""
-    losses: Callable[..., Any] = kind.losses
+def mark(place: Any, name: str, kind: str) -> None:
+    """Put a function of a module or class into one of :data:`RANGES`."""
+    function: Callable[..., Any] = getattr(place, name)
 
     def ranged(*args: Any, **kwargs: Any) -> Any:
-        with record_function("loss"):
-            return losses(*args, **kwargs)
+        with record_function(kind):
+            return function(*args, **kwargs)
 
-    kind.losses = ranged
+    setattr(place, name, ranged)
 
 
 def by_kind(events: Any) -> dict[str, float]:
