@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+from typing import Any
 
 from tinymim.cli import spelled
 
@@ -68,15 +69,10 @@ def run(args: argparse.Namespace) -> int:
 
     result = bench(
         args.files,
-        runtime=args.runtime or "onnxruntime",
-        provider=args.provider,
-        compute_type=args.precision,
-        threads=args.threads,
         batch=args.batch,
         size=None if args.size is None else (args.size[0], args.size[1]),
         split=args.split,
-        runs=args.runs,
-        seconds=args.seconds,
+        **_engine_and_time(args),
     )
     _show(args, result)
     files = shlex.join(args.files) + spelled(args, "provider", "threads", "size")
@@ -88,6 +84,18 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(f"next: tinymim bench {files} --json bench.json --markdown bench.md")
     return 0
+
+
+def _engine_and_time(args: argparse.Namespace) -> dict[str, Any]:
+    """What every measurement takes: the runtime and its settings, how often and how long."""
+    return dict(
+        runtime=args.runtime or "onnxruntime",
+        compute_type=args.precision,
+        provider=args.provider,
+        threads=args.threads,
+        runs=args.runs,
+        seconds=args.seconds,
+    )
 
 
 def _end_to_end(args: argparse.Namespace) -> int:
@@ -108,13 +116,8 @@ def _end_to_end(args: argparse.Namespace) -> int:
     result = end_to_end(
         args.files,
         args.photos,
-        runtime=args.runtime or "onnxruntime",
-        compute_type=args.precision,
-        provider=args.provider,
-        threads=args.threads,
-        runs=args.runs,
-        seconds=args.seconds,
         resize_to_file=args.resize_to_file,
+        **_engine_and_time(args),
     )
     _show(args, result)
     print(f"next: tinymim bench {shlex.join(args.files)} --split")

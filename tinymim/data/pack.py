@@ -150,10 +150,12 @@ def _content(path: Path, img_size: int | None, quality: int) -> tuple[bytes | No
         size = file_bytes(path)
         if size > LARGEST:
             raise DataError(f"{path} has {size} bytes", f"a photo in a shard has at most {LARGEST}", "remove it")
-        if img_size is None or max(photo_size(path)) <= img_size:
+        if img_size is None:
             return read_file(path), size, False
         width, height = photo_size(path)
         share = img_size / max(width, height)
+        if share >= 1:
+            return read_file(path), size, False
         smaller = max(round(width * share), 1), max(round(height * share), 1)
         image = open_photo(path, at_least=(max(smaller), max(smaller)))
     except UnreadablePhoto:
