@@ -1,7 +1,8 @@
-"""How many CPU cores this process may use: affinity, container quotas, OMP_NUM_THREADS. Standard library only."""
+"""CPU cores and memory that this process may use, container quotas included. Standard library only."""
 
 import math
 import os
+from contextlib import suppress
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -23,7 +24,7 @@ def core_limits() -> dict[str, float]:
         limits: dict[str, float] = {"affinity": len(os.sched_getaffinity(0))}
     else:
         limits = {"machine": os.cpu_count() or 1}
-    if quotas := [quota for folder in _groups() if (quota := _quota(folder)) is not None]:
+    if quotas := [quota for folder in _groups("cpu", "cpu,cpuacct") if (quota := _quota(folder)) is not None]:
         limits["cgroup"] = min(quotas)
     threads = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     if threads.isascii() and threads.isdigit() and 0 < len(threads) < 7 and int(threads) > 0:
@@ -31,13 +32,33 @@ def core_limits() -> dict[str, float]:
     return limits
 
 
-def _groups() -> set[Path]:
-    """Folders of this process's CPU group and of all groups above it."""
-    found = {CGROUPS, CGROUPS / "cpu", CGROUPS / "cpu,cpuacct"}
+def free_memory() -> int:
+    """Bytes that this process may still take: what the machine has, or less where a container's limit leaves less."""
+    numbers = _numbers(_read(Path("/proc/meminfo")))
+    if (free := numbers.get("MemAvailable:", 0) << 10) == 0:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4 << 30
+    for folder in _groups("memory"):
+        for limit, usage in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+            with suppress(ValueError):  # "max", or no such file
+                most, used = int(_read(folder / limit)), int(_read(folder / usage))
+                cached = _numbers(_read(folder / "memory.stat")).get("inactive_file", 0)  # given up when needed
+                free = min(free, max(most - used + cached, 0))
+    return free
+
+
+def _numbers(text: str) -> dict[str, int]:
+    """First word of a line -> the number after it."""
+    rows = [words for line in text.splitlines() if len(words := line.split()) > 1 and words[1].isdecimal()]
+    return {words[0]: int(words[1]) for words in rows}
+
+
+def _groups(*kinds: str) -> set[Path]:
+    """Folders of this process's groups of some kinds, their names in version 1, and of all groups above them."""
+    found = {CGROUPS, *(CGROUPS / kind for kind in kinds)}
     for line in _read(SELF).splitlines():  # "0::/a/b" (version 2), "4:cpu,cpuacct:/a/b" (version 1)
         _, _, rest = line.partition(":")
         names, _, inside = rest.partition(":")
-        if names and "cpu" not in names.split(","):
+        if names and kinds[0] not in names.split(","):
             continue
         mount = CGROUPS / names if names else CGROUPS
         parts = [part for part in inside.split("/") if part and part != ".."]

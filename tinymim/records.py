@@ -53,6 +53,7 @@ class Inputs(TypedDict, total=False):
     recipe_sha256: str | None
     config_sha256: str | None
     processes: Count
+    micro_batch: Count
 
 
 class Versions(TypedDict, total=False):

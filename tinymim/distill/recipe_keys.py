@@ -100,6 +100,7 @@ class Number(Key):
         below: The largest value itself is excluded.
         option: Whether the commands have an option of this name.
         off: Whether False and an empty string mean None.
+        word: A word that is allowed, too.
     """
 
     least: float = 0
@@ -109,9 +110,10 @@ class Number(Key):
     below: bool = False
     option: bool = False
     off: bool = False
+    word: str | None = None
 
     def check(self, name: str, value: Any) -> None:
-        if value is None or (self.off and not value):
+        if value in (None, self.word) or (self.off and not value):
             return
         number = not isinstance(value, bool) and isinstance(value, int if self.whole else int | float)
         if (
@@ -125,7 +127,7 @@ class Number(Key):
         span = "" if math.isinf(self.least) else f" {span}"
         span += f" (not {self.least})" * self.above + f" (not {self.most})" * self.below
         option = f"--{name.replace('_', '-')} N" if self.option else f"--cfg-options {name}=N"
-        kind = "a whole number" if self.whole else "a number"
+        kind = ("a whole number" if self.whole else "a number") if self.word is None else f"{self.word!r}, or a number"
         raise ConfigError(f"{name}={value!r}", f"it must be {kind}{span}", f"use {option}")
 
 

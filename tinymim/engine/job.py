@@ -37,6 +37,7 @@ from tinymim.engine.session import (
 from tinymim.engine.settings import Settings
 from tinymim.files import noted_output
 from tinymim.folders import OpenRun, open_run
+from tinymim.records import read_env
 
 
 class Job(ABC):
@@ -58,6 +59,7 @@ class Job(ABC):
         arithmetic: Steps, batch and learning rate.
         folder: Run folder.
         state: The checkpoint that a resumed run continues from, or None.
+        chosen: Images per pass of a resumed run; 0: they are to be found.
         model: The model that is trained.
         monitor: Losses and scores of the loop.
     """
@@ -110,6 +112,7 @@ class Job(ABC):
             **self.more_settings(),
         }
         self.folder = Path(self.settings.out or f"runs/{Path(self.recipe).stem}")
+        self.chosen = 0
         if self.settings.dry_run:
             return
         resume, overwrite = self.settings.resume, self.settings.overwrite
@@ -122,6 +125,8 @@ class Job(ABC):
         if not on_first_process(hold):
             self.state, self.changed = resume_state(self.folder, self.resolved)
             self.config.merge_from_dict({key: self.resolved[key] for key in BEFORE if key in self.resolved})
+            begun = on_first_process(lambda: read_env(self.folder).get("inputs", {}))
+            self.chosen = (self.state or begun).get("micro_batch", 0)
 
     def build(self) -> None:
         """Build the model on its device, and choose the number of images per pass."""
@@ -132,9 +137,12 @@ class Job(ABC):
         plan, share = self.arithmetic, self.arithmetic.batch // self.world
         if self.state is not None:
             self.model.learned.load_state_dict(self.state["model"])
-            plan.micro_batch = next(n for n in range(min(self.state["micro_batch"], share), 0, -1) if share % n == 0)
+        if self.chosen:
+            plan.micro_batch = next(n for n in range(min(self.chosen, share), 0, -1) if share % n == 0)
         else:
-            plan.micro_batch = micro_batch(self.config, self.model, share, self.place)
+            with torch.autocast(self.place, torch.float16, enabled=self.scaled):
+                plan.micro_batch, how = micro_batch(self.config, self.model, share, self.place)
+            plan.notes += [how] if how else []
         plan.notes += padding(self.config.img_size, self.patch_size)
         if self.rank == 0:
             print(self.describe())
@@ -171,7 +179,11 @@ class Job(ABC):
         hooks = [*self.hooks_before(optimizer), self.monitor, *self.hooks_after(), saver]
         on_first_process(
             lambda: open_folder(
-                self.opened, self.resolved, self.inputs(), anew=self.state is None, changed=self.changed
+                self.opened,
+                self.resolved,
+                {**self.inputs(), "micro_batch": plan.micro_batch},
+                anew=self.state is None,
+                changed=self.changed,
             )
         )
         runner = make_runner(

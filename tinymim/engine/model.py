@@ -241,10 +241,27 @@ class _Saved:
 
 
 def saved_bytes(model: nn.Module, loss: Callable[[], Tensor]) -> int:
-    """Bytes that autograd keeps for the backward pass of a loss (any device), without the parameters.
+    """Bytes that the backward pass of a loss needs (any device), without the parameters.
 
-    Only tensors that are still kept once the loss is computed count: memory freed before may have been reused.
+    They are what autograd keeps and, with gradient checkpointing, what it would keep of one block without: blocks are
+    computed again one at a time.
     """
+    kept = _kept_bytes(model, loss)
+    switched = [module for module in model.modules() if vars(module).get("grad_checkpointing")]
+    if not switched:
+        return kept
+    blocks = max(getattr(m, "depth", 1) for m in model.modules() if getattr(m, "grad_checkpointing", False))
+    for module in switched:
+        module.grad_checkpointing = False
+    try:
+        return kept + max(_kept_bytes(model, loss) - kept, 0) // blocks
+    finally:
+        for module in switched:
+            module.grad_checkpointing = True
+
+
+def _kept_bytes(model: nn.Module, loss: Callable[[], Tensor]) -> int:
+    """Bytes that autograd keeps; memory that is freed before the loss is computed may be reused and does not count."""
     alive: weakref.WeakSet[_Saved] = weakref.WeakSet()
 
     def note(tensor: Tensor) -> _Saved:

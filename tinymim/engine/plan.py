@@ -1,17 +1,22 @@
 """The plan of a run before it starts: batch, steps, rate, micro-batch by memory, and the dry run."""
 
 import math
-import os
+import statistics
+import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from mmengine.config import Config
 
 from tinymim.compat import is_first_process, launched_processes
+from tinymim.cores import free_memory
 from tinymim.engine.cost import TrainingCost, measure_cost
 from tinymim.engine.model import Trainable, saved_bytes_per_image
 from tinymim.engine.scaling import scaling_table
 from tinymim.errors import ConfigError
+
+TRIED, ROUNDS, PATIENCE = 4, 3, 90.0  # numbers of images per pass that "auto" times, how often, seconds in all
 
 
 @dataclass
@@ -77,23 +82,111 @@ def padding(img_size: int, patch: int) -> list[str]:
     )
 
 
-def micro_batch(config: Config, model: Trainable, share: int, place: str) -> int:
-    """Images per pass: the largest divisor of this process's share whose activations fit in 60 % of the free memory."""
-    if config.micro_batch:
+def micro_batch(config: Config, model: Trainable, share: int, place: str) -> tuple[int, str]:
+    """Images per pass: a divisor of this process's share of the batch, the same in all processes.
+
+    A number in the recipe is the most images of a pass. None: as many as fit in 60 % of the free memory by what the
+    backward pass needs of an image. "auto": the fastest of these and smaller ones, see :func:`time_passes`.
+
+    Returns:
+        The number, and a line about how "auto" found it, else "".
+
+    Raises:
+        ConfigError: a GPU's memory does not hold the smallest pass that is tried.
+    """
+    auto = config.micro_batch == "auto"
+    if config.micro_batch and not auto:
         limit = int(config.micro_batch)
     else:
-        if place == "cuda":
-            free = torch.cuda.mem_get_info()[0]
-        else:
-            free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4 << 30
+        free = torch.cuda.mem_get_info()[0] if place == "cuda" else free_memory()
         limit = max(int(0.6 * free / (1.5 * saved_bytes_per_image(model, model.example(config, 3, place)))), 1)
         if place == "cpu":
             limit = min(limit, 128)
-    if torch.distributed.is_initialized():
-        common = torch.tensor(limit, device=place)
-        torch.distributed.all_reduce(common, torch.distributed.ReduceOp.MIN)
-        limit = int(common)
-    return next(n for n in range(min(limit, share), 0, -1) if share % n == 0)
+        elif auto:
+            limit *= 2  # what does not fit after all is found out
+    limit = int(_common(limit, torch.distributed.ReduceOp.MIN, place))
+    fits = [n for n in range(min(limit, share), 0, -1) if share % n == 0]
+    if not auto:
+        return fits[0], ""
+    tried = fits[:1]
+    for n in fits:  # at most half as many images each time
+        if 2 <= n <= tried[0] // 2 and len(tried) < TRIED:
+            tried.insert(0, n)
+    seconds = time_passes(config, model, tried, place)
+    if not seconds:
+        raise ConfigError(
+            f"a pass of {tried[0]} image(s) does not fit in the GPU's memory",
+            "weights, gradients, moments and activations need more",
+            f"add --micro-batch {max(tried[0] // 4, 1)} or --grad-checkpointing, or choose a smaller model",
+        )
+    best = min(seconds, key=lambda n: seconds[n])
+    speeds = ", ".join(f"{n}: {1 / each:.3g}/s" for n, each in seconds.items())
+    return best, f"images per pass, and forward and backward per second: {speeds}; the run takes {best}"
+
+
+def time_passes(config: Config, model: Trainable, sizes: list[int], place: str) -> dict[int, float]:
+    """Time forward and backward passes of random pixels, sizes in turns, and leave the model as it was.
+
+    Args:
+        config: The recipe.
+        model: In its place, prepared.
+        sizes: Images per pass, rising; the same in all processes, which measure at once.
+        place: "cpu" or "cuda".
+
+    Returns:
+        Size -> median seconds per image, of the slowest process. Sizes that a GPU's memory does not hold beside AdamW's
+        moments are left out, and large ones where :data:`PATIENCE` is short.
+    """
+    model.train()
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    moments = torch.empty(2 * trained if place == "cuda" else 0, device=place)
+
+    def seconds(n: int) -> float:
+        return _common(_pass_seconds(model, config, n, place), torch.distributed.ReduceOp.MAX, place)
+
+    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if place == "cuda" else []):
+        seconds(sizes[0])  # warm up
+        each = seconds(sizes[0]) / sizes[0]
+        found = {n: [] for i, n in enumerate(sizes) if not i or 2 * each * sum(sizes[: i + 1]) <= PATIENCE}
+        spent = 0.0
+        for _ in range(ROUNDS):
+            for n in found:
+                if math.inf not in found[n] and spent < PATIENCE:
+                    found[n].append(seconds(n))
+                    spent += min(found[n][-1], PATIENCE)
+    del moments
+    model.zero_grad(set_to_none=True)
+    model.last_batch = {}
+    for name, buffer in model.named_buffers():
+        buffer.copy_(buffers[name])
+    return {n: statistics.median(times) / n for n, times in found.items() if times and math.inf not in times}
+
+
+def _pass_seconds(model: Trainable, config: Config, count: int, place: str) -> float:
+    """Seconds of a forward and backward pass; infinite if it does not fit in a GPU's memory."""
+    try:
+        batch = model.example(config, count, place)
+        if place == "cuda":
+            torch.cuda.synchronize()
+        began = time.perf_counter()
+        model(**batch)["loss"].backward()
+        if place == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+    except torch.OutOfMemoryError:
+        model.last_batch = {}
+    torch.cuda.empty_cache()  # once the error no longer holds the pass's tensors
+    return math.inf
+
+
+def _common(value: float, which: Any, place: str) -> float:
+    """The smallest or largest value of all processes."""
+    if not torch.distributed.is_initialized():
+        return value
+    common = torch.tensor(float(value), dtype=torch.float64, device=place)
+    torch.distributed.all_reduce(common, which)
+    return float(common)
 
 
 def measure(model: Trainable, config: Config, plan: Plan, place: str) -> TrainingCost:

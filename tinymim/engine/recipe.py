@@ -43,7 +43,7 @@ RUN_KEYS: dict[str, Key] = {
     "precision": Choice(choices=("auto", "fp32", "bf16", "fp16")),
     "grad_checkpointing": Choice(choices=(False, True)),
     "strategy": Choice(choices=STRATEGIES),
-    "micro_batch": Number(least=1, whole=True),
+    "micro_batch": Number(least=1, whole=True, option=True, word="auto"),
     "save_every": Number(least=1, whole=True),
     "val_every": Number(least=1, whole=True),
     "watch_every": Number(whole=True),

@@ -22,6 +22,11 @@ def option(help: str, *, recipe: str | None = None, default: Any = None, **argum
     return field(default=default, metadata={"help": help, "recipe": recipe, "argument": argument})
 
 
+def count_or_auto(text: str) -> int | str:
+    """A number, or "auto"; anything else is refused by the recipe."""
+    return int(text) if text.isdecimal() else text
+
+
 def flag(help: str) -> Any:
     """A field that is False until its option is given."""
     return option(help, default=False, action="store_true")
@@ -39,6 +44,8 @@ class Settings:
         img_size: Side of the crops, pixels.
         epochs: Passes over the photos.
         batch_size: Global batch; split over processes and micro-batches.
+        micro_batch: Images per pass, "auto" for the fastest that fits, timed before the first step; None: by memory.
+        grad_checkpointing: Recompute the student's blocks in the backward pass instead of storing their activations.
         lr: Peak learning rate, not scaled; None: base_lr * batch / 256.
         max_steps: Largest number of steps; the schedule ends there.
         save_every: Steps between checkpoints; None: an epoch.
@@ -63,6 +70,18 @@ class Settings:
     epochs: float | None = option("passes over the photos", recipe="epochs", type=float)
     batch_size: int | None = option(
         "global batch; split over processes and micro-batches", recipe="batch_size", type=int
+    )
+    micro_batch: int | str | None = option(
+        "images per pass, or auto: the fastest that fits, timed first; default by memory",
+        recipe="micro_batch",
+        type=count_or_auto,
+        metavar="N",
+    )
+    grad_checkpointing: bool | None = option(
+        "recompute blocks in the backward pass: less memory, slower",
+        recipe="grad_checkpointing",
+        action="store_const",
+        const=True,
     )
     lr: float | None = option("peak learning rate; default base_lr * batch / 256", type=float)
     max_steps: int | None = option("largest number of steps", type=int)
