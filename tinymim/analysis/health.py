@@ -1,6 +1,8 @@
 """Health metrics of a vision transformer during training: relations per head, attention entropy, outliers.
 
-Legend: B = batch, T = tokens, D = width, M = relation heads, H = heads, L = blocks.
+Relations and attention maps are held in parts: memory is linear in the tokens.
+
+Legend: B = batch, T = tokens, R = some of them, D = width, M = relation heads, H = heads, L = blocks.
 """
 
 import math
@@ -12,7 +14,7 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from tinymim.distill import TinyMIM, read, relation_logits
+from tinymim.distill import TinyMIM, read, relation_logits, relation_losses
 from tinymim.distill.targets import Relation, read_from
 from tinymim.errors import ConfigError
 from tinymim.models.tokens import num_heads, patch_grid
@@ -20,7 +22,7 @@ from tinymim.models.tokens import num_heads, patch_grid
 LAYERS = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}  # layers that INT8 quantises
 VALUE_QUANTILE, CHANNEL_QUANTILE = 0.999, 0.9  # of the values of a channel, and of the channels: see outlier
 OUTLIER_LIMIT = 20.0  # largest value over the quantile; see activation_outliers
-PART = 8  # images whose attention maps are held at once
+PART, VALUES = 8, 1 << 23  # images whose q and k are held at once, and values of their attention maps
 
 
 def head_kl(
@@ -37,14 +39,13 @@ def head_kl(
     Returns:
         Relation -> (M,), nats, mean over batch and query rows.
     """
-    out = {}
-    for name in relations:
-        log_s, log_t = (
-            relation_logits(side[name[0]].float(), side[name[1]].float(), heads).log_softmax(-1)
-            for side in (student, teacher)
-        )
-        out[name] = (log_t.exp() * (log_t - log_s)).sum(-1).mean((0, 2))
-    return out
+    sides = [{part: x_BTD.chunk(heads, -1) for part, x_BTD in side.items()} for side in (student, teacher)]
+    found: dict[str, list[Tensor]] = {name: [] for name in relations}
+    for head in range(heads):
+        s, t = ({part: x_MBTC[head] for part, x_MBTC in side.items()} for side in sides)
+        for name, kl in relation_losses(s, t, 1, relations).items():
+            found[name].append(kl)
+    return {name: torch.stack(each) for name, each in found.items()}
 
 
 @torch.no_grad()
@@ -97,12 +98,16 @@ def attention_entropy(model: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     tokens = 0
     for part in images.split(PART):
         for block, taps in read(model, part, wanted).items():
-            scores_BHTT = relation_logits(taps["q"], taps["k"], num_heads(model))
-            if own and (bias_1HTT := model.attention_bias(block - 1, grid)) is not None:
-                scores_BHTT = scores_BHTT + bias_1HTT
-            log_BHTT = scores_BHTT.log_softmax(-1)
-            total_LH[block - 1] -= (log_BHTT.exp() * log_BHTT).sum(-1).mean(-1).sum(0)
-            tokens = log_BHTT.shape[-1]
+            bias_1HTT = model.attention_bias(block - 1, grid) if own else None
+            tokens = taps["q"].shape[1]
+            step = max(VALUES // (len(part) * num_heads(model) * tokens), 1)
+            for first in range(0, tokens, step):
+                rows = slice(first, first + step)
+                scores_BHRT = relation_logits(taps["q"][:, rows], taps["k"], num_heads(model))
+                if bias_1HTT is not None:
+                    scores_BHRT = scores_BHRT + bias_1HTT[:, :, rows]
+                log_BHRT = scores_BHRT.log_softmax(-1)
+                total_LH[block - 1] -= (log_BHRT.exp() * log_BHRT).sum((0, 2, 3)) / tokens
     entropy_LH = total_LH / len(images)
     return entropy_LH, entropy_LH / math.log(tokens)
 

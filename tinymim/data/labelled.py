@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tinymim.data.photos import open_near, read_photo
+from tinymim.data.photos import open_near, random_crop, read_photo
 
 
 @contextmanager
@@ -38,7 +38,9 @@ class LabelledPhotos(Dataset[dict[str, Any]]):
         photos: Files.
         labels: One class id per photo.
         transform: RGB image -> normalised tensor (3, S, S), e.g. from ``timm.data.create_transform``.
-        seed: Fixes, with epoch and index, all random numbers of the transform.
+        seed: Fixes, with epoch and index, all random numbers.
+        crop: Side in pixels and area share of a random crop, which the transform takes in place of the photo; a JPEG
+            is decoded no finer than that needs (:func:`~tinymim.data.pixels.open_crop`). None: it takes the photo.
 
     The key of an item is ``(epoch, index)``, the item ``{"image": (3, S, S) float32, "label": (), "skipped": files}``.
     An unreadable photo is replaced by the next one, with its label, and its path is in ``skipped``.
@@ -50,15 +52,23 @@ class LabelledPhotos(Dataset[dict[str, Any]]):
         labels: Sequence[int] | np.ndarray,
         transform: Callable[[Image.Image], Tensor],
         seed: int = 0,
+        crop: tuple[int, tuple[float, float]] | None = None,
     ) -> None:
         self.photos, self.labels, self.transform, self.seed = list(photos), list(labels), transform, seed
+        self.crop = crop
 
     def __len__(self) -> int:
         return len(self.photos)
 
     def __getitem__(self, key: Any) -> dict[str, Any]:
         epoch, index = key
-        image, at, skipped = open_near(self.photos, index, read_photo)
+        image, at, skipped = open_near(self.photos, index, lambda path: self._read(path, epoch, index))
         with fixed_draws(self.seed, epoch, index):
             view = self.transform(image)
         return {"image": view, "label": torch.tensor(int(self.labels[at])), "skipped": skipped}
+
+    def _read(self, path: Path, epoch: int, index: int) -> Image.Image | None:
+        """What the transform takes; None if the photo is damaged."""
+        if self.crop is None:
+            return read_photo(path)
+        return random_crop(path, *self.crop, random.Random(f"{self.seed}/{epoch}/{index}"))

@@ -34,6 +34,7 @@ __all__ = [
     "leave_signals_to_the_main_process",
     "list_photos",
     "open_near",
+    "random_crop",
     "read_photo",
     "to_tensor",
 ]
@@ -77,6 +78,14 @@ def read_photo(path: str | Path) -> Image.Image | None:
     """A photo as RGB, upright; None if it is damaged."""
     try:
         return open_photo(path)
+    except UnreadablePhoto:
+        return None
+
+
+def random_crop(path: Path, side: int, scale: tuple[float, float], rng: random.Random) -> Image.Image | None:
+    """A :func:`crop_box` of a photo as a square of ``side`` pixels, decoded no finer than needed; None: damaged."""
+    try:
+        return resize(open_crop(path, lambda size: crop_box(size, scale, rng), side), (side, side))
     except UnreadablePhoto:
         return None
 

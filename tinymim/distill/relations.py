@@ -20,10 +20,8 @@ def relation_logits(a_BTD: Tensor, b_BTD: Tensor, heads: int) -> Tensor:
     Channels are regrouped into ``heads`` groups, whatever the model's own head count, so that the shapes of student and
     teacher agree at any width (the paper's "adaptive last block" needs no module).
     """
-    B, T, D = a_BTD.shape
-    C = D // heads
-    a_BHTC = a_BTD.reshape(B, T, heads, C).transpose(1, 2)
-    b_BHTC = b_BTD.reshape(B, T, heads, C).transpose(1, 2)
+    C = a_BTD.shape[-1] // heads
+    a_BHTC, b_BHTC = (x_BTD.unflatten(2, (heads, C)).transpose(1, 2) for x_BTD in (a_BTD, b_BTD))
     return ((a_BHTC * C**-0.5) @ b_BHTC.transpose(2, 3)).float()
 
 

@@ -10,6 +10,7 @@ from mmengine.hooks import Hook
 from timm.data import Mixup, create_transform
 from torch import nn
 from torch.utils.data import DataLoader
+from torchvision.transforms import Compose
 
 from tinymim.compat import let_timm_posterize
 from tinymim.data.imagenet import ClassFolder, read_class_folder
@@ -81,7 +82,7 @@ class FinetuneJob(Job):
                 "each process scores its share",
                 "give more validation photos, or use fewer processes",
             )
-        self.augment = train_transform(self.config)
+        train_transform(self.config)  # refuses an unknown policy
         return len(self.train.files)
 
     def check_plan(self) -> None:
@@ -133,7 +134,12 @@ class FinetuneJob(Job):
         return "\n".join(lines)
 
     def photos(self) -> LabelledPhotos:
-        return LabelledPhotos(self.train.files, self.train.labels, self.augment, self.config.seed)
+        config = self.config
+        crop = (config.img_size, tuple(config.crop_scale)) if config.decode == "crop" else None
+        transform = train_transform(config)
+        if crop is not None:
+            transform = Compose(transform.transforms[1:])  # timm's first one crops the photo
+        return LabelledPhotos(self.train.files, self.train.labels, transform, config.seed, crop)
 
     def val_loader(self) -> DataLoader | None:
         if self.held_out is None:
@@ -142,7 +148,8 @@ class FinetuneJob(Job):
             LabelledPhotos(self.held_out.files, self.held_out.labels, eval_transform(self.config.img_size)),
             sampler=[(0, i) for i in range(self.rank, len(self.held_out.files), self.world)],  # type: ignore[arg-type]
             batch_size=max(self.arithmetic.micro_batch, 1),
-            num_workers=data_workers(self.config, self.place),
+            num_workers=(workers := data_workers(self.config, self.place)),
+            persistent_workers=workers > 0,
             collate_fn=collate_readable,
             worker_init_fn=leave_signals_to_the_main_process,
         )

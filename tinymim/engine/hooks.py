@@ -148,6 +148,10 @@ class MonitorHook(Hook):
             if self.val_damaged:
                 print(f"warning: {len(self.val_damaged)} damaged photo(s) left out of the score, {self.val_damaged[0]}")
 
+    def close(self) -> None:
+        """Stop the data workers of the validation."""
+        stop_workers(getattr(self.val_loader, "_iterator", None))
+
     @torch.no_grad()
     def _validate(self, runner: Any) -> None:
         """Mean validation losses under fixed masks over the shares of all processes; the first one writes them."""
@@ -157,9 +161,8 @@ class MonitorHook(Hook):
         model, own = bare(runner.model).eval(), dict[str, float]()
         device, keys, read = next(model.parameters()).device, [*loader.sampler], 0
         with torch.random.fork_rng(devices=[]), gathered(runner.model):
-            batches = iter(loader)
             try:
-                for batch in batches:
+                for batch in loader:
                     first, read = keys[read][1], read + min(loader.batch_size, len(keys) - read)
                     self.val_damaged += [path for path in batch.pop("skipped") if path not in self.val_damaged]
                     if not batch:
@@ -171,8 +174,9 @@ class MonitorHook(Hook):
                         losses = model(**views)
                     for key, value in (losses | {"": torch.ones(())}).items():
                         own[key] = own.get(key, 0.0) + float(value.double()) * n
-            finally:
-                stop_workers(batches)
+            except BaseException:
+                self.close()
+                raise
         runner.model.train()
         found = all_gather_object((own, self.val_damaged))  # a share may be empty, or damaged
         totals = {key: sum(each.get(key, 0.0) for each, _ in found) for shares, _ in found for key in shares}

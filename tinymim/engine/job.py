@@ -203,7 +203,10 @@ class Job(ABC):
             encoder = whole_encoder(model)
             if self.rank == 0 and not self.has_product(start):
                 self.write_product(encoder, start)
-        return train(runner, self.folder) + (self.state or {}).get("seconds", 0.0)
+        try:
+            return train(runner, self.folder) + (self.state or {}).get("seconds", 0.0)
+        finally:
+            self.monitor.close()
 
     def write_product(self, network: nn.Module, step: int) -> None:
         """Write the weights that are kept, and their sha256 into ``env.json``."""

@@ -24,4 +24,5 @@ strategy = None  # of several processes: ddp, also if None, | fsdp: weights and 
 save_every = None  # steps; None: one epoch
 val_every = None  # steps; None: one epoch
 seed = 0
+decode = "crop"  # a JPEG at the 1/2, 1/4 or 1/8 that leaves a crop img_size pixels; "whole": as before 0.12
 workers = None  # data-loading processes; None: chosen by the machine
