@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tinymim.data.photo_files import IMAGES, LABELS, list_photos
-from tinymim.data.shards import read_file
+from tinymim.data.shards import base, read_file
 from tinymim.errors import ConfigError, DataError
 from tinymim.progress import Progress
 from tinymim_export.runtime.engines import Engine
@@ -90,7 +90,8 @@ def choose_photos(folder: str | Path, count: int = 64, seed: int = 0) -> PhotoSe
             f"add photos, or accept rougher ranges with --calibration-count {len(chosen)}" if chosen else "add photos",
         )
     _refuse_useless(root, colours, len(seen))
-    files = [[path.relative_to(folder).as_posix(), hashlib.sha256(read_file(path)).hexdigest()[:16]] for path in chosen]
+    top = base(folder)
+    files = [[path.relative_to(top).as_posix(), hashlib.sha256(read_file(path)).hexdigest()[:16]] for path in chosen]
     return PhotoSet(folder, chosen, order, seed, files)
 
 

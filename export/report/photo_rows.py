@@ -8,6 +8,7 @@ import numpy as np
 from tinymim.data.folders import read_layout
 from tinymim.data.label_files import wrong_size
 from tinymim.data.photo_files import list_photos
+from tinymim.data.shards import base
 from tinymim.errors import ConfigError, DataError
 from tinymim_export.report.figures import BETTER, OTHER, WORSE, difference_image, legend
 from tinymim_export.report.lineage import BASE, Counts, File, Lineage
@@ -134,7 +135,7 @@ def _photos(folder: Path, **reading: Any) -> tuple[list[Photo], Any]:
         below = folder / "images" / ("validation" if layout.val else "training")
         return [(p.relative_to(below).with_suffix("").as_posix(), p, label) for p, label in pairs], layout
     return [
-        (p.relative_to(folder).with_suffix("").as_posix(), p, None) for p in list_photos(folder, shards=False)
+        (p.relative_to(base(folder)).with_suffix("").as_posix(), p, None) for p in list_photos(folder, shards=False)
     ], None
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from tinymim.data.photo_files import list_photos
+from tinymim.data.shards import base, matches
 from tinymim.errors import CheckFailed, ConfigError, DataError, TinyMIMError
 from tinymim.files import atomic_path, environment, write_json, write_text
 from tinymim.progress import Progress
@@ -125,7 +126,7 @@ def predict(
 
     Args:
         file: The .onnx file.
-        source: A photo, a folder of photos (searched recursively), or a video.
+        source: A photo, a folder of photos (searched recursively), a pattern of these, or a video.
         out: ``mask.png`` for one photo, else a folder; for a video a folder of mask frames, or ``overlay.mp4``.
         overlay: Also write the photo with its classes overlaid in colour and a legend below it.
         alpha: Share of colour in the overlay, 0 to 1.
@@ -141,7 +142,7 @@ def predict(
     source, out = Path(source), Path(out)
     if not 0 <= alpha <= 1:
         raise ConfigError(f"--alpha {alpha} is not possible", "it is the share of colour, 0 to 1", "e.g. --alpha 0.5")
-    if not source.exists():
+    if not source.exists() and matches(source) is None:
         raise DataError(f"no photo, folder or video at {source}", "it does not exist", "check the path")
     is_video = source.suffix.lower() in VIDEOS and source.is_file()
     if is_video:
@@ -178,7 +179,8 @@ def _jobs(source: Path, out: Path) -> list[tuple[Path, Path]]:
         raise ConfigError(
             f"{out} is not a folder", f"{source} is a folder and needs one for its masks", "e.g. --out masks"
         )
-    if out.resolve().is_relative_to(source.resolve()):
+    top = base(source)
+    if top == source and out.resolve().is_relative_to(top.resolve()):
         raise ConfigError(
             f"{out} is inside {source}", "its masks would be read as photos next time", "choose a folder next to it"
         )
@@ -186,7 +188,7 @@ def _jobs(source: Path, out: Path) -> list[tuple[Path, Path]]:
     stems = Counter(photo.with_suffix("") for photo in photos)
     # both a.jpg and a.png: their masks keep the suffix
     names = [photo.stem if stems[photo.with_suffix("")] == 1 else photo.name for photo in photos]
-    masks = [out / p.relative_to(source).with_name(f"{name}.png") for p, name in zip(photos, names, strict=True)]
+    masks = [out / p.relative_to(top).with_name(f"{name}.png") for p, name in zip(photos, names, strict=True)]
     if clash := [mask for mask, count in Counter(masks).items() if count > 1]:
         both = " and ".join(str(photo) for photo, mask in zip(photos, masks, strict=True) if mask == clash[0])
         raise ConfigError(f"two photos share the mask {clash[0]}", both, "rename one of them")

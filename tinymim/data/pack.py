@@ -21,7 +21,7 @@ from PIL import Image
 from tinymim.cores import cores
 from tinymim.data.photo_files import list_photos, packed
 from tinymim.data.pixels import UnreadablePhoto, open_photo, photo_size
-from tinymim.data.shards import LARGEST, SUFFIX, file_bytes, read_file, read_shard, split_path
+from tinymim.data.shards import LARGEST, SUFFIX, base, file_bytes, matches, read_file, read_shard, split_path
 from tinymim.errors import ConfigError, DataError
 from tinymim.files import atomic_path, file_error
 from tinymim.folders import hold
@@ -127,7 +127,7 @@ def _check(folder: Path, out: Path, max_size: int, img_size: int | None, quality
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         free = next(name for i in range(2, 10_000) if not (name := out.with_name(f"{out.name}-{i}")).exists())
         raise ConfigError(f"{out} is there already", "shards are written to a new folder", f"use --out {free}")
-    if packed(folder) is None and out.resolve().is_relative_to(folder.resolve()):
+    if packed(folder) is None and matches(folder) is None and out.resolve().is_relative_to(folder.resolve()):
         raise ConfigError(f"{out} is inside {folder}", "it would lie among the photos", "choose a folder next to it")
     if max_size < 1:
         raise ConfigError(f"--max-size {max_size}", "a shard has bytes", "e.g. --max-size 512MB")
@@ -140,7 +140,7 @@ def _check(folder: Path, out: Path, max_size: int, img_size: int | None, quality
 def _names(folder: Path, photos: list[Path]) -> dict[Path, str]:
     """Photo -> its path below the folder, or in its shard."""
     if packed(folder) is None:
-        return {path: path.relative_to(folder).as_posix() for path in photos}
+        return {path: path.relative_to(base(folder)).as_posix() for path in photos}
     return {path: where[1] for path in photos if (where := split_path(path))}
 
 

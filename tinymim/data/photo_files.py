@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Collection
 from pathlib import Path, PurePosixPath
 
-from tinymim.data.shards import COMPRESSED, find_shards, read_shard, shard_names
+from tinymim.data.shards import COMPRESSED, find_shards, matches, read_shard, shard_names
 from tinymim.errors import DataError
 from tinymim.files import writable
 
@@ -28,7 +28,8 @@ def list_photos(
     Photos of shards are sorted by their names in them, so that packed photos have the order of their folder.
 
     Args:
-        folder: The folder; or what :func:`tinymim.data.shards.find_shards` takes.
+        folder: The folder; what :func:`tinymim.data.shards.find_shards` takes; or a pattern of photos and folders
+            (:func:`tinymim.data.shards.matches`).
         option: How the command calls it, for the error.
         what: What the photos are for, in the same error: "calibration photos".
         labels: Also the label maps of labelled folders.
@@ -44,13 +45,17 @@ def list_photos(
                 f"{folder} holds shards", f"{option} reads photos in folders", "unpack them: tar -xf SHARD.tar"
             )
         return [Path(f"{tar}{os.sep}{name}") for name, tar in _photos_of(tars, folder, what)]
-    if not folder.is_dir():
+    if (named := matches(folder)) is not None:
+        photos = _named(named, folder, option, labels)
+    elif not folder.is_dir():
         raise DataError(f"no folder at {folder}", f"{option} must name a folder of photos", "check the path")
-    if not labels:
-        _refuse_labels(folder, option)
-    photos = sorted(map(Path, photo_paths(folder, labels=labels)))
+    else:
+        if not labels:
+            _refuse_labels(folder, option)
+        photos = sorted(map(Path, photo_paths(folder, labels=labels)))
     if not photos:
-        zipped = next((path.name for path in sorted(folder.iterdir()) if path.name.endswith(COMPRESSED)), None)
+        inside = [] if named is not None else sorted(folder.iterdir())
+        zipped = next((path.name for path in inside if path.name.endswith(COMPRESSED)), None)
         raise DataError(
             f"no {what} in {folder}",
             f"nothing below it ends in {', '.join(SUFFIXES)}",
@@ -59,6 +64,22 @@ def list_photos(
             else "give the folder that holds the photos (folders inside it are searched), or .tar shards",
         )
     return photos
+
+
+def _named(named: list[str], pattern: Path, option: str, labels: bool) -> list[Path]:
+    """Photos that a pattern names, and those in folders that it names, sorted."""
+    if missing := [path for path in named if not os.path.exists(path)] or ([] if named else [str(pattern)]):
+        raise DataError(
+            f"nothing at {missing[0]}",
+            f"{option} {pattern} names photos and folders by {{000..146}}, {{a,b}}, * and ?",
+            "check the pattern, and quote it: the shell would replace it",
+        )
+    photos = [path for path in named if os.path.splitext(path)[1].lower() in SUFFIXES and os.path.isfile(path)]
+    for path in filter(os.path.isdir, named):
+        if not labels:
+            _refuse_labels(Path(path), option)
+        photos += photo_paths(path, labels=labels)
+    return sorted(map(Path, dict.fromkeys(photos)))
 
 
 def packed(folder: str | Path) -> list[str] | None:

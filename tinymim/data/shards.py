@@ -7,6 +7,8 @@ over. Where a name occurs twice the last one counts, as in tar.
 
 import bisect
 import functools
+import glob
+import itertools
 import os
 import re
 import tarfile
@@ -33,6 +35,7 @@ COMPRESSED = (
 LARGEST = 1 << 29  # bytes of one photo
 _BLOCK = 512  # of a tar
 _RANGE = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
+_WILD = re.compile(r"[*?]")
 _MOST = 100_000  # shards of one pattern
 
 
@@ -88,7 +91,7 @@ class Shard:
 
 
 def find_shards(data: str | Path, photos: Iterable[str] = ()) -> list[str] | None:
-    """The shards that ``--data`` names: a .tar, a pattern like ``train-{000..146}.tar``, or a folder of .tar files.
+    """The shards that ``--data`` names: a .tar, a pattern like ``train-{000..146}.tar`` (:func:`matches`), or a folder of them.
 
     Args:
         data: The path.
@@ -101,8 +104,9 @@ def find_shards(data: str | Path, photos: Iterable[str] = ()) -> list[str] | Non
         DataError: a shard of the pattern is missing, or the pattern has too many.
     """
     text = os.fspath(data)
-    if _RANGE.search(text) and not os.path.exists(text):
-        found = list(_expand(text))
+    if (found := matches(text)) is not None:
+        if not found or not all(path.endswith(SUFFIX) for path in found):
+            return None
         missing = [path for path in found if not os.path.isfile(path)]
         if missing:
             raise DataError(
@@ -126,6 +130,27 @@ def find_shards(data: str | Path, photos: Iterable[str] = ()) -> list[str] | Non
     except OSError:  # said by whoever lists the folder
         return None
     return sorted(tars) or None
+
+
+def matches(data: str | Path) -> list[str] | None:
+    """Paths that a pattern with {000..146}, {a,b}, * or ? names, in the order of the braces; None: it is no pattern.
+
+    Raises:
+        DataError: it names too many.
+    """
+    text = os.fspath(data)
+    if os.path.exists(text) or not (_RANGE.search(text) or _WILD.search(text)):
+        return None
+    paths = [sorted(glob.glob(path)) if _WILD.search(path) else [path] for path in _expand(text)]
+    return list(dict.fromkeys(itertools.chain(*paths)))
+
+
+def base(data: str | Path) -> Path:
+    """The folder, or file, that a ``--data`` names; of a pattern the folder that it begins in."""
+    path = Path(data)
+    if matches(path) is not None:
+        return next(above for above in path.parents if not (_RANGE.search(str(above)) or _WILD.search(str(above))))
+    return path
 
 
 def _expand(pattern: str) -> Iterator[str]:
