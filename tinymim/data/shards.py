@@ -91,7 +91,7 @@ class Shard:
 
 
 def find_shards(data: str | Path, photos: Iterable[str] = ()) -> list[str] | None:
-    """The shards that ``--data`` names: a .tar, a pattern like ``train-{000..146}.tar`` (:func:`matches`), or a folder of them.
+    """The shards that ``--data`` names: a .tar, a pattern of them (:func:`matches`), or a folder of them.
 
     Args:
         data: The path.
