@@ -152,9 +152,10 @@ def time_passes(config: Config, model: Trainable, sizes: list[int], place: str) 
         spent = 0.0
         for _ in range(ROUNDS):
             for n in found:
-                if math.inf not in found[n] and spent < PATIENCE:
-                    found[n].append(seconds(n))
-                    spent += min(found[n][-1], PATIENCE)
+                if math.inf in found[n] or spent > PATIENCE:
+                    break  # larger ones do not fit, either
+                found[n].append(seconds(n))
+                spent += found[n][-1] if found[n][-1] < math.inf else 0.0
     del moments
     model.zero_grad(set_to_none=True)
     model.last_batch = {}
