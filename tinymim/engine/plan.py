@@ -152,16 +152,19 @@ def time_passes(config: Config, model: Trainable, sizes: list[int], place: str) 
         spent = 0.0
         for _ in range(ROUNDS):
             for n in found:
-                if math.inf in found[n] or spent > PATIENCE:
-                    break  # larger ones do not fit, either
+                if spent > PATIENCE:
+                    break
                 found[n].append(seconds(n))
-                spent += found[n][-1] if found[n][-1] < math.inf else 0.0
+                if found[n][-1] == math.inf:  # nor do larger ones fit
+                    found = {fits: times for fits, times in found.items() if fits < n}
+                    break
+                spent += found[n][-1]
     del moments
     model.zero_grad(set_to_none=True)
     model.last_batch = {}
     for name, buffer in model.named_buffers():
         buffer.copy_(buffers[name])
-    return {n: statistics.median(times) / n for n, times in found.items() if times and math.inf not in times}
+    return {n: statistics.median(times) / n for n, times in found.items() if times}
 
 
 def _pass_seconds(model: Trainable, config: Config, count: int, place: str) -> float:
