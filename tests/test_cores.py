@@ -82,3 +82,25 @@ def test_training_and_export_keep_to_the_quota(machine):
             assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("files", "group", "wanted"),
+    [
+        ({}, "", 1 << 40),
+        ({"memory.max": "5000\n", "memory.current": "3000\n"}, "0::/\n", 2000),
+        (
+            {"memory.max": "5000", "memory.current": "3000", "memory.stat": "anon 7\ninactive_file 900\nx\n"},
+            "0::/\n",
+            2900,
+        ),
+        ({"memory.max": "max", "a/memory.max": "500", "a/memory.current": "700"}, "0::/a/b\n", 0),
+        ({f"memory/docker/a/memory.{x}_in_bytes": y for x, y in (("limit", "900"), ("usage", "100"))}, V1, 800),
+        ({"memory.max": "5000", "memory.current": "x"}, "0::/\n", 1 << 40),
+    ],
+)
+def test_free_memory(machine, monkeypatch, files, group, wanted):
+    machine(files, group)
+    read = cores._read
+    monkeypatch.setattr(cores, "_read", lambda path: f"MemAvailable: {1 << 30} kB" if "meminfo" in str(path) else read(path))
+    assert cores.free_memory() == wanted

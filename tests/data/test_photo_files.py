@@ -230,3 +230,34 @@ def test_a_label_for_every_photo_one_for_each(labelled, said):
     Image.new("L", (90, 60)).save(labels / "1.jpeg")
     with pytest.raises(DataError, match=r"the label .*1\.jpeg is no PNG"):
         read_layout(labelled)
+
+
+def test_patterns_of_photos_and_folders(tmp_path, monkeypatch):
+    """Braces, * and ? at every reader; names are those below the folder in which the pattern begins."""
+    for name in ("a1.png", "a2.PNG", "b1.png", "c1.png", "a.txt", "deep/x/a3.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(len(name)).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(np.roll(pixels, ord(name[0]))).save(tmp_path / name, "png")
+    a, b, deep = [tmp_path / "a1.png", tmp_path / "a2.PNG"], [tmp_path / "b1.png"], [tmp_path / "deep/x/a3.png"]
+    for pattern, wanted in (
+        ("{a,b}*", [*a, *b]),
+        ("?1.png", [a[0], *b, tmp_path / "c1.png"]),
+        ("{b,c}1.png", [*b, tmp_path / "c1.png"]),
+        ("{a*,deep}", [*a, *deep]),
+        ("*/?/a{3..3}.png", deep),
+    ):
+        assert list_photos(tmp_path / pattern) == wanted
+    for pattern in ("{a1,d1}.png", "*.webp"):
+        with pytest.raises(DataError, match="nothing at") as caught:
+            list_photos(tmp_path / pattern, option="--calibration")
+        assert "quote it" in caught.value.fix
+    with pytest.raises(DataError, match="no photos in"):
+        list_photos(tmp_path / "*.txt")
+    found = choose_photos(tmp_path / "{a,d}*", 3)
+    assert sorted(name for name, _ in found.files) == ["a1.png", "a2.PNG", "deep/x/a3.png"]
+    assert pack(tmp_path / "{a,d}*", tmp_path / "shards").photos == 3
+    assert [str(p).split(".tar/")[1] for p in list_photos(tmp_path / "shards/*.tar")] == [name for name, _ in sorted(found.files)]
+    odd = tmp_path / "odd{1,2}*"
+    odd.mkdir()
+    shutil.copy(a[0], odd)
+    assert list_photos(odd) == [odd / "a1.png"]  # a folder that is there is no pattern

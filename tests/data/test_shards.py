@@ -153,6 +153,8 @@ def test_classes_and_calibration_photos_are_found_in_shards(tmp_path):
     assert [path.name for path in loose.files] == [path.name for path in packed.files]
     chosen, same = choose_photos(shards, 5), choose_photos(tmp_path / "classes", 5)
     assert [digest for _, digest in chosen.files] == [digest for _, digest in same.files]
+    pattern = f"{shards}/{{{','.join(sorted(p.name for p in shards.glob('*.tar')))}}}"
+    assert sorted(choose_photos(pattern, 5).files) == sorted(chosen.files)
 
 
 def test_classes_of_webdataset_are_in_files_of_their_own(tmp_path):

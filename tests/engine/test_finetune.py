@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -12,10 +13,14 @@ import pytest
 import timm
 import torch
 from PIL import Image, ImageFilter
+from PIL.JpegImagePlugin import JpegImageFile
 
 from tests.attack.forked import TRACEBACK, fork, run
 from tests.attack.kills import logged
 from tinymim.cli import main
+from tinymim.data.labelled import LabelledPhotos
+from tinymim.data.photos import crop_box, to_tensor
+from tinymim.data.pixels import open_photo
 from tinymim.engine import finetune, finetuning, load_recipe
 from tinymim.engine.classify import ClassifyModel, CosineHook
 from tinymim.engine.finetuning import build_classifier, eval_transform, train_transform
@@ -505,3 +510,66 @@ def test_an_error_in_a_worker_does_not_hang(folders, tmp_path, monkeypatch):
     done = run(["tinymim", *words], tmp_path, seconds=90)
     assert done.word == TRACEBACK
     assert "unforeseen" in done.text
+
+
+def test_weights_that_are_given_stay(folders, tmp_path):
+    """Of an encoder and a teacher of timm, whose classes have an init_weights that MMEngine's Runner would call."""
+    torch.manual_seed(1)
+    encoder = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=0, depth=2)
+    taught_by = timm.create_model("test_vit", num_classes=3)
+    for name, model in (("encoder", encoder), ("teacher", taught_by)):
+        torch.save(model.state_dict(), tmp_path / f"{name}.pth")
+    seen = {}
+
+    def note(self, runner, batch_idx, data_batch=None):
+        seen.update({name: value.clone() for name, value in runner.model.state_dict().items()})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CosineHook, "before_train_iter", note)
+        more = dict(teacher="timm/test_vit", teacher_weights=tmp_path / "teacher.pth", student=tmp_path / "encoder.pth")
+        result = finetune(**options(folders, **more, out=tmp_path / "run", max_steps=1, lr=1e-30) | {"cfg_options": {}})
+    written = load_classifier(result.classifier)[0].state_dict()
+    for name, value in encoder.state_dict().items():
+        if not name.startswith("norm."):
+            assert torch.equal(seen[f"network.backbone.{name}"], value)
+            assert torch.equal(written[f"backbone.{name}"], value)
+    for name, value in taught_by.state_dict().items():
+        assert torch.equal(seen[f"teacher.{name}"].float(), value.to(seen[f"teacher.{name}"].dtype).float())
+
+
+def test_crops_are_decoded_no_finer_than_needed(folders, tmp_path, monkeypatch):
+    """The crop of a large JPEG is that of the whole photo, from an eighth of its pixels; the key alone draws it."""
+    photo = tmp_path / "large.jpg"
+    Image.open(folders / "train/red/0.png").resize((1024, 768), Image.Resampling.BICUBIC).save(photo, quality=95)
+    drafted, draft = [], JpegImageFile.draft
+    monkeypatch.setattr(JpegImageFile, "draft", lambda *a: drafted.append(draft(*a)) or drafted[-1])
+    crops = LabelledPhotos([photo], [2], to_tensor, 3, (32, (0.9, 1.0)))
+    item = crops[(0, 0)]
+    assert (item["image"].shape, int(item["label"]), item["skipped"]) == ((3, 32, 32), 2, [])
+    assert drafted[0][1][2] == 128  # of 1024
+    assert torch.equal(item["image"], crops[(0, 0)]["image"])
+    assert not torch.equal(item["image"], crops[(1, 0)]["image"])
+    box = crop_box((1024, 768), (0.9, 1.0), random.Random("3/0/0"))
+    exact = to_tensor(open_photo(photo).resize((32, 32), Image.Resampling.BICUBIC, box=box))
+    assert (item["image"].float() - exact.float()).abs().mean() < 1.5
+    photo.write_bytes(photo.read_bytes()[:200])
+    pair = LabelledPhotos([photo, folders / "train/red/1.png"], [2, 1], to_tensor, 3, (32, (0.9, 1.0)))[(0, 0)]
+    assert (pair["skipped"], int(pair["label"])) == ([str(photo)], 1)
+
+
+def test_validation_keeps_its_workers(folders, tmp_path, monkeypatch):
+    """One start for all validations, and none is left at the end or after an error."""
+    started, made = [], torch.utils.data.dataloader._MultiProcessingDataLoaderIter.__init__
+
+    def note(self, loader):
+        made(self, loader)
+        started.append(self)
+
+    monkeypatch.setattr(torch.utils.data.dataloader._MultiProcessingDataLoaderIter, "__init__", note)
+    result = finetune(**options(folders, out=tmp_path / "run", workers=1, max_steps=4, cfg_options={"val_every": 1}))
+    assert len([r for r in records(result.out) if "val_top1" in r]) == 5
+    assert len(started) == 2  # training and validation
+    monkeypatch.setattr(ClassifyModel, "_scores", staticmethod(lambda *a: 1 / 0))
+    with pytest.raises(ZeroDivisionError):
+        finetune(**options(folders, out=tmp_path / "bad", workers=1, max_steps=4))
+    assert not any(worker.is_alive() for each in started for worker in each._workers)

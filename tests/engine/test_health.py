@@ -2,12 +2,14 @@
 
 import importlib.util
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from tests.attack.forked import fork
 from tests.attack.kills import logged
 from tinymim.cli import main
 from tinymim.distill import Method
@@ -319,3 +321,28 @@ def test_probes_on_real_photos(shared, tmp_path):
     assert end["knn_top1"] > 0.15
     assert end["linear_top1"] > max(0.2, start["linear_top1"] - 0.02)
     assert model_from_checkpoint(result.student)[0].depth == 4
+
+
+@pytest.mark.slow
+def test_a_run_at_1024_pixels_holds_no_relation(shared, teacher, tmp_path):
+    """Real photos, watched: 4,097 tokens, of which the plain form stores 4 x 4 x 4,097 x 4,097 values, several times."""
+    photos = shared / "data/camvid/images/training/0001TP_006{690,720,750,780}.jpg"
+
+    def kib(name):
+        lines = Path("/proc/self/status").read_text("utf-8").splitlines()
+        return int(next(line.split()[1] for line in lines if line.startswith(name)))
+
+    def run():
+        torch.set_num_threads(1)
+        Path("/proc/self/clear_refs").write_text("5", "utf-8")
+        before = kib("VmRSS")
+        small = SMALL | {"micro_batch": 1}
+        more = dict(img_size=1024, batch_size=2, max_steps=2, workers=0, device="cpu", out=tmp_path / "run")
+        distill(data=photos, teacher=str(teacher), cfg_options=small, **more)
+        print(f"rise {kib('VmHWM') - before} KiB")
+        return 0
+
+    assert fork(run, tmp_path / "said.txt") == 0
+    rise = int((tmp_path / "said.txt").read_text("utf-8").split("rise ")[1].split()[0]) * 1024
+    assert rise < 4 * 4 * 4097**2 * 4
+    assert any("kl_qk/head_01" in line for line in logged(tmp_path / "run/metrics.jsonl"))

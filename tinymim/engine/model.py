@@ -247,7 +247,7 @@ def saved_bytes(model: nn.Module, loss: Callable[[], Tensor]) -> int:
     computed again one at a time.
     """
     kept = _kept_bytes(model, loss)
-    switched = [module for module in model.modules() if vars(module).get("grad_checkpointing")]
+    switched: list[Any] = [module for module in model.modules() if vars(module).get("grad_checkpointing")]
     if not switched:
         return kept
     blocks = max(getattr(m, "depth", 1) for m in model.modules() if getattr(m, "grad_checkpointing", False))

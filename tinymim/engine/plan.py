@@ -148,7 +148,9 @@ def time_passes(config: Config, model: Trainable, sizes: list[int], place: str) 
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if place == "cuda" else []):
         seconds(sizes[0])  # warm up
         each = seconds(sizes[0]) / sizes[0]
-        found = {n: [] for i, n in enumerate(sizes) if not i or 2 * each * sum(sizes[: i + 1]) <= PATIENCE}
+        found: dict[int, list[float]] = {
+            n: [] for i, n in enumerate(sizes) if not i or 2 * each * sum(sizes[: i + 1]) <= PATIENCE
+        }
         spent = 0.0
         for _ in range(ROUNDS):
             for n in found:
