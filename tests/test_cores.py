@@ -102,5 +102,6 @@ def test_training_and_export_keep_to_the_quota(machine):
 def test_free_memory(machine, monkeypatch, files, group, wanted):
     machine(files, group)
     read = cores._read
-    monkeypatch.setattr(cores, "_read", lambda path: f"MemAvailable: {1 << 30} kB" if "meminfo" in str(path) else read(path))
+    there = f"MemAvailable: {1 << 30} kB"
+    monkeypatch.setattr(cores, "_read", lambda path: there if path.name == "meminfo" else read(path))
     assert cores.free_memory() == wanted

@@ -325,7 +325,7 @@ def test_probes_on_real_photos(shared, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_at_1024_pixels_holds_no_relation(shared, teacher, tmp_path):
-    """Real photos, watched: 4,097 tokens, of which the plain form stores 4 x 4 x 4,097 x 4,097 values, several times."""
+    """Real photos, watched: 4,097 tokens, of which the plain form stores 4 x 4 x 4,097^2 values, several times."""
     photos = shared / "data/camvid/images/training/0001TP_006{690,720,750,780}.jpg"
 
     def kib(name):

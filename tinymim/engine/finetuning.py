@@ -82,7 +82,7 @@ class FinetuneJob(Job):
                 "each process scores its share",
                 "give more validation photos, or use fewer processes",
             )
-        train_transform(self.config)  # refuses an unknown policy
+        self.augment = train_transform(self.config)
         return len(self.train.files)
 
     def check_plan(self) -> None:
@@ -136,10 +136,7 @@ class FinetuneJob(Job):
     def photos(self) -> LabelledPhotos:
         config = self.config
         crop = (config.img_size, tuple(config.crop_scale)) if config.decode == "crop" else None
-        transform = train_transform(config)
-        if crop is not None:
-            transform = Compose(transform.transforms[1:])  # timm's first one crops the photo
-        return LabelledPhotos(self.train.files, self.train.labels, transform, config.seed, crop)
+        return LabelledPhotos(self.train.files, self.train.labels, self.augment, config.seed, crop)
 
     def val_loader(self) -> DataLoader | None:
         if self.held_out is None:
@@ -260,12 +257,14 @@ def _teacher(config: Config, network: Classifier, photos: ClassFolder, *, pretra
 def train_transform(config: Config) -> Any:
     """timm's training augmentation with the settings of a recipe: RGB image -> normalised (3, S, S).
 
+    With ``decode="crop"`` it takes what timm's own crop would give it: :class:`LabelledPhotos` crops while it decodes.
+
     Raises:
         ConfigError: timm does not know the augmentation policy.
     """
     let_timm_posterize()
     try:
-        return create_transform(
+        whole = create_transform(
             config.img_size,
             is_training=True,
             scale=tuple(config.crop_scale),
@@ -275,6 +274,7 @@ def train_transform(config: Config) -> Any:
             re_prob=config.reprob,
             re_mode="pixel",
         )
+        return Compose(whole.transforms[1:]) if config.decode == "crop" else whole
     except (AssertionError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"aa={config.aa!r}",
