@@ -118,6 +118,20 @@ def test_losses_are_those_of_one_process(do, tmp_path, job, count, strategy):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["fsdp", "ddp"])
+def test_blocks_computed_again_change_nothing(do, tmp_path, strategy):
+    """Bit for bit; and passes of a size that both processes found by timing are those of that size."""
+    for name, more in (("stored", {}), ("again", dict(grad_checkpointing=True))):
+        parts = dict(strategy=strategy, micro_batch=2, **more)
+        several(2, lambda _, name=name, parts=parts: do("masked", tmp_path / name, **parts) and 0, tmp_path / name[0])
+    assert records(tmp_path / "again") == records(tmp_path / "stored")
+    assert same(saved(tmp_path / "again")["model"], saved(tmp_path / "stored")["model"])
+    several(2, lambda _: do("masked", tmp_path / "auto", strategy=strategy, micro_batch="auto") and 0, tmp_path / "b")
+    assert json.loads((tmp_path / "auto/env.json").read_text())["inputs"]["micro_batch"] in (2, 4)
+    assert records(tmp_path / "auto") == pytest.approx(records(tmp_path / "stored"), rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["fsdp", "ddp"])
 def test_resume_is_exact(do, tmp_path, strategy):
     """Stopped after half of the steps by a signal to one process only; then on with as many, and with others."""
     step = StepLoop.run_iter
