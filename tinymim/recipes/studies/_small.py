@@ -67,6 +67,7 @@ stages = dict(
             warmup_epochs=0.5,
             layer_decay=0.85,
             crop_scale=(0.25, 1.0),
+            decode="whole",
             aa="",  # three epochs: light augmentation
             mixup=0.0,
             smoothing=0.1,
