@@ -95,6 +95,18 @@ def test_a_run_from_before_decode_goes_on_as_it_began(options, teacher, distille
         )
 
 
+def test_a_classifier_from_before_decode_goes_on_as_it_began(options, teacher, tuned, tmp_path):
+    words = options | dict(student=teacher.student, out=tmp_path / "run")
+    went = finetune(**words | dict(cfg_options=SMALL | {"decode": "whole"}))
+    whole, metrics = went.classifier.read_bytes(), logged(went.metrics)
+    assert metrics != logged(tuned.metrics)
+    config = (went.out / "config.py").read_text()
+    (went.out / "config.py").write_text(config.replace("decode = 'whole'\n", ""))
+    (went.out / "checkpoints/step_00000004.pth").unlink()
+    finetune(**words, resume=True)
+    assert (went.classifier.read_bytes(), logged(went.metrics)) == (whole, metrics)
+
+
 def test_a_finished_classifier_tells_its_scores_again(options, tuned, tmp_path):
     folder = Path(shutil.copytree(tuned.out, tmp_path / "run"))
     (folder / "result.json").unlink()

@@ -82,7 +82,7 @@ class FinetuneJob(Job):
                 "each process scores its share",
                 "give more validation photos, or use fewer processes",
             )
-        self.augment = train_transform(self.config)
+        train_transform(self.config)  # refuses an unknown policy; a resumed run may decode otherwise: see photos
         return len(self.train.files)
 
     def check_plan(self) -> None:
@@ -136,7 +136,7 @@ class FinetuneJob(Job):
     def photos(self) -> LabelledPhotos:
         config = self.config
         crop = (config.img_size, tuple(config.crop_scale)) if config.decode == "crop" else None
-        return LabelledPhotos(self.train.files, self.train.labels, self.augment, config.seed, crop)
+        return LabelledPhotos(self.train.files, self.train.labels, train_transform(config), config.seed, crop)
 
     def val_loader(self) -> DataLoader | None:
         if self.held_out is None:
