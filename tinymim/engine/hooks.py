@@ -149,7 +149,7 @@ class MonitorHook(Hook):
                 print(f"warning: {len(self.val_damaged)} damaged photo(s) left out of the score, {self.val_damaged[0]}")
 
     def close(self) -> None:
-        """Stop the data workers of the validation."""
+        """Stop the data workers of the validation, which stay from one to the next."""
         stop_workers(getattr(self.val_loader, "_iterator", None))
 
     @torch.no_grad()
@@ -161,22 +161,18 @@ class MonitorHook(Hook):
         model, own = bare(runner.model).eval(), dict[str, float]()
         device, keys, read = next(model.parameters()).device, [*loader.sampler], 0
         with torch.random.fork_rng(devices=[]), gathered(runner.model):
-            try:
-                for batch in loader:
-                    first, read = keys[read][1], read + min(loader.batch_size, len(keys) - read)
-                    self.val_damaged += [path for path in batch.pop("skipped") if path not in self.val_damaged]
-                    if not batch:
-                        continue
-                    views = {key: value.to(device) for key, value in batch.items()}
-                    n = len(views["image"])
-                    torch.manual_seed(0)
-                    with rows_of(first, n, len(loader.dataset)):
-                        losses = model(**views)
-                    for key, value in (losses | {"": torch.ones(())}).items():
-                        own[key] = own.get(key, 0.0) + float(value.double()) * n
-            except BaseException:
-                self.close()
-                raise
+            for batch in loader:
+                first, read = keys[read][1], read + min(loader.batch_size, len(keys) - read)
+                self.val_damaged += [path for path in batch.pop("skipped") if path not in self.val_damaged]
+                if not batch:
+                    continue
+                views = {key: value.to(device) for key, value in batch.items()}
+                n = len(views["image"])
+                torch.manual_seed(0)
+                with rows_of(first, n, len(loader.dataset)):
+                    losses = model(**views)
+                for key, value in (losses | {"": torch.ones(())}).items():
+                    own[key] = own.get(key, 0.0) + float(value.double()) * n
         runner.model.train()
         found = all_gather_object((own, self.val_damaged))  # a share may be empty, or damaged
         totals = {key: sum(each.get(key, 0.0) for each, _ in found) for shares, _ in found for key in shares}
