@@ -124,7 +124,7 @@ def test_auto_refuses_what_never_fits(monkeypatch):
 def test_auto_leaves_no_trace_and_is_kept(do, tmp_path, monkeypatch, job, capsys):
     """The run is that of the number it finds; stopped before its first checkpoint or after, it goes on with it."""
     do(job, tmp_path / "auto", micro_batch="auto", dry_run=True)
-    assert "images per pass, and forward and backward per second: 2: " in capsys.readouterr().out
+    assert "images/s by images per pass: 2: " in capsys.readouterr().out
     do(job, tmp_path / "auto", micro_batch="auto")
     found = json.loads((tmp_path / "auto/env.json").read_text())["inputs"]["micro_batch"]
     assert f"the run takes {found}" in capsys.readouterr().out

@@ -120,8 +120,8 @@ def micro_batch(config: Config, model: Trainable, share: int, place: str) -> tup
             f"add --micro-batch {max(tried[0] // 4, 1)} or --grad-checkpointing, or choose a smaller model",
         )
     best = min(seconds, key=lambda n: seconds[n])
-    speeds = ", ".join(f"{n}: {1 / each:.3g}/s" for n, each in seconds.items())
-    return best, f"images per pass, and forward and backward per second: {speeds}; the run takes {best}"
+    speeds = ", ".join(f"{n}: {1 / each:.3g}" for n, each in seconds.items())
+    return best, f"images/s by images per pass: {speeds}; the run takes {best}"
 
 
 def time_passes(config: Config, model: Trainable, sizes: list[int], place: str) -> dict[int, float]:
