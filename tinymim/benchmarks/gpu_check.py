@@ -33,6 +33,7 @@ WHEELS = [  # of any Python 3; what images with PyTorch, timm, OpenCV and ONNX R
     "addict",
     "termcolor",
     "yapf",
+    "platformdirs",
     "prettytable",
     "ftfy",
     "wcwidth",
@@ -61,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
     began, out = time.monotonic(), Path(args.out)
     with tempfile.TemporaryDirectory() as folder:
         path = search_path(Path(folder), args.wheels)
+        sys.path += path.split(os.pathsep)  # of this process, too: the page is made by tinymim_export
         about = machine(args.device, path)
         stem = out / f"gpu_check_{re.sub(r'[^a-z0-9]+', '_', about['name'].lower()).strip('_')}"
         parts: dict[str, Any] = {}
