@@ -53,7 +53,7 @@ class ShardedModel(nn.Module):
     def __init__(self, module: Any, kept: nn.Module | None = None) -> None:
         super().__init__()
         self.module = module
-        self.kept = [kept]  # a list, so that it is no sub-module: it has no part in training
+        self.kept: list[Any] = [kept]  # a list, so that it is no sub-module: it has no part in training
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """That of the module."""
@@ -102,29 +102,33 @@ def shard(model: Any, batch: dict[str, Tensor], place: str) -> nn.Module:
 
     kept = copy.deepcopy(model.encoder).cpu()
     blocks = called_blocks(model.learned, lambda: model.train()(**batch))
+    send(model.learned)
     average = getattr(model, "ema", None)  # of the weights: it is sharded like them
     if average is not None:
         mesh = dist.init_device_mesh(place, (dist.get_world_size(),))
         pairs = zip(model.network.parameters(), average.module.parameters(), strict=True)
         still = {own for learned, own in pairs if not learned.requires_grad}
         fully_shard(average.module, mesh=mesh, reshard_after_forward=False, ignored_params=still)
-    shard_parts(model, model.learned, blocks, place)
+    shard_parts(model, blocks, place)
     return ShardedModel(model, kept)
 
 
-def shard_parts(model: nn.Module, learned: nn.Module, blocks: Iterable[nn.Module], place: str) -> None:
-    """Give all processes the weights of the first one, then shard those that need gradients, in place.
+def send(learned: nn.Module) -> None:
+    """Give all processes the weights and buffers of the first one."""
+    for tensor in learned.state_dict().values():
+        dist.broadcast(tensor, 0)
+
+
+def shard_parts(model: nn.Module, blocks: Iterable[nn.Module], place: str) -> None:
+    """Shard the weights that need gradients, in place.
 
     Args:
-        model: The model, on its device.
-        learned: Its part that learns.
+        model: The model, on its device, equal on all processes.
         blocks: Parts that get a group of their own.
         place: "cpu" or "cuda".
     """
     from torch.distributed.fsdp import fully_shard
 
-    for tensor in learned.state_dict().values():
-        dist.broadcast(tensor, 0)
     mesh = dist.init_device_mesh(place, (dist.get_world_size(),))
     frozen = {p for p in model.parameters() if not p.requires_grad}
     for each in (*blocks, model):
@@ -195,7 +199,7 @@ def whole_encoder(model: Any) -> nn.Module:
         return getattr(model, "module", model).encoder  # type: ignore[no-any-return]
     (kept,) = model.kept
     kept.load_state_dict(whole(model.module.encoder.state_dict()))
-    return kept
+    return kept  # type: ignore[no-any-return]
 
 
 def shard_moments(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:

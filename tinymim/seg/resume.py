@@ -15,7 +15,7 @@ from mmengine.dist import master_only
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import _load_checkpoint_to_model
 
-from tinymim.engine.parallel import ShardedModel, called_blocks, shard_like, shard_moments, shard_parts
+from tinymim.engine.parallel import ShardedModel, called_blocks, send, shard_like, shard_moments, shard_parts
 from tinymim.engine.run_folder import bare
 from tinymim.errors import CheckpointError, ConfigError
 from tinymim.files import sha256_file, write_text
@@ -137,7 +137,8 @@ class SegRunner(Runner):
         model.init_weights()
         photos = torch.zeros(2, 3, 128, 128, device=place)
         blocks = called_blocks(model.backbone, lambda: model.train().backbone(photos))
-        shard_parts(model, model, blocks, place)
+        send(model)
+        shard_parts(model, blocks, place)
         return ShardedModel(model)
 
     def _init_model_weights(self) -> None:
