@@ -95,6 +95,36 @@ def test_a_signal_to_one_process_stops_both_and_resume_is_exact(train, tmp_path,
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["hiera_tiny", "tinyvit_5m"])
+def test_hierarchical_backbones(scenes, tmp_path, name):
+    """Sharded and not, the same losses: blocks in other places, and batch normalisation of each process's own photos."""
+    options = {
+        "train_cfg.max_iters": 2,
+        "train_cfg.val_interval": 2,
+        "train_dataloader.batch_size": 2,
+        "train_dataloader.num_workers": 0,
+        "val_dataloader.num_workers": 0,
+        "train_dataloader.dataset.pipeline.3.crop_size": (64, 64),
+        "model.data_preprocessor.size": (64, 64),
+        "model.backbone.img_size": (64, 64),
+        "model.decode_head.channels": 16,
+        "model.auxiliary_head.channels": 16,
+        "default_hooks.checkpoint.log_interval": 1,
+    }
+
+    def train(strategy):
+        folder = tmp_path / strategy
+        config = f"upernet_{name}_camvid"
+        train_segmentor(config, work_dir=folder, data_root=scenes, cfg_options=dict(options), strategy=strategy)
+        return 0
+
+    for strategy in ("ddp", "fsdp"):
+        several(tmp_path / "said", lambda _: train(strategy))  # noqa: B023
+    assert len(losses(tmp_path / "fsdp")) == 2
+    assert losses(tmp_path / "fsdp") == pytest.approx(losses(tmp_path / "ddp"), rel=1e-4)
+
+
+@pytest.mark.slow
 def test_an_error_of_one_process_ends_both(scenes, small, tmp_path, monkeypatch):
     words = ["segment", "upernet_tinymim_demo", "--data-root", str(scenes), "--work-dir", str(tmp_path / "run")]
     words += ["--cfg-options", *(f"{key}={value}" for key, value in small().items())]
