@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the parts, one process each; 1 if one failed."""
     if args.prepare:
         return prepare(Path(args.prepare))
-    began, out = time.monotonic(), Path(args.out)
+    began, out = time.monotonic(), Path(args.out).absolute()  # parts run elsewhere
     with tempfile.TemporaryDirectory() as folder:
         path = search_path(Path(folder), args.wheels)
         sys.path += path.split(os.pathsep)  # of this process, too: the page is made by tinymim_export
