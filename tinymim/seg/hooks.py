@@ -52,6 +52,7 @@ class RunFolderHook(Hook):
         self.interval, self.keep, self.log_interval = interval, keep, log_interval
         self.scores: dict[str, float] = {}
         self.saved, self.rate = -1, 0.0
+        self.whole: dict[str, Any] = {}
         self.progress: Progress | None = None
 
     def before_run(self, runner: Any) -> None:
@@ -161,9 +162,8 @@ class RunFolderHook(Hook):
                 with atomic_path(path) as part:
                     meta = {"iter": step, "epoch": 0}
                     runner.save_checkpoint(str(part.parent), part.name, meta=meta, by_epoch=False)
-                    write_segmentor(
-                        runner, state, self.scores, step
-                    )  # before the checkpoint has its name, which says done
+                    # before the checkpoint has its name, which says done
+                    write_segmentor(runner, state, self.scores, step)
             except RuntimeError as error:  # how torch reports a full disk
                 raise TinyMIMError(
                     f"cannot write {path}",
