@@ -1,6 +1,9 @@
 """tools/gpu_check.py: parts survive each other, its files are written, and every part runs as far as a CPU goes."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -29,6 +32,18 @@ def test_parts_survive_the_failure_of_others(tmp_path, monkeypatch, capsys):
     assert "next: python tools/gpu_check.py --parts golden" in capsys.readouterr().out
     monkeypatch.setattr(gpu_check.sys, "executable", "/bin/false")
     assert gpu_check.run_part("golden", "cpu", True, tmp_path, "", 20)["why"] == "ended with 1"
+
+
+def test_a_bare_machine(tmp_path):
+    """Started where our packages are not installed (-S), with ``--out`` relative to where it was typed."""
+    tool = gpu_check.ROOT / "tools" / "gpu_check.py"
+    words = ["--device", "cpu", "--quick", "--parts", "cuda_provider", "--out", "made"]
+    bare = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    command = [sys.executable, "-S", str(tool), *words]
+    done = subprocess.run(command, cwd=tmp_path, env=bare, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "needs a GPU" in done.stdout
+    assert len(list(tmp_path.glob("made/gpu_check_*.md"))) == 1
 
 
 def test_late_parts_are_left_out(tmp_path):

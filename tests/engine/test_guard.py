@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.engine.processes import launch
 from tinymim.engine.job import keep_fused
 from tinymim.engine.model import NonFiniteLoss, Trainable
 
@@ -61,6 +62,44 @@ def test_the_loss_of_another_process(monkeypatch):
         queue(model, optimizer, torch.ones(2, 3))
     assert torch.equal(model.layer.weight, kept)
     assert model.last_batch == {}
+
+
+@pytest.mark.parametrize("scaled", [False, True], ids=["float32", "scaled"])
+def test_sharded_weights(tmp_path, scaled):
+    """FSDP2 on two processes, as on GPUs, also below a float16 loss scale: the loss of one of them stops both."""
+
+    def run(rank):
+        torch.distributed.init_process_group("gloo")
+        torch.manual_seed(0)
+        model = Toy()
+        torch.distributed.fsdp.fully_shard(model)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+        model.guard(optimizer)
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0, enabled=scaled)
+
+        def step(x):
+            model.last_batch = {"image": x}
+            loss = model(x)["loss"]
+            model.passes.append((loss.detach(), model.last_batch))
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+            model.check_finite()
+            return model.layer.weight.full_tensor()
+
+        good, bad = torch.ones(2, 3), torch.full((2, 3), torch.nan)
+        kept = step(good)
+        with pytest.raises(NonFiniteLoss, match="the loss is nan" if rank == 1 else "another process"):
+            step(bad if rank == 1 else good)
+        assert torch.equal(model.layer.weight.full_tensor(), kept)
+        moved = step(good)
+        assert moved.isfinite().all()
+        assert not torch.equal(moved, kept)
+        torch.distributed.barrier()
+
+    for ended in launch(2, run, tmp_path):
+        assert ended.code == 0, ended.text[-3000:]
 
 
 def test_on_the_cpu_the_loss_is_refused_before_its_gradient():

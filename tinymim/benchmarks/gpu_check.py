@@ -33,6 +33,7 @@ WHEELS = [  # of any Python 3; what images with PyTorch, timm, OpenCV and ONNX R
     "addict",
     "termcolor",
     "yapf",
+    "platformdirs",
     "prettytable",
     "ftfy",
     "wcwidth",
@@ -58,9 +59,10 @@ def run(args: argparse.Namespace) -> int:
     """Run the parts, one process each; 1 if one failed."""
     if args.prepare:
         return prepare(Path(args.prepare))
-    began, out = time.monotonic(), Path(args.out)
+    began, out = time.monotonic(), Path(args.out).absolute()  # parts run elsewhere
     with tempfile.TemporaryDirectory() as folder:
         path = search_path(Path(folder), args.wheels)
+        sys.path += path.split(os.pathsep)  # of this process, too: the page is made by tinymim_export
         about = machine(args.device, path)
         stem = out / f"gpu_check_{re.sub(r'[^a-z0-9]+', '_', about['name'].lower()).strip('_')}"
         parts: dict[str, Any] = {}

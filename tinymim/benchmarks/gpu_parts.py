@@ -11,7 +11,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -215,38 +216,104 @@ def launched(launcher: list[str], argv: list[str]) -> None:
         raise CheckFailed(f"tinymim {argv[0]} ended with {done.returncode}", text, "run it alone")
 
 
-def nccl(machine: Machine) -> dict[str, Any]:
-    """A process group of one (NCCL; gloo on a CPU): sums, and DDP's gradients of the real model against plain ones."""
-    import torch
+@contextmanager
+def group_of_one(machine: Machine) -> Iterator[str]:
+    """A process group of this process: NCCL, gloo on a CPU; its name."""
     import torch.distributed as dist
 
+    backend = "nccl" if machine.device == "cuda" else "gloo"
+    with tempfile.TemporaryDirectory() as name:
+        dist.init_process_group(backend, init_method=f"file://{name}/join", rank=0, world_size=1)
+        try:
+            yield backend
+        finally:
+            dist.destroy_process_group()
+
+
+def distillation(machine: Machine) -> tuple[Any, dict[str, Any]]:
+    """The model of ``tinymim distill``, ViT-T from ViT-S in float32, always the same; and a batch of random pixels."""
     from tinymim.benchmarks.contenders import MeasuredJob, Setup
     from tinymim.benchmarks.distill_step import draw_photos
 
-    backend = "nccl" if machine.device == "cuda" else "gloo"
     with tempfile.TemporaryDirectory() as name:
         photos = draw_photos(Path(name), "64x48", 4)
         setup = Setup("T", "S", 32 if machine.quick else 224, 4, "fp32", machine.device, str(photos), drop_path=0.0)
         job = MeasuredJob(setup, Path(name) / "run")
         job.plan()
         job.build()
-        batch = job.model.example(job.config, 4, machine.device)
-        job.model(**batch)["loss"].backward()
-        named = [(key, p) for key, p in job.model.named_parameters() if p.requires_grad]
-        plain = {key: p.grad.clone() for key, p in named if p.grad is not None}
-        dist.init_process_group(backend, init_method=f"file://{name}/join", rank=0, world_size=1)
-        try:
-            ones = torch.ones(4, device=machine.device)
-            dist.all_reduce(ones)
-            wrapped = torch.nn.parallel.DistributedDataParallel(job.model)
-            job.model.zero_grad()
-            wrapped(**batch)["loss"].backward()
-            worst = max(float((p.grad - plain[key]).abs().max()) for key, p in named if p.grad is not None)
-        finally:
-            dist.destroy_process_group()
+        return job.model, job.model.example(job.config, 4, machine.device)
+
+
+def nccl(machine: Machine) -> dict[str, Any]:
+    """A process group of one (NCCL; gloo on a CPU): sums, and DDP's gradients of the real model against plain ones."""
+    import torch
+    import torch.distributed as dist
+
+    model, batch = distillation(machine)
+    model(**batch)["loss"].backward()
+    named = [(key, p) for key, p in model.named_parameters() if p.requires_grad]
+    plain = {key: p.grad.clone() for key, p in named if p.grad is not None}
+    with group_of_one(machine) as backend:
+        ones = torch.ones(4, device=machine.device)
+        dist.all_reduce(ones)
+        wrapped = torch.nn.parallel.DistributedDataParallel(model)
+        model.zero_grad()
+        wrapped(**batch)["loss"].backward()
+        worst = max(float((p.grad - plain[key]).abs().max()) for key, p in named if p.grad is not None)
     if worst > 1e-4 or float(ones.sum()) != 4:
         raise CheckFailed(f"{backend} in a world of one", f"gradients differ by {worst}", "run it alone")
     return {"backend": backend, "largest difference of a gradient": worst}
+
+
+def fsdp(machine: Machine) -> dict[str, Any]:
+    """FSDP2 in a group of one: steps beside plain ones, a loss that is not finite, stored moments; on a GPU float16."""
+    import torch
+    from mmengine.optim import AmpOptimWrapper, OptimWrapper
+
+    from tinymim.engine.model import NonFiniteLoss, parameter_groups
+    from tinymim.engine.parallel import shard, shard_moments, whole
+
+    def prepared(model: Any, bare: Any, kind: Any = OptimWrapper, **more: Any) -> tuple[Any, Callable[[], float]]:
+        optimizer = torch.optim.AdamW(parameter_groups(bare, 0.05), lr=1e-4, fused=True)
+        bare.guard(optimizer)
+        wrapper = kind(optimizer=optimizer, **more)
+        wrapper.initialize_count_status(model, 0, 100)
+
+        def step() -> float:
+            loss = model.train_step(batch, wrapper)["loss"]
+            bare.check_finite()
+            return float(loss)
+
+        return optimizer, step
+
+    model, batch = distillation(machine)
+    with group_of_one(machine):
+        _, step = prepared(model, model)
+        plain = [step() for _ in range(3)]
+        bare, _ = distillation(machine)
+        model = shard(bare, batch, machine.device)
+        optimizer, step = prepared(model, bare)
+        losses = [step() for _ in range(3)]
+        worst = max(abs(one - other) / other for one, other in zip(losses, plain, strict=True))
+        if not worst < 1e-3:
+            raise CheckFailed("losses under FSDP2", f"{losses}, without {plain}", "compare on the CPU")
+        before, mean = whole(bare.learned.state_dict()), bare.mean.clone()
+        bare.mean.fill_(float("nan"))
+        try:
+            step()
+        except NonFiniteLoss:
+            bare.mean.copy_(mean)
+        else:
+            raise CheckFailed("a loss that is not finite under FSDP2", "nothing refused it", "run it alone")
+        after = whole(bare.learned.state_dict())
+        if wrong := [name for name in before if not torch.equal(before[name], after[name])]:
+            raise CheckFailed("a loss that is not finite reached the weights", ", ".join(wrong[:5]), "run it alone")
+        optimizer.load_state_dict(shard_moments(whole(optimizer.state_dict()), optimizer))
+        figures = {"losses differ by": worst, "loss of a step with stored moments": step()}
+        if machine.device == "cuda":
+            _, half = prepared(model, bare, AmpOptimWrapper, dtype="float16")
+            figures["loss in float16"] = [half() for _ in range(3)][-1]
+    return figures
 
 
 def segmentation(machine: Machine) -> dict[str, Any]:
@@ -355,6 +422,7 @@ PARTS: dict[str, tuple[Callable[[Machine], dict[str, Any]], int]] = {  # in orde
     "bench_distill": (bench_distill, 180),
     "commands": (commands, 120),
     "nccl": (nccl, 60),
+    "fsdp": (fsdp, 60),
     "segmentation": (segmentation, 60),
     "sync_bn": (sync_bn, 60),
     "deployment": (deployment, 90),

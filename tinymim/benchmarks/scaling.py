@@ -74,7 +74,7 @@ def describe(found: dict[str, Any]) -> str:
         f"{platform.system()}, {env['cpu']}, {env['cores']} cores, torch {env['versions']['torch']}; gloo, one thread",
         f"a process, {found['images']} images of {found['pixels']} pixels on each, float32; medians, kinds of step in",
         "turns. Predicted: the step without communication (of as many processes at once), plus six latencies and the",
-        "bytes at gloo's rate.",
+        "bytes at gloo's rate. fsdp sends as many bytes; on processors it takes longer than they explain.",
         "",
     ]
     for each in found["runs"]:

@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-root", metavar="FOLDER", help="labelled folder: also time its training samples")
     parser.add_argument("--profile", action="store_true", help="time by kind of operation, of one step each")
     parser.add_argument("--device", help="cpu or cuda; default a GPU if there is one")
-    parser.add_argument("--out", type=Path, default=Path("docs/bench_seg"), metavar="NAME", help="NAME.json, NAME.md")
+    parser.add_argument("--out", metavar="NAME", help="NAME.json, NAME.md; default docs/bench_seg_MACHINE")
     parser.add_argument("--peak", choices=CONTENDERS, help=argparse.SUPPRESS)  # one step in this process: its memory
 
 
@@ -309,16 +309,20 @@ def run(args: argparse.Namespace) -> int:
     """Measure, write NAME.json and NAME.md."""
     if args.peak:
         return peak(args)
+    from tinymim.benchmarks.distill_tables import machine
+    from tinymim.compat import use_device
+
     about = {name: getattr(args, name) for name in ("config", "batch", "size", "rounds", "photos", "data_root")}
     about["command"] = f"tools/bench_seg.py --config {args.config} --batch {args.batch} --size {args.size}"
     found: dict[str, Any] = {"kind": "tinymim.bench_seg", "environment": environment(), "about": about}
+    out = args.out or f"docs/bench_seg_{machine(use_device(args.device))}"
     for name, measure in (("memory", memory), ("train", train), ("predict", predictions)):
         if name in args.parts:
             found[name] = measure(args)
     if args.data_root:
         found["sample_ms"] = samples(args)
-    write_json(args.out.with_suffix(".json"), found)
-    write_text(args.out.with_suffix(".md"), table(found))
+    write_json(f"{out}.json", found)
+    write_text(f"{out}.md", table(found))
     print(table(found))
     return 0
 

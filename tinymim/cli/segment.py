@@ -14,7 +14,7 @@ from tinymim.compat import is_first_process
 from tinymim.errors import ConfigError
 from tinymim.files import config_file
 
-TRAINING = ("work_dir", "student", "resume", "overwrite", "dry_run", "amp")
+TRAINING = ("work_dir", "student", "resume", "overwrite", "dry_run", "amp", "strategy")
 TESTING = ("checkpoint", "tta", "json", "markdown")
 DATA = ("data_root", "ignore_label", "reduce_zero_label", "device", "cfg_options")
 
@@ -54,6 +54,9 @@ def add_training_options(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --work-dir")
     parser.add_argument("--dry-run", action="store_true", help="one step on random pixels: memory and time, no files")
     parser.add_argument("--amp", action="store_true", help="mixed precision: bfloat16; float16 on GPUs without it")
+    parser.add_argument(
+        "--strategy", choices=("ddp", "fsdp"), help="of several processes: ddp, or fsdp to shard weights and moments"
+    )
 
 
 def add_testing_options(parser: argparse._ActionsContainer) -> None:
@@ -133,6 +136,7 @@ def train(args: argparse.Namespace) -> int:
         resume=args.resume,
         overwrite=args.overwrite,
         amp=args.amp,
+        strategy=args.strategy,
         **data,
     )
     if is_first_process():

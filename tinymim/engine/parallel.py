@@ -10,7 +10,7 @@ all-reduce. Sources: arXiv 2006.15704 (DDP), 2304.11277 (FSDP), and the document
 
 import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,14 +46,14 @@ class ShardedModel(nn.Module):
     """A model under FSDP2, where MMEngine expects a wrapper.
 
     Args:
-        module: A :class:`~tinymim.engine.model.Trainable` after ``fully_shard``.
-        kept: A whole copy of its encoder, to be filled and saved.
+        module: A ``BaseModel`` after :func:`shard_parts`.
+        kept: A whole copy of its encoder, to be filled and saved; None: its state dict is saved.
     """
 
-    def __init__(self, module: Any, kept: nn.Module) -> None:
+    def __init__(self, module: Any, kept: nn.Module | None = None) -> None:
         super().__init__()
         self.module = module
-        self.kept = [kept]  # a list, so that it is no sub-module: it has no part in training
+        self.kept: list[Any] = [kept]  # a list, so that it is no sub-module: it has no part in training
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """That of the module."""
@@ -101,21 +101,40 @@ def shard(model: Any, batch: dict[str, Tensor], place: str) -> nn.Module:
     from torch.distributed.fsdp import fully_shard
 
     kept = copy.deepcopy(model.encoder).cpu()
-    for tensor in model.learned.state_dict().values():
-        dist.broadcast(tensor, 0)
-    mesh = dist.init_device_mesh(place, (dist.get_world_size(),))
-    frozen = {p for p in model.parameters() if not p.requires_grad}
+    blocks = called_blocks(model.learned, lambda: model.train()(**batch))
+    send(model.learned)
     average = getattr(model, "ema", None)  # of the weights: it is sharded like them
     if average is not None:
+        mesh = dist.init_device_mesh(place, (dist.get_world_size(),))
         pairs = zip(model.network.parameters(), average.module.parameters(), strict=True)
         still = {own for learned, own in pairs if not learned.requires_grad}
         fully_shard(average.module, mesh=mesh, reshard_after_forward=False, ignored_params=still)
-    for block in _called_blocks(model, batch):
-        fully_shard(block, mesh=mesh, reshard_after_forward=False, ignored_params=frozen)
-    fully_shard(model, mesh=mesh, reshard_after_forward=False, ignored_params=frozen)
+    shard_parts(model, blocks, place)
+    return ShardedModel(model, kept)
+
+
+def send(learned: nn.Module) -> None:
+    """Give all processes the weights and buffers of the first one."""
+    for tensor in learned.state_dict().values():
+        dist.broadcast(tensor, 0)
+
+
+def shard_parts(model: nn.Module, blocks: Iterable[nn.Module], place: str) -> None:
+    """Shard the weights that need gradients, in place.
+
+    Args:
+        model: The model, on its device, equal on all processes.
+        blocks: Parts that get a group of their own.
+        place: "cpu" or "cuda".
+    """
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = dist.init_device_mesh(place, (dist.get_world_size(),))
+    frozen = {p for p in model.parameters() if not p.requires_grad}
+    for each in (*blocks, model):
+        fully_shard(each, mesh=mesh, reshard_after_forward=False, ignored_params=frozen)
     for part in _parts(model):  # all is gathered already; by default it also fetches what passes of an evaluation ran
         part.set_modules_to_backward_prefetch([part])
-    return ShardedModel(model, kept)
 
 
 def _parts(model: nn.Module) -> list[Any]:
@@ -123,9 +142,14 @@ def _parts(model: nn.Module) -> list[Any]:
     return [module for module in model.modules() if hasattr(module, "unshard")]
 
 
-def _called_blocks(model: Any, batch: dict[str, Tensor]) -> list[nn.Module]:
-    """The items of module lists that learn and that a training pass runs as a whole."""
-    lists = [module for module in model.learned.modules() if isinstance(module, nn.ModuleList)]
+def called_blocks(learned: nn.Module, run: Callable[[], object]) -> list[nn.Module]:
+    """The items of module lists that learn and that a training pass runs as a whole.
+
+    Args:
+        learned: Where they are looked for; buffers of its batch normalisation stay as they are.
+        run: The pass.
+    """
+    lists = [module for module in learned.modules() if isinstance(module, nn.ModuleList)]
     called: dict[nn.Module, None] = {}
     handles = [
         item.register_forward_pre_hook(lambda module, _: called.setdefault(module))
@@ -133,9 +157,9 @@ def _called_blocks(model: Any, batch: dict[str, Tensor]) -> list[nn.Module]:
         for item in each
         if any(p.requires_grad for p in item.parameters())
     ]
-    buffers = [(buffer, buffer.clone()) for buffer in model.learned.buffers()]
+    buffers = [(buffer, buffer.clone()) for buffer in learned.buffers()]
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        model.train()(**batch)
+        run()
         for buffer, before in buffers:  # of batch norm
             buffer.copy_(before)
     for handle in handles:
@@ -175,23 +199,23 @@ def whole_encoder(model: Any) -> nn.Module:
         return getattr(model, "module", model).encoder  # type: ignore[no-any-return]
     (kept,) = model.kept
     kept.load_state_dict(whole(model.module.encoder.state_dict()))
-    return kept
+    return kept  # type: ignore[no-any-return]
 
 
 def shard_moments(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """The state of an optimizer with whole tensors, as this optimizer needs it: sharded like its parameters."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    moments = {i: {k: shard_like(v, parameters[i]) for k, v in each.items()} for i, each in state["state"].items()}
+    return {**state, "state": moments}
+
+
+def shard_like(value: Any, own: Any) -> Any:
+    """A whole tensor, sharded as another one of its shape is; anything else as it is."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-
-    def like(value: Any, parameter: Any) -> Any:
-        if not isinstance(value, Tensor) or value.shape != parameter.shape or not isinstance(parameter, DTensor):
-            return value
-        mesh = parameter.device_mesh
-        return distribute_tensor(value.to(parameter.device), mesh, parameter.placements, src_data_rank=None)
-
-    moments = {i: {k: like(v, parameters[i]) for k, v in each.items()} for i, each in state["state"].items()}
-    return {**state, "state": moments}
+    if not isinstance(value, Tensor) or not isinstance(own, DTensor) or value.shape != own.shape:
+        return value
+    return distribute_tensor(value.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
 
 
 class Vote:

@@ -17,6 +17,7 @@ from torch import nn
 from tinymim import compat
 from tinymim.data.folders import Layout, read_layout
 from tinymim.engine.cost import check_memory
+from tinymim.engine.parallel import ShardedModel, check_strategy
 from tinymim.engine.python_file import load_python
 from tinymim.engine.recipe import split_added
 from tinymim.errors import ConfigError
@@ -232,13 +233,14 @@ def heads(cfg: Config) -> list[Any]:
     return [head for part in found if part for head in (part if isinstance(part, list) else [part])]
 
 
-def set_device(cfg: Config, device: str | None, amp: bool) -> str:
+def set_device(cfg: Config, device: str | None, amp: bool, strategy: str | None = None) -> str:
     """Choose the device, the precision and the processes; SyncBN only on several GPUs. Return "cpu" or "cuda".
 
     Raises:
-        ConfigError: no such device.
+        ConfigError: no such device, or fsdp on one process.
     """
     kind = compat.use_device(device)
+    check_strategy(strategy, compat.launched_processes())
     distributed = compat.launched_processes() > 1
     if amp and kind == "cpu":
         cfg.optim_wrapper.type = "CpuAmpOptimWrapper"
@@ -253,6 +255,10 @@ def set_device(cfg: Config, device: str | None, amp: bool) -> str:
         cfg.launcher = "pytorch"
     elif distributed:
         compat.start_cpu_processes(cfg)
+    if strategy == "fsdp":
+        cfg.model_wrapper_cfg = dict(type=ShardedModel.__name__)
+    elif (cfg.get("model_wrapper_cfg") or {}).get("type") == ShardedModel.__name__:  # of a run's config.py
+        cfg.model_wrapper_cfg = None
     if not (distributed and kind == "cuda"):
         plain_batch_norm(cfg)
     return kind

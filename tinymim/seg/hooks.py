@@ -6,11 +6,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mmengine.dist import all_reduce_params, barrier, get_world_size, is_distributed, is_main_process
+import torch
+from mmengine.dist import all_reduce, all_reduce_params, barrier, get_world_size, is_distributed, is_main_process
 from mmengine.hooks import Hook, LoggerHook, RuntimeInfoHook
 from mmengine.runner.base_loop import BaseLoop
+from mmengine.utils import apply_to
 from mmseg.registry import HOOKS
 
+from tinymim.engine.parallel import whole
 from tinymim.engine.run_folder import RunFolder, bare, is_product, on_first_process
 from tinymim.errors import ConfigError, TinyMIMError
 from tinymim.files import (
@@ -49,6 +52,7 @@ class RunFolderHook(Hook):
         self.interval, self.keep, self.log_interval = interval, keep, log_interval
         self.scores: dict[str, float] = {}
         self.saved, self.rate = -1, 0.0
+        self.whole: dict[str, Any] = {}
         self.progress: Progress | None = None
 
     def before_run(self, runner: Any) -> None:
@@ -103,7 +107,7 @@ class RunFolderHook(Hook):
         last = step == runner.max_iters
         if step % self.log_interval == 0 or last:
             skipped = {"skipped_photos": len(loop.skipped)} if loop.skipped else {}
-            self._folder(runner).log({"step": step, **loop.read_losses(), "lr": self.rate, **skipped})
+            self._folder(runner).log({"step": step, **of_all(loop.read_losses()), "lr": self.rate, **skipped})
         if self.progress is not None:
             shown = {"loss": loop.losses["loss"]} if loop.losses else {}
             self.progress.update(step, images=len(data_batch["inputs"]), waited=loop.waited, **shown)
@@ -126,10 +130,11 @@ class RunFolderHook(Hook):
         if is_main_process() and not repeated:
             self._folder(runner).log(self.scores)
         # a run that is resumed after its last step may lack what should have followed from it
-        due = is_main_process() and (self.saved == runner.iter or runner.iter == runner.max_iters)
-        product = Path(runner.work_dir) / "segmentor.pth"
-        if due and not is_product(product, step=runner.iter, metrics=_plain(self.scores)):
-            write_segmentor(runner, self.scores, runner.iter)
+        if self.saved != runner.iter and runner.iter != runner.max_iters:
+            return
+        state, product = whole(bare(runner.model).state_dict()), Path(runner.work_dir) / "segmentor.pth"
+        if is_main_process() and not is_product(product, step=runner.iter, metrics=_plain(self.scores)):
+            write_segmentor(runner, state, self.scores, runner.iter)
 
     def after_train(self, runner: Any) -> None:
         """Close the progress line."""
@@ -147,6 +152,8 @@ class RunFolderHook(Hook):
         """
         runner.train_loop.read_losses()
         average_buffers(runner.model)
+        state, optimizer = whole(bare(runner.model).state_dict()), whole(runner.optim_wrapper.state_dict())
+        self.whole = {"state_dict": state, "optimizer": optimizer}
         if is_main_process():
             folder = self._folder(runner)
             folder.check_here()
@@ -155,7 +162,8 @@ class RunFolderHook(Hook):
                 with atomic_path(path) as part:
                     meta = {"iter": step, "epoch": 0}
                     runner.save_checkpoint(str(part.parent), part.name, meta=meta, by_epoch=False)
-                    write_segmentor(runner, self.scores, step)  # before the checkpoint has its name, which says done
+                    # before the checkpoint has its name, which says done
+                    write_segmentor(runner, state, self.scores, step)
             except RuntimeError as error:  # how torch reports a full disk
                 raise TinyMIMError(
                     f"cannot write {path}",
@@ -164,11 +172,22 @@ class RunFolderHook(Hook):
                 ) from error
             write_text(Path(runner.work_dir) / "last_checkpoint", str(path))
             folder.rotate(path)
-        self.saved = step
+        self.saved, self.whole = step, {}
         barrier()
+
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        """Whole weights and moments in place of sharded ones, for which all processes are needed."""
+        checkpoint |= apply_to(self.whole, lambda value: hasattr(value, "cpu"), lambda value: value.cpu())
 
     def _folder(self, runner: Any) -> RunFolder:
         return RunFolder(Path(runner.work_dir), "iter", self.keep)
+
+
+def of_all(losses: dict[str, float]) -> dict[str, float]:
+    """The mean over all processes; all of them must call it."""
+    values = torch.tensor([*losses.values()], dtype=torch.float64)
+    all_reduce(values, "mean")
+    return dict(zip(losses, values.tolist(), strict=True))
 
 
 def average_buffers(model: Any) -> None:
@@ -216,8 +235,8 @@ def _plain(scores: dict[str, float]) -> dict[str, float]:
     return {name: float(value) for name, value in scores.items()}
 
 
-def write_segmentor(runner: Any, scores: dict[str, float], step: int) -> None:
-    """Write segmentor.pth: ``{"state_dict", "meta"}``, tensors and plain values only."""
+def write_segmentor(runner: Any, state: dict[str, Any], scores: dict[str, float], step: int) -> None:
+    """Write segmentor.pth: ``{"state_dict", "meta"}``, tensors and plain values only; ``state`` is the whole one."""
     model, cfg, folder = bare(runner.model), runner.cfg, Path(runner.work_dir)
     student = read_env(folder).get("inputs", {}).get("student") or {}
     pre, data = cfg.model.data_preprocessor, runner.train_dataloader.dataset.metainfo
@@ -233,6 +252,6 @@ def write_segmentor(runner: Any, scores: dict[str, float], step: int) -> None:
         "metrics": _plain(scores),
         "step": step,
     }
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with noted_output(folder, "segmentor.pth"):
         save_torch({"state_dict": state, "meta": meta}, folder / "segmentor.pth")

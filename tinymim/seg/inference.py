@@ -21,6 +21,8 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import LOOPS
 from torch import Tensor
 
+from tinymim.engine.parallel import gathered
+
 PHOTOS = 8  # that validation reads and predicts together
 PIXELS = {"cpu": 1 << 19}  # of the windows in one forward pass
 PIXELS_ELSEWHERE = 1 << 22
@@ -161,6 +163,11 @@ def batched(loader_cfg: Any) -> Any:
 @LOOPS.register_module()
 class BatchedValLoop(ValLoop):
     """MMEngine's ``ValLoop`` with :func:`predict`: a batch may hold photos of any sizes."""
+
+    def run(self) -> dict[Any, Any]:
+        """Validate; sharded weights are whole meanwhile, as processes take different numbers of passes."""
+        with gathered(self.runner.model):
+            return super().run()
 
     @torch.no_grad()
     def run_iter(self, idx: int, data_batch: Any) -> None:

@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from mmengine.runner import IterBasedTrainLoop
 from mmengine.runner.base_loop import BaseLoop
 from mmseg.registry import LOOPS
 
+from tinymim.engine.parallel import Vote
 from tinymim.engine.run_folder import (
     DamagedPhotos,
     StopRequest,
@@ -31,8 +31,7 @@ READ_AT_ONCE = ("cpu",)  # devices with nothing to wait for
 class ResumableTrainLoop(IterBasedTrainLoop):
     """MMEngine's ``IterBasedTrainLoop`` with exact resume.
 
-    The first Ctrl-C or SIGTERM finishes the iteration, saves and raises KeyboardInterrupt. Several processes would stop
-    at different iterations: there a signal ends the run at once, and ``--resume`` continues from the last checkpoint.
+    The first Ctrl-C or SIGTERM, to any process, finishes the iteration, saves and raises KeyboardInterrupt.
 
     Random numbers of iteration i (drop path, dropout) depend only on (seed, i, process), those of a sample on its
     position; the sampler starts where the run stopped. Validation also runs after the last iteration. The workers of
@@ -75,8 +74,9 @@ class ResumableTrainLoop(IterBasedTrainLoop):
         runner.call_hook("before_train_epoch")
         self.dataloader.sampler.skip(self._iter * self.dataloader.batch_size)
         batches: Iterator[Any] = iter(())
+        self.vote = Vote()
         try:
-            with nullcontext(self.stop) if is_distributed() else stop_signals() as self.stop:
+            with stop_signals() as self.stop:
                 if self._iter > 0:
                     self._validate()  # the run may have been stopped between a checkpoint and its validation
                 if self._iter < self._max_iters:
@@ -99,10 +99,9 @@ class ResumableTrainLoop(IterBasedTrainLoop):
         self.waited = time.monotonic() - began
         torch.manual_seed(mix_seed(self.runner.seed or 0, 2, self._iter, get_rank()))
         self.run_iter(batch)
-        if self.stop:
+        if self.vote.any(bool(self.stop)):
             save_and_stop(self.runner, self._iter)
-        self._validate()
-        if self.stop and self._iter < self._max_iters:
+        if self._validate() and self.vote.any(bool(self.stop)) and self._iter < self._max_iters:
             save_and_stop(self.runner, self._iter)
 
     def run_iter(self, data_batch: Any) -> None:
@@ -136,19 +135,21 @@ class ResumableTrainLoop(IterBasedTrainLoop):
                 raise self._not_finite(step, batch)
         return self.losses
 
-    def _validate(self) -> None:
+    def _validate(self) -> bool:
+        """Whether it was time to."""
         due = self._iter >= self.val_begin and self._iter % self.val_interval == 0
         if self.runner.val_loop is None or not (due or self._iter == self._max_iters):
-            return
+            return False
         self.read_losses()
         if self._iter not in self.validated:
             self.runner.val_loop.run()
+        return True
 
     def _next(self, batches: Iterator[Any]) -> Any:
         try:
             return next(batches)
         except RuntimeError:
-            if self.stop:  # Ctrl-C also reached the workers
+            if self.stop and not is_distributed():  # Ctrl-C also reached the workers
                 save_and_stop(self.runner, self._iter)
             raise
 

@@ -8,11 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.dist import master_only
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import _load_checkpoint_to_model
 
+from tinymim.engine.parallel import ShardedModel, called_blocks, send, shard_like, shard_moments, shard_parts
 from tinymim.engine.run_folder import bare
 from tinymim.errors import CheckpointError, ConfigError
 from tinymim.files import sha256_file, write_text
@@ -125,6 +128,23 @@ class SegRunner(Runner):
         tile_losses(built)
         return built
 
+    def wrap_model(self, model_wrapper_cfg: Any, model: Any) -> Any:
+        """MMEngine's DDP on several processes, or FSDP2, whose models have their first weights before."""
+        if not self.distributed or (model_wrapper_cfg or {}).get("type") != ShardedModel.__name__:
+            return super().wrap_model(model_wrapper_cfg, model)
+        place = get_device()
+        model = model.to(place)
+        model.init_weights()
+        photos = torch.zeros(2, 3, 128, 128, device=place)
+        blocks = called_blocks(model.backbone, lambda: model.train().backbone(photos))
+        send(model)
+        shard_parts(model, blocks, place)
+        return ShardedModel(model)
+
+    def _init_model_weights(self) -> None:
+        if not isinstance(self.model, ShardedModel):
+            super()._init_model_weights()
+
     def build_val_loop(self, loop: Any) -> Any:
         """MMEngine's own loop becomes ours, which takes several photos at once; others stay."""
         if isinstance(loop, dict) and loop.get("type", "ValLoop") == "ValLoop":
@@ -154,6 +174,9 @@ class SegRunner(Runner):
                 self._check_classes(content["meta"].get("dataset_meta") or {})
                 content["message_hub"] = self.message_hub.state_dict()
                 content["meta"].pop("config", None)
+                content["optimizer"] = shard_moments(content["optimizer"], self.optim_wrapper.optimizer)
+            own = bare(self.model).state_dict()
+            content["state_dict"] = {k: shard_like(v, own.get(k)) for k, v in content["state_dict"].items()}
             self.call_hook("after_load_checkpoint", checkpoint=content)
             keys = rest.get("revise_keys", [(r"^module\.", "")])
             return _load_checkpoint_to_model(bare(self.model), content, strict, revise_keys=keys)

@@ -17,6 +17,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 from tinymim import compat
+from tinymim.engine.parallel import together
 from tinymim.engine.run_folder import RunFolder, on_first_process
 from tinymim.errors import CheckpointError, ConfigError, DataError
 from tinymim.files import sha256_file
@@ -41,6 +42,7 @@ def train_segmentor(
     resume: bool = False,
     overwrite: bool = False,
     amp: bool = False,
+    strategy: str | None = None,
     device: str | None = None,
     cfg_options: dict[str, Any] | None = None,
     ignore_label: int | Sequence[int] | None = None,
@@ -56,6 +58,7 @@ def train_segmentor(
         resume: Continue exactly from the last checkpoint in ``work_dir``.
         overwrite: Empty ``work_dir`` first.
         amp: Mixed precision: bfloat16 on CPUs and on GPUs that have it, else float16.
+        strategy: Of several processes: "ddp" (None), or "fsdp", which shards weights and moments.
         device: "cpu", "cuda", "cuda:N"; default: a GPU if there is one.
         cfg_options: Overrides of the config, ``{"optim_wrapper.optimizer.lr": 1e-3}``.
         ignore_label: Id or ids to ignore, for folders without ``dataset.json``.
@@ -76,10 +79,10 @@ def train_segmentor(
         if not Path(student).is_file():
             raise CheckpointError(f"no checkpoint at {student}", "the file does not exist", "check --student")
         cfg.model.backbone.init_cfg = dict(type="Pretrained", checkpoint=str(student))
-    kind = set_device(cfg, device, amp)
+    kind = set_device(cfg, device, amp, strategy)
     check_batch(cfg, model_outline(cfg))
     folder = Path(work_dir)
-    with ExitStack() as held:
+    with together(), ExitStack() as held:
         opened = _open_folder(held, cfg, folder, resume=resume, overwrite=overwrite)
         say(f"data: {layout}")
         batch, world = cfg.train_dataloader.batch_size, compat.launched_processes()
