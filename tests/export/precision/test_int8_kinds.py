@@ -106,7 +106,7 @@ def test_wide_int8_reaches_both_products_of_attention(exported, photos, tmp_path
 def test_wide_int8_leaves_attention_of_excluded_blocks_in_float(exported, photos, tmp_path):
     source = FloatFile(exported.fixed.onnx)
     source.calibrate(photos, 6, 0)
-    made, layers, left = source.build("int8-wide", ["block 1"])
+    made, _, left = source.build("int8-wide", ["block 1"])
     assert left["in excluded blocks"] == 6, "four layers and two products"
     g = Graph(made)
     first = next(node for node in g.graph.node if node.op_type == "Softmax")
