@@ -25,7 +25,6 @@ from tinymim_export.runtime.wire import wire_field
 from tinymim_export.tables import markdown_table, text_table
 
 SIDE, PRODUCTS = 1024, 3  # of the matrices that give the rate: (3 SIDE, SIDE) x (SIDE, SIDE), PRODUCTS in a row
-RATE_GFLOP = PRODUCTS * 2 * 3 * SIDE**3 / 1e9
 
 
 @dataclass
@@ -143,7 +142,7 @@ def _row(engine: Engine, known: dict[str, Engine], runs: int | None, seconds: fl
     own, *others = (float(np.median(ms)) for ms in interleave(timers, runs=runs, seconds=seconds))
     cost = engine.meta.get("cost") or {}
     counted = cost.get("macs") if tuple(cost.get("size") or ()) == tuple(shape[2:]) else None
-    label = engine.compute_type or "f32"
+    label, gflop = engine.compute_type or "f32", PRODUCTS * 2 * 3 * SIDE**3 / 1e9
     return ExplainRow(
         file=str(engine.path),
         sha256=engine.sha256,
@@ -153,7 +152,7 @@ def _row(engine: Engine, known: dict[str, Engine], runs: int | None, seconds: fl
         p50_ms=own,
         operators=top_operators(engine, shape, n=1000, runs=10),
         gflop=None if counted is None else 2 * shape[0] * counted / 1e9,
-        rates={label if w == "float" else w: 1e3 * RATE_GFLOP / ms for w, ms in zip(known, others, strict=True)},
+        rates={label if w == "float" else w: 1e3 * gflop / ms for w, ms in zip(known, others, strict=True)},
     )
 
 
@@ -168,14 +167,15 @@ def products_file(int8: bool) -> bytes:
         nodes.append(Node(b"".join(wire_field(at, text) for at, text in texts), inputs, [output]))
         return output
 
-    def constant(name: str, value: np.ndarray) -> str:
+    def constant(name: str, value: Any) -> str:
         code = {"float32": 1, "uint8": 2, "int8": 3}[str(value.dtype)]
         dims = b"".join(wire_field(1, side) for side in value.shape)
         constants.append(dims + wire_field(2, code) + wire_field(8, name) + wire_field(9, value.tobytes()))
         return name
 
     step, middle = constant("step", np.float32(1 / 32)), constant("middle", np.uint8(128))
-    fine, zero = constant("fine", np.float32(1 / 4096)), constant("zero", np.int8(0))
+    scale = np.float32(1 / (36 * SIDE**0.5))  # values keep their size from product to product
+    fine, zero = constant("fine", scale), constant("zero", np.int8(0))
     now = "image"
     for i in range(PRODUCTS):
         levels = random.integers(-63, 64, (SIDE, SIDE)).astype(np.int8)
@@ -184,7 +184,7 @@ def products_file(int8: bool) -> bytes:
             now = add("DequantizeLinear", [coded, step, middle], f"given{i}")
             weight = add("DequantizeLinear", [constant(f"levels{i}", levels), fine, zero], f"weight{i}")
         else:
-            weight = constant(f"weight{i}", levels.astype(np.float32) / 4096)
+            weight = constant(f"weight{i}", levels.astype(np.float32) * scale)
         now = add("MatMul", [now, weight], f"product{i}")
     head = wire_field(1, 10) + wire_field(8, wire_field(1, "") + wire_field(2, 20))
     used = constants if int8 else constants[4:]

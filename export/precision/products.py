@@ -88,12 +88,11 @@ def _note_cost(g: Graph, level: str, before: str, macs: tuple[int, int, int]) ->
 
 def _plain(node: Any, kind: str) -> bool:
     """Whether a convolution has no padding, dilation or groups (and a 1x1 one no stride)."""
-    same = {"pads": [0], "output_padding": [0], "dilations": [1], "group": 1} | (
-        {"strides": [1]} if kind == "Conv" else {}
-    )
+    usual: dict[str, Any] = {"pads": [0], "output_padding": [0], "dilations": [1], "group": [1]}
+    if kind == "Conv":
+        usual["strides"] = [1]
     return node.op_type == kind and all(
-        set(np.atleast_1d(attribute(node, name, value)).tolist()) == set(np.atleast_1d(value).tolist())
-        for name, value in same.items()
+        set(np.atleast_1d(attribute(node, name, value)).tolist()) == set(value) for name, value in usual.items()
     )
 
 
