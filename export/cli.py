@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=None,
         metavar="VARIANT",
-        help="attention, pixels, early-argmax; --tune tries the first two, or those named here",
+        help="attention, merged, pixels, early-argmax; --tune tries the first three, or those named here",
     )
     add("--calibration", default=None, metavar="FOLDER", help="photos like those in use, for --precision int8")
     add("--calibration-count", type=int, default=None, metavar="N", help="how many of them; default: 64")

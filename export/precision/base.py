@@ -39,6 +39,7 @@ class Precision(ABC):
         targets: "runtime provider" of those it can be faster on; ``--tune`` tries it there.
         operators: Those whose layers it converts one by one, so that blocks can be left in float; empty: it converts
             the graph as a whole.
+        without: Graph variants that take away what it converts; ``--tune`` leaves them out.
         needs_calibration: Whether photos have to show the ranges of the activations beforehand.
     """
 
@@ -48,6 +49,7 @@ class Precision(ABC):
     tolerance: Tolerance
     targets: ClassVar[tuple[str, ...]] = ()
     operators: ClassVar[tuple[str, ...]] = ()
+    without: ClassVar[tuple[str, ...]] = ()
     needs_calibration: ClassVar[bool] = False
 
     def activations(self, graph: Any) -> list[str]:

@@ -8,7 +8,7 @@ import numpy as np
 from tinymim_export.precision.base import Tolerance, register_precision
 from tinymim_export.precision.layerwise import LayerwisePrecision
 from tinymim_export.precision.onnx_graph import Graph
-from tinymim_export.precision.qdq import WEIGHT_BITS, Target, activation_scale, quantise_weight, store
+from tinymim_export.precision.qdq import WEIGHT_BITS, Target, activation_scale, factor_scale, quantise_weight, store
 
 Ranges = Mapping[str, tuple[float, float]]  # tensor -> smallest and largest value to represent
 
@@ -29,46 +29,40 @@ class Int8(LayerwisePrecision):
         insert_static(graph, targets, {name: h.range(method) for name, h in source.ranges.items()})
 
 
-def insert_static(
-    g: Graph, targets: Collection[Target], ranges: Ranges, others: Collection[tuple[Any, int]] = ()
-) -> None:
+def insert_static(g: Graph, targets: Collection[Target], ranges: Ranges) -> None:
     """Q/DQ pairs around the targets (in place): the form that runtimes fuse into INT8 products.
 
     Args:
         g: The graph, prepared.
-        targets: Layers with constant weights.
+        targets: Layers with constant weights, and products of activations.
         ranges: Of every tensor that gets a pair.
-        others: Further inputs to quantise: (node, which of its inputs).
     """
     import onnx
 
     make = onnx.helper.make_node
     made: dict[str, tuple[str, np.float32]] = {}  # tensor -> its dequantised name, its scale
     results = {t.result for t in targets if t.result}
+    factors = {name for t in targets if t.other for name in (t.data, t.other)}
 
     def pair(name: str, source: str, out: str) -> list[Any]:
-        scale, zero = activation_scale(*ranges[name])
+        scale, zero = (factor_scale if name in factors else activation_scale)(*ranges[name])
         given = [g.add_constant(f"{name}_scale", np.array(scale)), g.add_constant(f"{name}_zero", np.array(zero))]
         made[name] = (out, scale)
         return [
-            make("QuantizeLinear", [source, *given], [f"{name}_u8"], name=f"{name}_Q"),
-            make("DequantizeLinear", [f"{name}_u8", *given], [out], name=f"{name}_DQ"),
+            make("QuantizeLinear", [source, *given], [f"{name}_levels"], name=f"{name}_Q"),
+            make("DequantizeLinear", [f"{name}_levels", *given], [out], name=f"{name}_DQ"),
         ]
 
     by_node = {id(t.node): t for t in targets}
-    inputs = [(t.node, 0) for t in targets] + [(node, at) for node, at in others if node.input[at] not in results]
-    quantised: dict[int, list[int]] = {}
-    for node, at in inputs:
-        quantised.setdefault(id(node), []).append(at)
     nodes: list[Any] = []
     for node in g.graph.node:
         target = by_node.get(id(node))
-        for at in quantised.get(id(node), ()):
+        for at in () if target is None else range(1 + bool(target.other)):
             data = node.input[at]
             if data not in made:
                 nodes += pair(data, data, f"{data}_dq")
             node.input[at], scale = made[data]
-            if target is not None:
+            if target is not None and target.weight:
                 nodes += _weights(g, target, float(scale))
         nodes.append(node)
         for i, name in enumerate(node.output):

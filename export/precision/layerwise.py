@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from tinymim_export.precision.base import Built, Precision
 from tinymim_export.precision.onnx_graph import Graph
-from tinymim_export.precision.qdq import Target, find_targets, prepare
+from tinymim_export.precision.qdq import Target, find_targets, observed, prepare
 
 LAYERS = ("Conv", "ConvTranspose", "MatMul", "Gemm", "MultiHeadAttention")
 
@@ -27,6 +27,9 @@ class LayerwisePrecision(Precision):
     def layers(self, graph: Graph) -> list[Target]:
         """The layers of a graph it can convert."""
         return find_targets(graph, self.operators, first_and_last=self.first_and_last)
+
+    def activations(self, graph: Graph) -> list[str]:
+        return observed(self.layers(graph))
 
     @abstractmethod
     def insert(self, graph: Graph, targets: Collection[Target], source: Any, method: str) -> None:

@@ -44,6 +44,7 @@ class Target:
     weight: str  # initializer
     axis: int  # of its output channels
     result: str  # of Conv: the tensor that gets a Q/DQ pair (after a Relu); "" for MatMul
+    other: str = ""  # in place of a weight: the second factor, an activation (attention's products)
 
 
 def check_opset(proto: Any) -> None:
@@ -150,7 +151,21 @@ def decided_after(g: Graph) -> set[str]:
 
 def observed(targets: Collection[Target]) -> list[str]:
     """Tensors whose ranges static quantisation needs, in order."""
-    return list(dict.fromkeys(name for t in targets for name in (t.data, t.result) if name))
+    return list(dict.fromkeys(name for t in targets for name in (t.data, t.other, t.result) if name))
+
+
+def attention_products(g: Graph) -> list[Target]:
+    """Both products of every attention: the one whose scores a Softmax reads, and the one that reads its shares."""
+    found = []
+    for node in g.graph.node:
+        if node.op_type != "MatMul" or any(g.constant(name) is not None for name in node.input):
+            continue
+        users = g.users.get(node.output[0], [])
+        users = [user for add in users for user in (g.users.get(add.output[0], []) if add.op_type == "Add" else [add])]
+        shares = g.maker.get(node.input[0])
+        if any(user.op_type == "Softmax" for user in users) or (shares is not None and shares.op_type == "Softmax"):
+            found.append(Target(node, node.input[0], "", 0, "", other=node.input[1]))
+    return found
 
 
 def quantise_weight(weight: np.ndarray, axis: int, bits: int = 8, floor: np.ndarray | float = 0.0) -> Any:
@@ -178,6 +193,13 @@ def activation_scale(low: float, high: float) -> tuple[np.float32, np.uint8]:
     low, high = min(low, 0.0), max(high, 0.0)
     scale = np.float32(max((high - low) / 255, 1e-20))
     return scale, np.uint8(np.clip(round(-low / float(scale)), 0, 255))
+
+
+def factor_scale(low: float, high: float) -> tuple[np.float32, np.integer[Any]]:
+    """Scale and zero point for a factor of a product of two activations: 0 is level 0, signed where values are."""
+    if low >= 0:
+        return activation_scale(0.0, high)
+    return np.float32(max(-low, high, 1e-20) / 127), np.int8(0)
 
 
 def store(g: Graph, nodes: Collection[Any]) -> None:

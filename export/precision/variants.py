@@ -1,6 +1,8 @@
 """Graph variants of a verified FP32 file, each kept only where it is measured to pay. Needs onnx, no PyTorch.
 
-``attention``     the ten to thirty nodes of each block's attention become one com.microsoft MultiHeadAttention node
+``attention``     the ten to thirty nodes of each block's attention become one com.microsoft MultiHeadAttention node,
+                  and q, k, v three products in place of one that has to be cut
+``merged``        a transposed convolution and the 1x1 convolution behind it become one (products.py)
 ``pixels``        the file takes uint8 RGB pixels and normalises them itself, in the patch embedding where that is exact
 ``early-argmax``  the decision is made before the up-sampling, on a quarter of the sides: fewer operations, other pixels
                   along every border between classes (approximate: how many pixels differ is measured and printed)
@@ -17,9 +19,10 @@ import numpy as np
 
 from tinymim.errors import ConfigError
 from tinymim_export.precision.onnx_graph import Graph, attribute
+from tinymim_export.precision.products import merge_convolutions, three_products
 from tinymim_export.runtime.metadata import proto_metadata, write_metadata
 
-VARIANTS = ("attention", "pixels", "early-argmax")
+VARIANTS = ("attention", "merged", "pixels", "early-argmax")
 APPROXIMATE = ("early-argmax",)  # the others change rounding only
 
 
@@ -79,9 +82,11 @@ def fuse_attention(proto: Any) -> int:
         )
     for index, (qkv, heads, scale, bias, last) in enumerate(blocks):
         name = f"attention_{index + 1}"
-        parts = [f"{name}_{letter}" for letter in "qkv"]
-        new = [
-            onnx.helper.make_node("Split", [qkv], parts, name=f"{name}_split", axis=2, num_outputs=3),
+        parts, new = three_products(g, qkv), []
+        if parts is None:
+            parts = [f"{name}_{letter}" for letter in "qkv"]
+            new = [onnx.helper.make_node("Split", [qkv], parts, name=f"{name}_split", axis=2, num_outputs=3)]
+        new += [
             onnx.helper.make_node(
                 "MultiHeadAttention",
                 [*parts, *(["", "", bias] if bias else [])],
@@ -337,4 +342,9 @@ def decide_early(proto: Any) -> None:
         write_metadata(proto, {"cost": cost})
 
 
-_APPLY = {"attention": fuse_attention, "pixels": take_pixels, "early-argmax": decide_early}
+_APPLY = {
+    "attention": fuse_attention,
+    "merged": merge_convolutions,
+    "pixels": take_pixels,
+    "early-argmax": decide_early,
+}

@@ -199,15 +199,16 @@ def tune(
             if precision == "fp32" and len(graph) < 2:
                 continue  # measured above
             if precisions is None or precision in ("fp32", *precisions):
-                path = made(precision, graph)
+                suits = _suiting(precision, graph)
+                path = made(precision, suits)
                 if path is not None:
-                    second.append(Wanted(target, _name(precision, graph), graph, precision, path))
+                    second.append(Wanted(target, _name(precision, suits), suits, precision, path))
     run.measure(second)
 
     third = []
     for target in places:
-        graph = graphs[target.engine]
         for precision in target.precisions:
+            graph = _suiting(precision, graphs[target.engine])
             static = PRECISIONS[precision].needs_calibration and by_block(precision)
             if not static or (precisions is not None and precision not in precisions):
                 continue
@@ -218,6 +219,11 @@ def tune(
                     third.append(Wanted(target, _name(_within(precision), graph), graph, precision, path))
     run.measure(third)
     return run.finish(onnx, time.monotonic() - began)
+
+
+def _suiting(precision: str, graph: Sequence[str]) -> list[str]:
+    """The graph variants that leave a precision what it converts."""
+    return [name for name in graph if name not in PRECISIONS[precision].without]
 
 
 def _within(precision: str) -> str:

@@ -94,6 +94,15 @@ def measure(rows: list[Candidate], args: argparse.Namespace) -> tuple[list[dict[
     return about, times
 
 
+def from_jpeg(row: Candidate, args: argparse.Namespace) -> dict[str, Any]:
+    """From the photo's file to its mask: ms, and times the network's own time beside it."""
+    from tinymim_export.bench.end_to_end import end_to_end
+
+    options = dict(compute_type=row.compute_type, threads=args.threads, seconds=args.seconds)
+    (seen,) = end_to_end([row.file], args.data_root / "images" / "validation", runtime=row.runtime, **options).rows
+    return {"photo_ms": seen.total_ms, "photo_ratio": seen.ratio}
+
+
 def backbone(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure the bare backbone in every precision and runtime: time, and cosine of its features on real photos."""
     from tinymim_export import export
@@ -158,6 +167,14 @@ def backbone(args: argparse.Namespace) -> list[dict[str, Any]]:
     return made
 
 
+def from_photo(row: dict[str, Any]) -> list[str]:
+    """Two cells: from photo to mask; none in results of before."""
+    if "photo_ms" not in row:
+        return []
+    ratio, low, high = row["photo_ratio"]
+    return [f"{row['photo_ms']:.1f}", f"{ratio:.2f} ({low:.2f} to {high:.2f})"]
+
+
 def table(results: dict[str, Any]) -> str:
     """All results as Markdown."""
     from tinymim_export.tables import billions, markdown_table, millions
@@ -173,6 +190,7 @@ def table(results: dict[str, Any]) -> str:
         "p50 ms",
         "p90",
         "times plain",
+        *(["JPEG to mask ms", "times the network"] if "photo_ms" in results["segmentors"][0] else []),
         "mIoU %",
         "change (95 %)",
     ]
@@ -191,6 +209,7 @@ def table(results: dict[str, Any]) -> str:
                 f"{row['p50_ms']:.1f}",
                 f"{row['p90_ms']:.1f}",
                 f"{row['ratio']:.2f} ({low:.2f} to {high:.2f})",
+                *from_photo(row),
                 f"{100 * row['miou']:.2f}",
                 change if row["same_model"] else "",
             ]
@@ -241,6 +260,7 @@ def run(args: argparse.Namespace) -> int:
     rows = make_files(args)
     scores = [score(row, args) for row in rows]
     about, times = measure(rows, args)
+    photos = [from_jpeg(row, args) for row in rows]
     counts = [
         SimpleNamespace(names=s["names"], **{k: np.array(v) for k, v in s.items() if k.endswith("_IC")}) for s in scores
     ]
@@ -252,6 +272,7 @@ def run(args: argparse.Namespace) -> int:
         drop = bootstrap_miou_drop(counts[base], counts[i]) if same else (0.0, 0.0)
         made.append(
             what
+            | photos[i]
             | {
                 "p50_ms": float(np.median(ms)),
                 "p90_ms": float(np.percentile(ms, 90)),

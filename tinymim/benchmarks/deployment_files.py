@@ -152,20 +152,26 @@ def make_files(args: argparse.Namespace) -> list[Candidate]:
     if not fused.is_file():
         save_proto(apply_variants(load_proto(fp32), ["attention"]), fused)
     rows.append(Candidate("tinymim fp32, fused attention", fused))
+    merged = out / "fp32_merged.onnx"
+    if not merged.is_file():
+        save_proto(apply_variants(load_proto(fp32), ["merged"]), merged)
     for precision in ("int8-dynamic", "int8-weights", "int8", "int8-smooth", "int8-wide"):
         for source, words in ((fp32, ""), (fused, ", fused attention")):
             file = out / f"{precision}{'_attention' if words else ''}.onnx"
             if precision in ("int8-weights", "int8-wide") and words:
                 continue
+            if precision == "int8-wide":
+                source, file = merged, out / "int8-wide_merged.onnx"
             if not file.is_file():
                 measured = PRECISIONS[precision].needs_calibration
                 options = {"calibration": calibration, "count": CALIBRATION} if measured else {}
                 quantize(source, file, precision=precision, **options)
-            if precision == "int8-wide":  # for OpenVINO, below
+            if precision == "int8-wide":  # for OpenVINO, next
                 continue
             rows.append(Candidate(f"tinymim {precision}{words}", file))
-    static = [(out / f"{name}.onnx", name) for name in ("int8", "int8-smooth", "int8-wide")]
-    for file, words in ((fp32, "fp32"), *static):
+    static = [(out / f"{name}.onnx", name) for name in ("int8", "int8-smooth")]
+    static.append((out / "int8-wide_merged.onnx", "int8-wide, merged"))
+    for file, words in ((fp32, "fp32"), (merged, "fp32, merged"), *static):
         rows += [Candidate(f"tinymim {words}", file, "openvino", word) for word in openvino_compute_types()]
     for file in args.others:
         rows.append(Candidate(file.stem, file))

@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="for files with free sizes; default: the size they were exported at",
     )
     parser.add_argument("--split", action="store_true", help="time backbone, pyramid, head, up-sampling")
+    parser.add_argument("--explain", action="store_true", help="time by kind of operator, beside the matrix rate here")
     parser.add_argument("--end-to-end", action="store_true", help="time --photos from JPEG to mask, by step")
     parser.add_argument("--photos", default=None, metavar="FOLDER", help="photos for --end-to-end")
     parser.add_argument("--resize-to-file", action="store_true", help="with --end-to-end: stretch them to the file")
@@ -65,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
         return _compare(args)
     if args.end_to_end or args.photos or args.resize_to_file:
         return _end_to_end(args)
+    if args.explain:
+        return _explain(args)
     from tinymim_export.bench.latency import bench
 
     result = bench(
@@ -98,6 +101,18 @@ def _engine_and_time(args: argparse.Namespace) -> dict[str, Any]:
     )
 
 
+def _explain(args: argparse.Namespace) -> int:
+    from tinymim.errors import ConfigError
+    from tinymim_export.bench.operators import explain
+
+    others = [f"--{name}" for name in ("split", "size") if getattr(args, name)] + ["--batch"] * (args.batch != 1)
+    if others:
+        raise ConfigError(f"--explain takes no {others[0]}", "files run once, as exported", "leave it out")
+    _show(args, explain(args.files, **_engine_and_time(args)))
+    print(f"next: tinymim bench {shlex.join(args.files)} --split")
+    return 0
+
+
 def _end_to_end(args: argparse.Namespace) -> int:
     from tinymim.errors import ConfigError
     from tinymim_export.bench.end_to_end import end_to_end
@@ -108,7 +123,9 @@ def _end_to_end(args: argparse.Namespace) -> int:
             "photos are read and segmented as tinymim predict does",
             "e.g. tinymim bench FILE.onnx --end-to-end --photos FOLDER",
         )
-    others = [f"--{name}" for name in ("split", "size") if getattr(args, name)] + ["--batch"] * (args.batch != 1)
+    others = [f"--{name}" for name in ("split", "explain", "size") if getattr(args, name)] + ["--batch"] * (
+        args.batch != 1
+    )
     if others:
         raise ConfigError(
             f"--end-to-end takes no {others[0]}", "photos run one by one, by the file's contract", "leave it out"
@@ -130,7 +147,7 @@ def _compare(args: argparse.Namespace) -> int:
 
     others = [
         *args.files,
-        *(f"--{name}" for name in ("split", "runtime", "precision", "runs", "size") if getattr(args, name)),
+        *(f"--{name}" for name in ("split", "explain", "runtime", "precision", "runs", "size") if getattr(args, name)),
     ]
     if others:
         raise ConfigError(

@@ -127,7 +127,10 @@ class OpenVINOEngine(Engine):
         for run in range(runs + 1):
             request.infer({0: image})
             for node in request.profiling_info if run else ():
-                ms[node.node_type] += node.real_time.total_seconds() * 1000 / runs
+                if not node.real_time:  # fused into another, or no work
+                    continue
+                word = node.exec_type.rpartition("_")[2]  # "brgemm_avx512_I8": what it computes in
+                ms[f"{node.node_type} {word.lower()}"] += node.real_time.total_seconds() * 1000 / runs
         return ms
 
     def unfused_pairs(self) -> int | None:

@@ -16,6 +16,7 @@ from tinymim import cli
 from tinymim.cores import cores
 from tinymim.errors import CheckFailed, ConfigError, DataError
 from tinymim_export import bench
+from tinymim_export.bench import operators
 from tinymim_export.bench.graph_parts import cut
 from tinymim_export.bench.latency import peak_memory
 from tinymim_export.bench.split import SplitRow, remarks
@@ -317,3 +318,32 @@ def test_from_photo_to_mask(exported, tmp_path, capsys):
     for wrong in (command[:3], [*command, "--split"], [*command, "--batch", "2"]):
         assert cli.main(wrong) == 2
         assert "--end-to-end" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [[], ["--runtime", "openvino"]])
+def test_where_the_time_goes(exported, tmp_path, capsys, options, monkeypatch):
+    monkeypatch.setattr(operators, "SIDE", 128)
+    out = tmp_path / "explained.json"
+    file = str(exported.fixed.onnx)
+    assert cli.main(["bench", file, "--explain", "--runs", "10", "--threads", "1", "--json", str(out), *options]) == 0
+    text = capsys.readouterr().out
+    (row,) = json.loads(out.read_text("utf-8"))["rows"]
+    assert sum(one["share"] for one in row["operators"]) == pytest.approx(1)
+    assert all(one["ms"] > 0 for one in row["operators"])
+    assert set(row["rates"]) == {"f32", "int8"}
+    assert row["gflop"] == pytest.approx(2e-9 * exported.fixed.cost["macs"])
+    assert f"{row['rates']['int8']:.0f} GFLOP/s in int8" in text
+    assert row["operators"][0]["operator"] in text
+    assert cli.main(["bench", file, "--explain", "--split"]) == 2
+    assert "--explain takes no --split" in capsys.readouterr().err
+
+
+def test_the_file_that_gives_the_rate_multiplies(tmp_path, monkeypatch):
+    monkeypatch.setattr(operators, "SIDE", 32)
+    image = np.random.default_rng(0).uniform(-1, 1, (1, 3, 32, 32)).astype(np.float32)
+    found = []
+    for int8 in (False, True):
+        path = tmp_path / f"{int8}.onnx"
+        path.write_bytes(operators.products_file(int8))
+        found.append(open_engine(path, threads=1).run(image).ravel())
+    assert np.corrcoef(*found)[0, 1] > 0.9

@@ -11,7 +11,6 @@ from tests.export.tiny import write_segmentor
 from tinymim.errors import ConfigError
 from tinymim_export.precision.calibrate import measure
 from tinymim_export.precision.int8_smooth import smooth
-from tinymim_export.precision.int8_wide import wide_inputs
 from tinymim_export.precision.onnx_graph import Graph
 from tinymim_export.precision.qdq import prepare
 from tinymim_export.precision.quantize import FloatFile, quantize
@@ -87,17 +86,28 @@ def test_no_normalisation_no_smoothing(photos, tmp_path):
     assert not (tmp_path / "out.onnx").exists()
 
 
-def test_wide_int8_reaches_pyramids_and_transposed_convolutions(exported, photos, tmp_path):
+def test_wide_int8_reaches_both_products_of_attention(exported, photos, tmp_path):
     made = quantize(exported.fixed.onnx, tmp_path / "wide.onnx", precision="int8-wide", calibration=photos, count=6)
-    assert made.layers["ConvTranspose"] == 3
+    plain = quantize(exported.fixed.onnx, tmp_path / "int8.onnx", precision="int8", calibration=photos, count=6)
+    assert made.layers["MatMul"] == plain.layers["MatMul"] + 8, "two products in each of four blocks"
+    assert "products of activations (attention)" in plain.left
+    assert "products of activations (attention)" not in made.left
     g = Graph(load_proto(made.file))
-    given = [[g.maker[name].op_type for name in node.input[:1]] for node in g.graph.node if node.op_type == "Resize"]
-    assert given.count(["DequantizeLinear"]) == len(given) - 1, "all but the last, which brings the scores to full size"
-    makers = [
-        {g.maker[name].op_type for name in node.input if name in g.maker}
-        for node in g.graph.node
-        if node.op_type == "Add"
-    ]
-    sums = [kinds for kinds in makers if kinds == {"DequantizeLinear"}]
-    assert len(sums) == 3, "the top-down additions, none of the residual stream"
-    assert not wide_inputs(Graph(load_proto(write_segmentor(tmp_path / "tiny.onnx"))))
+    for softmax in [node for node in g.graph.node if node.op_type == "Softmax"]:
+        scores = g.maker[softmax.input[0]]
+        q, k = (g.maker[name] for name in scores.input)
+        (shares,) = g.users[softmax.output[0]]
+        assert [q.op_type, k.op_type, shares.op_type] == ["DequantizeLinear", "DequantizeLinear", "QuantizeLinear"]
+        assert g.constant(q.input[2]) == g.constant(k.input[2]) == 0
+        assert g.constant(q.input[2]).dtype == np.int8, "signed: OpenVINO's kernel takes no zero points"
+        assert g.constant(shares.input[2]).dtype == np.uint8
+
+
+def test_wide_int8_leaves_attention_of_excluded_blocks_in_float(exported, photos, tmp_path):
+    source = FloatFile(exported.fixed.onnx)
+    source.calibrate(photos, 6, 0)
+    made, _, left = source.build("int8-wide", ["block 1"])
+    assert left["in excluded blocks"] == 6, "four layers and two products"
+    g = Graph(made)
+    first = next(node for node in g.graph.node if node.op_type == "Softmax")
+    assert g.users[first.output[0]][0].op_type == "MatMul"

@@ -119,9 +119,32 @@ def test_early_argmax_is_a_nearest_mask_of_the_small_decision(protos):
     assert parts["upsampling"] == {"params": 0, "macs": 0, "tensors": ["mask"]}
 
 
+def test_merged_convolutions_give_the_same_with_fewer_products(protos):
+    made = apply_variants(protos["fixed"], ["merged"])
+    before, after = kinds(protos["fixed"]), kinds(made)
+    assert before.count("Conv") - after.count("Conv") == 2, "the lateral convolutions of the two enlarged levels"
+    assert before.count("ConvTranspose") == after.count("ConvTranspose") == 3
+    images = np.random.default_rng(0).standard_normal((2, 3, 64, 96)).astype(np.float32)
+    assert close(run(made, images), run(protos["fixed"], images))
+    old, new = (proto_metadata(proto)["cost"] for proto in (protos["fixed"], made))
+    tensors = {name for node in made.graph.node for name in node.output}
+    assert set(new["parts"]["pyramid"]["tensors"]) - {"level2"} <= tensors, "what --split cuts at; level2 is tap2"
+    assert sum(part["macs"] for part in new["parts"].values()) == new["macs"] < old["macs"]
+
+
+def test_attention_takes_three_products_without_a_cut(protos):
+    made = apply_variants(protos["fixed"], ["attention"])
+    before, after = kinds(protos["fixed"]), kinds(made)
+    assert "Split" not in after
+    blocks = after.count("MultiHeadAttention")
+    assert after.count("MatMul") == before.count("MatMul"), "three for one; attention's two are in the node"
+    assert blocks == before.count("Softmax")
+
+
 def test_all_together_and_no_variant_twice(protos):
-    made = apply_variants(protos["mask"], list(VARIANTS))
-    assert proto_metadata(made)["graph"] == list(VARIANTS)
+    all_but_merged = [name for name in VARIANTS if name != "merged"]
+    made = apply_variants(protos["mask"], all_but_merged)
+    assert proto_metadata(made)["graph"] == all_but_merged
     again = apply_variants(made, ["attention", "pixels"])
     assert kinds(again) == kinds(made)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 64, 96), np.uint8)
