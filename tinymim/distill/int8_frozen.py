@@ -4,8 +4,9 @@ Weights have one scale per output channel, inputs one scale and zero point per l
 Each norm's gain and bias absorb the smoothing of its product (SmoothQuant, arXiv 2211.10438, equation 4, alpha 0.5)
 and the quantisation itself: what remains is to clamp and to round. Blocks whose taps are read keep their precision.
 
-Measured with DINOv2-S at 224 pixels, target block 10, CamVid: q, k, v of the float32 teacher have cosines of 0.9987 to
-0.9995; the KL divergence of its relations is 0.0018 (Q-K) and 0.0004 (V-V), that of a bfloat16 teacher 0.0005 and 0.0001.
+Measured with DINOv2-S at 224 pixels, target block 10, 32 photos of CamVid, against the float32 teacher: cosines of q and
+v are 0.9994 and 0.9986 (bfloat16: 0.9999, 0.9998); the KL divergence of the relations is 0.0023 for Q-K and 0.0006 for
+V-V (bfloat16: 0.0005, 0.0001).
 """
 
 import functools
@@ -24,7 +25,6 @@ from tinymim.errors import ConfigError
 from tinymim.models import vit
 
 BLOCKS = (timm.models.vision_transformer.Block, vit.Block)
-
 
 
 @dataclass
@@ -121,9 +121,7 @@ def quantise_blocks(model: Any, run: Callable[[], Any], read: Collection[int], d
             "use teacher_precision=auto",
         )
     layers = [layer for block in blocks for layer in (block.attn.qkv, block.mlp.fc1, block.mlp.fc2)]
-    seen = {
-        layer: Seen(*(torch.zeros(layer.in_features) for _ in range(3))) for layer in layers
-    }
+    seen = {layer: Seen(*(torch.zeros(layer.in_features) for _ in range(3))) for layer in layers}
     hooks = [layer.register_forward_pre_hook(lambda one, args: seen[one].note(args[0])) for layer in layers]
     try:
         run()
@@ -150,7 +148,9 @@ def fits(block: Any) -> bool:
     )
 
 
-def after_norm(norm: nn.LayerNorm, layer: nn.Linear, seen: dict[nn.Linear, Seen], dtype: torch.dtype, **how: Any) -> Int8Linear:
+def after_norm(
+    norm: nn.LayerNorm, layer: nn.Linear, seen: dict[nn.Linear, Seen], dtype: torch.dtype, **how: Any
+) -> Int8Linear:
     """The 8-bit form of a layer, with the smoothing and quantisation of its input in the norm before it."""
     smooth_K = (seen[layer].largest_K.clamp_min(1e-5) / layer.weight.detach().abs().amax(0).clamp_min(1e-5)).sqrt()
     scale, zero = seen[layer].affine(smooth_K)

@@ -108,13 +108,17 @@ class PretrainJob(Job):
         if self.method.calibrates:
             if self.place != "cpu":
                 raise ConfigError(
-                    f"teacher_precision=int8 on {self.place}", "8-bit products run on the CPU only", "use auto, or --device cpu"
+                    f"teacher_precision=int8 on {self.place}",
+                    "8-bit products run on the CPU only",
+                    "use auto, or --device cpu",
                 )
             some = [self.files[len(self.files) * i // CALIBRATION] for i in range(CALIBRATION)]
             shown = self.photos(train=False, files=some)
             batch = collate_readable([shown[(0, i)] for i in range(CALIBRATION)])
             if "image" not in batch:
-                raise ConfigError(f"{len(some)} photos of {self.settings.data}", "none of them can be read", "check the files")
+                raise ConfigError(
+                    f"{len(some)} photos of {self.settings.data}", "none of them can be read", "check the files"
+                )
             model.calibrate(autocast or torch.float32, batch["image"])
         return model
 
