@@ -64,6 +64,7 @@ class Setup:
         seed: Of weights, order and augmentation.
         drop_path: Rate of the student's blocks before the last.
         whole_teacher: See :class:`~tinymim.benchmarks.published_step.PublishedViT`.
+        int8_teacher: Whether our teacher's products are of 8 bits (``teacher_precision=int8``).
         profiled: Whether turns tell the time by kind of operation.
     """
 
@@ -79,6 +80,7 @@ class Setup:
     seed: int = 0
     drop_path: float = 0.1
     whole_teacher: bool = False
+    int8_teacher: bool = False
     profiled: bool = False
 
 
@@ -130,6 +132,7 @@ class MeasuredJob(DistillJob):
             "drop_path": setup.drop_path,
             "watch_every": 0,
             "target_block": TEACHERS[setup.teacher][-1],
+            "teacher_precision": "int8" if setup.int8_teacher else "auto",
         }
         settings = DistillSettings(
             data=setup.photos,
@@ -155,9 +158,9 @@ class MeasuredJob(DistillJob):
         finally:
             self.settings = given
 
-    def photos(self, train: bool = True) -> Any:
-        photos = super().photos(train)
-        return photos if self.setup.loading else Held(photos, self.setup.batch)
+    def photos(self, train: bool = True, files: list[Path] | None = None) -> Any:
+        photos = super().photos(train, files)
+        return Held(photos, self.setup.batch) if train and not self.setup.loading else photos
 
     def hooks_after(self) -> list[Hook]:
         return [*super().hooks_after(), *([] if self.turns is None else [TurnHook(self.turns)])]

@@ -19,6 +19,7 @@ from tinymim.benchmarks.distill_tables import PAIRS, PUBLISHED, key, machine, re
 from tinymim.cli import run_command
 from tinymim.errors import ConfigError
 
+INT8 = "ours {}, int8 teacher"
 SIZES = [128, 224, 512]
 DISTINCT = 16  # photos that are drawn; more names are links to these
 
@@ -194,6 +195,7 @@ def measured(
 
     from tinymim.benchmarks import contenders as bodies
     from tinymim.benchmarks.turns import Contender, measure
+    from tinymim.distill.int8_frozen import can_int8
 
     half = "fp16" if setup.device == "cuda" else "fp32"  # as published
     warm = 2 * setup.workers + 1 if setup.loading else 0  # what the workers have read in advance does not count
@@ -222,12 +224,15 @@ def measured(
         return started
 
     kinds = {PUBLISHED: half, **{f"ours {precision}": precision for precision in precisions}}
+    if setup.device == "cpu" and can_int8():
+        kinds[INT8.format(precisions[-1])] = precisions[-1]
+
+    def spec(name: str) -> Any:
+        return replace(setup, precision=kinds[name], int8_teacher=name == INT8.format(kinds[name]))
+
     products = {precision: rates.contender(precision) for precision in dict.fromkeys(kinds.values())}
     steps = turns(
-        {
-            name: (bodies.published if name == PUBLISHED else bodies.ours, replace(setup, precision=precision))
-            for name, precision in kinds.items()
-        },
+        {name: (bodies.published if name == PUBLISHED else bodies.ours, spec(name)) for name in kinds},
         [*products.values()],
         warm,
     )
@@ -239,7 +244,7 @@ def measured(
     columns = [figures(each, kinds[each.name], setup.batch, steps[0], rate, row["gflop_per_image"]) for each in steps]
     yield {"what": "step", **row, "steps": columns}
     if args.profile and not setup.loading:
-        yield {"what": "profile", **row, "steps": [profiled(setup, name, kinds[name], args) for name in kinds]}
+        yield {"what": "profile", **row, "steps": [profiled(spec(name), name, args) for name in kinds]}
     if args.loss and not setup.loading:
         named = {
             f"{form} {precision}": (bodies.loss_alone, (replace(setup, precision=precision), form))
@@ -250,21 +255,21 @@ def measured(
         yield {"what": "loss", **row, "steps": columns}
 
 
-def profiled(setup: Any, name: str, precision: str, args: argparse.Namespace) -> dict[str, Any]:
+def profiled(setup: Any, name: str, args: argparse.Namespace) -> dict[str, Any]:
     """Milliseconds per step by kind of operation; a profiled step takes longer than one that is not."""
     from dataclasses import replace
 
     from tinymim.benchmarks import contenders as bodies
     from tinymim.benchmarks.turns import Contender
 
-    spec = replace(setup, precision=precision, profiled=True)
+    spec = replace(setup, profiled=True)
     contender = Contender(name, bodies.published if name == PUBLISHED else bodies.ours, spec, args.memory)
     try:
         result = contender.turn(1, 2)
     finally:
         contender.close()
     kinds = None if result is None else result["kinds"]
-    return {"name": name, "precision": precision, "failed": contender.failed, "kinds": kinds}
+    return {"name": name, "precision": setup.precision, "failed": contender.failed, "kinds": kinds}
 
 
 def figures(

@@ -99,6 +99,7 @@ class Method(nn.Module):
     Attributes:
         student: The network that is kept.
         teachers: The frozen models that the targets come from, for the records; empty if there are none.
+        calibrates: Whether :meth:`calibrate` needs to be called.
         per_photo: Called by the data workers for each photo; returns tensors that the method needs besides the pixels
             (e.g. targets from a store). They arrive, stacked, as ``extra`` of :meth:`losses`. None: no extra tensors.
     """
@@ -112,6 +113,7 @@ class Method(nn.Module):
     student: Any
     teachers: Sequence[Teacher] = ()
     per_photo: PerPhoto | None = None
+    calibrates = False
 
     @classmethod
     def from_recipe(cls, recipe: Any, student: Any, *, pretrained: bool = True) -> "Method":
@@ -140,6 +142,14 @@ class Method(nn.Module):
     def forward(self, *views: Tensor, **extra: Any) -> dict[str, Tensor]:
         """Same as :meth:`losses`."""
         return self.losses(*views, **extra)
+
+    def calibrate(self, dtype: torch.dtype, *views: Tensor) -> None:
+        """Called once, before :meth:`prepare`, with some of the photos if :attr:`calibrates` is set.
+
+        Args:
+            dtype: See :meth:`prepare`.
+            views: See :meth:`losses`.
+        """
 
     def prepare(self, dtype: torch.dtype) -> None:
         """Called once, when the method is on its device: make what is frozen fast.

@@ -53,6 +53,7 @@ class SeveralTeachers(Method):
         self.methods, self.weights = nn.ModuleList(methods), weights
         self.student, self.mae = first.student, first.mae
         self.teachers = [teacher for method in methods for teacher in method.teachers]
+        self.calibrates = any(method.calibrates for method in methods)
         self.per_photo = self._per_photo if any(method.per_photo for method in methods) else None
         self.taps: dict[int, tuple[str, ...]] = {}
         for method in methods:
@@ -68,6 +69,11 @@ class SeveralTeachers(Method):
     def prepare(self, dtype: torch.dtype) -> None:
         for method in self.methods:
             method.prepare(dtype)  # type: ignore[operator]
+
+    def calibrate(self, dtype: torch.dtype, *views: Tensor) -> None:
+        for method, images in zip(self.methods, views[1:], strict=True):
+            if method.calibrates:
+                method.calibrate(dtype, views[0], images)  # type: ignore[operator]
 
     @property
     def learned(self) -> nn.Module:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinymim.distill.frozen import prepare_frozen
+from tinymim.distill.int8_frozen import quantise_blocks
 from tinymim.distill.method import PerPhoto
 from tinymim.distill.taps import read
 from tinymim.errors import ConfigError
@@ -91,6 +92,20 @@ class LiveTeacher:
         """On the model's device: :func:`~tinymim.distill.frozen.prepare_frozen`; it then runs in this type."""
         prepare_frozen(self.model, dtype)
         self.dtype = None if dtype == torch.float32 else dtype
+
+    def calibrate(self, images: Tensor, wanted: Wanted, grid: tuple[int, int], dtype: torch.dtype) -> None:
+        """Before :meth:`prepare`: :func:`~tinymim.distill.int8_frozen.quantise_blocks` for photos like these.
+
+        Raises:
+            ConfigError: see there.
+        """
+
+        def run() -> None:
+            self.train(False)
+            for few in images.split(8):
+                self.read(few, wanted, grid)
+
+        quantise_blocks(self.model, run, wanted, dtype)
 
     def train(self, mode: bool) -> None:
         """Evaluation mode, except for drop path while the student trains."""

@@ -48,6 +48,8 @@ class TinyMIM(Method):
         reconstruct: Add MAE's loss on the masked pixels; keywords of :class:`tinymim.models.mae.MAE` for its decoder,
             and its ``weight``. Needs a masked student.
         teacher_drop_path: Constant stochastic-depth rate of the teacher's blocks (table 13); 0: none.
+        teacher_precision: "auto": the run's; "int8": 8-bit products before the blocks that are read
+            (:mod:`tinymim.distill.int8_frozen`).
         align: For patch grids that differ, see :class:`~tinymim.distill.sources.LiveTeacher`.
 
     Raises:
@@ -67,6 +69,7 @@ class TinyMIM(Method):
         "mask": Key(None),  # who sees only the visible patches: None | "student" | "teacher" | "both"
         "reconstruct": Number(0.0),  # weight of MAE's loss, added to the others; needs a masked student
         "teacher_drop_path": Number(0.0, most=1, below=True),  # the same in every block
+        "teacher_precision": Choice("auto", ("auto", "int8")),  # auto: as the student; int8: 8-bit products, on the CPU
         **MASKING,
     }
 
@@ -84,6 +87,7 @@ class TinyMIM(Method):
         mask_ratio: float = 0.75,
         reconstruct: dict[str, Any] | None = None,
         teacher_drop_path: float = 0.0,
+        teacher_precision: str = "auto",
         align: str | None = None,
     ) -> None:
         super().__init__()
@@ -98,6 +102,7 @@ class TinyMIM(Method):
             raise ConfigError("no targets", "nothing would be learned", "e.g. targets=('qk+vv',)")
         self.target_block = self.targets[0].teacher_block
         self.softmax, self.mask, self.mask_ratio, self.align = softmax, mask, mask_ratio, align
+        self.calibrates = live and teacher_precision == "int8"
         self.relation_heads = relation_heads or self.source.heads
         check_options(self, student, teacher if live else None, class_token, reconstruct)
         both = has_class_token(student) and self.source.class_token
@@ -141,6 +146,7 @@ class TinyMIM(Method):
             mask_ratio=recipe.mask_ratio,
             reconstruct=decoder if recipe.reconstruct and first else None,
             teacher_drop_path=recipe.teacher_drop_path,
+            teacher_precision=recipe.teacher_precision,
             align=entry["align"],
         )
         method.teachers = [reading.teacher]
@@ -159,6 +165,11 @@ class TinyMIM(Method):
         """See :meth:`tinymim.distill.sources.LiveTeacher.prepare`."""
         if isinstance(self.source, LiveTeacher):
             self.source.prepare(dtype)
+
+    def calibrate(self, dtype: torch.dtype, *views: Tensor) -> None:
+        """See :meth:`tinymim.distill.sources.LiveTeacher.calibrate`."""
+        grid = patch_grid(self.student, (views[0].shape[2], views[0].shape[3]))
+        self.source.calibrate(views[-1], read_from(self.targets, "teacher"), grid, dtype)
 
     def train(self, mode: bool = True) -> "TinyMIM":
         """Training mode for the student; the teacher stays in evaluation mode, except for its drop path."""

@@ -23,6 +23,8 @@ from tinymim.errors import ConfigError
 from tinymim.files import describe_file, describe_files
 from tinymim.models import load_weights, save_student
 
+CALIBRATION = 32  # photos, spread over the list, that a teacher is quantised with
+
 
 @dataclass
 class RunResult:
@@ -102,16 +104,32 @@ class PretrainJob(Job):
         self.method, self.teachers = build_method(self.config, pretrained=not self.settings.dry_run)
         if self.settings.init_from and self.state is None:
             load_weights(self.method.student, self.settings.init_from)
-        return PretrainModel(self.method, autocast=autocast, photo=self.files[0])
+        model = PretrainModel(self.method, autocast=autocast, photo=self.files[0])
+        if self.method.calibrates:
+            if self.place != "cpu":
+                raise ConfigError(
+                    f"teacher_precision=int8 on {self.place}",
+                    "8-bit products run on the CPU only",
+                    "use auto, or --device cpu",
+                )
+            some = [self.files[len(self.files) * i // CALIBRATION] for i in range(CALIBRATION)]
+            shown = self.photos(train=False, files=some)
+            batch = collate_readable([shown[(0, i)] for i in range(CALIBRATION)])
+            if "image" not in batch:
+                raise ConfigError(
+                    f"{len(some)} photos of {self.settings.data}", "none of them can be read", "check the files"
+                )
+            model.calibrate(autocast or torch.float32, batch["image"])
+        return model
 
     @property
     def patch_size(self) -> int:
         return int(self.method.student.patch_size)
 
-    def photos(self, train: bool = True) -> Photos:
-        """Crops of the training photos, or views of the held-out ones."""
+    def photos(self, train: bool = True, files: list[Path] | None = None) -> Photos:
+        """Crops of the training photos, or views of the held-out ones or of those given."""
         return Photos(
-            self.files if train else self.held_out,
+            files or (self.files if train else self.held_out),
             img_size=self.config.img_size,
             scale=tuple(self.config.crop_scale),
             jitter=self.config.color_jitter,
