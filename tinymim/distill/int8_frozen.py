@@ -4,9 +4,9 @@ Weights have one scale per output channel, inputs one scale and zero point per l
 Each norm's gain and bias absorb the smoothing of its product (SmoothQuant, arXiv 2211.10438, equation 4, alpha 0.5)
 and the quantisation itself: what remains is to clamp and to round. Blocks whose taps are read keep their precision.
 
-Measured with DINOv2-S at 224 pixels, target block 10, 32 photos of CamVid, against the float32 teacher: cosines of q and
-v are 0.9994 and 0.9986 (bfloat16: 0.9999, 0.9998); the KL divergence of the relations is 0.0023 for Q-K and 0.0006 for
-V-V (bfloat16: 0.0005, 0.0001).
+Measured with DINOv2-S at 224 pixels, target block 10, 32 photos of CamVid, against the float32 teacher: cosines of q
+and v are 0.9994 and 0.9986 (bfloat16: 0.9999, 0.9998); the KL divergence of the relations is 0.0023 for Q-K and 0.0006
+for V-V (bfloat16: 0.0005, 0.0001).
 """
 
 import functools
