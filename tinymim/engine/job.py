@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from tinymim.compat import use_device
 from tinymim.distill.method import find_method
+from tinymim.engine.compiling import compile_student
 from tinymim.engine.hooks import MonitorHook, SaveHook
 from tinymim.engine.model import Trainable, pick_precision
 from tinymim.engine.parallel import average, check_strategy, shard, together, whole_encoder
@@ -59,7 +60,7 @@ class Job(ABC):
         arithmetic: Steps, batch and learning rate.
         folder: Run folder.
         state: The checkpoint that a resumed run continues from, or None.
-        chosen: Images per pass of a resumed run; 0: they are to be found.
+        chosen: What a resumed run has chosen: ``micro_batch``, ``compiled``.
         model: The model that is trained.
         monitor: Losses and scores of the loop.
     """
@@ -112,7 +113,7 @@ class Job(ABC):
             **self.more_settings(),
         }
         self.folder = Path(self.settings.out or f"runs/{Path(self.recipe).stem}")
-        self.chosen = 0
+        self.chosen: dict[str, Any] = {}
         if self.settings.dry_run:
             return
         resume, overwrite = self.settings.resume, self.settings.overwrite
@@ -126,7 +127,7 @@ class Job(ABC):
             self.state, self.changed = resume_state(self.folder, self.resolved)
             self.config.merge_from_dict({key: self.resolved[key] for key in BEFORE if key in self.resolved})
             begun = on_first_process(lambda: read_env(self.folder).get("inputs", {}))
-            self.chosen = (self.state or begun).get("micro_batch", 0)
+            self.chosen = self.state or begun
 
     def build(self) -> None:
         """Build the model on its device, and choose the number of images per pass."""
@@ -137,11 +138,16 @@ class Job(ABC):
         plan, share = self.arithmetic, self.arithmetic.batch // self.world
         if self.state is not None:
             self.model.learned.load_state_dict(self.state["model"])
-        if self.chosen:
-            plan.micro_batch = next(n for n in range(min(self.chosen, share), 0, -1) if share % n == 0)
-        else:
-            with torch.autocast(self.place, torch.float16, enabled=self.scaled):
+        most, compiled = self.chosen.get("micro_batch", 0), self.chosen.get("compiled")
+        if compiled is not None:
+            self.config.compile = "on" if compiled else "off"
+        with torch.autocast(self.place, torch.float16, enabled=self.scaled):
+            if most:
+                plan.micro_batch = next(n for n in range(min(most, share), 0, -1) if share % n == 0)
+            else:
                 plan.micro_batch, how = micro_batch(self.config, self.model, share, self.place)
+                plan.notes += [how] if how else []
+            self.compiled, how = compile_student(self.config, self.model, plan.micro_batch, self.place)
             plan.notes += [how] if how else []
         plan.notes += padding(self.config.img_size, self.patch_size)
         if self.rank == 0:
@@ -174,14 +180,14 @@ class Job(ABC):
             config.save_every or plan.steps_per_epoch,
             self.write_product,
             self.state,
-            {"micro_batch": plan.micro_batch, "by_rows": by_rows},
+            {"micro_batch": plan.micro_batch, "compiled": self.compiled, "by_rows": by_rows},
         )
         hooks = [*self.hooks_before(optimizer), self.monitor, *self.hooks_after(), saver]
         on_first_process(
             lambda: open_folder(
                 self.opened,
                 self.resolved,
-                {**self.inputs(), "micro_batch": plan.micro_batch},
+                {**self.inputs(), "micro_batch": plan.micro_batch, "compiled": self.compiled},
                 anew=self.state is None,
                 changed=self.changed,
             )

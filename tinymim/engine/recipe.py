@@ -42,6 +42,7 @@ RUN_KEYS: dict[str, Key] = {
     "weight_decay": Number(),
     "precision": Choice(choices=("auto", "fp32", "bf16", "fp16")),
     "grad_checkpointing": Choice(choices=(False, True)),
+    "compile": Choice(choices=("auto", "on", "off")),
     "strategy": Choice(choices=STRATEGIES),
     "micro_batch": Number(least=1, whole=True, option=True, word="auto"),
     "save_every": Number(least=1, whole=True),

@@ -20,6 +20,7 @@ weight_decay = 0.05  # not on 1-D parameters
 precision = "auto"  # auto | fp32 | bf16 | fp16; auto: bf16 if the processor supports it
 grad_checkpointing = False  # recompute blocks in the backward pass: far less memory, a third more work
 micro_batch = None  # images per forward pass; None: chosen by memory; "auto": timed as well
+compile = "auto"  # auto | on | off: torch.compile of the student's blocks; auto: on a GPU, if a pass is faster
 strategy = None  # of several processes: ddp, also if None, | fsdp: weights and moments sharded
 save_every = None  # steps; None: one epoch
 val_every = None  # steps; None: one epoch
