@@ -102,7 +102,7 @@ TORCH = {"torch", "torchvision", "timm", "mmengine", "mmcv", "mmseg"}
 ONNX = {"onnx", "onnxscript"}
 # room -> what heavy packages it may import when it is itself imported; all other rooms of tinymim_export may not
 HEAVY_ROOMS = {"tinymim_export.graph": TORCH | ONNX, "tinymim_export.originals": TORCH | ONNX}
-LIMIT, ALGORITHM_LIMIT = 450, 280  # lines; a judgement, not a reason to split into worse names
+LIMIT, ALGORITHM_LIMIT = 450, 290  # lines; a judgement, not a reason to split into worse names
 
 
 def module_name(path: Path) -> str:

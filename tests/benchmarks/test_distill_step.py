@@ -7,6 +7,7 @@ import torch
 
 from tinymim.benchmarks import contenders, distill_step, distill_tables, turns
 from tinymim.benchmarks.published_step import PublishedPhotos, PublishedStep
+from tinymim.distill.int8_frozen import can_int8
 from tinymim.errors import ConfigError
 
 
@@ -87,7 +88,11 @@ def test_the_check_writes_a_row_of_all_contenders(tmp_path, capsys):
     out = tmp_path / "result"
     assert distill_step.main(["--check", "--device", "cpu", "--precision", "fp32", "--out", str(out)]) == 0
     (row,) = distill_tables.read_results(out.with_suffix(".json"))["rows"]
-    assert [step["name"] for step in row["steps"]] == ["published", "ours fp32"]
+    assert [step["name"] for step in row["steps"]] == [
+        "published",
+        "ours fp32",
+        *(["ours fp32, int8 teacher"] if can_int8() else []),
+    ]
     assert all(len(step["seconds"]) == 2 and 0 < step["utilisation"] < 1.5 for step in row["steps"])
     assert "next: python tools/bench_distill.py" in capsys.readouterr().out
 

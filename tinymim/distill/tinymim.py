@@ -20,7 +20,7 @@ from tinymim.distill.taps import read
 from tinymim.distill.targets import Relation, Target, parse_target, read_from
 from tinymim.distill.teachers import TEACHER_KEYS, each_teacher, load_for_recipe
 from tinymim.errors import ConfigError
-from tinymim.models.draws import draw_rows
+from tinymim.models.draws import draw_orders
 from tinymim.models.mae import MAE
 from tinymim.models.tokens import has_class_token, keep_patches, pair_tokens, patch_grid
 
@@ -260,8 +260,7 @@ class TinyMIM(Method):
         if self.mask is None:
             return None
         rows, columns = patch_grid(self.student, (student_images.shape[2], student_images.shape[3]))
-        noise = draw_rows(lambda n: torch.rand(n, rows * columns, device=student_images.device), len(student_images))
-        return noise.argsort(dim=1)
+        return draw_orders(len(student_images), rows * columns, student_images.device)
 
     def visible(self, order_BN: Tensor | None, side: str | None = None) -> Tensor | None:
         """Indices (B, V) of the visible patches, for ``side`` only if it is masked; None: all patches."""

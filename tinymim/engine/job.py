@@ -73,6 +73,7 @@ class Job(ABC):
     def __init__(self, recipe: str, settings: Any) -> None:
         self.recipe, self.settings = recipe, settings
         self.state: dict[str, Any] | None = None
+        self.chosen: dict[str, Any] = {}
 
     def run(self) -> Any:
         """Run the job.
@@ -113,7 +114,6 @@ class Job(ABC):
             **self.more_settings(),
         }
         self.folder = Path(self.settings.out or f"runs/{Path(self.recipe).stem}")
-        self.chosen: dict[str, Any] = {}
         if self.settings.dry_run:
             return
         resume, overwrite = self.settings.resume, self.settings.overwrite

@@ -7,8 +7,10 @@ of a pass give the same numbers as one process that takes the batch at once. Out
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import timm.layers
+import torch
 from torch import Tensor, nn
 
 
@@ -52,6 +54,11 @@ def draw_rows(sample: Callable[[int], Tensor], count: int) -> Tensor:
         return sample(count)
     each = count // _rows.count
     return sample(_rows.total * each)[_rows.first * each :][:count]
+
+
+def draw_orders(count: int, patches: int, device: Any) -> Tensor:
+    """A random order of the patches for each image, (count, patches), drawn by :func:`draw_rows`."""
+    return draw_rows(lambda n: torch.rand(n, patches, device=device), count).argsort(dim=1)
 
 
 class DropPath(timm.layers.DropPath):

@@ -6,7 +6,7 @@ Legend: B = batch, N = patches, V = visible patches, D = encoder width, E = deco
 import torch
 from torch import Tensor, nn
 
-from tinymim.models.draws import draw_rows
+from tinymim.models.draws import draw_orders
 from tinymim.models.position import resize_position, sincos_position
 from tinymim.models.tokens import keep_patches
 from tinymim.models.vit import Block, ViT, _init_weights
@@ -92,7 +92,7 @@ class MAE(nn.Module):
         p = self.encoder.patch_size
         B, N = len(images), (images.shape[2] // p) * (images.shape[3] // p)
         if ids_shuffle_BN is None:
-            ids_shuffle_BN = draw_rows(lambda n: torch.rand(n, N, device=images.device), B).argsort(dim=1)
+            ids_shuffle_BN = draw_orders(B, N, images.device)
         visible = max(int(N * (1 - self.mask_ratio)), 1)
         loss = self.pixel_loss(images, self.encode(images, ids_shuffle_BN[:, :visible]), ids_shuffle_BN)
         return {"pixel": loss, "loss": loss}

@@ -15,7 +15,8 @@ from tinymim.engine.recipe import load_recipe, split_added
 from tinymim.errors import ConfigError, did_you_mean
 
 OURS = {"title", "out", "work_dir", "resume", "overwrite", "dry_run"}  # keywords that a stage cannot set
-ADDED: dict[str, Any] = {"decode": "whole"}  # recipe key newer than the hash of values -> the value of old results
+# recipe key newer than the hash of values -> the value of old results
+ADDED: dict[str, Any] = {"decode": "whole", "compile": "auto", "teacher_precision": "auto"}
 PLACES = ("workers", "device")  # options and keys that do not change results
 CONFIG_PLACES = ("num_workers", "persistent_workers")  # the same, at any depth of an MMSegmentation config
 UNUSED = (  # top-level keys that training and validation do not read
