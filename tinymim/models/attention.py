@@ -37,7 +37,8 @@ def attention(
     )
     if not explicit:
         return F.scaled_dot_product_attention(q_BHTC, k_BHTC, v_BHTC, attn_mask=attn_mask, **options)
-    scores_BHTT = (q_BHTC * q_BHTC.shape[-1] ** -0.5) @ k_BHTC.transpose(-2, -1)
+    q, k, v = (x.flatten(0, -3) for x in (q_BHTC, k_BHTC, v_BHTC))
+    scores = torch.baddbmm(q.new_empty(1, 1, 1), q, k.transpose(1, 2), beta=0, alpha=q.shape[-1] ** -0.5)
     if attn_mask is not None:
-        scores_BHTT = scores_BHTT + attn_mask
-    return scores_BHTT.softmax(-1) @ v_BHTC
+        scores = (scores.view(*q_BHTC.shape[:-1], -1) + attn_mask).flatten(0, -3)
+    return (scores.softmax(-1) @ v).view(*q_BHTC.shape[:-1], -1)
