@@ -4,6 +4,8 @@ Ours is the command's own :class:`~tinymim.engine.pretraining.DistillJob`, with 
 of its model, loader, optimizer or loop is repeated here. Teachers have random weights: time does not depend on them.
 """
 
+import contextlib
+import ctypes
 import dataclasses
 import itertools
 import tempfile
@@ -44,6 +46,7 @@ TEACHERS = {  # name, width, depth, heads, target block (from 1; 18 of 24 as pub
 }
 STUDENTS = {"T": "tinymim_vit_tiny", "S": "tinymim_vit_small", "B": "tinymim_vit_base"}
 SIDE = {"cpu": 2048, "cuda": 8192}  # of the square matrices whose product gives the machine's rate
+M_MMAP_THRESHOLD = -3  # of mallopt: larger blocks are mapped, and unmapped once they are freed
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -262,6 +265,13 @@ def products(setup: Setup, pipe: Any) -> None:
         turns.before()
         torch.mm(a, b)
         turns.after()
+
+
+def memory_of_loss(spec: tuple[Setup, str], pipe: Any) -> None:
+    """Body: :func:`loss_alone`, slower, in a process whose peak memory is what is in use: glibc keeps no freed block."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 16)
+    loss_alone(spec, pipe)
 
 
 def loss_alone(spec: tuple[Setup, str], pipe: Any) -> None:

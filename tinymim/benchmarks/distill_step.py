@@ -251,6 +251,11 @@ def measured(
             for form, precision in [("plain", "fp32"), *(("ours", precision) for precision in precisions)]
         }
         losses = turns(named, [], 0)
+        for each in losses if setup.device == "cpu" else []:
+            alone = Contender(each.name, bodies.memory_of_loss, named[each.name][1], args.memory)
+            alone.turn(1, 1)
+            alone.close()
+            each.peak_mib = alone.peak_mib
         columns = [figures(each, each.name.split()[1], setup.batch, losses[0]) for each in losses]
         yield {"what": "loss", **row, "steps": columns}
 
