@@ -268,7 +268,7 @@ def products(setup: Setup, pipe: Any) -> None:
 
 
 def memory_of_loss(spec: tuple[Setup, str], pipe: Any) -> None:
-    """Body: :func:`loss_alone`, slower, in a process whose peak memory is what is in use: glibc keeps no freed block."""
+    """Body: :func:`loss_alone` where glibc keeps no freed block: the peak of the process is what is in use. Slower."""
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 16)
     loss_alone(spec, pipe)
@@ -307,6 +307,8 @@ def loss_alone(spec: tuple[Setup, str], pipe: Any) -> None:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated() / 2**20
     else:
+        with contextlib.suppress(OSError):  # Linux forgets the peak so far
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
         before = own_peak_mib()
     turns = turns_on(setup, pipe, before)
     while True:

@@ -168,5 +168,5 @@ step, round by round. "Photos": JPEGs of that size read while it trains; else on
 matrix rate": the matrix products that the images need, over what products of large matrices reach here in the same
 precision and rounds. Peak memory: of the process on a CPU, of PyTorch's tensors on a GPU."""
 LOSS = """\
-"Plain" stores logits and their logarithms; memory is what is in use on top of q, k, v. "Images/s" and "times as fast" are
-of the losses alone."""
+"Plain" stores logits and their logarithms; memory is what is in use on top of q, k, v. "Images/s" and "times as
+fast" are of the losses alone."""
