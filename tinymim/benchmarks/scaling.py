@@ -61,7 +61,7 @@ def describe(found: dict[str, Any]) -> str:
     lines = [
         "# Several GPUs, on paper",
         "",
-        "`tinymim distill --dry-run` prints such a table for its run. The model, its sources and what it assumes of",
+        "`distill --dry-run` prints such a table for its run. The model, its sources and what it assumes of",
         "overlap are in `tinymim/engine/scaling.py`; no GPU was at hand for these numbers.",
         "",
     ]
