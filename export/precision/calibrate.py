@@ -237,7 +237,8 @@ class Histogram:
         edges = np.linspace(-self.reach, self.reach, BINS + 1)
         best = (np.inf, (self.low, self.high))
         for keep in np.linspace(0.2, 1.0, 81):
-            low, high = self.low * keep, self.high * keep
+            low = self.low * keep if self.low < 0 else self.low  # towards zero, and never out of what was seen
+            high = self.high * keep if self.high > 0 else self.high
             first, last = np.searchsorted(edges, low, "right") - 1, np.searchsorted(edges, high, "left")
             inside = self.counts[first:last].astype(np.float64)
             if inside.sum() == 0:
