@@ -54,6 +54,7 @@ class Inputs(TypedDict, total=False):
     config_sha256: str | None
     processes: Count
     micro_batch: Count
+    compiled: bool
 
 
 class Versions(TypedDict, total=False):

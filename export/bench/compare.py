@@ -4,16 +4,15 @@ Times of two sessions differ by a few percent for reasons no one controls (place
 a difference counts only beyond :data:`SESSION_SPREAD`. To be sure, time both files in one ``tinymim bench``.
 """
 
-import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tinymim.errors import CheckFailed, ConfigError, DataError
-from tinymim.files import write_json
 from tinymim.records import TimedBench
 from tinymim.schema import check, read_json
+from tinymim_export.bench.results import JsonResult
 from tinymim_export.runtime.engines import packages
 from tinymim_export.tables import markdown_table, text_table
 
@@ -36,19 +35,14 @@ class ComparedRow:
 
 
 @dataclass
-class BenchComparison:
+class BenchComparison(JsonResult):
     """Rows both results have; prints, writes JSON and Markdown."""
+
+    kind = "tinymim.compare"
 
     rows: list[ComparedRow]
     left_out: list[str] = field(default_factory=list)
     environment: dict[str, Any] = field(default_factory=dict)
-
-    def to_json(self, path: str | Path | None = None) -> str:
-        """JSON text; also written to ``path``."""
-        value = {"kind": "tinymim.compare"} | asdict(self)
-        if path is not None:
-            write_json(path, value)
-        return json.dumps(value, indent=1)
 
     def table(self) -> list[list[str]]:
         """Heading and one line per pair."""

@@ -3,10 +3,9 @@
 Every photo is read, segmented, and the network alone run after it on an input held ready, so a busy machine slows both.
 """
 
-import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,9 @@ import numpy as np
 
 from tinymim.data.photo_files import list_photos
 from tinymim.errors import ConfigError
-from tinymim.files import write_json
 from tinymim_export.bench.explain import machine
 from tinymim_export.bench.latency import check_time, settings_of
+from tinymim_export.bench.results import JsonResult
 from tinymim_export.bench.stats import pairwise_ratio
 from tinymim_export.bench.timing import MIN_RUNS
 from tinymim_export.runtime.engines import open_engine
@@ -54,19 +53,14 @@ class EndToEndRow:
 
 
 @dataclass
-class EndToEndResult:
+class EndToEndResult(JsonResult):
     """Several rows; prints, writes JSON and Markdown."""
+
+    kind = "tinymim.end_to_end"
 
     rows: list[EndToEndRow]
     photos: str
     environment: dict[str, Any] = field(default_factory=dict, repr=False)
-
-    def to_json(self, path: str | Path | None = None) -> str:
-        """JSON text; also written to ``path``."""
-        value = {"kind": "tinymim.end_to_end"} | asdict(self)
-        if path is not None:
-            write_json(path, value)
-        return json.dumps(value, indent=1)
 
     def table(self) -> list[list[str]]:
         """Heading and one line per row."""

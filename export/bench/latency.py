@@ -11,15 +11,16 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tinymim.errors import ConfigError, TinyMIMError
-from tinymim.files import cores, write_json
+from tinymim.files import cores
 from tinymim_export.bench.explain import gpus, machine
+from tinymim_export.bench.results import JsonResult
 from tinymim_export.bench.stats import bootstrap_median, distinguishable, drift, ratio_interval, unsteady
 from tinymim_export.bench.timing import MIN_RUNS, interleave, own_peak_mib
 from tinymim_export.runtime.engines import Engine, open_engine
@@ -64,21 +65,16 @@ class BenchRow:
 
 
 @dataclass
-class BenchResult:
+class BenchResult(JsonResult):
     """Latency of several files on one machine; prints, writes JSON and Markdown."""
+
+    kind = "tinymim.bench"
 
     rows: list[BenchRow]
     splits: list[Any] = field(default_factory=list)  # SplitResult, one per file, if requested
     settings: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-
-    def to_json(self, path: str | Path | None = None) -> str:
-        """JSON text; also written to ``path``."""
-        value = {"kind": "tinymim.bench"} | asdict(self)
-        if path is not None:
-            write_json(path, value)
-        return json.dumps(value, indent=1)
 
     def table(self) -> list[list[str]]:
         """Heading and one line per row."""

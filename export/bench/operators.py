@@ -4,20 +4,19 @@ The matrix rate is measured with the same runtime, compute type and threads: a f
 matrices, in float and with Q/DQ pairs, run in turns with the file. numpy and onnxruntime only; OpenVINO if requested.
 """
 
-import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tinymim.errors import ConfigError
-from tinymim.files import write_json
 from tinymim_export.bench.explain import OperatorTime, machine, top_operators
 from tinymim_export.bench.graph_parts import Node, Piece
 from tinymim_export.bench.latency import check_time, settings_of
+from tinymim_export.bench.results import JsonResult
 from tinymim_export.bench.timing import interleave
 from tinymim_export.runtime.engines import Engine, open_engine
 from tinymim_export.runtime.engines.base import DEFAULT
@@ -70,18 +69,13 @@ class ExplainRow:
 
 
 @dataclass
-class ExplainResult:
+class ExplainResult(JsonResult):
     """Several rows; prints, writes JSON and Markdown."""
+
+    kind = "tinymim.explain"
 
     rows: list[ExplainRow]
     environment: dict[str, Any] = field(default_factory=dict, repr=False)
-
-    def to_json(self, path: str | Path | None = None) -> str:
-        """JSON text; also written to ``path``."""
-        value = {"kind": "tinymim.explain"} | asdict(self)
-        if path is not None:
-            write_json(path, value)
-        return json.dumps(value, indent=1)
 
     @staticmethod
     def table(row: ExplainRow) -> list[list[str]]:

@@ -5,6 +5,14 @@ import pytest
 from tinymim.demo.scenes import write_scenes
 
 WIDTH = 24
+CROPS = {  # --cfg-options of two crops of 64 pixels a step, read in the main process
+    "train_dataloader.batch_size": 2,
+    "train_dataloader.num_workers": 0,
+    "val_dataloader.num_workers": 0,
+    "train_dataloader.dataset.pipeline.3.crop_size": (64, 64),
+    "model.data_preprocessor.size": (64, 64),
+    "model.backbone.img_size": (64, 64),
+}
 
 
 @pytest.fixture(scope="session")
@@ -22,12 +30,7 @@ def small():
             "train_cfg.max_iters": 6,
             "train_cfg.val_interval": 6,
             "default_hooks.checkpoint.interval": 2,
-            "train_dataloader.batch_size": 2,
-            "train_dataloader.num_workers": 0,
-            "val_dataloader.num_workers": 0,
-            "train_dataloader.dataset.pipeline.3.crop_size": (64, 64),
-            "model.data_preprocessor.size": (64, 64),
-            "model.backbone.img_size": (64, 64),
+            **CROPS,
             "model.backbone.embed_dim": WIDTH,
             "model.backbone.num_heads": 2,
             "model.backbone.drop_path_rate": 0.2,

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.engine.processes import launch
+from tests.seg.conftest import CROPS
 from tinymim.cli import main
 from tinymim.errors import ConfigError
 from tinymim.seg import test_segmentor, train_segmentor
@@ -101,12 +102,7 @@ def test_hierarchical_backbones(scenes, tmp_path, name):
     options = {
         "train_cfg.max_iters": 2,
         "train_cfg.val_interval": 2,
-        "train_dataloader.batch_size": 2,
-        "train_dataloader.num_workers": 0,
-        "val_dataloader.num_workers": 0,
-        "train_dataloader.dataset.pipeline.3.crop_size": (64, 64),
-        "model.data_preprocessor.size": (64, 64),
-        "model.backbone.img_size": (64, 64),
+        **CROPS,
         "model.decode_head.channels": 16,
         "model.auxiliary_head.channels": 16,
         "default_hooks.checkpoint.log_interval": 1,

@@ -73,9 +73,10 @@ def can_pack(dtype: torch.dtype) -> bool:
         return False
 
 
-if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+def product_flop(x: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    """Two operations for each multiplication of a linear layer, as PyTorch counts; x and out_shape are shapes."""
+    return 2 * math.prod(x) * out_shape[-1]
 
-    @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
-    def _flop(x: Any, weight: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-        """Two operations for each multiplication, as PyTorch counts; x and out_shape are shapes."""
-        return 2 * math.prod(x) * out_shape[-1]
+
+if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    register_flop_formula(torch.ops.mkldnn._linear_pointwise)(product_flop)

@@ -10,7 +10,6 @@ for V-V (bfloat16: 0.0005, 0.0001).
 """
 
 import functools
-import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
+from tinymim.distill.frozen import product_flop
 from tinymim.errors import ConfigError
 from tinymim.models import vit
 
@@ -178,8 +178,4 @@ def can_int8() -> bool:
 
 
 if hasattr(torch.ops.onednn, "qlinear_pointwise"):
-
-    @register_flop_formula(torch.ops.onednn.qlinear_pointwise)
-    def _flop(x: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-        """Two operations for each multiplication, as PyTorch counts; x and out_shape are shapes."""
-        return 2 * math.prod(x) * out_shape[-1]
+    register_flop_formula(torch.ops.onednn.qlinear_pointwise)(product_flop)

@@ -148,8 +148,8 @@ class PretrainModel(Trainable):
     def prepare(self, dtype: torch.dtype) -> None:
         self.method.prepare(dtype)
 
-    def calibrate(self, dtype: torch.dtype, image: Tensor, student_image: Tensor | None = None, **_: Tensor) -> None:
-        """:meth:`~tinymim.distill.method.Method.calibrate` with uint8 views (B, 3, S, S)."""
+    def calibrate(self, dtype: torch.dtype, image: Tensor) -> None:
+        """:meth:`~tinymim.distill.method.Method.calibrate` with uint8 photos (B, 3, S, S)."""
         self.method.calibrate(dtype, *self.views(image.float() / 255))
 
     def forward(  # type: ignore[override]

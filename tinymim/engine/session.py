@@ -33,10 +33,8 @@ HEALTH_KEYS = {"watch_every", "probe_data", "probe_photos", "tensorboard"}
 FILES = {"teacher", "teacher_weights", "student_file"}  # may have moved on resume: env.json has their sha256
 MAY_CHANGE = {"workers", "data", "val_data", *FILES, *HEALTH_KEYS}  # on resume; other changes would change the numbers
 SAID = {"lr", "precision", "strategy", "world"}  # may change, too, and is said; two are our advice against NaN
-BEFORE = {
-    "decode": "whole",
-    "compile": "off",
-}  # keys that are newer than some runs, and what those did: resumed, they go on with it
+# keys that are newer than some runs, and what those did: resumed, they go on with it
+BEFORE = {"decode": "whole", "compile": "off"}
 UNHASHED = {*MAY_CHANGE, "teachers", "init_from"}  # paths; env.json has the sha256 of the files
 
 
