@@ -1,8 +1,8 @@
 """How to distil a ViT-T for a few hundred labelled photos: one choice changed at a time, in minutes per cell.
 
-No table of a paper. Teacher: DINOv2 ViT-S/14 (``--teacher-weights FILE``). ``--data`` names general photos without labels,
-``--seg-data`` the labelled ones, whose training photos are distilled from, too. One pass over all photos, then 200 steps
-of segmentation with a linear head: enough to rank the choices, far from what a student can reach. The recipe
+No table of a paper. Teacher: DINOv2 ViT-S/14 (``--teacher-weights FILE``). ``--data`` names general photos without
+labels, ``--seg-data`` labelled ones, whose training photos are distilled from, too. One pass over all photos, then 200
+steps of segmentation with a linear head: enough to rank the choices, far from what a student can reach. The recipe
 ``tinymim_tiny_small_data`` is what came of it.
 """
 
