@@ -72,7 +72,12 @@ def folders(tmp_path_factory):
     """Photos of two classes in train, of one in val, and a labelled folder."""
     root = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
-    for folder, count in (("photos/train/a", 8), ("photos/train/b", 8), ("photos/val/a", 2), ("segments/images/training", 1)):
+    for folder, count in (
+        ("photos/train/a", 8),
+        ("photos/train/b", 8),
+        ("photos/val/a", 2),
+        ("segments/images/training", 1),
+    ):
         (root / folder).mkdir(parents=True)
         for i in range(count):
             small = Image.fromarray(rng.integers(0, 255, (5, 5, 3), dtype=np.uint8))

@@ -63,11 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
     def write_tables(failed: Collection[Path] = ()) -> list[Path]:
         values = study_table(study, seeds, args.out, data, failed)
-        given = dict.fromkeys(
-            f"{option} FOLDER" if option != "--teacher-weights" else f"{option} FILE"
-            for word in values["data"]
-            for option in DATA[word].split(" FOLDER ")
-        )
+        given = dict.fromkeys(option for word in values["data"] for option in DATA[word])
         words = ["tinymim study", shlex.quote(Path(args.study).name), *given]
         words += ["--seeds", *map(str, seeds)] if args.seeds else []
         return write_study(values, args.out / study.name, " ".join(words))

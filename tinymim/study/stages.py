@@ -25,13 +25,13 @@ from tinymim.schema import read_json
 from tinymim.study.records import StageDone
 from tinymim.study.verbs import PLACES, is_recipe_key, resolve
 
-DATA = {  # reference -> its option
-    "photos": "--data",
-    "val_photos": "--data",
-    "segments": "--seg-data",
-    "segment_photos": "--seg-data",
-    "all_photos": "--data FOLDER --seg-data",
-    "teacher_weights": "--teacher-weights",
+DATA = {  # reference -> its options
+    "photos": ("--data FOLDER",),
+    "val_photos": ("--data FOLDER",),
+    "segments": ("--seg-data FOLDER",),
+    "segment_photos": ("--seg-data FOLDER",),
+    "all_photos": ("--data FOLDER", "--seg-data FOLDER"),
+    "teacher_weights": ("--teacher-weights FILE",),
 }
 WORDS = {
     "photos": "training photos",
@@ -223,7 +223,7 @@ def make_stages(
     all_settings = settings(stages, wanted, seed)
     for word in data_words(all_settings):
         if word not in data:
-            raise ConfigError(f"no {WORDS[word]}", "a stage of this study reads them", f"add {DATA[word]} FOLDER")
+            raise ConfigError(f"no {WORDS[word]}", "a stage of this study reads them", f"add {' '.join(DATA[word])}")
     names = stage_names(all_settings, {word: folder.content["list_sha256"] for word, folder in data.items()})
     for name, folder in names.items():
         needs: dict[str, Stage] = {}
