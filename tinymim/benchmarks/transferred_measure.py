@@ -213,7 +213,7 @@ def read_labelled(folder: str, most: int, side: int, batch: int) -> Labelled:
         pixels, kept = read_crops([path for path, _ in pairs], side, f"labelled photos ({name})")
         found.batches.append(batches_of(pixels, batch))
         found.labels.append(torch.tensor([pairs[i][1] for i in kept]))
-        found.record[name] = _record([path for path, _ in pairs])
+        found.record[name] = {**_record([path for path, _ in pairs]), "used": len(kept)}
     return found
 
 

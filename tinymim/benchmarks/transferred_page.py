@@ -215,7 +215,7 @@ def heat_map(title: str, values: Sequence[Sequence[float | None]], target: int) 
                 )
             )
             if cell >= 24 and value is not None:
-                ink = "page" if strength > 0.55 else "ink"
+                ink = "page" if strength > 0.75 else "ink"
                 text = f"{100 * value:.0f}"
                 out.append(
                     html(
@@ -316,7 +316,8 @@ def markdown(results: Mapping[str, Any]) -> str:
         markdown_table(summary(results)),
         f"Outliers: the largest input of a linear layer over the usual one; INT8 suffers above "
         f"{results['outlier_limit']:g}. KL: of token relations, at the block of the student that learned relations "
-        "(else its last) against the teacher's target block, mean over the teacher's number of heads. Both on 32 photos.\n",
+        "(else its last) against the teacher's target block, mean over the teacher's number of heads. Both on at "
+        "most 32 photos.\n",
     ]
     drawn = pictures(results)
     probes = [name for name in drawn if name.startswith("knn_")]
@@ -324,7 +325,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         parts += ["## k-NN\n", " ".join(f"![k-NN]({name})" for name in probes) + "\n"]
         if labelled := results["labelled"]:
             parts.append(
-                f"{labelled['train']['files']} reference and {labelled['val']['files']} query photos of "
+                f"{labelled['train']['used']} reference and {labelled['val']['used']} query photos of "
                 f"{labelled['classes']} classes ({plain(labelled['folder'])}); 20 neighbours, cosine, weighted "
                 "(arXiv 1805.01978).\n"
             )
