@@ -235,7 +235,7 @@ def invented(names, blocks, teacher_blocks):
         "students": {name: side(blocks, **more) for name in names},
         "outlier_limit": 20.0,
         "knn_epochs": {name: [(0.0, 0.1)] for name in names},
-        "files": {},
+        "metrics": {},
         "command": "python tools/what_was_transferred.py",
         "environment": {"cpu": "c", "cores": 1, "platform": "p", "versions": {"python": "3"}},
     }

@@ -122,9 +122,7 @@ def run(args: argparse.Namespace) -> int:
             "labelled": labelled.record if labelled else None,
             **tool.measure(teacher, sides, target, batches, labelled),
             "knn_epochs": epochs,
-            "files": {
-                f"{Path(folder).name}/metrics.jsonl": sha256_file(f"{folder}/metrics.jsonl") for folder in runs.values()
-            },
+            "metrics": {name: sha256_file(Path(folder) / "metrics.jsonl") for name, folder in runs.items()},
             "command": command(args),
             "environment": environment(),
         }

@@ -31,6 +31,7 @@ from tinymim.models.teachers import Teacher, default_target_block, load_teacher,
 from tinymim.models.tokens import has_class_token, num_heads, pair_tokens, patch_size
 from tinymim.models.vit import IMAGENET_MEAN, IMAGENET_STD
 from tinymim.progress import Progress
+from tinymim_export.report.page import hide_paths
 
 RELATIONS = ("qk", "vv")
 
@@ -145,7 +146,7 @@ def choose_photos(pattern: str, limit: int) -> tuple[list[Path], dict[str, Any]]
     files = list_photos(pattern, option="--photos")
     chosen = files if len(files) <= limit else [files[i * len(files) // limit] for i in range(limit)]
     random.Random(0).shuffle(chosen)
-    return chosen, {"pattern": Path(pattern).name, **_record(chosen)}
+    return chosen, {"pattern": hide_paths(pattern), **_record(chosen)}
 
 
 def _record(files: Sequence[Path]) -> dict[str, Any]:

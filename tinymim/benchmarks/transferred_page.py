@@ -302,8 +302,7 @@ def worst(student: Mapping[str, Any]) -> str:
 def markdown(results: Mapping[str, Any]) -> str:
     """The page."""
     teacher, students, target = results["teacher"], results["students"], results["target_block"]
-    grid = results["img_size"] // next(iter(students.values()))["patch"]
-    batches = results["batches"]
+    batches, grid = results["batches"], side_of_grid(results)
     photos = (
         f"{sum(batches)} photos ({plain(results['photos']['pattern'])}), central squares of {results['img_size']} "
         f"pixels; the teacher sees them at {results['teacher_size']}, so that both have a grid of {grid} x {grid} "
@@ -319,8 +318,8 @@ def markdown(results: Mapping[str, Any]) -> str:
         "(else its last) against the teacher's target block, mean over the teacher's number of heads. Both on at "
         "most 32 photos.\n",
     ]
-    drawn = pictures(results)
-    probes = [name for name in drawn if name.startswith("knn_")]
+    probes = ["knn_blocks.svg"] if knn_feature(results) else []
+    probes += ["knn_epochs.svg"] if results["knn_epochs"] else []
     if probes:
         parts += ["## k-NN\n", " ".join(f"![k-NN]({name})" for name in probes) + "\n"]
         if labelled := results["labelled"]:
@@ -334,6 +333,11 @@ def markdown(results: Mapping[str, Any]) -> str:
         parts += [f"## {plain(name)}\n", about(student), " ".join(links) + "\n"]
     parts += ["## How it was measured\n", made(results)]
     return "\n".join(parts)
+
+
+def side_of_grid(results: Mapping[str, Any]) -> int:
+    """Patches a side, of teacher and students alike."""
+    return results["teacher_size"] // results["teacher"]["patch"]
 
 
 def about(student: Mapping[str, Any]) -> str:
@@ -354,10 +358,9 @@ def made(results: Mapping[str, Any]) -> str:
     """Definitions, command, machine, and the sha256 of every file."""
     machine, sizes = results["environment"], results["batches"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    models = {"teacher": results["teacher"], **results["students"]}
-    files = [("file", "sha256")]
-    files += [(f"{name}: {side['from']}", side["sha256"]) for name, side in models.items()]
-    files += [*results["files"].items()]
+    models = [("teacher", results["teacher"]), *results["students"].items()]
+    files = [("file", "sha256"), *((f"{name}: {side['from']}", side["sha256"]) for name, side in models)]
+    files += [(f"{name}: metrics.jsonl", sha256) for name, sha256 in results["metrics"].items()]
     lists = {"photos": results["photos"]}
     if results["labelled"]:
         lists |= {"reference photos": results["labelled"]["train"], "query photos": results["labelled"]["val"]}
@@ -365,11 +368,11 @@ def made(results: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             f"- CKA: linear, unbiased (HSIC_1), accumulated over {len(sizes)} batches of {min(sizes)} to {max(sizes)} "
-            "photos (arXiv 2010.15327); features are the outputs of blocks, patch tokens flattened.",
+            "photos (arXiv 2010.15327); features are the outputs of blocks, patch tokens flattened. Where "
+            "photos differ in little but their light, random weights come near 1, too: compare with them.",
             "- Attention: among patches, without prefix tokens. Distance: between the centres of query and key, in "
             "pixels of the student's photo, weighted by attention (arXiv 2010.11929). Entropy: log "
-            f"{(results['img_size'] // next(iter(results['students'].values()))['patch']) ** 2} at most. Lines: mean "
-            "over heads; dots: heads.",
+            f"{side_of_grid(results) ** 2} at most. Lines: mean over heads; dots: heads.",
             "- k-NN is of a block's output, before the final norm. Random weights: seed 0; their "
             "sha256 is of the tensors.\n",
             f"```\n{printable(results['command'])}\n```\n",
