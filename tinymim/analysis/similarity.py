@@ -33,9 +33,10 @@ def cka(
     means of HSIC_1 of each with itself; HSIC_1 is the unbiased estimate of Song et al. (JMLR 13, 2012).
 
     The features of a photo are the output of a block (the residual stream), all its patch tokens flattened, as in
-    Nguyen et al. and in MAE-Lite (arXiv 2205.14443; it reads them behind the next norm); prefix tokens are left out. Only
-    products of photos with photos of the same model are compared, so that widths, patch sizes and numbers of tokens may
-    differ. Photos that are alike in a batch (one class after the other) lower what there is to compare: shuffle them.
+    Nguyen et al. and in MAE-Lite (arXiv 2205.14443; it reads them behind the next norm); prefix tokens are left out.
+    Only products of photos with photos of the same model are compared, so that widths, patch sizes and numbers of
+    tokens may differ. Photos that are alike in a batch (one class after the other) lower what there is to compare:
+    shuffle them.
 
     Args:
         model_a: In evaluation mode; one of :data:`tinymim.distill.taps.TAPPABLE`.
