@@ -162,4 +162,4 @@ def mean(scores: list[float]) -> str:
     """Mean and, for several seeds, standard deviation."""
     if not scores:
         return ""
-    return f"{statistics.fmean(scores):.2f}" + (f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else "")
+    return f"{statistics.fmean(scores):.2f}" + (f" +- {statistics.stdev(scores):.2f}" if len(scores) > 1 else "")
