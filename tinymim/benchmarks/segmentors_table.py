@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from tinymim.files import environment, write_json, write_text
-from tinymim.study.table import compare
 
 FILE_STAGES = ("export", "score", "tune")  # of the first seed only
 STAGES = ("train", *FILE_STAGES, "measure")
@@ -128,6 +127,7 @@ def time_of(ms: Mapping[str, Any], sha256: str | None) -> str:
 
 def differences(scores: Mapping[str, Mapping[int, float]], order: list[str]) -> list[str]:
     """The best row's lead over each other, paired by seed."""
+    from tinymim.study.table import compare
     from tinymim_export.tables import markdown_table
 
     lines = []
