@@ -40,14 +40,16 @@ PREDICTING = {"PIDHead": 1, "IterativeDecodeHead": -1}
 
 
 def pixel_kl(student_BChw: Tensor, teacher_BChw: Tensor, share_Bhw: Tensor, temperature: float = 1.0) -> Tensor:
-    """T^2 * mean over positions of KL(p || q), p and q the softmax over classes of teacher's and student's logits / T.
+    """T^2 * mean over photos and positions of KL(p || q), p and q the softmax over classes of the logits / T.
+
+    p is the teacher's, q the student's.
 
     Source: Hinton et al. 2015 (arXiv 1503.02531), at every pixel as in Liu et al., CVPR 2019 (arXiv 1903.04197).
 
     Args:
         student_BChw: Logits, float32 or float64.
         teacher_BChw: Logits of the same shape.
-        share_Bhw: Weight of each position: its share of real pixels.
+        share_Bhw: Weight of each position in its photo's mean: its share of real pixels.
         temperature: T, above 0.
 
     Returns:
@@ -55,11 +57,13 @@ def pixel_kl(student_BChw: Tensor, teacher_BChw: Tensor, share_Bhw: Tensor, temp
     """
     log_q, log_p = ((logits / temperature).log_softmax(1) for logits in (student_BChw, teacher_BChw))
     kl_Bhw = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
-    return temperature**2 * (share_Bhw * kl_Bhw).sum() / share_Bhw.sum()
+    return temperature**2 * ((share_Bhw * kl_Bhw).sum((1, 2)) / share_Bhw.sum((1, 2))).mean()
 
 
 def channel_kl(student_BChw: Tensor, teacher_BChw: Tensor, share_Bhw: Tensor, temperature: float = 4.0) -> Tensor:
-    """T^2 * mean over photos and classes of KL(p || q), p and q the softmax over positions of the class's logits / T.
+    """T^2 * mean over photos and classes of KL(p || q), p and q the softmax over positions of the logits / T.
+
+    p is the teacher's, q the student's.
 
     Source: Shu et al., ICCV 2021 (arXiv 2011.13256), which has T = 4, and weight 3 for logits.
 

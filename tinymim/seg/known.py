@@ -44,6 +44,7 @@ SECTIONS = (  # what a run is built from; other top-level names are a config's o
     "visualizer",
     "log_processor",
     "randomness",
+    "teacher",
 )
 TOP = {*inspect.signature(Runner).parameters, "custom_imports", "tta_model", "tta_pipeline", "teacher"} - {"cfg"}
 TEACHER: dict[str, Key] = {  # the config's ``teacher``, of tinymim.seg.distillation
