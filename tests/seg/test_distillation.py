@@ -9,6 +9,7 @@ import signal
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.runner import Runner
 from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
@@ -402,6 +403,13 @@ def test_the_dry_run_counts_it(scenes, small, teacher, capsys):
     words = ["segment", DEMO, "--data-root", str(scenes), "--dry-run", "--teacher-segmentor", "none.pth"]
     assert main(words) == 2
     assert "no teacher at none.pth" in capsys.readouterr().err
+
+
+def test_mmengines_own_runner_does_not_pass_over_it(taught, tmp_path):
+    cfg = Config.fromfile(str(taught / "config.py"))
+    cfg.work_dir, cfg.experiment_name = str(tmp_path / "run"), "own"
+    with pytest.raises(ConfigError, match="the config has a teacher"):
+        Runner.from_cfg(cfg).train()
 
 
 # Resume

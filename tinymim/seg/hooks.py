@@ -61,6 +61,12 @@ class RunFolderHook(Hook):
             return
         data, source, taught = runner.train_dataloader.dataset, _student(runner.cfg), runner.cfg.get("teacher")
         _check_classes(bare(runner.model), data.metainfo["classes"])
+        if taught and not hasattr(runner, "begin"):  # MMEngine's own
+            raise ConfigError(
+                "the config has a teacher",
+                "tinymim segment lets it teach; MMSegmentation's own tools do not",
+                "use tinymim segment, or take `teacher` out of the config",
+            )
 
         def describe() -> dict[str, Any]:
             pairs = [path for pair in data.pairs for path in pair] if hasattr(data, "layout") else None
