@@ -1,44 +1,55 @@
-"""Our segmentor and common alternatives: same data, same steps, one table of size, speed and mIoU.
+"""Segmentors on the same photos with the same steps: ours from several starts, their teacher, and common alternatives.
 
-Every model is trained with its own configuration (losses, optimizer, learning rate) on the same photos, crops, batch
-and number of steps, exported at the same size, scored as an .onnx file and timed with the others in one process. Each
-stage's result is written when it ends, and the stage is not run again; an interrupted training is resumed.
+A row is an MMSegmentation config with its own losses, optimizer and rates, and what it starts from; every row sees the
+same photos, crops, batch and number of steps. The first seed of every row is exported, scored as a file, tuned
+(``tinymim-export --tune``) and timed with the others in one process. Each stage's result is written when it ends, and
+the stage is not run again; an interrupted training is resumed.
 """
 
 import argparse
 import copy
 import json
 import os
+import random
 import shlex
-import statistics
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tinymim.benchmarks.segmentors_table import FILE_STAGES, STAGES, write
 from tinymim.cli import run_command
-from tinymim.errors import ConfigError
-from tinymim.files import environment, sha256_file, write_json, write_text
+from tinymim.errors import CheckFailed, ConfigError, did_you_mean
+from tinymim.files import environment, sha256_file, write_json
 
 MODELS = ["upernet_tinymim_t_64_camvid", "segformer_b0_camvid", "pidnet_s_camvid", "deeplabv3plus_r18_camvid"]
-STAGES = ["train", "export", "score", "measure"]
+ROW = {"config": str, "student": str, "options": dict, "teacher_segmentor": str, "pseudo": str, "min_confidence": float}
+BUDGET = ("steps", "batch_size", "size", "crop", "amp", "labels")  # what all rows of a table must share
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options; the defaults are the committed comparison."""
+    """Options; the defaults are the first committed comparison."""
     parser.add_argument("--data-root", default="../shared/data/camvid", help="labelled folder, ADE20K layout")
     parser.add_argument("--out", type=Path, default=Path("runs/compare"))
-    parser.add_argument("--models", nargs="+", default=MODELS, help="configs by name or path")
-    parser.add_argument("--student", default=None, help="weights of our backbone; the others start from scratch")
+    parser.add_argument(
+        "--rows", default=None, help="file of rows, e.g. camvid_segmentors; --models names some of them"
+    )
+    parser.add_argument("--models", nargs="+", default=None, help="rows of --rows (default all), or configs")
+    parser.add_argument("--student", default=None, help="without --rows: weights of our backbone; others from scratch")
+    parser.add_argument(
+        "--students", nargs="+", default=[], metavar="WORD=FILE", help="the files behind the words of --rows"
+    )
     parser.add_argument("--steps", type=int, default=2000, help="training steps of every model")
     parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--labels", type=int, default=None, metavar="N", help="keep N labels, drawn by the seed")
     parser.add_argument(
         "--size",
         type=int,
         nargs=2,
         metavar=("H", "W"),
         default=[512, 512],
-        help="photos are stretched to this size; exported at it",
+        help="photos are stretched to this size (0 0: photos as they are); exported at it",
     )
     parser.add_argument(
         "--crop", type=int, nargs=2, metavar=("H", "W"), default=[256, 256], help="size of the training crops"
@@ -48,66 +59,181 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=1, help="data-loading processes of each training")
     parser.add_argument("--seconds", type=float, default=10.0, help="time for each file's latency")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads of the timing; default every core")
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=[s for s in STAGES if s != "tune"])
 
 
-def configuration(name: str, args: argparse.Namespace, seed: int) -> Any:
-    """A model's configuration with the shared data, crops, steps and seed."""
+def find_rows(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """The rows to run, in order: name -> config, student and what else :data:`ROW` names, files filled in.
+
+    Raises:
+        ConfigError: an unknown row, key or word, a missing file, or a row that learns from a row after it.
+    """
+    if args.rows is None:
+        student = {"student": args.student} if args.student else {}
+        return {
+            Path(name).name.removesuffix(".py"): {"config": name} | (student if is_ours(name) else {})
+            for name in args.models or MODELS
+        }
+    from tinymim.engine.python_file import load_python
+
+    named = Path(__file__).with_name(f"{args.rows}.py")
+    rows = load_python(named if named.is_file() else args.rows).to_dict().get("rows") or {}
+    students = dict(word.partition("=")[::2] for word in args.students)
+    chosen: dict[str, dict[str, Any]] = {}
+    for name in args.models or rows:
+        if name not in rows:
+            raise ConfigError(f"no row {name!r} in {args.rows}", f"it has {', '.join(rows)}", did_you_mean(name, rows))
+        row = dict(rows[name])
+        for key, value in row.items():
+            if key not in ROW or not isinstance(value, ROW[key]):
+                raise ConfigError(
+                    f"row {name!r}: {key}={value!r}", f"the keys are {', '.join(ROW)}", "correct the file"
+                )
+        if "student" in row:
+            row["student"] = students.get(row["student"], "")
+            if not Path(row["student"]).is_file():
+                raise ConfigError(
+                    f"no student for the row {name!r}",
+                    f"it starts from {rows[name]['student']!r}, and --students names no such file",
+                    f"add --students {rows[name]['student']}=student.pth, or name other rows with --models",
+                )
+        for key in ("teacher_segmentor", "pseudo"):
+            for seed in args.seeds if key in row and row[key] not in chosen else ():
+                if not (run_folder(args, row[key], seed) / "segmentor.pth").is_file():
+                    raise ConfigError(
+                        f"the row {name!r} learns from {row[key]!r}, which is not trained",
+                        f"there is no {run_folder(args, row[key], seed) / 'segmentor.pth'}",
+                        f"add it to --models before {name}",
+                    )
+        chosen[name] = row
+    return chosen
+
+
+def is_ours(config: str) -> bool:
+    """Whether a config's backbone takes our students."""
+    from tinymim.seg.config import find_config
+
+    return bool(find_config(config).model.backbone.type == "TinyMIMBackbone")
+
+
+def run_folder(args: argparse.Namespace, name: str, seed: int) -> Path:
+    """Where a row of one seed is trained."""
+    return Path(args.out) / name / f"seed{seed}"
+
+
+def few_labels(args: argparse.Namespace, seed: int) -> tuple[Path, Path | None]:
+    """The labelled folder of a seed, and the folder of its other training photos, whose labels nobody sees.
+
+    With ``--labels N`` both are copied below ``--out``, drawn by the seed; without it, the first is ``--data-root``.
+    """
+    root = Path(args.data_root)
+    if args.labels is None:
+        return root, None
+    made = Path(args.out) / "data" / f"seed{seed}"
+    labelled, rest = made / "labelled", made / "unlabelled"
+    if (made / "done").is_file():
+        return labelled, rest
+    shutil.rmtree(made, ignore_errors=True)
+    photos = sorted((root / "images" / "training").iterdir())
+    if not 0 < args.labels < len(photos):
+        raise ConfigError(
+            f"--labels {args.labels}",
+            f"{root} has {len(photos)} labelled training photos",
+            "keep fewer, or leave it out",
+        )
+    kept = {path.stem for path in random.Random(seed).sample(photos, args.labels)}
+    rest.mkdir(parents=True)
+    for split in ("training", "validation"):
+        for kind in ("images", "annotations"):
+            (labelled / kind / split).mkdir(parents=True)
+            for path in sorted((root / kind / split).iterdir()):
+                if split == "validation" or path.stem in kept:
+                    shutil.copyfile(path, labelled / kind / split / path.name)
+                elif kind == "images":
+                    shutil.copyfile(path, rest / path.name)
+    if (root / "dataset.json").is_file():
+        shutil.copyfile(root / "dataset.json", labelled / "dataset.json")
+    (made / "done").touch()
+    return labelled, rest
+
+
+def configuration(row: dict[str, Any], args: argparse.Namespace, seed: int) -> Any:
+    """A row's configuration with the shared data, crops, steps and seed."""
     from tinymim.seg.config import find_config, merge_options
 
-    cfg = find_config(name)
+    cfg, options, steps = find_config(row["config"]), row.get("options", {}), args.steps
     (height, width), crop = args.size, tuple(args.crop)
     stretch = dict(type="Resize", scale=(width, height), keep_ratio=False)
-    shared = {
-        "RandomResize": dict(scale=(width, height), ratio_range=(0.75, 1.5), keep_ratio=False),
-        "RandomCrop": dict(crop_size=crop),
-    }
+    shared: dict[str, dict[str, Any]] = {"RandomCrop": dict(crop_size=crop)}
+    if height:
+        shared["RandomResize"] = dict(scale=(width, height), ratio_range=(0.75, 1.5), keep_ratio=False)
     for step in cfg.train_dataloader.dataset.pipeline:
         step.update(shared.get(step.type, {}))
-    for holder, key in ((cfg.val_dataloader.dataset, "pipeline"), (cfg, "test_pipeline")):
+    for holder, key in ((cfg.val_dataloader.dataset, "pipeline"), (cfg, "test_pipeline")) if height else ():
         load, *rest = (step for step in holder[key] if step.type != "Resize")
         holder[key] = [load, copy.deepcopy(stretch), *rest]
     cfg.test_dataloader = copy.deepcopy(cfg.val_dataloader)
-    cfg.crop_size = (height, width)
+    cfg.crop_size = (height, width) if height else crop
     cfg.model.data_preprocessor.size = crop
     cfg.model.test_cfg = dict(mode="whole")
-    if "img_size" in cfg.model.backbone:
-        cfg.model.backbone.img_size = crop
+    if "img_size" in cfg.model.backbone and cfg.model.backbone.get("patch_size", 16) == 16:
+        cfg.model.backbone.img_size = crop  # a teacher's positions stay as they are stored
     merge_options(
         cfg,
         {
-            "train_cfg.max_iters": args.steps,
-            "train_cfg.val_interval": args.steps,
-            "default_hooks.checkpoint.interval": min(250, args.steps),
+            "train_cfg.max_iters": steps,
+            "train_cfg.val_interval": steps,
+            "default_hooks.checkpoint.interval": min(250, steps),
             "train_dataloader.batch_size": args.batch_size,
             "train_dataloader.num_workers": args.workers,
             "val_dataloader.num_workers": args.workers,
             "randomness.seed": seed,
-        },
+        }
+        | schedule(cfg, steps)
+        | options,
     )
     return cfg
 
 
+def schedule(cfg: Any, steps: int) -> dict[str, int]:
+    """Ends of the rate's schedules, in the proportions of the config's own number of steps."""
+    own = cfg.train_cfg.max_iters
+    ends = [scheduler["end"] - 1 for scheduler in cfg.param_scheduler]  # MMEngine reaches an end one step before it
+    return {f"param_scheduler.{i}.end": max(1, round(end * steps / own)) + 1 for i, end in enumerate(ends)}
+
+
 def onnx_of(folder: Path) -> Path:
-    """The exported file, named after the model."""
+    """The exported file, named after the row."""
     return folder / f"{folder.parent.name}.onnx"
 
 
-def train(name: str, folder: Path, args: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """Train one model with one seed; resume an interrupted training."""
+def best_of(folder: Path) -> Path:
+    """The file that ``--tune`` chose; the exported one where nothing was better."""
+    tuned = onnx_of(folder).with_stem(f"{folder.parent.name}_best")
+    return tuned if tuned.is_file() else onnx_of(folder)
+
+
+def train(row: dict[str, Any], folder: Path, args: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """Train one row with one seed; resume an interrupted training."""
     from tinymim.seg import train_segmentor
 
-    cfg = configuration(name, args, seed)
-    student = args.student if cfg.model.backbone.type == "TinyMIMBackbone" else None
+    cfg = configuration(row, args, seed)
+    labelled, rest = few_labels(args, seed)
+    more: dict[str, Any] = {}
+    if "teacher_segmentor" in row:
+        more["teacher_segmentor"] = run_folder(args, row["teacher_segmentor"], seed) / "segmentor.pth"
+    if "pseudo" in row:
+        more["pseudo"] = pseudo_labels(row, rest, args, seed)
     began, before = time.monotonic(), os.times()
     result = train_segmentor(
         cfg,
         work_dir=folder,
-        data_root=args.data_root,
-        student=student,
+        data_root=labelled,
+        student=row.get("student"),
         amp=args.amp,
         resume=(folder / "config.py").is_file(),
         device="cpu",
+        **more,
     )
     used = os.times()
     optimizer = cfg.optim_wrapper.optimizer
@@ -115,16 +241,13 @@ def train(name: str, folder: Path, args: argparse.Namespace, seed: int) -> dict[
         "miou": result.miou,
         "class_iou": dict(zip(result.classes, result.class_iou, strict=True)),
         "constant_miou": result.constant_miou,
-        "steps": args.steps,
-        "batch_size": args.batch_size,
+        **{key: getattr(args, key) for key in BUDGET},
         "seed": seed,
         "optimizer": optimizer.type,
         "lr": optimizer.lr,
-        "amp": args.amp,
-        "crop": list(args.crop),
-        "size": list(args.size),
         "head": cfg.model.decode_head.type,
-        "student_sha256": None if student is None else sha256_file(student),
+        "row": {key: value for key, value in row.items() if key != "student"},
+        "student_sha256": sha256_file(row["student"]) if "student" in row else None,
         "config_sha256": json.loads((folder / "env.json").read_text("utf-8-sig"))["inputs"]["config_sha256"],
         "sha256": sha256_file(folder / "segmentor.pth"),
         "last_call_minutes": (time.monotonic() - began) / 60,
@@ -133,18 +256,35 @@ def train(name: str, folder: Path, args: argparse.Namespace, seed: int) -> dict[
     }
 
 
+def pseudo_labels(row: dict[str, Any], photos: Path | None, args: argparse.Namespace, seed: int) -> Path:
+    """Labels of the photos that have none, by another row's segmentor of the same seed; made once.
+
+    Raises:
+        ConfigError: every photo has its label.
+    """
+    from tinymim.seg import label_photos
+
+    if photos is None:
+        raise ConfigError("pseudo-labels with all labels", "no photo is without a label", "add --labels N")
+    teacher = run_folder(args, row["pseudo"], seed)
+    least = row.get("min_confidence", 0.0)
+    made = teacher / f"pseudo_{least:g}"
+    if not (made / "dataset.json").is_file():
+        label_photos(photos, teacher / "segmentor.pth", made, min_confidence=least)
+    return made
+
+
 def require_same(path: Path, args: argparse.Namespace) -> None:
     """Refuse a finished training with other options.
 
     Raises:
-        ConfigError: steps, batch size, size, crop or precision differ.
+        ConfigError: :data:`BUDGET` differs.
     """
     before = json.loads(path.read_text("utf-8-sig")) if path.is_file() else {}
-    wanted = {key: getattr(args, key) for key in ("steps", "batch_size", "size", "crop", "amp")}
-    differ = [key for key in wanted if before and before[key] != wanted[key]]
+    differ = [key for key in BUDGET if before and before.get(key) != getattr(args, key)]
     if differ:
         raise ConfigError(
-            f"{path.parent} was trained with {', '.join(f'{key}={before[key]}' for key in differ)}",
+            f"{path.parent} was trained with {', '.join(f'{key}={before.get(key)}' for key in differ)}",
             "all models in a table need the same training budget",
             f"use the same options, or another --out than {args.out}",
         )
@@ -154,7 +294,7 @@ def export(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Export one trained model; the file is verified or not written."""
     from tinymim_export import export
 
-    made = export(folder / "segmentor.pth", onnx_of(folder), size=(args.size[0], args.size[1]))
+    made = export(folder / "segmentor.pth", onnx_of(folder), size=photo_size(args))
     made.print()
     return {
         "sha256": made.sha256,
@@ -166,6 +306,16 @@ def export(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def photo_size(args: argparse.Namespace) -> tuple[int, int]:
+    """Height and width of the files: ``--size``, or that of the first validation photo."""
+    from PIL import Image
+
+    if args.size[0]:
+        return (args.size[0], args.size[1])
+    with Image.open(min((Path(args.data_root) / "images" / "validation").iterdir())) as photo:
+        return (photo.height, photo.width)
+
+
 def score(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """mIoU of the file."""
     from tinymim_export import evaluate
@@ -175,11 +325,36 @@ def score(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     return {key: value for key, value in result.to_dict().items() if key not in ("confusion", "kind")}
 
 
+def tune(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """The fastest file on ONNX Runtime's CPU provider that loses at most half a point of mIoU."""
+    from tinymim_export.tune.search import tune
+
+    best = onnx_of(folder).with_stem(f"{folder.parent.name}_best")
+    try:
+        found = tune(
+            onnx_of(folder),
+            best,
+            data=args.data_root,
+            runtimes=["cpu"],
+            min_speedup=1.0,
+            seconds=args.seconds / 2,
+            threads=args.threads,
+        )
+    except CheckFailed as error:
+        print(error)
+        return {"winner": None, "sha256": sha256_file(onnx_of(folder)), "why": str(error)}
+    won = found.winner
+    assert won is not None
+    names = ("name", "precision", "engine", "file_mib", "speed_up", "mIoU", "drop", "drop_interval", "class_IoU")
+    return {"winner": {name: getattr(won, name) for name in names}, "sha256": found.onnx_sha256, "why": found.why}
+
+
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Time the first seed's file of every model, in turn."""
+    """Time the first seed's files of every row, in turn."""
     from tinymim_export import bench
 
-    files = sorted(args.out.glob(f"*/seed{args.seeds[0]}/*.onnx"))
+    folders = sorted(path.parent for path in args.out.glob(f"*/seed{args.seeds[0]}/export.json"))
+    files = list(dict.fromkeys(file for folder in folders for file in (onnx_of(folder), best_of(folder))))
     if not files:
         raise ConfigError(
             f"no exported model in {args.out}",
@@ -191,110 +366,19 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     return json.loads(result.to_json())
 
 
-def collect(out: Path) -> dict[str, Any]:
-    """All results so far: model -> seed -> stage -> numbers, and the timings by sha256 of the file."""
-    models: dict[str, Any] = {}
-    for path in sorted(out.glob("*/seed*/*.json")):
-        if path.stem in STAGES:
-            seeds = models.setdefault(path.parent.parent.name, {})
-            seeds.setdefault(path.parent.name.removeprefix("seed"), {})[path.stem] = without_folders(path)
-    timing = without_folders(out / "measure.json") if (out / "measure.json").is_file() else None
-    return {"kind": "tinymim.compare", "models": models, "measure": timing, "environment": environment()}
-
-
-def without_folders(path: Path) -> dict[str, Any]:
-    """A stage's numbers; file names without their folder."""
-    numbers = json.loads(path.read_text("utf-8-sig"))
-    for row in (numbers, *numbers.get("rows", [])):
-        if "file" in row:
-            row["file"] = Path(row["file"]).name
-    return numbers
-
-
-def table(results: dict[str, Any]) -> str:
-    """The Markdown table of the results so far, fastest first."""
-    from tinymim_export.tables import markdown_table
-
-    timing = results["measure"] or {"rows": []}
-    ms = {row["sha256"]: row for row in timing["rows"]}
-    rows = []
-    for name, seeds in results["models"].items():
-        first = next(iter(seeds.values()))
-        trained, made = first.get("train", {}), first.get("export", {})
-        time_row = ms.get(made.get("sha256"), {})
-        start = "distilled student" if trained.get("student_sha256") else "scratch"
-        rows.append(
-            (
-                time_row.get("p50_ms", float("inf")),
-                [
-                    name,
-                    start,
-                    f"{made['params'] / 1e6:.2f} M" if made else "",
-                    f"{made['macs'] / 1e9:.2f} G" if made else "",
-                    f"{made['mib']:.1f}" if made else "",
-                    f"{time_row['p50_ms']:.1f}" if time_row else "",
-                    f"{time_row['p90_ms']:.1f}" if time_row else "",
-                    percent([stages["score"]["mIoU"] for stages in seeds.values() if "score" in stages]),
-                    percent([stages["train"]["miou"] for stages in seeds.values() if "train" in stages]),
-                    str(trained.get("steps", "")),
-                    f"{trained['optimizer']} {trained['lr']:g}" if trained else "",
-                    made.get("sha256", "")[:12],
-                ],
-            )
-        )
-    head = [
-        "model",
-        "backbone from",
-        "parameters",
-        "multiply-adds",
-        "file MiB",
-        "p50 ms",
-        "p90 ms",
-        "mIoU % of the file",
-        "mIoU % in PyTorch",
-        "steps",
-        "optimizer, rate",
-        "sha256",
-    ]
-    lines = markdown_table([head, *(row for _, row in sorted(rows))])
-    trained = next(
-        (stages["train"] for seeds in results["models"].values() for stages in seeds.values() if "train" in stages),
-        None,
-    )
-    about = timing.get("environment", results["environment"])
-    text = ["# Segmentors on the same data with the same steps", "", lines]
-    if trained:
-        sizes = ["x".join(map(str, trained[key])) for key in ("size", "crop")]
-        text.append(
-            f"Photos stretched to {sizes[0]}, {trained['batch_size']} crops of {sizes[1]} a step; best "
-            f"constant prediction {100 * trained['constant_miou']:.2f} % mIoU."
-        )
-    if timing["rows"]:
-        threads = timing["rows"][0]["threads"]
-        text.append(f"Timed in turns in one process: one image, {timing['rows'][0]['engine']}, {threads} threads.")
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    return "\n".join([*text, f"{about['cpu']}, {about['cores']} cores; {versions}."]) + "\n"
-
-
-def percent(scores: list[float]) -> str:
-    """Mean in percent and, for several seeds, standard deviation."""
-    if not scores:
-        return ""
-    spread = f" +- {100 * statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
-    return f"{100 * statistics.mean(scores):.2f}{spread}"
-
-
 def run(args: argparse.Namespace) -> int:
     """Run what is missing; rewrite compare.json and compare.md after every stage."""
+    rows = find_rows(args)
     for seed in args.seeds:
-        for name in args.models:
-            folder = args.out / Path(name).name.removesuffix(".py") / f"seed{seed}"
+        for name, row in rows.items():
+            folder = run_folder(args, name, seed)
             for stage in STAGES[:-1]:
                 if stage == "train":
                     require_same(folder / "train.json", args)
-                if stage in args.stages and not (folder / f"{stage}.json").is_file():
-                    print(f"--- {folder.parent.name}, seed {seed}: {stage}", flush=True)
-                    numbers = run_stage(stage, name, folder, args, seed)
+                once = stage in FILE_STAGES and seed != args.seeds[0]
+                if stage in args.stages and not once and not (folder / f"{stage}.json").is_file():
+                    print(f"--- {name}, seed {seed}: {stage}", flush=True)
+                    numbers = run_stage(stage, row, folder, args, seed)
                     write_json(folder / f"{stage}.json", numbers)
                     write(args.out)
     if "measure" in args.stages:
@@ -304,20 +388,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def run_stage(stage: str, name: str, folder: Path, args: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """The numbers of one stage of one model."""
+def run_stage(stage: str, row: dict[str, Any], folder: Path, args: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """The numbers of one stage of one row."""
     if stage == "train":
-        return train(name, folder, args, seed)
-    return export(folder, args) if stage == "export" else score(folder, args)
-
-
-def write(out: Path) -> str:
-    """Write compare.json and compare.md from the results so far; return the table."""
-    results = collect(out)
-    write_json(out / "compare.json", results)
-    text = table(results)
-    write_text(out / "compare.md", text)
-    return text
+        return train(row, folder, args, seed)
+    return {"export": export, "score": score, "tune": tune}[stage](folder, args)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

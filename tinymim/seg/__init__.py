@@ -13,6 +13,7 @@ warnings.filterwarnings(
 from tinymim.seg.backbone import TinyMIMBackbone  # noqa: E402
 from tinymim.seg.dataset import LoadLabel, LoadPhoto, ResumableSampler, TinyMIMSegDataset  # noqa: E402
 from tinymim.seg.dry_run import SegCost, estimate_segmentor  # noqa: E402
+from tinymim.seg.efficientvit_head import EfficientViTHead  # noqa: E402
 from tinymim.seg.hooks import RunFolderHook  # noqa: E402
 from tinymim.seg.inference import BatchedValLoop  # noqa: E402
 from tinymim.seg.loop import ResumableTrainLoop  # noqa: E402
@@ -23,6 +24,7 @@ from tinymim.seg.segmentor import load_segmentor  # noqa: E402
 
 __all__ = [
     "BatchedValLoop",
+    "EfficientViTHead",
     "LoadLabel",
     "LoadPhoto",
     "ResumableSampler",

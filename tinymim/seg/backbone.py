@@ -52,6 +52,7 @@ class TinyMIMBackbone(Shell):
             have no parameters.
         init_cfg: ``dict(type="Pretrained", checkpoint=FILE)`` loads any file that ``tinymim.load_weights`` reads.
         with_cp: Recompute blocks in the backward pass to save memory (gradient checkpointing).
+        frozen: Train the pyramid and the heads only; the backbone stays as it was loaded, without drop path.
         arguments: Keywords of the backbone: those of :class:`tinymim.models.ViT` (weights do not show the number of
             heads: give the one the student was trained with), or of timm's class; ``drop_path_rate``.
 
@@ -70,6 +71,7 @@ class TinyMIMBackbone(Shell):
         pyramid_dim: int | None = None,
         init_cfg: dict[str, Any] | None = None,
         with_cp: bool = False,
+        frozen: bool = False,
         **arguments: Any,
     ) -> None:
         super().__init__(build_backbone(name, img_size=img_size, **arguments))
@@ -85,6 +87,9 @@ class TinyMIMBackbone(Shell):
         if hasattr(inner, "norm"):
             self.norm = nn.Identity()  # the taps have no final norm
         inner.set_grad_checkpointing(with_cp)
+        self.frozen = bool(frozen)
+        if self.frozen:
+            inner.requires_grad_(False)
         for part in inner.parts_after(self.out_indices[-1]):
             part.requires_grad_(False)  # never run: DDP would wait for their gradients
         self.fpn_names: tuple[str, ...] = ()
@@ -99,6 +104,13 @@ class TinyMIMBackbone(Shell):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Images (B, 3, H, W), normalised -> levels (B, D or pyramid_dim, ceil(H/s), ceil(W/s)), s = 4, 8, 16, 32."""
         return self.pyramid(self.trunk(images), images.shape[-2:])
+
+    def train(self, mode: bool = True) -> "TinyMIMBackbone":
+        """Set the mode; a frozen backbone stays in evaluation mode, its pyramid does not."""
+        super().train(mode)
+        if self.frozen:
+            self.inner.train(False)
+        return self
 
     def trunk(self, images: Tensor) -> list[Tensor]:
         """Images (B, 3, H, W) -> the taps (B, D, ceil(H/stride), ceil(W/stride)), one per level."""
@@ -185,7 +197,7 @@ def _check_pyramid(
 ) -> None:
     """Refuse strides that the pyramid cannot turn into levels, and widths without a pyramid."""
     has_pyramid = len(taps) == 4 and strides != STRIDES
-    if (has_pyramid or len(model.stage_info) == 1) and set(strides) != {16}:
+    if has_pyramid and set(strides) != {16}:
         raise ConfigError(
             f"taps at strides {', '.join(map(str, strides))} give no levels at strides 4, 8, 16, 32",
             "the pyramid scales a grid of stride 16 by 4, 2, 1 and 1/2 (a ViT with patch_size=16)",
