@@ -3,8 +3,6 @@
 # weights that docs/compare.md was measured with. model.backbone.frozen=True trains the head only.
 _base_ = ["linear_tinymim_t_camvid.py"]
 model = dict(
-    backbone=dict(
-        img_size=(518, 518), patch_size=14, embed_dim=384, num_heads=6, init_values=1e-5, out_indices=(10,)
-    ),
+    backbone=dict(img_size=(518, 518), patch_size=14, embed_dim=384, num_heads=6, init_values=1e-5, out_indices=(10,)),
     decode_head=dict(in_channels=384, channels=384),
 )

@@ -289,7 +289,7 @@ def test_a_cascade_neither_teaches_nor_is_taught(teacher):
         SegTeacher(model, settings()).teach(cascade)
 
 
-@pytest.mark.parametrize("patch", [8, 14])
+@pytest.mark.parametrize("patch", [pytest.param(8, marks=pytest.mark.slow), 14])
 def test_a_teacher_of_another_patch_size(train, scenes, tmp_path, patch):
     """A plain ViT with a linear head, 8 x 8 or 5 x 5 logits, for a student whose logits are 16 x 16."""
     options = {
@@ -368,7 +368,7 @@ def test_gradients_reach_the_student_alone(teacher, scenes, small):
     assert not any(p is q for p in model.parameters() for q in found.model.parameters())
 
 
-@pytest.mark.parametrize("name", ["pidnet_s_camvid", "deeplabv3plus_r18_camvid"])
+@pytest.mark.parametrize("name", ["pidnet_s_camvid", pytest.param("deeplabv3plus_r18_camvid", marks=pytest.mark.slow)])
 def test_heads_with_losses_of_their_own(name, scenes, teacher, tmp_path):
     """A PIDNet teaches what it predicts with, its second output; the other two heads keep their labels."""
     options = STEPS | SMALL[name] | {"train_cfg.max_iters": 1}
@@ -383,6 +383,7 @@ def test_heads_with_losses_of_their_own(name, scenes, teacher, tmp_path):
     assert again.logits([torch.zeros(3, 64, 64, dtype=torch.uint8)], (64, 64)).shape[:2] == (1, 12)
 
 
+@pytest.mark.slow
 def test_under_bfloat16_losses_are_float32(train, teacher, tmp_path):
     train(tmp_path / "run", teacher, {"train_cfg.max_iters": 1, "teacher.channel": 3}, amp=True, device="cpu")
     (line,) = lines(tmp_path / "run")
@@ -436,19 +437,19 @@ def test_a_killed_run_goes_on_bit_by_bit(taught, train, teacher, tmp_path):
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
-def test_resume_is_exact_and_finds_its_teacher(taught, train, teacher, tmp_path, capsys):
+@pytest.mark.parametrize("named", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["not named", "a copy"])
+def test_resume_is_exact_and_finds_its_teacher(taught, train, teacher, tmp_path, capsys, named):
     """From step 2, without naming the teacher, and from a copy of it elsewhere."""
-    copy = shutil.copy(teacher, tmp_path / "copy.pth")
-    for number, named in enumerate((None, copy)):
-        run = shutil.copytree(taught, tmp_path / f"run{number}")
-        (run / "checkpoints" / "iter_4.pth").unlink()
-        train(run, named, {"teacher.channel": 3.0}, resume=True)
-        assert f"teacher: {named or teacher}" in capsys.readouterr().out
-        assert lines(run) == lines(taught)
-        ours, theirs = state(run), state(taught)
-        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
-        inputs = [json.loads((folder / "env.json").read_text())["inputs"] for folder in (run, taught)]
-        assert inputs[0]["teacher"]["sha256"] == inputs[1]["teacher"]["sha256"]
+    file = shutil.copy(teacher, tmp_path / "copy.pth") if named else None
+    run = shutil.copytree(taught, tmp_path / "run")
+    (run / "checkpoints" / "iter_4.pth").unlink()
+    train(run, file, {"teacher.channel": 3.0}, resume=True)
+    assert f"teacher: {file or teacher}" in capsys.readouterr().out
+    assert lines(run) == lines(taught)
+    ours, theirs = state(run), state(taught)
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    inputs = [json.loads((folder / "env.json").read_text())["inputs"] for folder in (run, taught)]
+    assert inputs[0]["teacher"]["sha256"] == inputs[1]["teacher"]["sha256"]
 
 
 def test_another_teacher_or_other_weights_are_refused(taught, train, teacher, tmp_path):
@@ -474,6 +475,7 @@ def test_another_teacher_or_other_weights_are_refused(taught, train, teacher, tm
     assert "--teacher-segmentor FILE" in gone.value.fix
 
 
+@pytest.mark.slow
 def test_a_run_without_a_teacher_gets_none(train, teacher, tmp_path):
     train(tmp_path / "run", None, {"train_cfg.max_iters": 1})
     with pytest.raises(ConfigError, match=r"teacher.kl: None -> 1.0"):

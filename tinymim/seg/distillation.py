@@ -228,15 +228,15 @@ def load_teacher(cfg: Config, layout: Layout, device: str) -> SegTeacher | None:
     table, remark = layout.match(str(path), class_names(model))
     order = None if table is None else torch.from_numpy(table[: len(layout.classes)].astype("int64")).argsort()
     teacher = SegTeacher(model.to(device), settings, None if order is None else order.to(device))
-    size = cfg.model.data_preprocessor.size
-    try:
-        teacher.logits([torch.zeros(3, *size, dtype=torch.uint8)], size)
-    except (RuntimeError, ValueError, AssertionError, IndexError) as error:
-        raise ConfigError(
-            f"the teacher {path} cannot read crops of {size[0]} x {size[1]} pixels",
-            f"{type(error).__name__}: {str(error)[:200]}",
-            "give a teacher that takes any size, or crops of its size",
-        ) from error
+    if size := cfg.model.data_preprocessor.get("size"):
+        try:
+            teacher.logits([torch.zeros(3, *size, dtype=torch.uint8)], size)
+        except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+            raise ConfigError(
+                f"the teacher {path} cannot read crops of {size[0]} x {size[1]} pixels",
+                f"{type(error).__name__}: {str(error)[:200]}",
+                "give a teacher that takes any size, or crops of its size",
+            ) from error
     say(f"teacher: {path}" + (f"\nnote: {path}: {remark}" if remark else ""))
     return teacher
 
