@@ -406,6 +406,7 @@ def test_the_dry_run_counts_it(scenes, small, teacher, capsys):
     assert "no teacher at none.pth" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_mmengines_own_runner_does_not_pass_over_it(taught, tmp_path):
     cfg = Config.fromfile(str(taught / "config.py"))
     cfg.work_dir, cfg.experiment_name = str(tmp_path / "run"), "own"
