@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinymim.analysis.probes import embed, knn_accuracy, linear_probe, trained_depth
+from tinymim.analysis.probes import embed, embed_blocks, knn_accuracy, linear_probe, trained_depth
 from tinymim.distill import TinyMIM
 from tinymim.models import ViT
 from tinymim.models.mae import MAE
@@ -87,3 +88,21 @@ def test_embed_averages_patches_and_reads_nothing_untrained():
     torch.testing.assert_close(features, maps.mean((2, 3)).detach())
     torch.nn.init.constant_(student.blocks[2].mlp.fc2.weight, float("nan"))
     torch.testing.assert_close(embed(student, [images]), features)
+
+
+@pytest.mark.parametrize("kind", ["two prefix tokens", "registers", "no class token"])
+def test_every_block_is_embedded(kind):
+    if kind == "two prefix tokens":
+        model = vit(dist_token=True).eval()
+    else:
+        shape = dict(img_size=32, embed_dim=24, depth=3, num_heads=2)
+        tokens = dict(reg_tokens=2) if kind == "registers" else dict(class_token=False, global_pool="avg")
+        model = timm.create_model("vit_tiny_patch16_224", **shape, **tokens).eval()
+    images = torch.randn(5, 3, 32, 32)
+    found = embed_blocks(model, images.split(2))
+    maps = model.forward_intermediates(images, return_prefix_tokens=kind != "no class token", intermediates_only=True)
+    maps, prefix = zip(*maps, strict=True) if kind != "no class token" else (maps, None)
+    torch.testing.assert_close(found["patches"], torch.stack([m.mean((2, 3)) for m in maps]).detach())
+    assert ("class token" in found) == (prefix is not None)
+    if prefix is not None:
+        torch.testing.assert_close(found["class token"], torch.stack([p[:, 0] for p in prefix]).detach())

@@ -7,6 +7,7 @@ import pytest
 from tests.export.foreign import SMALL
 from tinymim.benchmarks import segmentors as tool
 from tinymim.demo.scenes import write_scenes
+from tinymim.errors import ConfigError
 from tinymim.files import sha256_file
 
 OURS = {
@@ -120,3 +121,73 @@ def test_all_models_see_the_same_photos(name):
     assert kinds == ["LoadPhoto", "Resize", "LoadLabel", "PackSegInputs"]
     assert [step.type for step in cfg.test_pipeline] == ["LoadImageFromFile", "Resize", "PackSegInputs"]
     assert (cfg.randomness.seed, cfg.train_cfg.max_iters, cfg.param_scheduler[-1].end) == (5, 2000, 2001)
+
+
+def parse(*words):
+    parser = tool.argparse.ArgumentParser()
+    tool.add_arguments(parser)
+    return parser.parse_args([str(word) for word in words])
+
+
+ROWS = ["--rows", "camvid_segmentors"]
+
+
+def test_the_shipped_rows_are_configs_with_options_they_have(tmp_path):
+    words = ("relation", "feature", "class_token", "mae", "sixteen", "teacher")
+    (tmp_path / "student.pth").touch()
+    args = parse(*ROWS, "--students", *(f"{word}={tmp_path / 'student.pth'}" for word in words), "--size", 0, 0)
+    rows = tool.find_rows(args)
+    assert len(rows) > 12
+    for row in rows.values():
+        cfg = tool.configuration(row, args, seed=1)
+        assert [step.type for step in cfg.val_dataloader.dataset.pipeline] == [
+            "LoadPhoto",
+            "LoadLabel",
+            "PackSegInputs",
+        ]
+        assert cfg.param_scheduler[-1]["end"] == args.steps + 1
+    frozen = tool.configuration(rows["dinov2_s_frozen"], args, seed=1).model.backbone
+    assert (frozen.frozen, frozen.img_size) == (True, (518, 518))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--models", "vit_t_relatoin"], "no row 'vit_t_relatoin'"),
+        (["--models", "vit_t_mae"], "add --students mae=student.pth"),
+        (["--models", "vit_t_mae", "--students", "mae=nowhere.pth"], "add --students mae=student.pth"),
+        (["--models", "segformer_b0", "--labels", "3"], "has 3 labelled training photos"),
+    ],
+)
+def test_rows_that_cannot_be_run(words, said, tmp_path, capsys):
+    data = write_scenes(tmp_path / "scenes", train=3, val=1, size=(96, 80), seed=3)
+    assert tool.main([*ROWS, "--out", str(tmp_path / "out"), "--data-root", str(data), *words]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_row_learns_from_a_trained_one_only(tmp_path):
+    (tmp_path / "student.pth").touch()
+    words = [*ROWS, "--out", tmp_path / "out", "--students", f"relation={tmp_path / 'student.pth'}"]
+    with pytest.raises(ConfigError, match="learns from 'dinov2_s', which is not trained"):
+        tool.find_rows(parse(*words, "--models", "vit_t_relation_taught"))
+
+
+def test_few_labels(tmp_path):
+    """Drawn by the seed; the others' labels are nowhere; made once."""
+    data = write_scenes(tmp_path / "scenes", train=6, val=2, size=(96, 80), seed=3)
+    args, kept = parse("--data-root", data, "--out", tmp_path / "out", "--labels", 2), []
+    for seed in (0, 1):
+        labelled, rest = tool.few_labels(args, seed)
+        kept.append({path.stem for path in (labelled / "images" / "training").iterdir()})
+        assert kept[-1] == {path.stem for path in (labelled / "annotations" / "training").iterdir()}
+        unlabelled = [path for path in rest.rglob("*") if path.is_file()]
+        assert len(kept[-1]) == 2
+        assert len(unlabelled) == 4
+        assert not kept[-1] & {path.stem for path in unlabelled}
+        assert len(list((labelled / "annotations" / "validation").iterdir())) == 2
+        assert (labelled / "dataset.json").read_bytes() == (data / "dataset.json").read_bytes()
+    assert kept[0] != kept[1]
+    before = (labelled / "dataset.json").stat().st_mtime_ns
+    assert tool.few_labels(args, 1) == (labelled, rest)
+    assert (labelled / "dataset.json").stat().st_mtime_ns == before

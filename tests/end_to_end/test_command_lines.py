@@ -217,6 +217,7 @@ NOT_SEEN = {  # of the source -> why no command of the workshop prints it
     "tinymim/benchmarks/gpu_check.py": "for a machine with a GPU: tests/benchmarks/test_gpu_check.py",
     "tinymim/benchmarks/headline.py": "torchrun of ImageNet: docs/headline.md has the same lines",
     "tinymim/benchmarks/segmentors.py": "tests/benchmarks/test_segmentors.py",
+    "tinymim/benchmarks/transferred.py": "tests/benchmarks/test_transferred.py",
     "tinymim/cli/doctor.py": "the line for a machine without torch: tests/export/bench/test_bench.py",
     "tools/prepare_ade20k.py": "downloads ADE20K: tests/data/test_ade20k_release.py",
 }

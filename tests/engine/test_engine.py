@@ -392,7 +392,9 @@ def test_dry_run_writes_nothing(photos, tmp_path, monkeypatch, capsys):
         "student_args.depth=2",
     ]
     assert main(argv) == 0
-    assert "GiB per process" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "GiB per process" in printed
+    assert "24 photos are few: --recipe tinymim_tiny_small_data" in printed
     assert list(tmp_path.iterdir()) == []
 
 

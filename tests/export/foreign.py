@@ -29,6 +29,11 @@ SMALL = {  # what makes the shipped configs tiny; their structure stays
         "model.auxiliary_head.in_channels": 32,
         "model.auxiliary_head.channels": 8,
     },
+    "efficientvit_b1_camvid": {
+        "model.backbone.model_name": "efficientvit_b0",
+        "model.decode_head.in_channels": [32, 64, 128],
+        "model.decode_head.channels": 8,
+    },
 }
 
 

@@ -178,3 +178,22 @@ def test_positional_arguments_keep_the_published_order():
         TinyMIMBackbone(64, img_size=32)
     with pytest.raises(TypeError, match="17 positional"):
         TinyMIMBackbone(*range(17))
+
+
+def test_a_frozen_backbone_learns_nothing_but_its_pyramid_does():
+    torch.manual_seed(0)
+    backbone = TinyMIMBackbone(**TINY, frozen=True, drop_path_rate=0.5, norm_cfg=dict(type="BN")).train()
+    trained = {name.partition(".")[0] for name, p in backbone.named_parameters() if p.requires_grad}
+    assert trained == {"fpn1", "fpn2"}
+    images = torch.randn(2, 3, 64, 64)
+    a, b = backbone.trunk(images), backbone.trunk(images)
+    assert all(torch.equal(x, y) and not x.requires_grad for x, y in zip(a, b, strict=True))  # no drop path
+    assert not backbone.blocks[0].training
+    assert backbone.fpn1[1].training
+    assert backbone.eval().train().blocks[0].training is False
+
+
+def test_one_tap_may_have_any_stride():
+    backbone = TinyMIMBackbone(img_size=56, patch_size=14, embed_dim=24, depth=4, num_heads=2, out_indices=(2,))
+    (level,) = backbone(torch.randn(1, 3, 60, 40))
+    assert level.shape == (1, 24, 5, 3)

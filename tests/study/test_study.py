@@ -23,8 +23,9 @@ from PIL import Image
 from scipy import stats
 
 from tinymim.cli import main
+from tinymim.data.photo_files import list_photos
 from tinymim.engine import load_recipe
-from tinymim.errors import ConfigError, TinyMIMError
+from tinymim.errors import CheckpointError, ConfigError, TinyMIMError
 from tinymim.study import run as study_run
 from tinymim.study.definition import FOLDER, load_study, make_trials, slug, study_names
 from tinymim.study.run import command, open_stages
@@ -71,7 +72,12 @@ def folders(tmp_path_factory):
     """Photos of two classes in train, of one in val, and a labelled folder."""
     root = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
-    for folder, count in (("photos/train/a", 8), ("photos/train/b", 8), ("photos/val/a", 2), ("segments", 1)):
+    for folder, count in (
+        ("photos/train/a", 8),
+        ("photos/train/b", 8),
+        ("photos/val/a", 2),
+        ("segments/images/training", 1),
+    ):
         (root / folder).mkdir(parents=True)
         for i in range(count):
             small = Image.fromarray(rng.integers(0, 255, (5, 5, 3), dtype=np.uint8))
@@ -423,6 +429,8 @@ def test_a_stage_is_its_settings(folders, one, other, seed, another):
     assert folder(one, seed, workers=7, device="cpu", save_every=None) == folder(one, seed)
 
 
+DINOV2 = ("table06_features", "table07_relations", "table12_masking", "table13_drop_path")  # with a real teacher, too
+OURS = ["small_data", "table08_09_strategies_dinov2", "table10_target_block_dinov2"]  # not row by row as in the paper
 PAPER = {  # tables 5 to 13 of the paper, row by row
     "table05_class_token": [83.6, 80.6, 82.1],
     "table06_features": [83.6, 83.7, 84.2, 81.8, 84.1, 81.3, 84.3],
@@ -439,7 +447,8 @@ PAPER = {  # tables 5 to 13 of the paper, row by row
 def test_every_table_has_both_forms():
     """But for table 9: small only."""
     full = [name for name in PAPER if name != "table09_segmentation"]
-    assert study_names() == sorted([*full, *(f"{name}_small" for name in PAPER)])
+    others = [*(f"{name}_small" for name in PAPER), *(f"{name}_dinov2" for name in DINOV2)]
+    assert study_names() == sorted([*full, *others, *OURS])
     assert all(path.read_text().startswith('"""') for path in FOLDER.glob("*.py"))
 
 
@@ -447,10 +456,12 @@ def test_every_table_has_both_forms():
 def test_shipped_studies(name, folders):
     """The paper's numbers, and command lines that the verbs and recipes accept."""
     study = load_study(name)
-    numbers = [cell.paper[study.scores[0]] for cell in study.cells]
     rows = {"table08_strategies_small": slice(0, 5), "table11_chain_small": slice(3, 6)}
-    assert numbers == PAPER[name.removesuffix("_small")][rows.get(name, slice(None))]
-    data = find_data(str(folders / "photos"), None, str(folders / "segments"))
+    if name not in OURS:
+        numbers = [cell.paper["finetune.top1" if name.endswith("_dinov2") else study.scores[0]] for cell in study.cells]
+        assert numbers == PAPER[name.removesuffix("_small").removesuffix("_dinov2")][rows.get(name, slice(None))]
+    (folders / "weights.pth").touch()
+    data = find_data(str(folders / "photos"), None, str(folders / "segments"), str(folders / "weights.pth"))
     for stage in open_stages(make_trials(study, study.cells, study.seeds[:1], data, Path("out"))):
         words = command(stage)
         if stage.verb == "segment":
@@ -462,6 +473,32 @@ def test_shipped_studies(name, folders):
             importlib.import_module(f"tinymim.cli.{stage.verb}").add_arguments(parser)
             args = parser.parse_args(words[4:])
             assert load_recipe(args.recipe, args.cfg_options, stage.verb)
+
+
+def test_general_photos_those_of_the_labelled_folder_and_both(folders):
+    """The pattern of both names the photos of each once, wherever the study is called from."""
+    data = find_data(str(folders / "photos"), None, str(folders / "segments"))
+    counts = {
+        word: len(list_photos(data[word].path, labels=True)) for word in ("photos", "segment_photos", "all_photos")
+    }
+    assert counts["all_photos"] == counts["photos"] + counts["segment_photos"] == data["all_photos"].content["files"]
+    assert counts["segment_photos"] == len(list((folders / "segments" / "images" / "training").iterdir()))
+
+
+def test_weights_of_the_teacher_enter_the_name_of_a_stage(folders, tmp_path, capsys):
+    study, names = load_study("small_data"), set()
+    for text in ("a", "b"):
+        (tmp_path / "weights.pth").write_text(text)
+        data = find_data(str(folders / "photos"), None, str(folders / "segments"), str(tmp_path / "weights.pth"))
+        (trial,) = make_trials(study, study.cells[:1], [0], data, tmp_path)
+        assert trial.stages["distill"].options["teacher_weights"] == str(tmp_path / "weights.pth")
+        names.add(trial.stages["distill"].folder.name)
+    assert len(names) == 2
+    with pytest.raises(CheckpointError, match="no file at"):
+        find_data(None, None, None, str(tmp_path / "none.pth"))
+    argv = ["study", "small_data", "--data", str(folders / "photos"), "--seg-data", str(folders / "segments")]
+    assert main([*argv, "--out", str(tmp_path / "out"), "--dry-run"]) == 2
+    assert "add --teacher-weights FILE" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("form", ["", "_small"])

@@ -10,19 +10,16 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from timm.models.eva import Eva
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from tinymim.distill import TinyMIM, read, relation_logits, relation_losses
+from tinymim.analysis.attention_maps import log_maps
+from tinymim.distill import TinyMIM, read, relation_losses
 from tinymim.distill.targets import Relation, read_from
-from tinymim.errors import ConfigError
-from tinymim.models.tokens import num_heads, patch_grid
+from tinymim.models.tokens import num_heads
 
 LAYERS = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}  # layers that INT8 quantises
 VALUE_QUANTILE, CHANNEL_QUANTILE = 0.999, 0.9  # of the values of a channel, and of the channels: see outlier
 OUTLIER_LIMIT = 20.0  # largest value over the quantile; see activation_outliers
-PART, VALUES = 8, 1 << 23  # images whose q and k are held at once, and values of their attention maps
 
 
 def head_kl(
@@ -85,29 +82,11 @@ def attention_entropy(model: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ConfigError: the model adds a bias to its scores that cannot be read.
     """
-    own = hasattr(model, "attention_bias")
-    if not (own or isinstance(model, VisionTransformer | Eva)):
-        raise ConfigError(
-            f"cannot compute the attention maps of a {type(model).__name__}",
-            "it adds a bias to its scores, which cannot be read",
-            "use one of ViT, VisionTransformer, Eva",
-        )
-    grid = patch_grid(model, (images.shape[2], images.shape[3]))
-    wanted = {block: ("q", "k") for block in range(1, len(model.blocks) + 1)}
     total_LH = torch.zeros(len(model.blocks), num_heads(model), device=images.device)
     tokens = 0
-    for part in images.split(PART):
-        for block, taps in read(model, part, wanted).items():
-            bias_1HTT = model.attention_bias(block - 1, grid) if own else None
-            tokens = taps["q"].shape[1]
-            step = max(VALUES // (len(part) * num_heads(model) * tokens), 1)
-            for first in range(0, tokens, step):
-                rows = slice(first, first + step)
-                scores_BHRT = relation_logits(taps["q"][:, rows], taps["k"], num_heads(model))
-                if bias_1HTT is not None:
-                    scores_BHRT = scores_BHRT + bias_1HTT[:, :, rows]
-                log_BHRT = scores_BHRT.log_softmax(-1)
-                total_LH[block - 1] -= (log_BHRT.exp() * log_BHRT).sum((0, 2, 3)) / tokens
+    for block, _, log_BHRT in log_maps(model, images):
+        tokens = log_BHRT.shape[-1]
+        total_LH[block - 1] -= (log_BHRT.exp() * log_BHRT).sum((0, 2, 3)) / tokens
     entropy_LH = total_LH / len(images)
     return entropy_LH, entropy_LH / math.log(tokens)
 

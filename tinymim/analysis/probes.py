@@ -1,6 +1,6 @@
 """Quality of frozen features: k-NN and a linear probe, fast enough to run during pre-training.
 
-Legend: N = photos, D = width, C = classes, K = neighbours.
+Legend: N = photos, D = width, C = classes, K = neighbours, L = blocks, T = tokens.
 """
 
 from collections.abc import Iterable
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinymim.distill import read
+from tinymim.models.tokens import has_class_token, num_prefix
 
 CHUNK = 1024  # validation photos compared at once
 
@@ -41,6 +42,26 @@ def embed(model: Any, batches: Iterable[Tensor], block: int | None = None) -> Te
     at = block or trained_depth(model)
     tokens = (read(model, images, {at: ("output",)})[at]["output"] for images in batches)
     return torch.cat([x_BTD[:, model.num_prefix_tokens :].mean(1).float().cpu() for x_BTD in tokens])
+
+
+@torch.no_grad()
+def embed_blocks(model: Any, batches: Iterable[Tensor]) -> dict[str, Tensor]:
+    """The class token, and the mean of the patch tokens, after every block.
+
+    Args:
+        model: In evaluation mode; one of :data:`tinymim.distill.taps.TAPPABLE`.
+        batches: (B, 3, H, W) each, normalised.
+
+    Returns:
+        ``class token`` (unless the model has none) and ``patches``: (L, N, D) each, float32, on the CPU.
+    """
+    wanted = {block: ("output",) for block in range(1, len(model.blocks) + 1)}
+    found: dict[str, list[Tensor]] = {"class token": [], "patches": []}
+    for images in batches:
+        x_LBTD = torch.stack([taps["output"] for taps in read(model, images, wanted).values()]).float()
+        found["class token"] += [x_LBTD[:, :, 0].cpu()] if has_class_token(model) else []
+        found["patches"].append(x_LBTD[:, :, num_prefix(model) :].mean(2).cpu())
+    return {name: torch.cat(parts, dim=1) for name, parts in found.items() if parts}
 
 
 def knn_accuracy(

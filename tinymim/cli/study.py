@@ -17,6 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seg-data", metavar="FOLDER", help="labelled folder in ADE20K layout, for studies that segment"
     )
+    parser.add_argument(
+        "--teacher-weights", metavar="FILE", help="weights of the teacher, for studies with a timm teacher of a file"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/studies"), help="folder of all studies")
     parser.add_argument("--only", nargs="+", metavar="CELL", help="only these cells")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="default: the study's")
@@ -44,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     from tinymim.study.definition import choose_cells, load_study, make_trials, read_result
     from tinymim.study.renaming import find_former, rename
     from tinymim.study.run import command, open_stages, run_trials
-    from tinymim.study.stages import find_data
+    from tinymim.study.stages import DATA, find_data
     from tinymim.study.table import study_table
     from tinymim_export.report.study_page import write_study
 
@@ -55,15 +58,13 @@ def run(args: argparse.Namespace) -> int:
     seeds = list(dict.fromkeys(args.seeds or study.seeds))
     if min(seeds) < 0:
         raise ConfigError(f"the seed {min(seeds)}", "seeds are numbers from 0", "use e.g. --seeds 0 1 2")
-    data = find_data(args.data, args.val_data, args.seg_data)
+    data = find_data(args.data, args.val_data, args.seg_data, args.teacher_weights)
     remove_dead_parts(args.out, deep=True)
 
     def write_tables(failed: Collection[Path] = ()) -> list[Path]:
         values = study_table(study, seeds, args.out, data, failed)
-        given = [
-            option for option, word in (("--data", "photos"), ("--seg-data", "segments")) if word in values["data"]
-        ]
-        words = ["tinymim study", shlex.quote(Path(args.study).name), *(f"{option} FOLDER" for option in given)]
+        given = dict.fromkeys(option for word in values["data"] for option in DATA[word])
+        words = ["tinymim study", shlex.quote(Path(args.study).name), *given]
         words += ["--seeds", *map(str, seeds)] if args.seeds else []
         return write_study(values, args.out / study.name, " ".join(words))
 

@@ -24,6 +24,7 @@ from tinymim.files import describe_file, describe_files
 from tinymim.models import load_weights, save_student
 
 CALIBRATION = 32  # photos, spread over the list, that a teacher is quantised with
+FEW, SMALL_DATA = 20_000, "tinymim_tiny_small_data"  # photos up to which a dry run proposes the recipe
 
 
 @dataclass
@@ -215,4 +216,10 @@ class DistillJob(PretrainJob):
                 f"--teacher {self.settings.teacher} and the recipe's teachers",
                 "teachers are named twice",
                 "write it into teachers, or leave --teacher out",
+            )
+
+    def check_plan(self) -> None:
+        if self.settings.dry_run and len(self.files) <= FEW and Path(self.recipe).stem != SMALL_DATA:
+            self.arithmetic.notes.append(
+                f"{len(self.files)} photos are few: --recipe {SMALL_DATA} has settings chosen for such jobs on a CPU"
             )

@@ -20,14 +20,28 @@ from typing import Any
 
 from tinymim.data.photo_files import list_photos
 from tinymim.data.shards import file_bytes
-from tinymim.errors import ConfigError, DataError, did_you_mean
+from tinymim.errors import CheckpointError, ConfigError, DataError, did_you_mean
 from tinymim.files import describe_files, sha256_file
 from tinymim.schema import read_json
 from tinymim.study.records import StageDone
 from tinymim.study.verbs import PLACES, is_recipe_key, resolve
 
-DATA = {"photos": "--data", "val_photos": "--data", "segments": "--seg-data"}  # reference -> its option
-WORDS = {"photos": "training photos", "val_photos": "photos to score on", "segments": "labelled photos to segment"}
+DATA = {  # reference -> its options
+    "photos": ("--data FOLDER",),
+    "val_photos": ("--data FOLDER",),
+    "segments": ("--seg-data FOLDER",),
+    "segment_photos": ("--seg-data FOLDER",),
+    "all_photos": ("--data FOLDER", "--seg-data FOLDER"),
+    "teacher_weights": ("--teacher-weights FILE",),
+}
+WORDS = {
+    "photos": "training photos",
+    "val_photos": "photos to score on",
+    "segments": "labelled photos to segment",
+    "segment_photos": "training photos of the labelled folder",
+    "all_photos": "training photos, with those of the labelled folder",
+    "teacher_weights": "weights of the teacher",
+}
 FILES = ("teacher", "teacher_weights")  # recipe keys that may name a file
 AGAIN = "delete the folder of this stage: the study runs it again"
 TEXT = ("recipe", "config", "cfg_options")  # options that the resolved values already contain
@@ -35,7 +49,7 @@ TEXT = ("recipe", "config", "cfg_options")  # options that the resolved values a
 
 @dataclass(frozen=True)
 class Folder:
-    """A data folder: its path, and a description of its content (:func:`tinymim.files.describe_files`)."""
+    """A data folder, pattern or weight file, and its content (:func:`tinymim.files.describe_files`)."""
 
     path: Path
     content: dict[str, Any]
@@ -90,15 +104,19 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> ConfigError:
     )
 
 
-def find_data(photos: str | None, val_photos: str | None, segments: str | None) -> dict[str, Folder]:
+def find_data(
+    photos: str | None, val_photos: str | None, segments: str | None, teacher_weights: str | None = None
+) -> dict[str, Folder]:
     """The data folders of a command line, by the word that a study uses for them.
 
     Args:
         photos: Folder that holds ``train`` and ``val``; or, with ``val_photos``, the training photos themselves.
         val_photos: Validation photos.
         segments: Folder in ADE20K layout.
+        teacher_weights: A weight file.
 
     Raises:
+        CheckpointError: no such file.
         DataError: a folder that is missing or holds no photo.
     """
     folders: dict[str, str | Path] = {"segments": segments} if segments else {}
@@ -112,10 +130,31 @@ def find_data(photos: str | None, val_photos: str | None, segments: str | None) 
                 "--data must name a folder that holds both",
                 "give such a folder, or --data TRAINING_PHOTOS --val-data VALIDATION_PHOTOS",
             )
-    return {
-        word: Folder(Path(path).resolve(), describe_files(path, list_photos(path, labels=True), file_bytes))
+    folders = {word: Path(path).resolve() for word, path in folders.items()}
+    if segments and (own := Path(folders["segments"]) / "images" / "training").is_dir():
+        folders["segment_photos"] = own
+    found = {
+        word: Folder(Path(path), describe_files(path, list_photos(path, labels=True), file_bytes))
         for word, path in folders.items()
     }
+    if "photos" in found and "segment_photos" in found:
+        both = [found["photos"], found["segment_photos"]]
+        pattern = Path("{" + ",".join(str(folder.path) for folder in both) + "}")
+        hashes = "+".join(folder.content["list_sha256"] for folder in both)
+        found["all_photos"] = Folder(
+            pattern,
+            {
+                "folder": " + ".join(folder.content["folder"] for folder in both),
+                "files": sum(folder.content["files"] for folder in both),
+                "list_sha256": hashlib.sha256(hashes.encode()).hexdigest(),
+            },
+        )
+    if teacher_weights:
+        file = Path(teacher_weights).resolve()
+        if not file.is_file():
+            raise CheckpointError(f"no file at {teacher_weights}", "it does not exist", "check --teacher-weights")
+        found["teacher_weights"] = Folder(file, {"folder": file.name, "files": 1, "list_sha256": sha256_file(file)})
+    return found
 
 
 def settings(stages: Mapping[str, Any], wanted: Iterable[str], seed: int) -> dict[str, Any]:
@@ -186,7 +225,7 @@ def make_stages(
     all_settings = settings(stages, wanted, seed)
     for word in data_words(all_settings):
         if word not in data:
-            raise ConfigError(f"no {WORDS[word]}", "a stage of this study reads them", f"add {DATA[word]} FOLDER")
+            raise ConfigError(f"no {WORDS[word]}", "a stage of this study reads them", f"add {' '.join(DATA[word])}")
     names = stage_names(all_settings, {word: folder.content["list_sha256"] for word, folder in data.items()})
     for name, folder in names.items():
         needs: dict[str, Stage] = {}

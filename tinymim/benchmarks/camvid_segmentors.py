@@ -1,0 +1,35 @@
+"""The rows of the CamVid comparison (docs/compare_camvid.md); how they were chosen stands there.
+
+Students are files that ``--students`` names. Rows of ImageNet knowledge: everything that starts from a student or from
+the teacher (DINOv2 was trained on 142 M photos; the distilled students saw its outputs); all others start from scratch.
+AdamW has a layer decay of 0.8 for what is pre-trained, 1.0 for what is not; the alternatives keep their own optimizers.
+
+    python tools/compare_segmentors.py --rows camvid_segmentors --size 0 0 --crop 240 320 --steps 400 --batch-size 8
+        --amp --seeds 0 1 2 --students relation=FILE feature=FILE class_token=FILE mae=FILE sixteen=FILE teacher=FILE
+"""
+
+OURS = "linear_tinymim_t_camvid"
+RATE = {"optim_wrapper.optimizer.lr": 1e-3}
+SCRATCH = RATE | {"optim_wrapper.paramwise_cfg.layer_decay": 1.0}
+TEACHER = "linear_dinov2_s_camvid"
+
+rows = {
+    # the teacher as a segmentor: what there is to be had
+    "dinov2_s": dict(config=TEACHER, student="teacher", options={"optim_wrapper.optimizer.lr": 2e-4}),
+    "dinov2_s_frozen": dict(config=TEACHER, student="teacher", options=RATE | {"model.backbone.frozen": True}),
+    # ViT-T with a linear head
+    "vit_t_relation": dict(config=OURS, student="relation", options=RATE),
+    "vit_t_feature": dict(config=OURS, student="feature", options=RATE),
+    "vit_t_class_token": dict(config=OURS, student="class_token", options=RATE),
+    "vit_t_mae": dict(config=OURS, student="mae", options=RATE),
+    "vit_t_sixteen_epochs": dict(config=OURS, student="sixteen", options=RATE),
+    "vit_t_scratch": dict(config=OURS, options=SCRATCH),
+    # a trained segmentor as a teacher
+    "vit_t_relation_taught": dict(config=OURS, student="relation", options=RATE, teacher_segmentor="dinov2_s"),
+    "vit_t_relation_pseudo": dict(config=OURS, student="relation", options=RATE, pseudo="dinov2_s"),
+    # alternatives, from scratch
+    "segformer_b0": dict(config="segformer_b0_camvid"),
+    "pidnet_s": dict(config="pidnet_s_camvid"),
+    "deeplabv3plus_r18": dict(config="deeplabv3plus_r18_camvid"),
+    "efficientvit_b1": dict(config="efficientvit_b1_camvid"),
+}
