@@ -712,10 +712,34 @@ def test_real_study(folders, tmp_path):
     assert json.loads(result_path.read_text())["scores"] == result["scores"]
 
 
+def test_a_segmentor_teaches_another_stage():
+    """Its file is read; the folder follows from the teacher's stage and from the weights, defaults included."""
+    big = dict(verb="segment", config="segformer_b0_camvid", cfg_options={"randomness.seed": "{seed}"})
+    taught = dict(verb="segment", config="upernet_tinymim_demo", teacher_segmentor="{big.segmentor}")
+
+    def made(**more):
+        stages = {"big": big | more.pop("big", {}), "seg": taught | more}
+        return make_stages(stages, ["seg"], 0, {}, Path("out"))
+
+    found = made()
+    assert command(found["seg"])[-2:] == ["--teacher-segmentor", str(found["big"].run / "segmentor.pth")]
+    assert found["seg"].needs == (found["big"],)
+    folder = found["seg"].folder
+    assert made(cfg_options={"teacher.kl": 1.0, "teacher.temperature": 1.0})["seg"].folder == folder  # the defaults
+    assert made(cfg_options={"teacher.channel": 3.0})["seg"].folder != folder
+    assert made(big={"cfg_options": {"randomness.seed": 5}})["seg"].folder != folder
+    assert made(teacher_segmentor=None)["seg"].folder != folder
+    for wrong in ("{big.student}", "{bgi.segmentor}"):
+        with pytest.raises(ConfigError, match=r"big\.segmentor"):
+            made(teacher_segmentor=wrong)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"cfg_options": {"train_cfg.max_itres": 2}}, "did you mean 'train_cfg.max_iters'"),
+        ({"teacher_segmentor": "x.pth", "cfg_options": {"teacher.lk": 2}}, "did you mean 'teacher.kl'"),
+        ({"teacher_segmentor": "x.pth", "cfg_options": {"teacher.kl": 0.0}}, "would teach nothing"),
         ({"cfg_options": {"train_dataloader.batch_size": "two"}}, "train_dataloader.batch_size='two'"),
         ({"cfg_options": {"randomness.sede": "{seed}"}}, "did you mean 'randomness.seed'"),
         ({"cfg_options": {"param_scheduler": [dict(type="PolyLR")]}}, "an option cannot hold a dict in a list"),

@@ -22,6 +22,7 @@ from tinymim.seg.config import (
     set_device,
     steps_of,
 )
+from tinymim.seg.distillation import load_teacher, set_teacher
 from tinymim.seg.loss import tile_losses
 
 
@@ -48,16 +49,18 @@ def estimate_segmentor(
     config: str | Path | Config,
     *,
     data_root: str | Path | None = None,
+    teacher_segmentor: str | Path | None = None,
     device: str | None = None,
     cfg_options: dict[str, Any] | None = None,
     ignore_label: int | Sequence[int] | None = None,
     reduce_zero_label: bool | None = None,
 ) -> SegCost:
-    """Measure one training step of a config on random pixels; nothing is written, no weights are loaded.
+    """Measure one training step of a config on random pixels; nothing is written, only a teacher's weights are loaded.
 
     Args:
         config: As in :func:`tinymim.seg.train_segmentor`.
         data_root: Labelled folder, for the number of classes; default: the config's.
+        teacher_segmentor: As in :func:`tinymim.seg.train_segmentor`: its passes and weights count.
         device: As in :func:`tinymim.seg.train_segmentor`.
         cfg_options: Overrides of the config.
         ignore_label: As in :func:`tinymim.seg.train_segmentor`.
@@ -69,12 +72,16 @@ def estimate_segmentor(
     cfg = find_config(config)
     merge_options(cfg, cfg_options)
     layout = set_data(cfg, data_root, ignore_label, reduce_zero_label, splits=())
+    set_teacher(cfg, teacher_segmentor)
     kind = set_device(cfg, device, amp=False)
     cfg.model.backbone.init_cfg = None
     check_batch(cfg, model_outline(cfg))
+    teacher = load_teacher(cfg, layout, kind)
     with building("model"):
         model = MODELS.build(cfg.model).to(kind).train()
     tile_losses(model)
+    if teacher is not None:
+        teacher.teach(model)
     height, width = cfg.model.data_preprocessor.size
 
     def loss(count: int) -> torch.Tensor:
@@ -96,4 +103,5 @@ def estimate_segmentor(
         size=(height, width),
         device=kind,
     )
-    return SegCost(**vars(cost))
+    frozen = 0 if teacher is None else sum(p.nbytes for p in teacher.model.parameters()) / 2**30
+    return SegCost(**{**vars(cost), "gib": cost.gib + frozen})

@@ -59,13 +59,20 @@ class RunFolderHook(Hook):
         """Before training: check that the heads have as many classes as the data, and a resumed run the same data."""
         if not _is_training(runner):
             return
-        data, source = runner.train_dataloader.dataset, _student(runner.cfg)
+        data, source, taught = runner.train_dataloader.dataset, _student(runner.cfg), runner.cfg.get("teacher")
         _check_classes(bare(runner.model), data.metainfo["classes"])
+        if taught and not hasattr(runner, "begin"):  # MMEngine's own
+            raise ConfigError(
+                "the config has a teacher",
+                "tinymim segment lets it teach; MMSegmentation's own tools do not",
+                "use tinymim segment, or take `teacher` out of the config",
+            )
 
         def describe() -> dict[str, Any]:
             pairs = [path for pair in data.pairs for path in pair] if hasattr(data, "layout") else None
             found = {
                 "student": describe_file(source) if source else None,
+                **({"teacher": describe_file(taught.checkpoint)} if taught else {}),
                 "data": describe_files(data.layout.root, pairs) if pairs is not None else None,
                 "config_sha256": hashlib.sha256(_plain_text(runner.cfg).encode()).hexdigest(),
                 "processes": get_world_size(),
@@ -227,6 +234,8 @@ def _plain_text(cfg: Any) -> str:
     plain = copy.deepcopy(cfg)
     plain.model.backbone.init_cfg = None
     plain.load_from, plain.resume = None, False
+    if plain.get("teacher"):
+        plain.teacher.checkpoint = None
     return config_text(plain)
 
 
@@ -238,7 +247,7 @@ def _plain(scores: dict[str, float]) -> dict[str, float]:
 def write_segmentor(runner: Any, state: dict[str, Any], scores: dict[str, float], step: int) -> None:
     """Write segmentor.pth: ``{"state_dict", "meta"}``, tensors and plain values only; ``state`` is the whole one."""
     model, cfg, folder = bare(runner.model), runner.cfg, Path(runner.work_dir)
-    student = read_env(folder).get("inputs", {}).get("student") or {}
+    inputs = read_env(folder).get("inputs", {})  # a resumed run does not name the student again
     pre, data = cfg.model.data_preprocessor, runner.train_dataloader.dataset.metainfo
     meta = {
         "config": _plain_text(cfg),
@@ -247,7 +256,8 @@ def write_segmentor(runner: Any, state: dict[str, Any], scores: dict[str, float]
         "palette": [list(map(int, colour)) for colour in data["palette"]],
         "mean": pre.get("mean") and list(map(float, pre["mean"])),  # None: not normalised
         "std": pre.get("std") and list(map(float, pre["std"])),
-        "student_sha256": student.get("sha256"),  # a resumed run does not name the student again
+        "student_sha256": (inputs.get("student") or {}).get("sha256"),
+        **({"teacher_sha256": inputs["teacher"]["sha256"]} if inputs.get("teacher") else {}),
         "versions": versions(),
         "metrics": _plain(scores),
         "step": step,

@@ -20,7 +20,7 @@ from mmengine.registry import Registry
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
-from tinymim.distill.recipe_keys import LARGE, Key, Number, check_size, key_of, unknown_key
+from tinymim.distill.recipe_keys import LARGE, Key, Kind, Number, check_size, key_of, unknown_key
 from tinymim.errors import ConfigError, did_you_mean
 from tinymim.models.backbone import PLAIN, backbone_arguments, backbone_names
 
@@ -44,8 +44,16 @@ SECTIONS = (  # what a run is built from; other top-level names are a config's o
     "visualizer",
     "log_processor",
     "randomness",
+    "teacher",
 )
-TOP = {*inspect.signature(Runner).parameters, "custom_imports", "tta_model", "tta_pipeline"} - {"cfg"}
+TOP = {*inspect.signature(Runner).parameters, "custom_imports", "tta_model", "tta_pipeline", "teacher"} - {"cfg"}
+TEACHER: dict[str, Key] = {  # the config's ``teacher``, of tinymim.seg.distillation
+    "checkpoint": Kind(words="a file", example="segmentor.pth"),
+    "kl": Number(1.0),
+    "channel": Number(0.0),
+    "temperature": Number(1.0, above=True),
+    "channel_temperature": Number(4.0, above=True),
+}
 LOADER_KEYS = {*inspect.signature(DataLoader).parameters, "num_batch_per_epoch", "disable_subprocess_warning"}
 PARAMWISE = {  # of the constructors of MMEngine, MMSegmentation and ours
     "layer_decay",
@@ -72,6 +80,7 @@ NODES: dict[str, set[str]] = {  # places without a type
     "env_cfg": {"cudnn_benchmark", "mp_cfg", "dist_cfg", "resource_limit"},
     "env_cfg.mp_cfg": {"mp_start_method", "opencv_num_threads"},
     "randomness": {"seed", "deterministic", "diff_rank_seed"},
+    "teacher": {*TEACHER},
     "custom_imports": {"imports", "allow_failed_imports"},
     "model_wrapper_cfg": {"type", "device_ids", "broadcast_buffers", "find_unused_parameters", "static_graph"},
 }

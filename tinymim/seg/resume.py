@@ -26,8 +26,20 @@ from tinymim.seg.inference import batched
 from tinymim.seg.loss import tile_losses
 
 # What decides the numbers of training; other nodes of a config (scoring, hooks, helper variables) may change freely
-COMPARED = ("model", "train_dataloader", "optim_wrapper", "param_scheduler", "train_cfg", "randomness", "auto_scale_lr")
-FREE = re.compile(r"(num_workers|persistent_workers|pin_memory|prefetch_factor|data_root|init_cfg(\..*)?|val_\w+)$")
+COMPARED = (
+    "model",
+    "teacher",
+    "train_dataloader",
+    "optim_wrapper",
+    "param_scheduler",
+    "train_cfg",
+    "randomness",
+    "auto_scale_lr",
+)
+FREE = re.compile(
+    r"(num_workers|persistent_workers|pin_memory|prefetch_factor|data_root|init_cfg(\..*)?|val_\w+|"
+    r"teacher\.checkpoint)$"
+)
 # What may change and is said: the length of the run, with its schedule, and what helps if the loss is not finite
 SAID = re.compile(r"train_cfg\.max_iters|optim_wrapper\.(optimizer\.lr|type|dtype|loss_scale(\..*)?|clip_grad(\..*)?)")
 MOVING = {"last_step", "_global_step", "_last_value", "verbose", "best", "num_bad_epochs", "cooldown_counter"}
@@ -60,20 +72,26 @@ def check_unchanged(before: Config, cfg: Config, folder: Path) -> list[str]:
     return [changed[key] for key in said]
 
 
-def check_student(folder: Path, student: Path) -> None:
-    """Refuse to resume with another student than the run's own: it would not be read, or start another run.
+def check_input(folder: Path, kind: str, file: Path, option: str) -> None:
+    """Refuse to resume with another student or teacher than the run's own: it would not be read, or change the run.
+
+    Args:
+        folder: The run folder.
+        kind: "student" or "teacher".
+        file: The file given now.
+        option: The option that gives it.
 
     Raises:
         ConfigError: ``env.json`` notes another one, or none.
     """
     noted = read_env(folder)
-    inputs = noted.get("inputs") or {} if noted else None
-    old, new = (inputs or {}).get("student") or {}, sha256_file(student)
+    inputs: dict[str, Any] | None = noted.get("inputs") or {} if noted else None
+    old, new = (inputs or {}).get(kind) or {}, sha256_file(file)
     if inputs is not None and old.get("sha256") != new:
         raise ConfigError(
-            f"the run was started {'with another' if old else 'without a'} student",
+            f"the run was started {'with another' if old else 'without a'} {kind}",
             f"sha256 {new}, not {old.get('sha256')}",
-            "resume with the same --student, or start a new run with another --work-dir",
+            f"resume with the same {option}, or start a new run with another --work-dir",
         )
 
 

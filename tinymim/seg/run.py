@@ -18,7 +18,7 @@ from mmengine.runner import Runner
 
 from tinymim import compat
 from tinymim.engine.parallel import together
-from tinymim.engine.run_folder import RunFolder, on_first_process
+from tinymim.engine.run_folder import RunFolder, bare, on_first_process
 from tinymim.errors import CheckpointError, ConfigError, DataError
 from tinymim.files import sha256_file
 from tinymim.folders import OpenRun, open_run
@@ -26,11 +26,12 @@ from tinymim.literals import read_literal_file
 from tinymim.progress import Progress
 from tinymim.seg.checks import check_batch
 from tinymim.seg.config import building, find_config, merge_options, model_outline, name_run, say, set_data, set_device
+from tinymim.seg.distillation import load_teacher, set_teacher
 from tinymim.seg.inference import batched, predict
 from tinymim.seg.loop import stop_loader
 from tinymim.seg.metric import SegMetric, SegResult
-from tinymim.seg.resume import SegRunner, check_student, check_unchanged
-from tinymim.seg.segmentor import load_segmentor
+from tinymim.seg.resume import SegRunner, check_input, check_unchanged
+from tinymim.seg.segmentor import class_names, load_segmentor
 
 
 def train_segmentor(
@@ -39,6 +40,7 @@ def train_segmentor(
     work_dir: str | Path,
     data_root: str | Path | None = None,
     student: str | Path | None = None,
+    teacher_segmentor: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
     amp: bool = False,
@@ -55,6 +57,8 @@ def train_segmentor(
         work_dir: Run folder: config.py, env.json, metrics.jsonl, checkpoints/, segmentor.pth.
         data_root: Labelled folder; default: the config's.
         student: File with the backbone's weights, any that ``tinymim.load_weights`` reads.
+        teacher_segmentor: A trained segmentor's file, whose logits are learned beside the labels; its classes are the
+            data's, in any order. Its losses' weights are ``teacher.kl`` and ``teacher.channel`` of the config.
         resume: Continue exactly from the last checkpoint in ``work_dir``.
         overwrite: Empty ``work_dir`` first.
         amp: Mixed precision: bfloat16 on CPUs and on GPUs that have it, else float16.
@@ -79,6 +83,7 @@ def train_segmentor(
         if not Path(student).is_file():
             raise CheckpointError(f"no checkpoint at {student}", "the file does not exist", "check --student")
         cfg.model.backbone.init_cfg = dict(type="Pretrained", checkpoint=str(student))
+    set_teacher(cfg, teacher_segmentor)
     kind = set_device(cfg, device, amp, strategy)
     check_batch(cfg, model_outline(cfg))
     folder = Path(work_dir)
@@ -86,12 +91,15 @@ def train_segmentor(
         opened = _open_folder(held, cfg, folder, resume=resume, overwrite=overwrite)
         say(f"data: {layout}")
         batch, world = cfg.train_dataloader.batch_size, compat.launched_processes()
+        teacher = load_teacher(cfg, layout, kind)
         say(f"{kind}: {world} process(es) x batch {batch} = {world * batch} photos per step -> {folder}")
         with _our_errors():
             with building("run"):
                 runner = SegRunner.from_cfg(name_run(cfg))
                 assert runner.train_loop is not None  # builds the data loader
                 runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+            if teacher is not None:
+                teacher.teach(bare(runner.model))
             if opened is not None:
                 runner.opened = opened
             runner.train()
@@ -138,11 +146,9 @@ def test_segmentor(
         TinyMIMError: anything the user can fix.
     """
     model, cfg = load_segmentor(checkpoint, config)
-    names: Any = model.dataset_meta
-    trained = names["classes"] or [f"class {i}" for i in range(int(model.num_classes))]  # type: ignore[arg-type]
     merge_options(cfg, cfg_options)
     layout = set_data(cfg, data_root, ignore_label, reduce_zero_label, splits=("val",))
-    order, remark = layout.match(str(checkpoint), trained)
+    order, remark = layout.match(str(checkpoint), class_names(model))
     kind = set_device(cfg, device, amp=False)
     if compat.launched_processes() > 1 and kind == "cuda":
         from mmengine.dist import init_dist, is_distributed
@@ -187,7 +193,8 @@ setattr(test_segmentor, "__test__", False)  # noqa: B010  (pytest would collect 
 
 
 def _open_folder(held: ExitStack, cfg: Config, work_dir: Path, *, resume: bool, overwrite: bool) -> OpenRun | None:
-    """Hold the run folder (the first process does); set the checkpoint or the student that ``cfg`` starts from.
+    """Hold the run folder (the first process does); set the checkpoint or the student that ``cfg`` starts from, and the
+    teacher of a run that is resumed.
 
     Raises:
         ConfigError: the folder is in use, or the options are not the run's.
@@ -198,12 +205,14 @@ def _open_folder(held: ExitStack, cfg: Config, work_dir: Path, *, resume: bool, 
         init_dist("pytorch")
     opened: OpenRun | None = None
 
-    def hold() -> tuple[str | None, Any]:
+    def hold() -> tuple[str | None, Any, Any]:
         nonlocal opened
         opened = held.enter_context(open_run(work_dir, resume=resume, overwrite=overwrite, option="--work-dir"))
-        return (None, None) if opened.fresh else _start(cfg, work_dir)
+        return (None, None, cfg.get("teacher")) if opened.fresh else _start(cfg, work_dir)
 
-    checkpoint, student = on_first_process(hold)
+    checkpoint, student, teacher = on_first_process(hold)
+    if teacher:
+        cfg.teacher = teacher
     cfg.work_dir, cfg.resume, cfg.load_from = str(work_dir), checkpoint is not None, checkpoint
     if cfg.resume:
         cfg.model.backbone.init_cfg = None  # every weight comes from the checkpoint
@@ -213,8 +222,8 @@ def _open_folder(held: ExitStack, cfg: Config, work_dir: Path, *, resume: bool, 
     return opened
 
 
-def _start(cfg: Config, work_dir: Path) -> tuple[str | None, Any]:
-    """Where a resumed run goes on: its newest checkpoint, or None and the ``init_cfg`` that it began with.
+def _start(cfg: Config, work_dir: Path) -> tuple[str | None, Any, Any]:
+    """Where a resumed run goes on: its newest checkpoint, or None and the ``init_cfg`` that it began with; its teacher.
 
     Raises:
         ConfigError: the folder holds no run, another kind of run, or one with other options.
@@ -223,21 +232,26 @@ def _start(cfg: Config, work_dir: Path) -> tuple[str | None, Any]:
     if not (work_dir / "config.py").is_file():
         raise ConfigError(f"{work_dir} holds no run to resume", "config.py is missing", "leave --resume out")
     before = Config(read_literal_file(work_dir / "config.py"))
+    taught = before.get("teacher")
+    if isinstance(taught, dict) and not (cfg.get("teacher") or {}).get("checkpoint"):
+        set_teacher(cfg, taught.get("checkpoint"))
     if said := check_unchanged(before, cfg, work_dir):
         say(f"changed since the run began: {'; '.join(said)}")
-    given, student = _student(cfg), _student(before)
+    given, student, teacher = _student(cfg), _student(before), cfg.get("teacher")
     if given and Path(given["checkpoint"]).is_file():
-        check_student(work_dir, Path(given["checkpoint"]))
+        check_input(work_dir, "student", Path(given["checkpoint"]), "--student")
+    if teacher and teacher.checkpoint and Path(teacher.checkpoint).is_file():
+        check_input(work_dir, "teacher", Path(teacher.checkpoint), "--teacher-segmentor")
     newest = RunFolder(work_dir, "iter").newest()
     if newest is not None:
-        return str(newest), None
+        return str(newest), None, teacher
     if student and not given and not Path(student["checkpoint"]).is_file():
         raise CheckpointError(
             f"no checkpoint at {student['checkpoint']}",
             "the run was started with this student and stopped before its first checkpoint",
             "add --student FILE",
         )
-    return None, student
+    return None, student, teacher
 
 
 def _student(cfg: Config) -> dict[str, Any] | None:

@@ -81,6 +81,11 @@ def load_segmentor(checkpoint: str | Path, config: str | Path | Config | None = 
     return model.eval(), cfg
 
 
+def class_names(model: Any) -> list[str]:
+    """A loaded segmentor's class names; "class 0", "class 1", ... if its file has none."""
+    return list(model.dataset_meta["classes"] or [f"class {i}" for i in range(int(model.num_classes))])
+
+
 def _classes(state: dict[str, Any], cfg: Config) -> int:
     """Classes of the file's last head; the config's number if the head uses a threshold or other parameter names."""
     head = cfg.model.decode_head

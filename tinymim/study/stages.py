@@ -5,7 +5,8 @@ options that are not recipe keys, the content of the data, and the stages and fi
 cells, seeds or studies share is one folder, whatever the name of its recipe and wherever a value is written, and a
 changed value gives another folder. The code is not part of the hash: use another ``--out`` for another release.
 
-Options may hold references: ``{seed}``, a data folder (:data:`DATA`), or ``{stage.student}``, the student of a stage.
+Options may hold references: ``{seed}``, a data folder (:data:`DATA`), ``{stage.student}``, the student of a stage, or
+``{stage.segmentor}``, the segmentor of a segment stage.
 """
 
 import functools
@@ -170,10 +171,11 @@ def settings(stages: Mapping[str, Any], wanted: Iterable[str], seed: int) -> dic
 
     def known(word: str) -> Any:
         stage, _, what = word.partition(".")
-        if what == "student" and stage in stages:
+        products = {name: "segmentor" if each.get("verb") == "segment" else "student" for name, each in stages.items()}
+        if stage in stages and what == products[stage]:
             visit(stage)
         elif word not in ("seed", *DATA):
-            raise unknown("reference", word, ["seed", *DATA, *(f"{name}.student" for name in stages)])
+            raise unknown("reference", word, ["seed", *DATA, *(f"{name}.{made}" for name, made in products.items())])
         return seed if word == "seed" else f"{{{word}}}"
 
     def visit(name: str) -> None:
@@ -229,10 +231,10 @@ def make_stages(
         needs: dict[str, Stage] = {}
 
         def value_of(word: str, needs: dict[str, Stage] = needs) -> Any:
-            stage = word.partition(".")[0]
+            stage, _, what = word.partition(".")
             if stage in made:
                 needs[stage] = made[stage]
-                return str(made[stage].run / "student.pth")
+                return str(made[stage].run / f"{what}.pth")
             return seed if word == "seed" else str(data[word].path)
 
         options = _fill_references(flat_options(stages[name]), value_of)

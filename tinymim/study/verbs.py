@@ -53,7 +53,12 @@ def resolve(verb: str, options: Mapping[str, Any]) -> dict[str, Any]:
     if verb == "segment":
         overrides = dict(options.get("cfg_options", {}))
         places = (*CONFIG_PLACES, *({"data_root"} & {*options}))
-        return json.loads(_config_values(str(options.get("config")), json.dumps(overrides), places))
+        values = json.loads(_config_values(str(options.get("config")), json.dumps(overrides), places))
+        if "teacher" in values or "teacher_segmentor" in options:
+            from tinymim.seg.distillation import teacher_settings
+
+            values["teacher"] = teacher_settings(values.get("teacher") or {})
+        return values
     recipe, given = str(options.get("recipe", JOBS[verb].settings_type.default_recipe)), recipe_overrides(verb, options)
     return json.loads(_recipe_values(recipe, verb, json.dumps(given)))
 
