@@ -63,6 +63,11 @@ cells = [
     dict(name="features: output of block 11", set={"distill.targets": ["output@11"]}),
     dict(name="features: q, k, v of block 10", set={"distill.targets": ["qkv"]}),
     dict(name="relations and output of block 11", set={"distill.targets": ["qk+vv", "output@11"]}),
+    dict(name="relations of blocks 5 and 10", set={"distill.targets": ["qk+vv@10:12", "qk+vv@5:6"]}),
+    dict(  # relations end at the last block's q, k and v: the rest of it is not trained
+        name="segmentation on block 11 of the student",
+        set={"segment.cfg_options.model.backbone.out_indices": [10]},
+    ),
     dict(name="align tokens", set={f"{DISTILL}.align": "tokens"}),
     dict(name="crops from 8 % of the photo", set={f"{DISTILL}.crop_scale": [0.08, 1.0]}),
     dict(name="crops of 224 pixels, a third of the passes", set={"distill.img_size": 224, "distill.epochs": 0.3333}),
