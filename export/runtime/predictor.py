@@ -147,9 +147,9 @@ class Predictor:
                         "neighbour, pixels along borders between classes differ from logits that are resized first"
                     )
                 return resize_nearest(result, size), None
-            if not (confidence or len(result) == 1 or self.align_corners):
-                if (planes := resized_planes(result, size)) is not None:
-                    return largest(planes), None
+            at_once = not confidence and len(result) > 1 and not self.align_corners
+            if at_once and (planes := resized_planes(result, size)) is not None:
+                return largest(planes), None
             parts = ((rows, every, logits) for rows, logits in bands(result, size, self.align_corners))
         mask = np.empty(size, np.uint8)
         sure = np.empty(size, np.float32) if confidence else None
