@@ -14,7 +14,7 @@ from tinymim.compat import is_first_process
 from tinymim.errors import ConfigError
 from tinymim.files import config_file
 
-TRAINING = ("work_dir", "student", "resume", "overwrite", "dry_run", "amp", "strategy")
+TRAINING = ("work_dir", "student", "pseudo", "resume", "overwrite", "dry_run", "amp", "strategy")
 TESTING = ("checkpoint", "tta", "json", "markdown")
 DATA = ("data_root", "ignore_label", "reduce_zero_label", "device", "cfg_options")
 
@@ -49,6 +49,12 @@ def add_training_options(parser: argparse._ActionsContainer) -> None:
         metavar="FILE",
         help="weights of the backbone: student.pth or any file that "
         "tinymim.load_weights reads; without it training starts from scratch",
+    )
+    parser.add_argument(
+        "--pseudo",
+        metavar="LAYOUT[=WEIGHT]",
+        help="also train on photos that tinymim label has labelled; one of them is drawn WEIGHT times as often as a "
+        "labelled one (default 1)",
     )
     parser.add_argument("--resume", action="store_true", help="continue exactly where the run in --work-dir stopped")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --work-dir")
@@ -125,7 +131,7 @@ def train(args: argparse.Namespace) -> int:
 
     data = {name: getattr(args, name) for name in DATA}
     if args.dry_run:
-        cost = estimate_segmentor(args.config, **data)
+        cost = estimate_segmentor(args.config, pseudo=args.pseudo, **data)
         if is_first_process():
             print(cost)
         return 0
@@ -133,6 +139,7 @@ def train(args: argparse.Namespace) -> int:
         args.config,
         work_dir=args.work_dir or Path("runs") / Path(args.config).name.removesuffix(".py"),
         student=args.student,
+        pseudo=args.pseudo,
         resume=args.resume,
         overwrite=args.overwrite,
         amp=args.amp,

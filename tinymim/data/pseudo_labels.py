@@ -304,8 +304,15 @@ class _Work:
             def read(group: list[tuple[str, Path]]) -> list[Future[Any]]:
                 return [threads.submit(self.labeller.read, path) for _, path in group]
 
-            coming = read(groups[0]) if groups else []
-            for number, group in enumerate(groups):
+            def note(written: list[Future[LabelLine]]) -> None:
+                for line in written:
+                    self.done[line.result()["photo"]] = line.result()
+                    lines.write(json.dumps(line.result()) + "\n")
+                lines.flush()
+                progress.update(len(self.done) + len(skipped), images=len(written))
+
+            coming, writing = read(groups[0]) if groups else [], list[Future[LabelLine]]()
+            for number, group in enumerate(groups):  # the next are read, and the last written, meanwhile
                 here, coming = coming, read(groups[number + 1]) if number + 1 < len(groups) else []
                 ready = []
                 for (name, path), photo in zip(group, here, strict=True):
@@ -314,15 +321,12 @@ class _Work:
                     except UnreadablePhoto:
                         skipped.append(str(path))
                 masks = self.labeller.predict([photo for _, _, photo in ready]) if ready else []
-                written = [
+                note(writing)
+                writing = [
                     threads.submit(self._write, name, path, *mask, least)
                     for (name, path, _), mask in zip(ready, masks, strict=True)
                 ]
-                for line in written:
-                    self.done[line.result()["photo"]] = line.result()
-                    lines.write(json.dumps(line.result()) + "\n")
-                lines.flush()
-                progress.update(len(self.done) + len(skipped), images=len(ready))
+            note(writing)
         progress.close()
         if not self.done:
             raise DataError(
