@@ -32,12 +32,6 @@ class DataNote(TypedDict, total=False):
     list_sha256: Required[str]
 
 
-class PseudoNote(DataNote):
-    """Pseudo-labelled photos that a segmentor was also trained on."""
-
-    weight: Required[Above0]
-
-
 class ShardIndex(TypedDict):
     """``.NAME.tar.index`` beside a shard: :mod:`tinymim.data.shards`."""
 
@@ -56,21 +50,12 @@ class Inputs(TypedDict, total=False):
     init_from: FileNote | None
     data: DataNote | None
     val_data: DataNote | None
-    pseudo: PseudoNote | None
+    pseudo: DataNote | None
     recipe_sha256: str | None
     config_sha256: str | None
     processes: Count
     micro_batch: Count
     compiled: bool
-
-
-class LabelLine(TypedDict):
-    """A line of ``labels.jsonl``: a photo that :mod:`tinymim.data.pseudo_labels` has labelled, and its pixels by id."""
-
-    photo: str
-    predicted: dict[str, Count]
-    kept: dict[str, Count]
-    sure: dict[str, Count]
 
 
 class Versions(TypedDict, total=False):

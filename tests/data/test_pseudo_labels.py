@@ -20,7 +20,9 @@ class Channels:
 
     file, sha256, at_once = Path("channels.pth"), "0" * 64, 2
 
-    def __init__(self, *, classes=("red", "green", "blue"), palette=None, one=False, stop_after=None, stop=KeyboardInterrupt):
+    def __init__(
+        self, *, classes=("red", "green", "blue"), palette=None, one=False, stop_after=None, stop=KeyboardInterrupt
+    ):
         self.one, self.classes, self.palette, self.settings = one, classes, palette, {"pipeline": [("a", 1)]}
         self.stop_after, self.stop, self.labelled = stop_after, stop, 0
 
@@ -170,6 +172,7 @@ def test_a_damaged_photo_is_left_out_and_named(photos, tmp_path, capsys):
         (DataError, "no photos to label", {}, {"photos": "full"}),
         (DataError, "the labels hold no class", {}, {"min_confidence": 1.0}),
         (DataError, "one class only, 'red'", {"one": True}, {}),
+        (DataError, "gives the id 2", {"classes": ("red", "green")}, {}),
         (ConfigError, "cannot label photos", {"classes": ("red", "red", "blue")}, {}),
         (ConfigError, "cannot label photos", {"classes": ("thing",)}, {}),
         (ConfigError, "cannot label photos", {"classes": [f"c{i}" for i in range(256)]}, {}),

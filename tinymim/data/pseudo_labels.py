@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 
@@ -33,8 +33,7 @@ from tinymim.errors import ConfigError, DataError
 from tinymim.files import atomic_path, describe_files, environment, file_error, writable, write_json, write_text
 from tinymim.folders import hold
 from tinymim.progress import Progress
-from tinymim.records import LabelLine
-from tinymim.schema import check, read_lines
+from tinymim.schema import Count, check, read_lines
 
 THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)  # probabilities whose shares of the pixels are told
 _TRAINING, _LINES = "training", "labels.jsonl"
@@ -68,6 +67,15 @@ class Labeller(Protocol):
 
     def predict(self, photos: list[Any]) -> list[tuple[np.ndarray, np.ndarray | None]]:
         """Of each photo the ids, uint8 (H, W) at its own size, and their probabilities, float32 (H, W), or None."""
+
+
+class LabelLine(TypedDict):
+    """A line of ``labels.jsonl``: a photo that is labelled, and its pixels by id and by threshold."""
+
+    photo: str
+    predicted: dict[str, Count]
+    kept: dict[str, Count]
+    sure: dict[str, Count]
 
 
 @dataclass
@@ -172,7 +180,7 @@ def write_pseudo_labels(
             else:
                 work.remove()
             if isinstance(error, OSError):
-                raise file_error(f"cannot write {out}", error) from error
+                raise file_error(f"cannot use {error.filename or out}", error) from error
             raise
         work.remove()
     return result
@@ -336,10 +344,21 @@ class _Work:
         return skipped, (len(todo) - len(skipped)) / spent if todo else None
 
     def _write(self, name: str, path: Path, ids_HW: np.ndarray, sure_HW: np.ndarray | None, least: float) -> LabelLine:
-        """Write a photo and its label."""
+        """Write a photo and its label.
+
+        Raises:
+            DataError: an id without a class.
+        """
+        if (largest := int(ids_HW.max())) >= len(self.labeller.classes):
+            raise DataError(
+                f"{self.labeller.file} gives the id {largest}",
+                f"it names {len(self.labeller.classes)} classes",
+                "use a segmentor that names a class for every id",
+            )
+        content = read_file(path)
         kept_HW = ids_HW if sure_HW is None else np.where(sure_HW < np.float32(least), np.uint8(IGNORED), ids_HW)
         with atomic_path(self.layout / IMAGES / _TRAINING / name) as part:
-            part.write_bytes(read_file(path))
+            part.write_bytes(content)
         save_mask(kept_HW, (self.layout / LABELS / _TRAINING / name).with_suffix(".png"), self.palette)
         sure = {} if sure_HW is None else {str(t): int((sure_HW >= np.float32(t)).sum()) for t in THRESHOLDS}
         return {"photo": name, "predicted": _counts(ids_HW), "kept": _counts(kept_HW), "sure": sure}
