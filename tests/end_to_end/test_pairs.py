@@ -186,7 +186,7 @@ AS_FOLDERS = {
     "data",
     "predictions",
     "pseudo",
-}  # the page by a browser, the tuner's scores, ...
+}  # the page by a browser, ...
 FOR_PEOPLE = {".html", ".md", ".svg", ".log", ".txt", ".jpg"}
 LAST = {  # results for other programs; report refuses them by their kind
     "compare.json": "tinymim.compare of bench, tinymim.difference of report",

@@ -219,7 +219,7 @@ class ResumableSampler(Sampler[tuple[int, int]]):
         if self.drawn:
             places = turn * self.drawn + np.arange(self.drawn)
             rounds = range(places[0] // self.pseudo, places[-1] // self.pseudo + 1)
-            drawn = np.concatenate([self._shuffled(self.pseudo, 3, each) for each in rounds])
+            drawn = np.concatenate([self._shuffled(self.pseudo, each, 3) for each in rounds])
             photos = np.append(photos, self.labelled + drawn[places - rounds[0] * self.pseudo])
         return photos[self._shuffled(self.size, turn)]
 
