@@ -50,6 +50,7 @@ class Inputs(TypedDict, total=False):
     init_from: FileNote | None
     data: DataNote | None
     val_data: DataNote | None
+    pseudo: DataNote | None
     recipe_sha256: str | None
     config_sha256: str | None
     processes: Count

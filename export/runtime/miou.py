@@ -14,13 +14,12 @@ import numpy as np
 
 from tinymim.confusion import class_counts, confusion_matrix, scores
 from tinymim.data.folders import IGNORED, Layout, Pair, read_layout
-from tinymim.data.label_files import wrong_size
+from tinymim.data.label_files import save_mask, wrong_size
 from tinymim.errors import ConfigError, DataError
 from tinymim.files import environment, write_json, write_text
 from tinymim.progress import Progress
 from tinymim_export.runtime.engines import Engine
 from tinymim_export.runtime.engines.base import DEFAULT, renamed
-from tinymim_export.runtime.pictures import save_mask
 from tinymim_export.runtime.predictor import Predictor, read_photo
 from tinymim_export.tables import markdown_table, text_table
 

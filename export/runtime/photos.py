@@ -41,6 +41,18 @@ def normalise(photo: Any, size: tuple[int, int], contract: dict[str, Any]) -> np
     return to_input(np.asarray(photo.resize((size[1], size[0]), Image.Resampling.BILINEAR)), contract)
 
 
+def as_pixels(photo: Any) -> np.ndarray:
+    """A Pillow image or an array as uint8 (H, W, 3)."""
+    pixels = np.asarray(photo)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise DataError(
+            f"a photo of {pixels.dtype} {pixels.shape} cannot be used",
+            "the file takes three channels of 8 bits",
+            "read it with tinymim.data.pixels.open_photo(path)",
+        )
+    return pixels
+
+
 def to_input(pixels_HW3: np.ndarray, contract: dict[str, Any]) -> np.ndarray:
     """RGB pixels of the right size -> what the file takes for one photo (3, H, W): normalised float32, or uint8.
 

@@ -31,14 +31,6 @@ def colour_table(palette: Palette) -> np.ndarray:
     return table
 
 
-def save_mask(mask_HW: np.ndarray, path: str | Path, palette: Palette) -> None:
-    """Write a mask as 8-bit palette PNG: pixel values are class ids, viewers show the colours. Atomic."""
-    image = Image.fromarray(mask_HW)
-    image.putpalette(colour_table(palette).tobytes())
-    with atomic_path(path) as part:
-        image.save(part, "PNG")
-
-
 def row_blocks(size: tuple[int, ...]) -> Iterator[slice]:
     """Rows of a picture (height, width), some at a time, so that what is computed of a large one stays small."""
     step = max(1, BLOCK // max(size[1], 1))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tinymim.data.label_files import save_mask
 from tinymim.data.photo_files import list_photos
 from tinymim.data.shards import base, matches
 from tinymim.errors import CheckFailed, ConfigError, DataError, TinyMIMError
@@ -24,7 +25,6 @@ from tinymim_export.runtime.pictures import (
     count_ids,
     overlaid,
     palette_for,
-    save_mask,
     save_picture,
 )
 from tinymim_export.runtime.predictor import Predictor, read_photo

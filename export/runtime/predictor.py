@@ -12,14 +12,16 @@ from typing import Any
 
 import numpy as np
 
+from tinymim.cores import free_memory
 from tinymim.data.pixels import open_photo
-from tinymim.errors import CheckFailed, ConfigError, DataError
+from tinymim.errors import CheckFailed, ConfigError
 from tinymim_export.runtime.engines import Engine, open_engine
 from tinymim_export.runtime.metadata import verified_note
-from tinymim_export.runtime.photos import to_input
+from tinymim_export.runtime.photos import as_pixels, to_input
 from tinymim_export.runtime.resize import (
     bands,
     largest,
+    probability,
     rescale_size,
     resize_bilinear,
     resize_float,
@@ -118,27 +120,44 @@ class Predictor:
             ConfigError: the file cannot take a photo of this size.
             CheckFailed: the file gives values that are not numbers.
         """
-        pixels = as_pixels(photo)
-        size = pixels.shape[:2]
+        return self._decided(as_pixels(photo), confidence=False)[0]
+
+    def mask_and_confidence(self, photo: Any) -> tuple[np.ndarray, np.ndarray | None]:
+        """Class ids of a photo, and the probability (softmax, or sigmoid where there is one channel) of each.
+
+        Returns:
+            uint8 (H, W) and float32 (H, W), at the photo's own size; the second is None where the file gives masks.
+
+        Raises:
+            ConfigError, CheckFailed: see :meth:`mask`.
+        """
+        return self._decided(as_pixels(photo), confidence=True)
+
+    def _decided(self, pixels_HW3: np.ndarray, *, confidence: bool) -> tuple[np.ndarray, np.ndarray | None]:
+        """The mask of a photo; its confidence if asked for."""
+        size, every = pixels_HW3.shape[:2], slice(None)
         if self.mode == "slide" and self._resized(size) == size:  # decided window by window: logits need no resize
-            mask = np.empty(size, np.uint8)
-            for rows, columns, logits in self._slide(pixels):
-                mask[rows, columns] = self._decide(logits)
-            return mask
-        result = self._network(pixels)
-        if result.ndim == 2:
-            if result.shape != size:
-                self._note(
-                    "the file decides before the resize: its mask is resized to the photo's size by nearest neighbour, "
-                    "pixels along borders between classes differ from logits that are resized first"
-                )
-            return resize_nearest(result, size)
-        if len(result) > 1 and not self.align_corners and (planes := resized_planes(result, size)) is not None:
-            return largest(planes)
+            parts = self._slide(pixels_HW3)
+        else:
+            result = self._network(pixels_HW3)
+            if result.ndim == 2:
+                if result.shape != size:
+                    self._note(
+                        "the file decides before the resize: its mask is resized to the photo's size by nearest "
+                        "neighbour, pixels along borders between classes differ from logits that are resized first"
+                    )
+                return resize_nearest(result, size), None
+            at_once = not confidence and len(result) > 1 and not self.align_corners
+            if at_once and (planes := resized_planes(result, size)) is not None:
+                return largest(planes), None
+            parts = ((rows, every, logits) for rows, logits in bands(result, size, self.align_corners))
         mask = np.empty(size, np.uint8)
-        for rows, logits in bands(result, size, self.align_corners):
-            mask[rows] = self._decide(logits)
-        return mask
+        sure = np.empty(size, np.float32) if confidence else None
+        for rows, columns, logits in parts:
+            mask[rows, columns] = ids = self._decide(logits)
+            if sure is not None:
+                sure[rows, columns] = probability(logits, ids)
+        return mask, sure
 
     def logits(self, photo: Any) -> np.ndarray:
         """Logits of a photo, float32 (C, H, W), at its own size.
@@ -343,7 +362,7 @@ class Predictor:
         """Refuse a photo that is too large to run whole: its input and logits alone would fill the memory."""
         values = sides[0] * sides[1] * (3 + self._channels(1))
         have = free_memory()
-        if have is not None and 8 * values > have:
+        if 8 * values > have:
             raise ConfigError(
                 f"a photo of {sides[0]}x{sides[1]} is too large to run whole",
                 f"its input and logits alone take {4 * values / 2**30:.1f} GiB, {have / 2**30:.1f} GiB are free",
@@ -418,27 +437,6 @@ def window_places(side: int, crop: int, stride: int) -> list[tuple[int, int]]:
     count = max(side - crop + stride - 1, 0) // stride + 1
     ends = [min(i * stride + crop, side) for i in range(count)]
     return [(max(end - crop, 0), end) for end in ends]
-
-
-def free_memory() -> int | None:
-    """Bytes of memory that can still be had, None where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text("utf-8-sig").splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError, IndexError):
-        return None
-
-
-def as_pixels(photo: Any) -> np.ndarray:
-    """A Pillow image or an array as uint8 (H, W, 3)."""
-    pixels = np.asarray(photo)
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-        raise DataError(
-            f"a photo of {pixels.dtype} {pixels.shape} cannot be used",
-            "the file takes three channels of 8 bits",
-            "read it with tinymim.data.pixels.open_photo(path)",
-        )
-    return pixels
 
 
 def read_photo(path: str | Path) -> np.ndarray:

@@ -182,6 +182,26 @@ def largest(planes_HW: Iterable[np.ndarray]) -> np.ndarray:
     return ids
 
 
+def probability(logits_CHW: np.ndarray, ids_HW: np.ndarray) -> np.ndarray:
+    """The probability of the ids that were decided on: softmax, or sigmoid where there is one channel.
+
+    Args:
+        logits_CHW: float32 (C, H, W).
+        ids_HW: The index of the largest in every place; of one channel 0 or 1.
+
+    Returns:
+        float32 (H, W).
+    """
+    with np.errstate(over="ignore"):
+        if len(logits_CHW) == 1:
+            return 1 / (1 + np.exp(np.where(ids_HW > 0, -logits_CHW[0], logits_CHW[0])))
+        best = logits_CHW.max(0)
+        total = np.zeros_like(best)
+        for plane in logits_CHW:
+            total += np.exp(plane - best)
+        return 1 / total
+
+
 def resized_planes(logits_CHW: np.ndarray, size: tuple[int, int]) -> Iterable[np.ndarray] | None:
     """Channels at another size by OpenCV, (H, W) each, for :func:`largest`; None where OpenCV cannot."""
     if logits_CHW.shape[1:] == size:

@@ -20,7 +20,7 @@ from typing import Any
 
 from tests.attack.forked import command, fork
 
-VERBS = ("pretrain", "distill", "finetune", "segment", "chain", "study", "tune", "pack", "demo")
+VERBS = ("pretrain", "distill", "finetune", "segment", "chain", "study", "tune", "pack", "label", "demo")
 TINY = ["student_args.embed_dim=24", "student_args.depth=4", "student_args.num_heads=2"]
 RUN = ["--img-size", "32", "--batch-size", "4", "--max-steps", "4", "--save-every", "2", "--workers", "0"]
 RUN += ["--device", "cpu"]
@@ -141,6 +141,12 @@ def make_cases(folder: Path, names: list[str]) -> dict[str, Case]:
     if "pack" in names:
         words = ["data", "--pack", str(photos / "train"), "--max-size", "1KB", "--out", str(out["pack"])]
         cases["pack"] = Case(words, out["pack"], ())
+    if "label" in names:
+        from tests.export.tiny import write_labelled, write_segmentor
+
+        write_labelled(folder / "label_data")
+        words = ["label", str(folder / "label_data"), "--with", str(write_segmentor(folder / "labeller.onnx"))]
+        cases["label"] = Case([*words, "--out", str(out["label"])], out["label"], ())
     if "study" in names:
         (folder / "mine.py").write_text(STUDY, encoding="utf-8")
         words = ["study", str(folder / "mine.py"), "--data", str(photos), "--out", str(out["study"])]
@@ -237,7 +243,7 @@ def left(out: Path) -> dict[str, Any]:
                     same = hashlib.sha256((path.parent / product).read_bytes()).hexdigest() == noted
                     found[f"{name}: {product}"] = "noted" if same else "accused"
                 found[name] = sorted(found[name])
-        elif path.suffix == ".tar":
+        elif path.suffix == ".tar" or {"images", "annotations"} & {*path.parts}:
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
         elif path.suffix in (".html", ".onnx"):
             found[name] = "there"

@@ -17,6 +17,7 @@ SAMPLE = {
     "study": 8,
     "tune": 3,
     "pack": 8,
+    "label": 6,
     "demo": 1,
 }
 

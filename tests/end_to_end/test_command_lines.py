@@ -52,6 +52,7 @@ WORDS = {
     "RUN_FOLDERS": "{distilled}",
     "FILES": "{segmented}",
     "STUDY": "{STUDY}",
+    "pseudo": "{pseudo}",
     "best.tune/": "{tuned}/best.tune",
 }
 PATTERNS = {
@@ -83,6 +84,7 @@ TINY = {  # verb -> options
     "data": "",
     "eval classifier": "--workers 0 --device cpu",
     "predict": "",
+    "label": "",
     "demo": "--out {demo} --resume --minutes 1 --data {LABELLED}",  # made before; the page is written again
     "tinymim-export": "",
     "tinymim-export --tune": "--seconds 0.2 --runtimes onnxruntime --graph pixels --resize-to-file --max-miou-drop 100 "

@@ -84,6 +84,8 @@ tinymim segment upernet_tinymim_demo --data-root {LABELLED} --student {file} --w
     segmented/segmentor.pth                       => segmentor: made/segmentor\.pth
 tinymim segment upernet_tinymim_demo --data-root {file} --work-dir made --cfg-options HEAD
     demo/data                                     => segmentor: made/segmentor\.pth
+tinymim segment upernet_tinymim_demo --data-root {LABELLED} --pseudo {file} --work-dir made --cfg-options HEAD
+    pseudo                                        => and 64 pseudo-labelled photos of .*/pseudo, 64 of them
 tinymim segment {file} --data-root {LABELLED} --work-dir made
     segmented/config.py                           => segmentor: made/segmentor\.pth
 tinymim segment --test {file}
@@ -126,6 +128,15 @@ tinymim predict {file} {LABELLED}/images/validation --out masks
     exported/seg.onnx                             => masks
     int8/int8.onnx                                => masks
     tuned/best.onnx + --resize-to-file                  => masks
+tinymim label {PHOTOS} --out made --with {file}
+    segmented/segmentor.pth                       => labelled: made: 64 photos, 100.0 %
+    segmented/checkpoints/iter_1.pth              => labelled: made: 64 photos, 100.0 %
+    exported/seg.onnx + --min-confidence 0.01           => labelled: made: 64 photos
+    int8/int8.onnx                                => labelled: made: 64 photos
+tinymim label {file} --out made --with {exported}/seg.onnx
+    packed                                        => labelled: made: 64 photos
+tinymim eval {exported}/seg.onnx --split train --data {file}
+    pseudo                                        => mIoU
 tinymim study {STUDY} --data {CLASSES} --out {file}
     study                                         => 1 of 1 done; 0 stages
     study + --table                                     => table\.md
@@ -168,7 +179,14 @@ WITH_ITS_RUN = {  # read with their folder, by test_resume and report
     "table.json",
 }
 MASKS = {"scene_N.png"}  # test_masks_are_labels
-AS_FOLDERS = {"page", "log", "scores", "data", "predictions"}  # the page by a browser, the tuner's scores, the demo's
+AS_FOLDERS = {
+    "page",
+    "log",
+    "scores",
+    "data",
+    "predictions",
+    "pseudo",
+}  # the page by a browser, ...
 FOR_PEOPLE = {".html", ".md", ".svg", ".log", ".txt", ".jpg"}
 LAST = {  # results for other programs; report refuses them by their kind
     "compare.json": "tinymim.compare of bench, tinymim.difference of report",

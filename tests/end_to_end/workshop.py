@@ -97,6 +97,8 @@ classified
     tinymim eval {finetuned}/classifier.pth --data {CLASSES}/val --workers 0 --device cpu --json {here}/scores.json
 predicted
     tinymim predict {exported}/seg.onnx {LABELLED}/images --out {here}/masks --json {here}/predict.json
+pseudo
+    tinymim label {PHOTOS} --with {segmented}/segmentor.pth --out {here} --device cpu
 page
     tinymim-export --from {exported}/seg.onnx --web {here} --ort-web {ORT}
 joined

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from tinymim.engine import recipe as recipes
-from tinymim.errors import ConfigError
+from tinymim.errors import ConfigError, DataError
 from tinymim.study import stages as study_stages
 from tinymim.study import verbs
 from tinymim.study.definition import load_study, read_result, study_names
-from tinymim.study.stages import make_stages
+from tinymim.study.stages import make_stages, settings, stage_names
 
 COMMITTED = sorted(Path(__file__).parents[2].glob("docs/studies/*/cells/*/seed*.json"))
 
@@ -146,3 +146,22 @@ def test_every_committed_result_is_one_of_its_study():
                     found.add((name, value["cell"], value["seed"]))
     there = [json.loads(path.read_text()) for path in COMMITTED]
     assert found == {(value["study"], value["cell"], value["seed"]) for value in there}
+
+
+def test_pseudo_labels_enter_the_hash_by_their_files(tmp_path):
+    def name(value):
+        stage = dict(verb="segment", config="upernet_tinymim_demo", data_root="{segments}", pseudo=value)
+        verbs.check_stage("segment", {key: item for key, item in stage.items() if key != "verb"})
+        return stage_names(settings({"seg": stage}, ["seg"], 0), {"segments": "same"})["seg"]
+
+    layout = tmp_path / "layout"
+    for folder in ("images/training", "annotations/training"):
+        (layout / folder).mkdir(parents=True)
+        (layout / folder / "a.png").write_bytes(b"1")
+    first = name(f"{layout}=0.5")
+    assert name(f"{shutil.copytree(layout, tmp_path / 'moved')}=0.5") == first
+    assert name(f"{layout}") == name(f"{layout}=1") != first
+    (layout / "annotations/training/a.png").write_bytes(b"22")
+    assert name(f"{layout}=0.5") != first
+    with pytest.raises(DataError, match="no folder at"):
+        name(f"{tmp_path / 'none'}=0.5")

@@ -28,6 +28,7 @@ VERBS = {
     "study": "a table of distillation variants x seeds, next to the paper's",
     "bench": "measure .onnx files: latency, memory, where the milliseconds go",
     "eval": "score a segmentor .onnx in mIoU, or a classifier on ImageNet-1k, -A, -R, -C",
+    "label": "pseudo-labels of unlabelled photos by a segmentor, to train a student on",
     "predict": "segment a photo, a folder or a video with an .onnx file",
     "report": "one HTML page for teacher, student, segmentor and .onnx files",
     "doctor": "replay the golden numbers and print versions and providers",

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     classifier.add_argument("--device", help="cpu, cuda or cuda:N; default a GPU if there is one")
 
 
-def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+def add_engine_arguments(parser: argparse._ActionsContainer) -> None:
     """Add the options for loading a file and preparing its input; shared with ``tinymim predict``."""
     from tinymim_export.runtime.engines import RUNTIMES, compute_types, provider_names
 

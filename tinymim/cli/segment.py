@@ -14,7 +14,7 @@ from tinymim.compat import is_first_process
 from tinymim.errors import ConfigError
 from tinymim.files import config_file
 
-TRAINING = ("work_dir", "student", "teacher_segmentor", "resume", "overwrite", "dry_run", "amp", "strategy")
+TRAINING = ("work_dir", "student", "teacher_segmentor", "pseudo", "resume", "overwrite", "dry_run", "amp", "strategy")
 TESTING = ("checkpoint", "tta", "json", "markdown")
 DATA = ("data_root", "ignore_label", "reduce_zero_label", "device", "cfg_options")
 
@@ -55,6 +55,12 @@ def add_training_options(parser: argparse._ActionsContainer) -> None:
         metavar="FILE",
         help="segmentor.pth that teaches its logits beside the labels; losses: --cfg-options teacher.kl=1 (per pixel) "
         "teacher.channel=0 (per class) teacher.temperature=1 teacher.channel_temperature=4",
+    )
+    parser.add_argument(
+        "--pseudo",
+        metavar="LAYOUT[=WEIGHT]",
+        help="also train on photos that tinymim label has labelled; one of them is drawn WEIGHT times as often as a "
+        "labelled one (default 1)",
     )
     parser.add_argument("--resume", action="store_true", help="continue exactly where the run in --work-dir stopped")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --work-dir")
@@ -131,7 +137,7 @@ def train(args: argparse.Namespace) -> int:
 
     data = {name: getattr(args, name) for name in DATA}
     if args.dry_run:
-        cost = estimate_segmentor(args.config, teacher_segmentor=args.teacher_segmentor, **data)
+        cost = estimate_segmentor(args.config, teacher_segmentor=args.teacher_segmentor, pseudo=args.pseudo, **data)
         if is_first_process():
             print(cost)
         return 0
@@ -140,6 +146,7 @@ def train(args: argparse.Namespace) -> int:
         work_dir=args.work_dir or Path("runs") / Path(args.config).name.removesuffix(".py"),
         student=args.student,
         teacher_segmentor=args.teacher_segmentor,
+        pseudo=args.pseudo,
         resume=args.resume,
         overwrite=args.overwrite,
         amp=args.amp,

@@ -222,7 +222,7 @@ def read_layout(
         source = "scan" if ignore_label is None and reduce_zero_label is None else "options"
         zero, ignore = bool(reduce_zero_label), extra
         classes = _count_classes(root, [*train, *val], ignore, zero)
-    layout = Layout(root, train, val, classes, palette or _colours(len(classes)), ignore, zero, source)
+    layout = Layout(root, train, val, classes, palette or colours(len(classes)), ignore, zero, source)
     _check_labels(layout)
     return layout
 
@@ -347,7 +347,7 @@ def _binary(root: Path) -> DataError:
     )
 
 
-def _colours(count: int) -> tuple[tuple[int, int, int], ...]:
+def colours(count: int) -> tuple[tuple[int, int, int], ...]:
     """Distinct colours: hues by the golden ratio, two brightnesses."""
-    colours = [colorsys.hsv_to_rgb(i * 0.618034 % 1, 0.75, 0.95 - 0.35 * (i % 2)) for i in range(count)]
-    return tuple((int(r * 255), int(g * 255), int(b * 255)) for r, g, b in colours)
+    made = [colorsys.hsv_to_rgb(i * 0.618034 % 1, 0.75, 0.95 - 0.35 * (i % 2)) for i in range(count)]
+    return tuple((int(r * 255), int(g * 255), int(b * 255)) for r, g, b in made)

@@ -11,6 +11,7 @@ from PIL import Image
 from tinymim.data.photo_files import photo_paths, tell
 from tinymim.data.pixels import UnreadablePhoto, open_photo, photo_size
 from tinymim.errors import DataError
+from tinymim.files import atomic_path
 
 IGNORED = 255
 CHECKED_LABELS = 400  # labels looked at before work starts; every label is checked again when it is read
@@ -45,6 +46,14 @@ def read_ids(path: Path) -> np.ndarray:
         why = str(error) or type(error).__name__
         raise DataError(f"cannot read the label {path}", why, "copy the file again") from error
     return ids.astype(np.uint8) if ids.dtype == bool else ids // times if times > 1 else ids
+
+
+def save_mask(ids_HW: np.ndarray, path: str | Path, palette: Sequence[Sequence[int]]) -> None:
+    """Write a mask as 8-bit palette PNG: pixel values are class ids, viewers show the colours. Atomic."""
+    image = Image.fromarray(ids_HW)
+    image.putpalette(bytes(value for colour in palette[:256] for value in colour).ljust(768, b"\0"))
+    with atomic_path(path) as part:
+        image.save(part, "PNG")
 
 
 @functools.lru_cache(maxsize=600_000)

@@ -16,6 +16,7 @@ from tinymim.seg.dry_run import SegCost, estimate_segmentor  # noqa: E402
 from tinymim.seg.efficientvit_head import EfficientViTHead  # noqa: E402
 from tinymim.seg.hooks import RunFolderHook  # noqa: E402
 from tinymim.seg.inference import BatchedValLoop  # noqa: E402
+from tinymim.seg.label import label_photos  # noqa: E402
 from tinymim.seg.loop import ResumableTrainLoop  # noqa: E402
 from tinymim.seg.metric import SegMetric, SegResult  # noqa: E402
 from tinymim.seg.optim import TinyMIMLayerDecayOptimizerConstructor  # noqa: E402
@@ -37,6 +38,7 @@ __all__ = [
     "TinyMIMLayerDecayOptimizerConstructor",
     "TinyMIMSegDataset",
     "estimate_segmentor",
+    "label_photos",
     "load_segmentor",
     "test_segmentor",
     "train_segmentor",

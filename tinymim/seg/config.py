@@ -15,7 +15,8 @@ from mmseg.registry import MODELS
 from torch import nn
 
 from tinymim import compat
-from tinymim.data.folders import Layout, read_layout
+from tinymim.data.folders import Layout, Pair, read_layout
+from tinymim.data.photo_files import tell
 from tinymim.engine.cost import check_memory
 from tinymim.engine.parallel import ShardedModel, check_strategy
 from tinymim.engine.python_file import load_python
@@ -23,7 +24,9 @@ from tinymim.engine.recipe import split_added
 from tinymim.errors import ConfigError
 from tinymim.files import config_file
 from tinymim.literals import not_literal
+from tinymim.seg.dataset import pseudo_per_pass, read_pseudo
 
+MOST_WEIGHT = 100  # of a pseudo-labelled photo
 _runs = itertools.count(1)
 
 
@@ -225,6 +228,57 @@ def set_data(
     for head in heads(cfg):
         head.num_classes = len(layout.classes)
     return layout
+
+
+def set_pseudo(cfg: Config, layout: Layout, pseudo: str | Path | None) -> str:
+    """Add pseudo-labelled photos to the training loader; return what to say of them.
+
+    Args:
+        cfg: The config, changed in place; it may name them itself.
+        layout: The labelled folder.
+        pseudo: ``LAYOUT`` or ``LAYOUT=WEIGHT``.
+
+    Raises:
+        ConfigError: a weight that is not possible.
+        DataError: the folder is wrong, or has other classes.
+    """
+    dataset = cfg.train_dataloader.dataset
+    if pseudo is not None:
+        dataset.pseudo = parse_pseudo(pseudo)
+    if (found := dataset.get("pseudo")) is None:
+        return ""
+    if not isinstance(found, dict) or {*found} != {"data_root", "weight"}:
+        raise ConfigError(f"dataset.pseudo={found!r}", "it is dict(data_root=..., weight=...)", "use --pseudo LAYOUT")
+    if not (isinstance(found["weight"], int | float) and 0 < found["weight"] <= MOST_WEIGHT):
+        raise ConfigError(
+            f"--pseudo {found['data_root']}={found['weight']}",
+            "the weight says how often a pseudo-labelled photo is drawn compared with a labelled one",
+            f"use a number above 0, at most {MOST_WEIGHT}, e.g. --pseudo {found['data_root']}=0.5",
+        )
+    others, _ = read_pseudo(found["data_root"], layout)
+    if same := _sizes(others.train) & _sizes(layout.val):
+        tell(
+            f"{len(same)} photos of {others.root} have the name and size of validation photos, e.g. {min(same)[0]}: "
+            "the scores on these will be too good"
+        )
+    drawn = pseudo_per_pass(len(others.train), found["weight"])
+    return f" and {len(others.train)} pseudo-labelled photos of {others.root}, {drawn} of them in each pass"
+
+
+def parse_pseudo(text: str | Path) -> dict[str, Any]:
+    """``LAYOUT[=WEIGHT]`` as the ``pseudo`` of :class:`~tinymim.seg.dataset.TinyMIMSegDataset`."""
+    folder, equals, weight = str(text).rpartition("=")
+    if not equals or Path(text).is_dir():
+        return dict(data_root=str(text), weight=1.0)
+    try:
+        return dict(data_root=folder, weight=float(weight))
+    except ValueError:
+        return dict(data_root=folder, weight=weight)
+
+
+def _sizes(pairs: Sequence[Pair]) -> set[tuple[str, int]]:
+    """Name and bytes of every photo."""
+    return {(photo.name, photo.stat().st_size) for photo, _ in pairs}
 
 
 def heads(cfg: Config) -> list[Any]:

@@ -6,6 +6,7 @@ So a resumed run starts at the right position without reading earlier samples, w
 
 import random
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch.utils.data import Sampler
 
 from tinymim.data.folders import Layout, read_layout
 from tinymim.data.label_files import wrong_size
+from tinymim.data.photo_files import tell
 from tinymim.data.pixels import UnreadablePhoto, open_photo
 from tinymim.errors import DataError
 
@@ -42,7 +44,9 @@ class LoadLabel(BaseTransform):
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         path = results["seg_map_path"]
-        label = results.pop("layout").read_label(path)
+        label, order = results.pop("layout").read_label(path), results.pop("order")
+        if order is not None:
+            label = order[label]
         if label.shape != tuple(results["ori_shape"]):
             raise wrong_size(path, label.shape[::-1], results["ori_shape"][::-1])
         results["gt_seg_map"] = label
@@ -61,9 +65,20 @@ class TinyMIMSegDataset(BaseSegDataset):
         ignore_label: Id or ids to ignore besides 255, for folders without ``dataset.json``.
         reduce_zero_label: Whether id 0 is "no class", for folders without ``dataset.json``.
         test_mode: MMEngine's switch for validation.
+        pseudo: ``dict(data_root, weight)``: training photos of another folder that are added to these, and how often
+            one of them is drawn compared with one of these.
+
+    Attributes:
+        layout: The folder.
+        pairs: Its photos and labels.
+        pseudo: The other folder, or None.
+        labelled: How many of the photos, the first ones, are of the folder itself.
+        weight: Of the others.
     """
 
     layout: Layout
+    pseudo: Layout | None
+    order: np.ndarray | None
 
     def __init__(
         self,
@@ -73,10 +88,16 @@ class TinyMIMSegDataset(BaseSegDataset):
         ignore_label: int | Sequence[int] | None = None,
         reduce_zero_label: bool | None = None,
         test_mode: bool = False,
+        pseudo: dict[str, Any] | None = None,
         **rest: Any,
     ) -> None:
         self.layout = read_layout(data_root, ignore_label=ignore_label, reduce_zero_label=reduce_zero_label)
         self.pairs = self.layout.need(split)
+        self.labelled = len(self.pairs)
+        self.pseudo, self.order, self.weight = None, None, 1.0
+        if pseudo is not None:
+            self.pseudo, self.order = read_pseudo(pseudo["data_root"], self.layout)
+            self.weight = pseudo["weight"]
         super().__init__(
             data_root=None,
             pipeline=list(pipeline),
@@ -87,12 +108,15 @@ class TinyMIMSegDataset(BaseSegDataset):
 
     def load_data_list(self) -> list[dict[str, Any]]:
         """The paths of each pair."""
-        return [dict(img_path=str(photo), seg_map_path=str(label)) for photo, label in self.pairs]
+        every = [*self.pairs, *(self.pseudo.train if self.pseudo else ())]
+        return [dict(img_path=str(photo), seg_map_path=str(label)) for photo, label in every]
 
     def get_data_info(self, idx: int) -> dict[str, Any]:
         """The input of the first transform of the pipeline."""
-        info = super().get_data_info(idx)
-        return {**info, "seg_fields": [], "reduce_zero_label": False, "label_map": None, "layout": self.layout}
+        info = super().get_data_info(idx) | {"seg_fields": [], "reduce_zero_label": False, "label_map": None}
+        if self.pseudo is not None and idx >= self.labelled:
+            return info | {"layout": self.pseudo, "order": self.order}
+        return info | {"layout": self.layout, "order": None}
 
     def __getitem__(self, idx: int | tuple[int, int]) -> Any:
         """A sample; the key ``(index, seed)`` also seeds its random numbers. Training skips damaged photos.
@@ -127,11 +151,40 @@ class TinyMIMSegDataset(BaseSegDataset):
         )
 
 
+def read_pseudo(root: str | Path, layout: Layout) -> tuple[Layout, np.ndarray | None]:
+    """A folder of pseudo-labelled training photos, as ``tinymim label`` writes them.
+
+    Args:
+        root: The folder.
+        layout: The labelled one whose classes count.
+
+    Returns:
+        The folder; and uint8 (256,), its training id -> that of ``layout``, or None where they are the same.
+
+    Raises:
+        DataError: it is wrong, or has other classes.
+    """
+    pseudo = read_layout(root)
+    pseudo.need("train")
+    try:
+        order, remark = layout.match(str(root), pseudo.classes)
+    except DataError as error:
+        fix = "label the photos with a segmentor of the same classes: tinymim label PHOTOS --with FILE --out LAYOUT"
+        raise DataError(error.what, error.why, fix) from error
+    if remark is not None:
+        tell(f"{root}: {remark}")
+    return pseudo, order
+
+
 @DATA_SAMPLERS.register_module()
 class ResumableSampler(Sampler[tuple[int, int]]):
     """Endless shuffled passes over a dataset, as (index, seed of the sample); can start anywhere.
 
     Position p of the run is photo ``shuffle(seed, p // n)[p % n]``. Process r of w takes positions r, r + w, ...
+
+    A dataset with pseudo-labelled photos has passes of all others and ``weight`` times as many of these as there are,
+    at least one, which passes take in turns from shuffled rounds of their own: with weight 0.5 every other pass sees
+    each of them.
 
     Args:
         dataset: The dataset of n photos.
@@ -140,7 +193,11 @@ class ResumableSampler(Sampler[tuple[int, int]]):
     """
 
     def __init__(self, dataset: Any, seed: int | None = None, shuffle: bool = True) -> None:
-        self.size, self.seed, self.shuffle, self.first = len(dataset), int(seed or 0), shuffle, 0
+        self.seed, self.shuffle, self.first = int(seed or 0), shuffle, 0
+        self.labelled = min(getattr(dataset, "labelled", len(dataset)), len(dataset))
+        self.pseudo = len(dataset) - self.labelled
+        self.drawn = pseudo_per_pass(self.pseudo, dataset.weight) if self.pseudo else 0
+        self.size = self.labelled + self.drawn
         self.rank, self.world = get_dist_info()
 
     def skip(self, samples: int) -> None:
@@ -150,14 +207,32 @@ class ResumableSampler(Sampler[tuple[int, int]]):
     def __iter__(self) -> Iterator[tuple[int, int]]:
         position, turn, order = self.first * self.world + self.rank, -1, np.arange(self.size)
         while True:
-            if self.shuffle and position // self.size != turn:
+            if position // self.size != turn:
                 turn = position // self.size
-                order = np.random.default_rng([self.seed, turn]).permutation(self.size)
+                order = self._order(turn)
             yield int(order[position % self.size]), mix_seed(self.seed, 1, position)
             position += self.world
 
+    def _order(self, turn: int) -> np.ndarray:
+        """Indices of one pass."""
+        photos = np.arange(self.labelled)
+        if self.drawn:
+            places = turn * self.drawn + np.arange(self.drawn)
+            rounds = range(places[0] // self.pseudo, places[-1] // self.pseudo + 1)
+            drawn = np.concatenate([self._shuffled(self.pseudo, each, 3) for each in rounds])
+            photos = np.append(photos, self.labelled + drawn[places - rounds[0] * self.pseudo])
+        return photos[self._shuffled(self.size, turn)]
+
+    def _shuffled(self, count: int, *key: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, *key]).permutation(count) if self.shuffle else np.arange(count)
+
     def __len__(self) -> int:
         return self.size
+
+
+def pseudo_per_pass(photos: int, weight: float) -> int:
+    """How many pseudo-labelled photos a pass draws."""
+    return max(round(weight * photos), 1)
 
 
 def mix_seed(*numbers: int) -> int:

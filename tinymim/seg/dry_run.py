@@ -20,6 +20,7 @@ from tinymim.seg.config import (
     model_outline,
     set_data,
     set_device,
+    set_pseudo,
     steps_of,
 )
 from tinymim.seg.distillation import load_teacher, set_teacher
@@ -50,6 +51,7 @@ def estimate_segmentor(
     *,
     data_root: str | Path | None = None,
     teacher_segmentor: str | Path | None = None,
+    pseudo: str | Path | None = None,
     device: str | None = None,
     cfg_options: dict[str, Any] | None = None,
     ignore_label: int | Sequence[int] | None = None,
@@ -61,6 +63,7 @@ def estimate_segmentor(
         config: As in :func:`tinymim.seg.train_segmentor`.
         data_root: Labelled folder, for the number of classes; default: the config's.
         teacher_segmentor: As in :func:`tinymim.seg.train_segmentor`: its passes and weights count.
+        pseudo: As in :func:`tinymim.seg.train_segmentor`; it is checked, and changes no cost.
         device: As in :func:`tinymim.seg.train_segmentor`.
         cfg_options: Overrides of the config.
         ignore_label: As in :func:`tinymim.seg.train_segmentor`.
@@ -73,6 +76,7 @@ def estimate_segmentor(
     merge_options(cfg, cfg_options)
     layout = set_data(cfg, data_root, ignore_label, reduce_zero_label, splits=())
     set_teacher(cfg, teacher_segmentor)
+    set_pseudo(cfg, layout, pseudo)
     kind = set_device(cfg, device, amp=False)
     cfg.model.backbone.init_cfg = None
     check_batch(cfg, model_outline(cfg))

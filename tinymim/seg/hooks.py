@@ -77,6 +77,9 @@ class RunFolderHook(Hook):
                 "config_sha256": hashlib.sha256(_plain_text(runner.cfg).encode()).hexdigest(),
                 "processes": get_world_size(),
             }
+            if (pseudo := getattr(data, "pseudo", None)) is not None:
+                paths = [path for pair in pseudo.train for path in pair]
+                found["pseudo"] = describe_files(pseudo.root, paths) | {"weight": data.weight}
             opened = getattr(runner, "opened", None)
             if opened is not None and not opened.fresh:
                 check_data(read_env(runner.work_dir).get("inputs") or {}, found)

@@ -40,12 +40,14 @@ class Window(NamedTuple):
     width: int
 
 
-def predict(model: Any, batch: dict[str, Any]) -> list[Any]:
+def predict(model: Any, batch: dict[str, Any], *, confidence: bool = False) -> list[Any]:
     """Predict the masks of photos of any sizes.
 
     Args:
         model: A segmentor in evaluation mode.
         batch: What a data loader of MMSegmentation gives: ``inputs``, uint8 (3, H, W) each, and ``data_samples``.
+        confidence: Also give ``confidence`` (1, height, width): the probability of the id in ``pred_sem_seg``, softmax
+            of the logits, or sigmoid where there is one channel.
 
     Returns:
         The samples with ``pred_sem_seg`` (1, height, width) at their ``ori_shape``: uint8, from an ``EncoderDecoder``
@@ -56,7 +58,12 @@ def predict(model: Any, batch: dict[str, Any]) -> list[Any]:
     samples = batch["data_samples"]
     if not _is_plain(model) or any(sample.metainfo.get("flip") for sample in samples):
         ones = zip(batch["inputs"], samples, strict=True)
-        return [model.test_step({"inputs": [photo], "data_samples": [sample]})[0] for photo, sample in ones]
+        found = [model.test_step({"inputs": [photo], "data_samples": [sample]})[0] for photo, sample in ones]
+        for sample in found if confidence else ():
+            logits_CHW, ids = sample.seg_logits.data.float(), sample.pred_sem_seg.data  # sigmoid of a single channel
+            best = torch.where(ids > 0, logits_CHW, 1 - logits_CHW) if len(logits_CHW) == 1 else logits_CHW.softmax(0)
+            sample.set_data({"confidence": PixelData(data=best.amax(0, keepdim=True))})
+        return found
     ready = [
         model.data_preprocessor({"inputs": [photo], "data_samples": [sample]}, False)
         for photo, sample in zip(batch["inputs"], samples, strict=True)
@@ -65,8 +72,10 @@ def predict(model: Any, batch: dict[str, Any]) -> list[Any]:
     parts = _logits(model, photos)
     for number, (photo, sample) in enumerate(zip(photos, samples, strict=True)):
         own = [(window, logits) for window, logits in parts if window.photo == number]
-        mask = _mask(model, own, tuple(photo.shape[2:]), tuple(sample.metainfo["ori_shape"][:2]))
+        mask, sure = _mask(model, own, tuple(photo.shape[2:]), tuple(sample.metainfo["ori_shape"][:2]), confidence)
         sample.set_data({"pred_sem_seg": PixelData(data=mask[None])})
+        if sure is not None:
+            sample.set_data({"confidence": PixelData(data=sure[None])})
     return samples
 
 
@@ -119,8 +128,11 @@ def _windows(test_cfg: Any, photo: int, height: int, width: int) -> Iterator[Win
             yield Window(photo, top, left, bottom - top, end - left)
 
 
-def _mask(model: Any, parts: Sequence[tuple[Window, Tensor]], seen: tuple[int, ...], size: tuple[int, ...]) -> Tensor:
-    """The mask of a photo, uint8 ``size``, from the logits of its windows in a photo of ``seen`` pixels."""
+def _mask(
+    model: Any, parts: Sequence[tuple[Window, Tensor]], seen: tuple[int, ...], size: tuple[int, ...], confidence: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The mask of a photo, uint8 ``size``, from the logits of its windows in a photo of ``seen`` pixels; and float32
+    ``size``, the probabilities of its ids, if asked for."""
     first = parts[0][1]
     classes, kind = first.shape[0], first.device.type
 
@@ -133,6 +145,7 @@ def _mask(model: Any, parts: Sequence[tuple[Window, Tensor]], seen: tuple[int, .
     for window, _ in parts:
         count_HW[window.top : window.top + window.height, window.left : window.left + window.width] += 1
     best, mask = None, torch.zeros(size, dtype=torch.uint8, device=first.device)
+    total_HW = torch.ones(size, device=first.device) if confidence else None  # of exp(logit - best)
     pixels = max(seen[0] * seen[1], size[0] * size[1])
     some = max(VALUES.get(kind, VALUES_ELSEWHERE) // pixels, 1)
     for at in range(0, classes, some):
@@ -145,14 +158,19 @@ def _mask(model: Any, parts: Sequence[tuple[Window, Tensor]], seen: tuple[int, .
             sum_KHW /= count_HW
         logits_KHW = resize(sum_KHW, size)
         if classes == 1:
-            return (logits_KHW[0].sigmoid() > model.decode_head.threshold).to(torch.uint8)
+            share_HW = logits_KHW[0].sigmoid()
+            chosen = share_HW > model.decode_head.threshold
+            return chosen.to(torch.uint8), torch.where(chosen, share_HW, 1 - share_HW) if confidence else None
         for number, logits_HW in enumerate(logits_KHW, at):
             if best is None:
                 best = logits_HW.clone()
                 continue
             mask.masked_fill_(logits_HW > best, number)  # the first of equal ones stays, as in argmax
+            if total_HW is not None:
+                smaller = (logits_HW - best).abs().neg_().exp_()
+                total_HW = torch.where(logits_HW > best, total_HW * smaller + 1, total_HW + smaller)
             torch.maximum(best, logits_HW, out=best)
-    return mask
+    return mask, None if total_HW is None else total_HW.reciprocal()
 
 
 def batched(loader_cfg: Any) -> Any:

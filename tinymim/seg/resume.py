@@ -102,14 +102,15 @@ def check_data(noted: dict[str, Any], now: dict[str, Any]) -> None:
         ConfigError: they differ.
     """
     fix = "resume with the same data and processes, or start a new run with another --work-dir"
-    old, new = noted.get("data") or {}, now.get("data") or {}
-    if old and new and old.get("list_sha256") != new["list_sha256"]:
-        raise ConfigError(
-            "the run was started with other training data",
-            f"{old.get('folder')} with {old.get('files')} files, now {new['folder']} with {new['files']}; "
-            "names or sizes differ",
-            fix,
-        )
+    for name, word in (("data", "training data"), ("pseudo", "pseudo-labelled photos")):
+        old, new = noted.get(name) or {}, now.get(name) or {}
+        if old and new and old.get("list_sha256") != new["list_sha256"]:
+            raise ConfigError(
+                f"the run was started with other {word}",
+                f"{old.get('folder')} with {old.get('files')} files, now {new['folder']} with {new['files']}; "
+                "names or sizes differ",
+                fix,
+            )
     before = noted.get("processes") or now["processes"]
     if before != now["processes"]:
         raise ConfigError(

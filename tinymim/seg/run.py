@@ -25,7 +25,17 @@ from tinymim.folders import OpenRun, open_run
 from tinymim.literals import read_literal_file
 from tinymim.progress import Progress
 from tinymim.seg.checks import check_batch
-from tinymim.seg.config import building, find_config, merge_options, model_outline, name_run, say, set_data, set_device
+from tinymim.seg.config import (
+    building,
+    find_config,
+    merge_options,
+    model_outline,
+    name_run,
+    say,
+    set_data,
+    set_device,
+    set_pseudo,
+)
 from tinymim.seg.distillation import load_teacher, set_teacher
 from tinymim.seg.inference import batched, predict
 from tinymim.seg.loop import stop_loader
@@ -41,6 +51,7 @@ def train_segmentor(
     data_root: str | Path | None = None,
     student: str | Path | None = None,
     teacher_segmentor: str | Path | None = None,
+    pseudo: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
     amp: bool = False,
@@ -59,6 +70,8 @@ def train_segmentor(
         student: File with the backbone's weights, any that ``tinymim.load_weights`` reads.
         teacher_segmentor: A trained segmentor's file, whose logits are learned beside the labels; its classes are the
             data's, in any order. Its losses' weights are ``teacher.kl`` and ``teacher.channel`` of the config.
+        pseudo: ``LAYOUT`` or ``LAYOUT=WEIGHT``: training photos of a folder that ``tinymim label`` wrote are added; one
+            of them is drawn WEIGHT times as often as a labelled one (default 1).
         resume: Continue exactly from the last checkpoint in ``work_dir``.
         overwrite: Empty ``work_dir`` first.
         amp: Mixed precision: bfloat16 on CPUs and on GPUs that have it, else float16.
@@ -79,6 +92,7 @@ def train_segmentor(
     cfg = find_config(config)
     merge_options(cfg, cfg_options)
     layout = set_data(cfg, data_root, ignore_label, reduce_zero_label)
+    added = set_pseudo(cfg, layout, pseudo)
     if student is not None:
         if not Path(student).is_file():
             raise CheckpointError(f"no checkpoint at {student}", "the file does not exist", "check --student")
@@ -89,7 +103,7 @@ def train_segmentor(
     folder = Path(work_dir)
     with together(), ExitStack() as held:
         opened = _open_folder(held, cfg, folder, resume=resume, overwrite=overwrite)
-        say(f"data: {layout}")
+        say(f"data: {layout}{added}")
         batch, world = cfg.train_dataloader.batch_size, compat.launched_processes()
         teacher = load_teacher(cfg, layout, kind)
         say(f"{kind}: {world} process(es) x batch {batch} = {world * batch} photos per step -> {folder}")

@@ -188,6 +188,8 @@ def settings(stages: Mapping[str, Any], wanted: Iterable[str], seed: int) -> dic
         visiting.append(name)
         flat = flat_options(stages[name])
         options = {key: _by_content(value) for key, value in _fill_references(flat, known).items() if key not in PLACES}
+        if "pseudo" in options:
+            options["pseudo"] = _pseudo_photos(options["pseudo"])
         values = _fill_references(resolve(flat["verb"], flat), known)
         found[name] = options | {"resolved": values | {k: _by_content(values[k]) for k in FILES if k in values}}
         visiting.pop()
@@ -297,3 +299,16 @@ _sha256 = functools.cache(sha256_file)
 def _by_content(value: Any) -> Any:
     """Replace the path of a file by its sha256; return other values unchanged."""
     return {"sha256": _sha256(value)} if isinstance(value, str) and Path(value).is_file() else value
+
+
+def _pseudo_photos(value: str) -> dict[str, Any]:
+    """``LAYOUT[=WEIGHT]`` of a segment stage by the names and sizes of the folder's files.
+
+    Raises:
+        DataError: no such folder, or no photo in it.
+    """
+    from tinymim.seg.config import parse_pseudo
+
+    found = parse_pseudo(value)
+    root = found["data_root"]
+    return found | {"data_root": describe_files(root, list_photos(root, option="pseudo", labels=True))["list_sha256"]}
