@@ -2,10 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.export.foreign import SMALL
 from tinymim.benchmarks import segmentors as tool
+from tinymim.benchmarks.segmentors_pictures import SIDE, THUMB
 from tinymim.demo.scenes import write_scenes
 from tinymim.errors import ConfigError
 from tinymim.files import sha256_file
@@ -100,6 +103,15 @@ def test_finished_stages_are_kept_and_another_budget_is_refused(compared, monkey
     arguments[arguments.index("--steps") + 1] = "3"
     assert tool.main(arguments) == 2
     assert "was trained with steps=2" in capsys.readouterr().err
+
+
+def test_pictures_show_the_labels_and_every_file(compared):
+    out, _ = compared
+    with Image.open(out / "pictures.png") as sheet:
+        assert sheet.size == (SIDE + 3 * THUMB[0], 4 * THUMB[1])  # three photos; photo, label, two files
+        label = np.asarray(sheet)[THUMB[1] : 2 * THUMB[1], SIDE : SIDE + THUMB[0]]
+    palette = {tuple(colour) for colour in json.loads((out.parent / "scenes" / "dataset.json").read_text())["palette"]}
+    assert {tuple(map(int, colour)) for colour in np.unique(label.reshape(-1, 3), axis=0)} <= palette | {(0, 0, 0)}
 
 
 def test_nothing_to_measure(tmp_path, capsys):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tinymim.benchmarks import camvid, deployment, distill_tables, headline, segmentors
+from tinymim.benchmarks import camvid, deployment, distill_tables, headline, segmentors_table
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 @pytest.mark.parametrize(
     ("module", "name"),
     [
-        (segmentors, "compare"),
+        (segmentors_table, "compare"),
         (deployment, "deployment"),
         (camvid, "study_camvid"),
         (distill_tables, "bench_distill_amd_epyc"),

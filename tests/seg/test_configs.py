@@ -18,7 +18,7 @@ from tinymim.seg.config import config_text, find_config, heads, merge_options, p
 FOLDER = Path(__file__).parents[2] / "mmseg_configs"
 NAMES = sorted(p.stem for p in FOLDER.glob("[!_]*.py"))
 ADE = [n for n in NAMES if n.startswith("upernet_tinymim") and "camvid" not in n and "demo" not in n]
-OTHERS = ("segformer_b0_camvid", "pidnet_s_camvid", "deeplabv3plus_r18_camvid")
+OTHERS = ("segformer_b0_camvid", "pidnet_s_camvid", "deeplabv3plus_r18_camvid", "efficientvit_b1_camvid")
 OURS = [n for n in NAMES if n not in OTHERS]
 
 
@@ -27,6 +27,7 @@ def test_every_promised_file_is_there():
     heads = [f"{head}_tinymim_t{data}" for head in ("fpn", "linear", "segformer") for data in ("", "_camvid")]
     camvid = [f"upernet_tinymim_t_{kind}" for kind in ("light_camvid", "64_camvid", "64_camvid_512")]
     levels = [f"upernet_{model}{data}" for model in ("hiera_tiny", "tinyvit_5m") for data in ("", "_camvid")]
+    camvid += ["linear_dinov2_s_camvid"]
     assert {*sizes, *heads, *camvid, *levels, *OTHERS, "upernet_tinymim_star_t", "upernet_tinymim_demo"} == set(NAMES)
 
 
@@ -111,7 +112,8 @@ def test_configs_import_nothing_and_build_a_model_that_runs(name):
     model = MODELS.build(cfg.model).eval()
     with torch.no_grad():
         logits = model(torch.randn(1, 3, 72, 40), mode="tensor")
-    side = 16 if "linear" in name else 8 if "pidnet" in name else 4
+    sides = {"linear_dinov2": 14, "linear": 16, "pidnet": 8, "efficientvit": 8}
+    side = next((side for start, side in sides.items() if name.startswith(start)), 4)
     assert logits.shape == (1, cfg.model.decode_head.num_classes, -(-72 // side), -(-40 // side))
     if name in OURS:
         assert model.backbone.config.get("dist_token", False) == ("star" in name)

@@ -161,7 +161,7 @@ def configuration(row: dict[str, Any], args: argparse.Namespace, seed: int) -> A
     """A row's configuration with the shared data, crops, steps and seed."""
     from tinymim.seg.config import find_config, merge_options
 
-    cfg, options, steps = find_config(row["config"]), row.get("options", {}), args.steps
+    cfg = find_config(row["config"])
     (height, width), crop = args.size, tuple(args.crop)
     stretch = dict(type="Resize", scale=(width, height), keep_ratio=False)
     shared: dict[str, dict[str, Any]] = {"RandomCrop": dict(crop_size=crop)}
@@ -181,25 +181,17 @@ def configuration(row: dict[str, Any], args: argparse.Namespace, seed: int) -> A
     merge_options(
         cfg,
         {
-            "train_cfg.max_iters": steps,
-            "train_cfg.val_interval": steps,
-            "default_hooks.checkpoint.interval": min(250, steps),
+            "train_cfg.max_iters": args.steps,
+            "train_cfg.val_interval": args.steps,
+            "default_hooks.checkpoint.interval": min(250, args.steps),
             "train_dataloader.batch_size": args.batch_size,
             "train_dataloader.num_workers": args.workers,
             "val_dataloader.num_workers": args.workers,
             "randomness.seed": seed,
         }
-        | schedule(cfg, steps)
-        | options,
+        | row.get("options", {}),
     )
     return cfg
-
-
-def schedule(cfg: Any, steps: int) -> dict[str, int]:
-    """Ends of the rate's schedules, in the proportions of the config's own number of steps."""
-    own = cfg.train_cfg.max_iters
-    ends = [scheduler["end"] - 1 for scheduler in cfg.param_scheduler]  # MMEngine reaches an end one step before it
-    return {f"param_scheduler.{i}.end": max(1, round(end * steps / own)) + 1 for i, end in enumerate(ends)}
 
 
 def onnx_of(folder: Path) -> Path:
@@ -366,13 +358,24 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     return json.loads(result.to_json())
 
 
+def pictures(args: argparse.Namespace) -> Path:
+    """Ten validation photos through the best file of every row that has one."""
+    from tinymim.benchmarks.segmentors_pictures import save_pictures
+
+    folders = sorted(path.parent for path in args.out.glob(f"*/seed{args.seeds[0]}/export.json"))
+    save_pictures(
+        {folder.parent.name: best_of(folder) for folder in folders}, args.data_root, args.out / "pictures.png"
+    )
+    return Path(args.out) / "pictures.png"
+
+
 def run(args: argparse.Namespace) -> int:
     """Run what is missing; rewrite compare.json and compare.md after every stage."""
     rows = find_rows(args)
     for seed in args.seeds:
         for name, row in rows.items():
             folder = run_folder(args, name, seed)
-            for stage in STAGES[:-1]:
+            for stage in ("train", *FILE_STAGES):
                 if stage == "train":
                     require_same(folder / "train.json", args)
                 once = stage in FILE_STAGES and seed != args.seeds[0]
@@ -384,6 +387,8 @@ def run(args: argparse.Namespace) -> int:
     if "measure" in args.stages:
         write_json(args.out / "measure.json", measure(args))
     print(write(args.out))
+    if "pictures" in args.stages:
+        print(f"pictures: {pictures(args)}   # photos of the data set: mind its licence")
     print(f"next: tinymim bench {shlex.quote(str(args.out))}/*/seed{args.seeds[0]}/*.onnx --split")
     return 0
 

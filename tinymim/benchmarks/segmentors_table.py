@@ -9,7 +9,7 @@ from typing import Any
 from tinymim.files import environment, write_json, write_text
 
 FILE_STAGES = ("export", "score", "tune")  # of the first seed only
-STAGES = ("train", *FILE_STAGES, "measure")
+STAGES = ("train", *FILE_STAGES, "measure", "pictures")
 
 
 def write(out: Path) -> str:
@@ -59,7 +59,7 @@ def table(results: Mapping[str, Any]) -> str:
     if trained:
         text += [*about_training(trained[0]), ""]
     text += [markdown_table([HEAD, *(line(name, results["models"][name], scores[name], ms) for name in order)])]
-    text += ["", *files(results["models"], order, ms)]
+    text += [*files(results["models"], order, ms)]
     if timing["rows"]:
         first = timing["rows"][0]
         text += [f"Timed in turns in one process: one image, {first['engine']}, {first['threads']} threads.", ""]

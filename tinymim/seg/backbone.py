@@ -108,8 +108,9 @@ class TinyMIMBackbone(Shell):
     def train(self, mode: bool = True) -> "TinyMIMBackbone":
         """Set the mode; a frozen backbone stays in evaluation mode, its pyramid does not."""
         super().train(mode)
-        if self.frozen:
-            self.inner.train(False)
+        for name, part in self._modules.items() if self.frozen else ():
+            if part is not None and name not in self.fpn_names:
+                part.train(False)
         return self
 
     def trunk(self, images: Tensor) -> list[Tensor]:
