@@ -417,7 +417,10 @@ def test_published_schedule():
     assert learning_rate(93_599, **numbers) < 1e-11
 
 
-@pytest.mark.parametrize("name", [*recipe_names("pretrain"), *recipe_names("distill")])
+PUBLISHED = sorted({*recipe_names("pretrain"), *recipe_names("distill")} - {"tinymim_tiny_small_data"})
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_recipes_hold_published_numbers(name):
     recipe = load_recipe(name)
     assert (recipe.batch_size, recipe.base_lr, recipe.weight_decay) == (4096, 1.5e-4, 0.05)
