@@ -53,6 +53,7 @@ WORDS = {
     "FILES": "{segmented}",
     "STUDY": "{STUDY}",
     "pseudo": "{pseudo}",
+    "pseudo=0.5": "{pseudo}=0.5",
     "best.tune/": "{tuned}/best.tune",
 }
 PATTERNS = {
