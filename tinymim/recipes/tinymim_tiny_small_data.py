@@ -1,7 +1,7 @@
 """ViT-T from DINOv2 ViT-S/14 for a few hundred to 20,000 photos and a CPU: an hour or two on two cores.
 
-The values are those of single runs on 7,357 photos (Imagenette, an ImageNet sample, CamVid's training photos); the study
-``small_data`` changes them one at a time. Give it general photos and those of your own task, labelled or not:
+The values are those of single runs on 7,357 photos (Imagenette, an ImageNet sample, CamVid's training photos); the
+study ``small_data`` changes them one at a time. Give it general photos and those of your task, labelled or not:
 
     tinymim distill --recipe tinymim_tiny_small_data --data '{general,mine}' --dry-run
 """
