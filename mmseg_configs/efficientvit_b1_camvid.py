@@ -1,7 +1,6 @@
 # EfficientViT-B1 of timm with the segmentation head of its paper (arXiv 2205.14756) on CamVid, from scratch: its model
 # and AdamW, our data and steps.
 _base_ = ["_base_/camvid.py"]
-norm_cfg = dict(type="SyncBN", requires_grad=True)
 data_preprocessor = dict(
     type="SegDataPreProcessor",
     mean=[123.675, 116.28, 103.53],

@@ -126,35 +126,39 @@ def few_labels(args: argparse.Namespace, seed: int) -> tuple[Path, Path | None]:
 
     With ``--labels N`` both are copied below ``--out``, drawn by the seed; without it, the first is ``--data-root``.
     """
+    from tinymim.data.folders import read_layout
+
     root = Path(args.data_root)
     if args.labels is None:
         return root, None
-    made = Path(args.out) / "data" / f"seed{seed}"
+    made = Path(args.out) / "data" / f"labels{args.labels}_seed{seed}"
     labelled, rest = made / "labelled", made / "unlabelled"
     if (made / "done").is_file():
         return labelled, rest
     shutil.rmtree(made, ignore_errors=True)
-    photos = sorted((root / "images" / "training").iterdir())
-    if not 0 < args.labels < len(photos):
+    layout = read_layout(root)
+    if not 0 < args.labels < len(layout.train):
         raise ConfigError(
             f"--labels {args.labels}",
-            f"{root} has {len(photos)} labelled training photos",
+            f"{root} has {len(layout.train)} labelled training photos",
             "keep fewer, or leave it out",
         )
-    kept = {path.stem for path in random.Random(seed).sample(photos, args.labels)}
-    rest.mkdir(parents=True)
-    for split in ("training", "validation"):
-        for kind in ("images", "annotations"):
-            (labelled / kind / split).mkdir(parents=True)
-            for path in sorted((root / kind / split).iterdir()):
-                if split == "validation" or path.stem in kept:
-                    shutil.copyfile(path, labelled / kind / split / path.name)
-                elif kind == "images":
-                    shutil.copyfile(path, rest / path.name)
+    kept = {*random.Random(seed).sample(layout.train, args.labels), *layout.val}
+    for photo, label in [*layout.train, *layout.val]:
+        if (photo, label) in kept:
+            _copy(photo, labelled / photo.relative_to(root))
+            _copy(label, labelled / label.relative_to(root))
+        else:
+            _copy(photo, rest / photo.relative_to(root / "images" / "training"))
     if (root / "dataset.json").is_file():
-        shutil.copyfile(root / "dataset.json", labelled / "dataset.json")
+        _copy(root / "dataset.json", labelled / "dataset.json")
     (made / "done").touch()
     return labelled, rest
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
 
 
 def configuration(row: dict[str, Any], args: argparse.Namespace, seed: int) -> Any:
@@ -300,12 +304,13 @@ def export(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 def photo_size(args: argparse.Namespace) -> tuple[int, int]:
     """Height and width of the files: ``--size``, or that of the first validation photo."""
-    from PIL import Image
+    from tinymim.data import pixels
+    from tinymim.data.folders import read_layout
 
     if args.size[0]:
         return (args.size[0], args.size[1])
-    with Image.open(min((Path(args.data_root) / "images" / "validation").iterdir())) as photo:
-        return (photo.height, photo.width)
+    width, height = pixels.photo_size(read_layout(args.data_root).val[0][0])
+    return (height, width)
 
 
 def score(folder: Path, args: argparse.Namespace) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def table(results: Mapping[str, Any]) -> str:
     text = ["# Segmentors on the same photos with the same steps", ""]
     if trained:
         text += [*about_training(trained[0]), ""]
-    text += [markdown_table([HEAD, *(line(name, results["models"][name], scores[name], ms) for name in order)])]
+    text += [markdown_table([HEAD, *(line(name, results["models"][name], scores[name]) for name in order)])]
     text += [*files(results["models"], order, ms)]
     if timing["rows"]:
         first = timing["rows"][0]
@@ -72,7 +72,7 @@ def table(results: Mapping[str, Any]) -> str:
 HEAD = ["row", "starts from", "parameters", "multiply-adds", "mIoU %", "seeds", "optimizer, rate", "minutes"]
 
 
-def line(name: str, seeds: Mapping[str, Any], scores: Mapping[int, float], ms: Mapping[str, Any]) -> list[str]:
+def line(name: str, seeds: Mapping[str, Any], scores: Mapping[int, float]) -> list[str]:
     """One row: what it is, and its scores in PyTorch."""
     trained = next((stages["train"] for stages in seeds.values() if "train" in stages), None)
     made = next((stages["export"] for stages in seeds.values() if "export" in stages), None)
