@@ -1,19 +1,9 @@
 # DeepLabV3+ with ResNet-18 of MMSegmentation (deeplabv3plus_r18-d8_4xb2-80k_cityscapes-512x1024.py) on CamVid, from
 # scratch: its model and SGD, our data and steps.
-_base_ = ["_base_/camvid.py"]
-norm_cfg = dict(type="SyncBN", requires_grad=True)
-data_preprocessor = dict(
-    type="SegDataPreProcessor",
-    mean=[123.675, 116.28, 103.53],
-    std=[58.395, 57.12, 57.375],
-    bgr_to_rgb=True,
-    pad_val=0,
-    seg_pad_val=255,
-    size=(240, 320),
-)
+_base_ = ["_base_/camvid_others.py"]
 model = dict(
     type="EncoderDecoder",
-    data_preprocessor=data_preprocessor,
+    data_preprocessor=_base_.data_preprocessor,
     backbone=dict(
         type="ResNetV1c",
         depth=18,
@@ -21,7 +11,7 @@ model = dict(
         out_indices=(0, 1, 2, 3),
         dilations=(1, 1, 2, 4),
         strides=(1, 2, 1, 1),
-        norm_cfg=norm_cfg,
+        norm_cfg=_base_.norm_cfg,
         norm_eval=False,
         style="pytorch",
         contract_dilation=True,
@@ -36,7 +26,7 @@ model = dict(
         c1_channels=12,
         dropout_ratio=0.1,
         num_classes=11,
-        norm_cfg=norm_cfg,
+        norm_cfg=_base_.norm_cfg,
         align_corners=False,
         loss_decode=dict(type="CrossEntropyLoss", use_sigmoid=False, loss_weight=1.0),
     ),
@@ -49,7 +39,7 @@ model = dict(
         concat_input=False,
         dropout_ratio=0.1,
         num_classes=11,
-        norm_cfg=norm_cfg,
+        norm_cfg=_base_.norm_cfg,
         align_corners=False,
         loss_decode=dict(type="CrossEntropyLoss", use_sigmoid=False, loss_weight=0.4),
     ),

@@ -1,18 +1,9 @@
 # EfficientViT-B1 of timm with the segmentation head of its paper (arXiv 2205.14756) on CamVid, from scratch: its model
 # and AdamW, our data and steps.
-_base_ = ["_base_/camvid.py"]
-data_preprocessor = dict(
-    type="SegDataPreProcessor",
-    mean=[123.675, 116.28, 103.53],
-    std=[58.395, 57.12, 57.375],
-    bgr_to_rgb=True,
-    pad_val=0,
-    seg_pad_val=255,
-    size=(240, 320),
-)
+_base_ = ["_base_/camvid_others.py"]
 model = dict(
     type="EncoderDecoder",
-    data_preprocessor=data_preprocessor,
+    data_preprocessor=_base_.data_preprocessor,
     backbone=dict(
         type="TIMMBackbone",
         model_name="efficientvit_b1",

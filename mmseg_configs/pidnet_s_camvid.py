@@ -1,17 +1,7 @@
 # PIDNet-S of MMSegmentation (pidnet-s_2xb6-120k_1024x1024-cityscapes.py) on CamVid, from scratch: its model, losses and
 # SGD, our data and steps. It needs sides that are multiples of 8: others are padded in testing.
-_base_ = ["_base_/camvid.py"]
-norm_cfg = dict(type="SyncBN", requires_grad=True)
-data_preprocessor = dict(
-    type="SegDataPreProcessor",
-    mean=[123.675, 116.28, 103.53],
-    std=[58.395, 57.12, 57.375],
-    bgr_to_rgb=True,
-    pad_val=0,
-    seg_pad_val=255,
-    size=(240, 320),
-    test_cfg=dict(size_divisor=8),
-)
+_base_ = ["_base_/camvid_others.py"]
+data_preprocessor = dict(_base_.data_preprocessor, test_cfg=dict(size_divisor=8))
 hard_pixels = dict(type="OhemCrossEntropy", thres=0.9, min_kept=12800, loss_weight=1.0)  # 2 % of a batch, as published
 model = dict(
     type="EncoderDecoder",
@@ -24,7 +14,7 @@ model = dict(
         num_stem_blocks=2,
         num_branch_blocks=3,
         align_corners=False,
-        norm_cfg=norm_cfg,
+        norm_cfg=_base_.norm_cfg,
         act_cfg=dict(type="ReLU", inplace=True),
     ),
     decode_head=dict(
@@ -32,7 +22,7 @@ model = dict(
         in_channels=128,
         channels=128,
         num_classes=11,
-        norm_cfg=norm_cfg,
+        norm_cfg=_base_.norm_cfg,
         act_cfg=dict(type="ReLU", inplace=True),
         align_corners=True,
         loss_decode=[

@@ -1,19 +1,9 @@
 # SegFormer-B0 of MMSegmentation (segformer_mit-b0_8xb2-160k_ade20k-512x512.py) on CamVid, from scratch: its model and
 # AdamW, our data and steps; the learning rate is ours, too (its own 6e-5 is for pre-trained weights).
-_base_ = ["_base_/camvid.py"]
-norm_cfg = dict(type="SyncBN", requires_grad=True)
-data_preprocessor = dict(
-    type="SegDataPreProcessor",
-    mean=[123.675, 116.28, 103.53],
-    std=[58.395, 57.12, 57.375],
-    bgr_to_rgb=True,
-    pad_val=0,
-    seg_pad_val=255,
-    size=(240, 320),
-)
+_base_ = ["_base_/camvid_others.py"]
 model = dict(
     type="EncoderDecoder",
-    data_preprocessor=data_preprocessor,
+    data_preprocessor=_base_.data_preprocessor,
     backbone=dict(
         type="MixVisionTransformer",
         in_channels=3,
@@ -37,7 +27,7 @@ model = dict(
         channels=256,
         dropout_ratio=0.1,
         num_classes=11,
-        norm_cfg=norm_cfg,
+        norm_cfg=_base_.norm_cfg,
         align_corners=False,
         loss_decode=dict(type="CrossEntropyLoss", use_sigmoid=False, loss_weight=1.0),
     ),

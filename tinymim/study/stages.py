@@ -168,10 +168,10 @@ def settings(stages: Mapping[str, Any], wanted: Iterable[str], seed: int) -> dic
     """
     found: dict[str, Any] = {}
     visiting: list[str] = []
+    products = {name: "segmentor" if each.get("verb") == "segment" else "student" for name, each in stages.items()}
 
     def known(word: str) -> Any:
         stage, _, what = word.partition(".")
-        products = {name: "segmentor" if each.get("verb") == "segment" else "student" for name, each in stages.items()}
         if stage in stages and what == products[stage]:
             visit(stage)
         elif word not in ("seed", *DATA):
