@@ -20,7 +20,7 @@ TEACHER_OF_ALL = dict(
         precision="auto",
     ),
 )
-STEPS = 400  # see docs/studies/steps_of_segmentation.md
+STEPS = 400  # see the study segmentation_steps_dinov2
 SEGMENT = dict(
     verb="segment",
     config="linear_tinymim_t_camvid",
