@@ -19,7 +19,7 @@ import pytest
 import torch
 
 import tinymim
-from tests.end_to_end.workshop import ARTEFACTS, HEAD, JOB, ROOT, STUDENT, Workshop
+from tests.end_to_end.workshop import ARTEFACTS, DEPTH, HEAD, JOB, ROOT, STUDENT, WIDTH, Workshop
 from tinymim.models import save_student
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -71,12 +71,16 @@ OUTPUT = (
 WINDOWS = "model.test_cfg.crop_size=(64,64) model.test_cfg.stride=(42,42)"
 SMALL = "train_dataloader.dataset.pipeline.2.scale=(96,80) val_dataloader.dataset.pipeline.1.scale=(96,80)"
 PLAIN = "model.backbone.rel_pos_bias=False model.backbone.init_values=None model.backbone.out_indices=(0,1,2,3)"
+LINEAR = " ".join(word for word in HEAD.split() if "_head." not in word)
+LINEAR += f" model.backbone.rel_pos_bias=False model.backbone.init_values=None model.backbone.out_indices=[{DEPTH - 1}]"
+LINEAR += f" model.decode_head.in_channels={WIDTH} model.decode_head.channels={WIDTH}"
 TINY = {  # verb -> options
     "pretrain": f"{JOB} --cfg-options {STUDENT} decoder.dim=16 decoder.depth=1 decoder.heads=2",
     "distill": f"--teacher {{pretrained}}/student.pth {JOB} --cfg-options {STUDENT} target_block=2",
     "distill --chain": f"--chain {{pretrained}}/student.pth:small:tiny {JOB} --cfg-options {STUDENT}",
     "finetune": f"{JOB} --cfg-options {STUDENT}",
     "segment": f"--cfg-options {HEAD} {WINDOWS} {SMALL} {PLAIN}",
+    "segment linear": f"--cfg-options {LINEAR} {WINDOWS} {SMALL}",
     "segment --test": "",
     "bench --compare": "",
     "study": "--data {CLASSES} --dry-run",
@@ -136,6 +140,8 @@ def kind_of(words: list[str]) -> str:
     option = {"segment": "--test", "bench": "--compare"}.get(verb)
     if option in words:
         return f"{verb} {option}"
+    if verb == "segment" and words[2].startswith("linear"):
+        return "segment linear"
     return "eval classifier" if verb == "eval" and "classifier.pth" in words[2] else verb
 
 

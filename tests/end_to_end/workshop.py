@@ -53,6 +53,9 @@ pretrained
 distilled
     tinymim distill --data {PHOTOS} --teacher {pretrained}/student.pth --out {here} JOB --save-every 1 --cfg-options
         STUDENT
+dmae
+    tinymim distill --recipe d2mae_tiny_from_mae_base --data {PHOTOS} --teacher {pretrained}/student.pth --out {here}
+        JOB --cfg-options STUDENT DECODER
 several
     tinymim distill --data {PHOTOS} --teacher {pretrained}/student.pth {distilled}/student.pth=0.5 --out {here} JOB
         --cfg-options STUDENT

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tinymim.cli import run_command
+from tinymim.cli._next import segment_line
 from tinymim.errors import ConfigError, DataError
 from tinymim.files import environment, sha256_file
 
@@ -155,10 +156,7 @@ def next_command(args: argparse.Namespace, students: dict[str, str], results: di
     if not files:
         weights = ["--teacher-weights", args.teacher_weights] if args.teacher_weights else []
         return f"{shlex.join(['tinymim', 'distill', '--teacher', args.teacher, *weights])} --data PHOTOS"
-    best = students[max(files, key=score)]
-    return (
-        f"tinymim segment upernet_tinymim_t_light --data-root FOLDER --student {shlex.quote(best)} --work-dir runs/seg"
-    )
+    return segment_line(students[max(files, key=score)])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

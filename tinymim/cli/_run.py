@@ -35,9 +35,10 @@ def run_verb(
         args: The parsed options.
         verb: The command.
         job: Its Python function.
-        next_lines: Commands to paste; {student}, {data} and {val} are filled in.
+        next_lines: Commands to paste; {student}, {data}, {val} and {segment} are filled in.
         report: Writes the page of the run folder; None: :func:`tinymim_export.report.page.run_report`.
     """
+    from tinymim.cli._next import segment_line
     from tinymim.compat import is_first_process
     from tinymim.engine import load_recipe
 
@@ -63,5 +64,6 @@ def run_verb(
         print(f"student: {file}\nreport:  {page}")
         words = {"student": file, "data": args.data, "val": args.val_data or "VAL"}
         words = {name: shlex.quote(str(word)) for name, word in words.items()}
+        words["segment"] = segment_line(file)
         print("\n".join(f"next:    {line.format(**words)}" for line in next_lines))
     return 0

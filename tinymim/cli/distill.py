@@ -5,7 +5,7 @@ import argparse
 from tinymim.cli._run import add_run_arguments, run_verb
 
 NEXT = [
-    "tinymim segment upernet_tinymim_t_light --data-root FOLDER --student {student} --work-dir runs/seg",
+    "{segment}",
     "tinymim finetune --student {student} --data TRAIN --val-data VAL",
     "tinymim-export --onnx backbone.onnx --checkpoint {student} --part backbone",
 ]

@@ -114,6 +114,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_classifier(args: argparse.Namespace) -> int:
+    from tinymim.cli._next import segment_line
     from tinymim.engine import evaluate_classifier
     from tinymim.errors import ConfigError
 
@@ -130,5 +131,5 @@ def _run_classifier(args: argparse.Namespace) -> int:
     if not args.json:
         print(f"next: tinymim eval {file}{spelled(args, 'data', 'limit', *CLASSIFIER)} --json scores.json")
     else:
-        print(f"next: tinymim segment upernet_tinymim_t_light --data-root FOLDER --student {file} --work-dir runs/seg")
+        print(f"next: {segment_line(args.file)}")
     return 0

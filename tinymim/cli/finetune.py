@@ -6,7 +6,7 @@ from tinymim.cli._run import add_run_arguments, run_verb
 
 NEXT = [
     "tinymim eval {student} --data {val}",
-    "tinymim segment upernet_tinymim_t_light --data-root FOLDER --student {student} --work-dir runs/seg",
+    "{segment}",
 ]
 
 

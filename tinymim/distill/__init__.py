@@ -1,5 +1,7 @@
 """Training methods: what is read from student and teacher, and how it is compared."""
 
+from tinymim.distill.d2mae import D2MAE
+from tinymim.distill.dmae import DMAE
 from tinymim.distill.features import class_token_kl, feature_loss, whiten
 from tinymim.distill.mae import MaskedPretraining
 from tinymim.distill.method import METHODS, Method, register_method
@@ -12,6 +14,8 @@ from tinymim.distill.tinymim import TinyMIM
 from tinymim.lazy import import_all
 
 __all__ = [
+    "D2MAE",
+    "DMAE",
     "METHODS",
     "LiveTeacher",
     "MaskedPretraining",

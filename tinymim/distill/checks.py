@@ -1,5 +1,6 @@
 """Checks that student, teacher and options fit together; the errors say what to type instead."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from tinymim.distill.taps import TAPPABLE
@@ -65,18 +66,18 @@ def check_options(
         raise ConfigError(f"mask_ratio={method.mask_ratio}", "it must be between 0 and 1", "e.g. 0.75")
     if reconstruct is not None and method.mask not in ("student", "both"):
         raise ConfigError("reconstruct needs a masked student", "it predicts masked pixels", "add mask='student'")
-    if reconstruct is not None and (
-        student.num_prefix_tokens != 1 or any(s % student.patch_size for s in student.img_size)
-    ):
-        raise ConfigError(
-            f"reconstruct with {student.num_prefix_tokens} prefix tokens at {student.img_size[0]} pixels",
-            "MAE's decoder needs a class token as the only prefix token, and whole patches",
-            f"use a student without distillation token and a multiple of {student.patch_size} pixels",
-        )
+    if reconstruct is not None:
+        check_masked_student(student)
     for target in method.targets:
         target.check(student.embed_dim, method.source.width, method.relation_heads)
     if teacher is not None:
-        _check_grids(method, student, teacher)
+        check_grids(student, teacher, method.align)
+        if method.align == "tokens" and method.mask in ("teacher", "both"):
+            raise ConfigError(
+                "align='tokens' does not work with a masked teacher",
+                "the masked tokens are missing and cannot be resampled",
+                "use align='image'",
+            )
     needed = class_token or any(not target.patches for target in method.targets)
     for side, there in (("student", has_class_token(student)), ("teacher", method.source.class_token)):
         if needed and not there:
@@ -85,11 +86,32 @@ def check_options(
             )
 
 
-def _check_grids(method: Any, student: Any, teacher: Any) -> None:
-    """Refuse patch grids that cannot be paired one to one."""
+def check_masked_student(student: Any) -> None:
+    """Refuse an encoder that MAE's decoder does not fit.
+
+    Raises:
+        ConfigError: other prefix tokens than one class token, positions that are added to every pair of tokens, or a
+            size that is not a whole number of patches.
+    """
+    ragged = any(side % student.patch_size for side in student.img_size)
+    if student.num_prefix_tokens != 1 or ragged or not student.maskable:
+        raise ConfigError(
+            f"a student with {student.num_prefix_tokens} prefix tokens at {student.img_size[0]} pixels cannot be masked"
+            + ("" if student.maskable else " (its attention uses the relative position of every pair of tokens)"),
+            "MAE needs a class token as the only prefix token, absolute positions, and a size of whole patches",
+            f"use a plain model and a multiple of {student.patch_size} pixels",
+        )
+
+
+def check_grids(student: Any, teacher: Any, align: str | None) -> None:
+    """Refuse patch grids that cannot be paired one to one.
+
+    Raises:
+        ConfigError: see the message.
+    """
     probe = (224, 224)
     grids = patch_grid(student, probe), patch_grid(teacher, probe)
-    if grids[0] != grids[1] and method.align is None:
+    if grids[0] != grids[1] and align is None:
         raise ConfigError(
             f"student and teacher split a {probe[0]}-pixel photo into {grids[0]} and {grids[1]} patches",
             "tokens are paired one to one",
@@ -97,15 +119,56 @@ def _check_grids(method: Any, student: Any, teacher: Any) -> None:
             "resized until its grid is the student's) or align='tokens' (its tokens are resampled)",
         )
     ragged = any(side % student.patch_size for side in student.img_size)
-    if method.align is None and ragged and not isinstance(teacher, TapByTap):
+    if align is None and ragged and not isinstance(teacher, TapByTap):
         raise ConfigError(
             f"{student.img_size[0]} pixels are not a multiple of the patch size {student.patch_size}",
             "our student pads such photos, timm's teachers do not",
             f"use a multiple of {student.patch_size} pixels, or align='image' (the teacher's photo is stretched)",
         )
-    if method.align == "tokens" and method.mask in ("teacher", "both"):
+
+
+def check_blocks(own: Sequence[int], taught: Sequence[int], depths: tuple[int, int]) -> None:
+    """Refuse pairs of blocks that do not exist.
+
+    Args:
+        own: Blocks of the student, from 1.
+        taught: Blocks of the teacher.
+        depths: Of both.
+
+    Raises:
+        ConfigError: a block that does not exist, or lists of different length.
+    """
+    if len(own) != len(taught) or not own:
         raise ConfigError(
-            "align='tokens' does not work with a masked teacher",
-            "the masked tokens are missing and cannot be resampled",
-            "use align='image'",
+            f"student_blocks={list(own)} and teacher_blocks={list(taught)}",
+            "blocks are compared in pairs",
+            "give both lists the same length, at least one",
         )
+    for side, blocks, depth in zip(("student", "teacher"), (own, taught), depths, strict=True):
+        wrong = [block for block in blocks if not 1 <= block <= depth]
+        if wrong:
+            raise ConfigError(
+                f"block {wrong[0]} does not exist in the {side}",
+                f"its blocks with attention are 1 to {depth}",
+                f"choose {side}_blocks from 1 to {depth}",
+            )
+
+
+def check_states(states: Sequence[Any], depths: tuple[int, int]) -> None:
+    """Refuse hidden states that do not exist.
+
+    Args:
+        states: Pairs (student, teacher), from 0.
+        depths: Of both.
+
+    Raises:
+        ConfigError: see the message.
+    """
+    for pair in states:
+        whole = len(pair) == 2 and all(type(state) is int for state in pair)
+        if not whole or not all(0 <= state <= depth for state, depth in zip(pair, depths, strict=True)):
+            raise ConfigError(
+                f"hidden={list(states)}: {pair} does not exist",
+                f"the student has states 0 to {depths[0]}, the teacher 0 to {depths[1]}",
+                "e.g. hidden=[12] for both, or hidden=[[4,12]] for a pair (student, teacher)",
+            )

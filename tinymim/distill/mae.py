@@ -5,10 +5,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from tinymim.distill.checks import check_student
+from tinymim.distill.checks import check_masked_student, check_student
 from tinymim.distill.method import Method, register_method
 from tinymim.distill.recipe_keys import LARGE, Choice, Key, Number, Table
-from tinymim.errors import ConfigError
 from tinymim.models.mae import MAE
 
 SIZE = Number(least=1, most=LARGE, whole=True)
@@ -43,12 +42,7 @@ class MaskedPretraining(Method):
     @classmethod
     def from_recipe(cls, recipe: Any, student: Any, *, pretrained: bool = True) -> "MaskedPretraining":
         check_student(student)
-        if student.num_prefix_tokens != 1 or recipe.img_size % student.patch_size:
-            raise ConfigError(
-                f"{recipe.student} at {recipe.img_size} pixels cannot be masked",
-                "MAE needs a class token as the only prefix token, and a size of whole patches",
-                f"use a plain model and a multiple of {student.patch_size}",
-            )
+        check_masked_student(student)
         return cls(MAE(student, mask_ratio=recipe.mask_ratio, **decoder_arguments(recipe)))
 
     def losses(self, *views: Tensor) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """Read q, k, v and the features of any block of a vision transformer; nothing after the deepest one is computed.
 
+    input        (B, T, D) the residual stream before the block
     q, k, v      (B, T, D) as they enter the dot product: after q/k norm and rotary embedding, before any additive bias
     attn_pre     (B, T, D) H, what attention adds to the residual stream     (TinyMIM, arXiv 2301.01296, section 3.1)
     attn_post    (B, T, D) H-hat, the residual stream after attention
@@ -33,6 +34,7 @@ from tinymim.models.teachers import TAPPABLE, TIMM
 from tinymim.models.tokens import keep_patches, num_prefix
 
 __all__ = ["QKV", "TAPPABLE", "TAPS", "qkv_at", "read"]
+EARLY = ("input", *QKV)  # can be read from any block; the others need a pre-norm one
 PRE_NORM = (
     timm.models.vision_transformer.Block,
     timm.models.beit.Block,
@@ -114,7 +116,8 @@ def _read_timm(
 
         def enter(_: Any, args: Any) -> None:
             capture.seen, capture.batch, stream["in"] = out[block], len(args[0]), args[0]
-            capture.stop = last and set(wanted[block]) <= set(QKV)
+            capture.stop = last and set(wanted[block]) <= set(EARLY)
+            out[block]["input"] = args[0].reshape(capture.batch, -1, args[0].shape[-1])
 
         def between(_: Any, args: Any) -> None:
             stream["mid"] = args[0].reshape(stream["in"].shape)  # SAM's is flat from here on
@@ -127,7 +130,7 @@ def _read_timm(
 
         def leave(_: Any, args: Any, result: Tensor) -> None:
             capture.seen = None
-            if not set(wanted[block]) <= set(QKV):
+            if not set(wanted[block]) <= set(EARLY):
                 windowed = len(stream["attn_pre"]) != capture.batch  # SAM merges its windows after this point
                 taps = {
                     "attn_pre": stream["mid"] - stream["in"] if windowed else stream["attn_pre"],
@@ -142,7 +145,7 @@ def _read_timm(
         before_drop_path = [
             module.get_submodule(part).register_forward_pre_hook(adds(name))
             for part, name in (("drop_path1", "attn_pre"), ("drop_path2", "ffn_pre"))
-            if set(wanted[block]) - set(QKV)
+            if set(wanted[block]) - set(EARLY)
         ]
         return [
             *before_drop_path,
@@ -204,7 +207,7 @@ def _check(model: Any, wanted: Mapping[int, Collection[str]], keep_BV: Tensor | 
                 "its q, k, v do not cover the whole image",
                 f"choose a block of global attention: {', '.join(map(str, whole))}",
             )
-        if not own and not isinstance(module, PRE_NORM) and set(names) - set(QKV):
+        if not own and not isinstance(module, PRE_NORM) and set(names) - set(EARLY):
             raise ConfigError(
                 f"block {block} is a {type(module).__name__}",
                 "features can only be read from pre-norm blocks",

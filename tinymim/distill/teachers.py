@@ -129,7 +129,17 @@ class Reading:
 
 
 def load_for_recipe(recipe: Any, entry: Mapping[str, Any], student: Any, *, pretrained: bool) -> Reading:
-    """Load a teacher and decide how it is read.
+    """Load a teacher and decide how it is read; arguments and errors as :func:`load_recipe_teacher`, and:
+
+    Raises:
+        ConfigError: relations of two blocks with different heads.
+    """
+    teacher = load_recipe_teacher(recipe, entry, student, pretrained=pretrained)
+    return Reading(teacher, *_block_and_heads(entry, teacher, student.depth))
+
+
+def load_recipe_teacher(recipe: Any, entry: Mapping[str, Any], student: Any, *, pretrained: bool) -> Teacher:
+    """Load a teacher.
 
     Args:
         recipe: The recipe.
@@ -139,7 +149,7 @@ def load_for_recipe(recipe: Any, entry: Mapping[str, Any], student: Any, *, pret
             stands in for a file that does not exist yet.
 
     Raises:
-        TinyMIMError: no such teacher, or relations of two blocks with different heads.
+        TinyMIMError: no such teacher.
     """
     name = entry["teacher"]
     grid = -(-recipe.img_size // student.patch_size) if entry["align"] == "image" else None
@@ -161,7 +171,7 @@ def load_for_recipe(recipe: Any, entry: Mapping[str, Any], student: Any, *, pret
         # as the published chain, which begins with MAE ViT-L, would write it
         teacher = Teacher(stand_in, larger, (0.5,) * 3, (0.5,) * 3, None, relations=(stand_in.depth, 16))
     teacher.sha256 = teacher.sha256 or state_sha256(teacher.model)
-    return Reading(teacher, *_block_and_heads(entry, teacher, student.depth))
+    return teacher
 
 
 def _block_and_heads(entry: Mapping[str, Any], teacher: Teacher, student_depth: int) -> tuple[int, int | None]:

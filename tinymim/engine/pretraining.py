@@ -219,7 +219,8 @@ class DistillJob(PretrainJob):
             )
 
     def check_plan(self) -> None:
-        if self.settings.dry_run and len(self.files) <= FEW and Path(self.recipe).stem != SMALL_DATA:
+        relations = self.config.method == "tinymim" and Path(self.recipe).stem != SMALL_DATA
+        if self.settings.dry_run and len(self.files) <= FEW and relations:
             self.arithmetic.notes.append(
                 f"{len(self.files)} photos are few: --recipe {SMALL_DATA} has settings chosen for such jobs on a CPU"
             )

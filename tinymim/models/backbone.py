@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tinymim.errors import ConfigError
 
 QKV = ("q", "k", "v")
-TAPS = (*QKV, "attn_pre", "attn_post", "ffn_pre", "output")  # what can be read from a block, in order of computation
+TAPS = ("input", *QKV, "attn_pre", "attn_post", "ffn_pre", "output")  # what can be read from a block, in this order
 
 
 class Stage(NamedTuple):

@@ -105,6 +105,9 @@ def create_model_for(
     shape = stored_shape(checkpoint)
     stored = shape.pop("num_heads", None)
     named = {"depth": 12, **SIZES[name], **arguments}
+    for key in ("rel_pos_bias", "init_values"):  # parts that start without effect may be added
+        if arguments.get(key) and not shape.get(key):
+            shape[key] = arguments[key]
     if wrong := [key for key in shape if key in arguments and arguments[key] != shape[key]]:
         raise ConfigError(
             f"student_args.{wrong[0]}={arguments[wrong[0]]} contradicts the student file",

@@ -124,6 +124,7 @@ class Block(nn.Module):
 
     def steps(self, x_BTD: Tensor, grid: tuple[int, int], index_TT: Tensor | None) -> Iterator[tuple[str, Tensor]]:
         """:meth:`forward` tap by tap: yields (name of :data:`TAPS`, tensor (B, T, D)) in order of computation."""
+        yield "input", x_BTD
         q, k, v = self.attn.qkv(self.norm1(x_BTD)).chunk(3, dim=-1)
         yield from zip(QKV, (q, k, v), strict=True)
         q_BHTC, k_BHTC, v_BHTC = (x.unflatten(2, (self.attn.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
@@ -358,7 +359,7 @@ class ViT(nn.Module):
             deepest = max(wanted[number], key=TAPS.index) if number == max(wanted) else TAPS[-1]
             seen: dict[str, Tensor] = {}
             block: Any = self.blocks[number - 1]
-            if deepest in QKV and len({*wanted[number]}) < len(QKV):
+            if set(wanted[number]) < set(QKV) and number == max(wanted):
                 out[number] = block.attn.some_of_qkv(block.norm1(x_BTD), wanted[number])
                 break
             for name, value in block.steps(x_BTD, grid, index_TT):
@@ -382,6 +383,8 @@ class ViT(nn.Module):
         """Modules and parameters that a tap of block ``index`` (from 0) does not depend on."""
         last: Any = self.blocks[index]
         unused: list[Any] = [self.norm, *self.blocks[index + 1 :]]
+        if tap == "input":
+            unused += [last.norm1, last.attn.qkv]
         if TAPS.index(tap) < TAPS.index("attn_pre"):
             table = last.attn.relative_position_bias_table
             unused += [last.attn.proj, last.ls1, *([] if table is None else [table])]
