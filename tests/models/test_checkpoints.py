@@ -125,6 +125,18 @@ def test_mae_lite(wrap):
     assert report.unexpected == []
 
 
+def test_d2_mae():
+    """The block of queries and keys after the last one is left out."""
+    source = make()
+    state = {f"model.{k}": v for k, v in {**source.state_dict(), **decoder()}.items()}
+    for key in ("norm1.weight", "norm1.bias", "attn.qkv.weight", "attn.qkv.bias"):
+        state[f"model.blocks.{source.depth}.{key}"] = state[f"model.blocks.0.{key}"]
+    model = make(1)
+    report = tinymim.load_weights(model, {"model": state})
+    assert_same(model, source)
+    assert len([key for key in report.dropped if f"blocks.{source.depth}." in key]) == 4
+
+
 def test_beit():
     """q/v bias become qkv.bias with a zero key bias; a shared table goes to every block; no absolute positions."""
     source = make(rel_pos_bias=True, init_values=0.1)

@@ -144,10 +144,18 @@ def read_checkpoint(source: str | os.PathLike[str] | dict[str, Any], *, part: st
     if theirs:
         state = _from_hugging_face(state)
     dropped = encoder.beside + [key for key in state if DROPPED.search(key)]
-    state = {key: value for key, value in state.items() if not DROPPED.search(key)}
+    dropped += _block_of_queries(state)
+    state = {key: value for key, value in state.items() if key not in dropped}
     check_meta(meta, state, path or "the state dict")
     heads = _heads_of_folder(Path(path), state) if theirs and path else None
     return Checkpoint(state, meta, dropped, path, heads, _usual_heads(content), encoder.notes)
+
+
+def _block_of_queries(state: State) -> list[str]:
+    """Tensors of a last block that has a norm and queries, keys and values only: D2-MAE drops it after pre-training."""
+    last = f"blocks.{count_blocks(state) - 1}."
+    own = [key for key in state if key.startswith(last)]
+    return own if own and all(key.startswith((f"{last}norm1.", f"{last}attn.qkv.")) for key in own) else []
 
 
 def _from_hugging_face(state: State) -> State:
