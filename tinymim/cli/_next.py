@@ -22,13 +22,16 @@ def segment_line(file: str | Path, work_dir: str = "runs/seg") -> str:
     """
     from tinymim.models.checkpoints import read_checkpoint
 
-    config = read_checkpoint(file).config
+    found = read_checkpoint(file)
+    config = found.config
     key, depth = config.get("name", config.get("embed_dim")), config.get("depth", 12)
     changes: dict[str, object] = {}
     if config.get("dist_token"):
         name = "upernet_tinymim_star_t"
     elif (key in HEADS and depth == 12) or not isinstance(key, int):
         name = CONFIGS.get(key, CONFIGS[192])
+        if found.meta.get("recipe") == "tinymim_tiny_small_data":
+            name = "linear_tinymim_t_small_data"
         if key in HEADS and config.get("num_heads") != HEADS[key]:
             changes = {"backbone.num_heads": config.get("num_heads")}
     else:
