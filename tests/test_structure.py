@@ -48,7 +48,7 @@ ARROWS: dict[str, set[str]] = {
     "tinymim.data": set(),
     "tinymim.recipes": set(),
     "tinymim.distill": {"tinymim.models"},
-    "tinymim.analysis": {"tinymim.models", "tinymim.distill"},
+    "tinymim.analysis": {"tinymim.models", "tinymim.distill", "tinymim.data"},
     "tinymim.engine": {
         "tinymim.analysis",
         "tinymim.distill",

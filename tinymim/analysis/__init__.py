@@ -2,6 +2,11 @@
 
 from tinymim.lazy import lazy
 
-_PLACES = {"attention_stats": "attention_maps", "cka": "similarity"}
+_PLACES = {
+    "analyse": "comparison",
+    "attention_stats": "attention_maps",
+    "cka": "similarity",
+    "effective_rank": "similarity",
+}
 __all__ = sorted(_PLACES)
 __getattr__ = lazy(__name__, _PLACES)

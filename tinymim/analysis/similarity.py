@@ -1,4 +1,4 @@
-"""Similarity of the blocks of two models: centred kernel alignment (CKA).
+"""The outputs of blocks: similarity of two models by centred kernel alignment (CKA), effective rank.
 
 Legend: B = photos of a batch, T = tokens, N = patches, D = width, L = blocks, P = B x B.
 """
@@ -39,7 +39,8 @@ def cka(
     shuffle them.
 
     Args:
-        model_a: In evaluation mode; one of :data:`tinymim.distill.taps.TAPPABLE`.
+        model_a: In evaluation mode; one of :data:`tinymim.distill.taps.TAPPABLE`, or a hierarchical backbone of ours,
+            whose stages take the place of blocks.
         model_b: The same.
         images: One batch (B, 3, H, W), normalised for both models; or an iterable of batches, each such a tensor or a
             pair: the same photos in the same order, normalised and sized for ``model_a`` and for ``model_b``. At least
@@ -56,7 +57,7 @@ def cka(
             be read.
     """
     chosen_a, chosen_b = (
-        list(range(1, len(getattr(model, "blocks", ())) + 1) if blocks is None else blocks)
+        list(range(1, count_outputs(model) + 1) if blocks is None else blocks)
         for model, blocks in ((model_a, blocks_a), (model_b, blocks_b))
     )
     if not (chosen_a and chosen_b):
@@ -89,17 +90,78 @@ def cka(
     return (both / (own_a * own_b).sqrt()).float()
 
 
+def is_hierarchical(model: Any) -> bool:
+    """Whether a backbone has several stages; they take the place of blocks here."""
+    return len(getattr(model, "stage_info", ())) > 1
+
+
+def count_outputs(model: Any) -> int:
+    """Blocks of a plain model, stages of a hierarchical one."""
+    return len(model.stage_info) if is_hierarchical(model) else len(getattr(model, "blocks", ()))
+
+
+def outputs(model: Any, images: Tensor, blocks: Sequence[int]) -> dict[int, Tensor]:
+    """Block (from 1), or stage of a hierarchical model -> its patch tokens (B, N, D), without prefix tokens.
+
+    Raises:
+        ConfigError: no such block, or a model that cannot be read.
+    """
+    if is_hierarchical(model):
+        maps = model.forward_intermediates(images, indices=[block - 1 for block in blocks], intermediates_only=True)
+        return {block: x_BDHW.flatten(2).transpose(1, 2) for block, x_BDHW in zip(sorted(blocks), maps, strict=True)}
+    taps = read(model, images, {block: ("output",) for block in blocks})
+    return {block: taps[block]["output"][:, num_prefix(model) :] for block in blocks}
+
+
+@torch.no_grad()
+def effective_rank(model: Any, images: Tensor | Iterable[Tensor], *, blocks: Sequence[int] | None = None) -> Tensor:
+    """Effective rank of the patch tokens after every block: how many directions they use.
+
+    Source: Roy and Vetterli, EUSIPCO 2007: exp of the entropy of the singular values, normalised to sum 1, here of all
+    patch tokens of all photos less their mean.
+
+    Args:
+        model: As for :func:`cka`.
+        images: (B, 3, H, W), normalised for this model; or an iterable of such batches.
+        blocks: From 1; None: all.
+
+    Returns:
+        (len(blocks),), float32: 1 for tokens on a line, at most the width.
+
+    Raises:
+        ConfigError: no images, no such block, or a model that cannot be read.
+    """
+    chosen = list(range(1, count_outputs(model) + 1) if blocks is None else blocks)
+    sums: dict[int, list[Tensor]] = {}
+    for batch in (images,) if isinstance(images, Tensor) else images:
+        for part in batch.split(PART):
+            for block, x_BND in outputs(model, part, chosen).items():
+                x_ND = x_BND.flatten(0, 1).double()
+                found = [torch.tensor(float(len(x_ND))), x_ND.sum(0), x_ND.T @ x_ND]
+                sums[block] = [a + b for a, b in zip(sums[block], found, strict=True)] if block in sums else found
+    if not sums:
+        raise ConfigError("no images", "the rank is that of tokens of photos", "give (B, 3, H, W), or batches of them")
+    ranks = []
+    for block in chosen:
+        count, total_D, product_DD = sums[block]
+        covariance_DD = product_DD / count - torch.outer(total_D / count, total_D / count)
+        sizes_D = torch.linalg.eigvalsh(covariance_DD.cpu()).clamp_min(0).sqrt()
+        ranks.append(
+            torch.special.entr(sizes_D / sizes_D.sum()).sum().exp() if sizes_D.sum() > 0 else torch.tensor(1.0)
+        )
+    return torch.stack([rank.float() for rank in ranks])
+
+
 def centred_grams(model: Any, images: Tensor, blocks: Sequence[int]) -> Tensor:
     """U-centred Gram matrices of the outputs of blocks, flattened: (L, P), float64 on the CPU.
 
     HSIC_1 is the product of two such matrices over B (B - 3) (Szekely and Rizzo, arXiv 1310.2926: U-centring is a
     projection), so CKA never exceeds 1.
     """
-    prefix, wanted = num_prefix(model), {block: ("output",) for block in blocks}
-    parts = [read(model, part, wanted) for part in images.split(PART)]
+    parts = [outputs(model, part, blocks) for part in images.split(PART)]
     grams = []
     for block in blocks:
-        x_BF = torch.cat([taps[block]["output"][:, prefix:].flatten(1).float() for taps in parts])
+        x_BF = torch.cat([found[block].flatten(1).float() for found in parts])
         size = x_BF.square().sum(1).max()
         x_BF = x_BF - x_BF.mean(0)  # changes nothing but rounding
         gram_BB = x_BF @ x_BF.T

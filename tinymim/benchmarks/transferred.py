@@ -97,9 +97,11 @@ def run(args: argparse.Namespace) -> int:
     if strange := next((name for name in runs if name not in students), None):
         raise ConfigError(f"--runs {strange}", "no student has this name", f"one of {', '.join(students)}")
 
+    from tinymim.analysis.sides import batches_of, choose_photos, read_crops
     from tinymim.benchmarks import transferred_measure as tool
     from tinymim.benchmarks.transferred_page import write_page
     from tinymim.folders import hold
+    from tinymim_export.report.page import hide_paths
 
     epochs = {name: knn_of_run(folder) for name, folder in runs.items()}
     teacher, sides = tool.open_sides(
@@ -107,19 +109,19 @@ def run(args: argparse.Namespace) -> int:
     )
     target = tool.choose_target(teacher, args.target_block)
     with hold(args.out):
-        files, photos = tool.choose_photos(args.photos, args.limit)
-        pixels, _ = tool.read_crops(files, args.img_size, "photos")
+        files, photos = choose_photos(args.photos, args.limit)
+        pixels, _ = read_crops(files, args.img_size, "photos")
         labelled = None
         if args.labelled_classes:
             labelled = tool.read_labelled(args.labelled_classes, args.labelled_limit, args.img_size, args.batch_size)
-        batches = tool.batches_of(pixels, args.batch_size)
+        batches = batches_of(pixels, args.batch_size)
         results: dict[str, Any] = {
             "kind": "tinymim.transferred",
             "target_block": target,
             "img_size": args.img_size,
             "teacher_size": teacher.side,
             "batches": [len(batch) for batch in batches],
-            "photos": photos,
+            "photos": {**photos, "pattern": hide_paths(photos["pattern"])},
             "labelled": labelled.record if labelled else None,
             **tool.measure(teacher, sides, target, batches, labelled),
             "knn_epochs": epochs,

@@ -3,10 +3,7 @@
 Legend: B = photos, S = side in pixels, L = blocks, H = heads, N = labelled photos.
 """
 
-import math
-import os
-import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,87 +15,14 @@ from tinymim.analysis import attention_stats, cka
 from tinymim.analysis.attention_maps import check_maps
 from tinymim.analysis.health import LAYERS, OUTLIER_LIMIT, activation_outliers, head_kl
 from tinymim.analysis.probes import embed_blocks, knn_accuracy
-from tinymim.analysis.similarity import SMALLEST
-from tinymim.data.photo_files import list_photos
-from tinymim.data.photos import Photos
-from tinymim.data.shards import file_bytes
+from tinymim.analysis.sides import Counter, Side, batches_of, number, open_student, plain, read_crops, record
 from tinymim.distill import qkv_at
 from tinymim.engine.health import HEALTH_PHOTOS, read_probe
-from tinymim.errors import ConfigError, DataError
-from tinymim.files import describe_files, sha256_file
-from tinymim.models import create_model, model_from_checkpoint, model_names
-from tinymim.models.teachers import Teacher, default_target_block, load_teacher, renormalise, state_sha256
+from tinymim.errors import ConfigError
+from tinymim.models.teachers import default_target_block, load_teacher
 from tinymim.models.tokens import has_class_token, num_heads, pair_tokens, patch_size
-from tinymim.models.vit import IMAGENET_MEAN, IMAGENET_STD
-from tinymim.progress import Progress
-from tinymim_export.report.page import hide_paths
 
 RELATIONS = ("qk", "vv")
-
-
-@dataclass
-class Side:
-    """A model, and how it sees a photo: (B, 3, S, S) uint8 -> (B, 3, S', S') normalised for it."""
-
-    of: Teacher
-    side: int
-
-    @property
-    def model(self) -> Any:
-        """The network."""
-        return self.of.model
-
-    def view(self, pixels: Tensor) -> Tensor:
-        """Photos as the model wants them."""
-        mean, std = (torch.tensor(row).view(1, 3, 1, 1) for row in (IMAGENET_MEAN, IMAGENET_STD))
-        return renormalise(self.of.mean, self.of.std, self.side)((pixels.float() / 255 - mean) / std)
-
-    @property
-    def trained(self) -> int:
-        """The deepest block whose every part was trained, from 1."""
-        return self.of.trained_depth or len(self.model.blocks)
-
-    def facts(self) -> dict[str, Any]:
-        """What the page says of it before anything is measured."""
-        model = self.model
-        return {
-            "from": self.of.name,
-            "sha256": self.of.sha256 or state_sha256(model),
-            "blocks": len(model.blocks),
-            "width": int(model.embed_dim),
-            "heads": num_heads(model),
-            "patch": patch_size(model),
-            "trained_blocks": self.trained,
-        }
-
-
-def open_student(source: str, img_size: int, heads: int | None) -> Side:
-    """A student of a file, or with random weights (always the same) of a model's name.
-
-    Raises:
-        CheckpointError: the file cannot be read.
-        ConfigError: its attention maps cannot be computed, or its patches do not divide the photo.
-    """
-    if source in model_names():
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model = create_model(source, img_size=img_size).eval()
-        found = Teacher(model, f"{source}, random weights", IMAGENET_MEAN, IMAGENET_STD, None)
-    else:
-        model, file = model_from_checkpoint(source, num_heads=heads, option="--student-heads", say=False)
-        mean, std = (tuple(file.meta.get(k) or usual) for k, usual in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)))
-        learned = file.meta.get("relations")
-        relations = (int(learned[0]), int(learned[1])) if learned else None
-        sha = sha256_file(file.path)
-        found = Teacher(model, Path(source).name, mean, std, sha, relations, file.meta.get("trained_depth"))
-    check_maps(model)
-    if img_size % patch_size(model):
-        raise ConfigError(
-            f"photos of {img_size} pixels are no whole number of {source}'s patches of {patch_size(model)}",
-            "student and teacher are compared on the same patches",
-            f"--img-size {math.ceil(img_size / patch_size(model)) * patch_size(model)}",
-        )
-    return Side(found, img_size)
 
 
 def open_sides(
@@ -137,59 +61,6 @@ def choose_target(teacher: Side, block: int | None) -> int:
     return block
 
 
-def choose_photos(pattern: str, limit: int) -> tuple[list[Path], dict[str, Any]]:
-    """Photos evenly spread over all that a pattern names, in random order (the same each time), and their record.
-
-    Raises:
-        DataError: see :func:`tinymim.data.photo_files.list_photos`.
-    """
-    files = list_photos(pattern, option="--photos")
-    chosen = files if len(files) <= limit else [files[i * len(files) // limit] for i in range(limit)]
-    random.Random(0).shuffle(chosen)
-    return chosen, {"pattern": hide_paths(pattern), **_record(chosen)}
-
-
-def _record(files: Sequence[Path]) -> dict[str, Any]:
-    return describe_files(os.path.commonpath([path.parent for path in files]) or ".", files, file_bytes)
-
-
-def read_crops(files: Sequence[Path], side: int, what: str) -> tuple[Tensor, list[int]]:
-    """Central squares of the photos that can be read, (B, 3, S, S) uint8, and which of the files they are.
-
-    Raises:
-        DataError: fewer than 4 can be read.
-    """
-    crops, line = Photos(files, img_size=side, train=False), Progress(f"read {what}", len(files))
-    found: list[Tensor] = []
-    kept: list[int] = []
-    for i in range(len(files)):
-        item = crops[(0, i)]
-        if not item["skipped"]:
-            found.append(item["image"])
-            kept.append(i)
-        line.update(i + 1, images=1)
-    line.close(f"{len(kept)} photos" + (f", {len(files) - len(kept)} damaged left out" * (len(kept) < len(files))))
-    if len(kept) < SMALLEST:
-        raise DataError(
-            f"{len(kept)} {what} can be read", f"similarity needs {SMALLEST} at least", "name a folder with more photos"
-        )
-    return torch.stack(found), kept
-
-
-class Counter:
-    """One progress line over all passes through photos."""
-
-    def __init__(self, total: int) -> None:
-        self.line, self.done = Progress("measure", total), 0
-
-    def __call__(self, batches: Sequence[Tensor], view: Callable[[Tensor], Any]) -> Iterator[Any]:
-        """Each batch as ``view`` makes it; counted when it has been used."""
-        for pixels in batches:
-            yield view(pixels)
-            self.done += len(pixels)
-            self.line.update(self.done, images=len(pixels))
-
-
 @dataclass
 class Labelled:
     """Reference and query photos: crops in batches, and class ids."""
@@ -214,13 +85,8 @@ def read_labelled(folder: str, most: int, side: int, batch: int) -> Labelled:
         pixels, kept = read_crops([path for path, _ in pairs], side, f"labelled photos ({name})")
         found.batches.append(batches_of(pixels, batch))
         found.labels.append(torch.tensor([pairs[i][1] for i in kept]))
-        found.record[name] = {**_record([path for path, _ in pairs]), "used": len(kept)}
+        found.record[name] = {**record([path for path, _ in pairs]), "used": len(kept)}
     return found
-
-
-def batches_of(pixels: Tensor, batch: int) -> Sequence[Tensor]:
-    """Batches of ``batch`` photos or a few more, none of them small."""
-    return pixels.tensor_split(max(len(pixels) // batch, 1))
 
 
 @torch.no_grad()
@@ -289,13 +155,3 @@ def relations_kl(student: Any, teacher: Any, blocks: tuple[int, int], views: tup
         for model, images, block in zip((student, teacher), views, blocks, strict=True)
     )
     return {relation: plain(kl_M) for relation, kl_M in head_kl(s, t, heads, RELATIONS).items()}
-
-
-def number(value: float) -> float | None:
-    """A number that JSON has; None for the others."""
-    return value if math.isfinite(value) else None
-
-
-def plain(x: Tensor) -> Any:
-    """A tensor as nested lists of numbers; None where one is not finite."""
-    return [plain(row) for row in x] if x.ndim > 1 else [number(value) for value in x.tolist()]

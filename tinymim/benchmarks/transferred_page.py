@@ -5,53 +5,16 @@ Pictures are narrow files of their own: side by side where the page is wide, one
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tinymim.files import write_json, write_text
-from tinymim_export.report.markup import Html, html, join
-from tinymim_export.report.plots import LETTER, tick_label, ticks
+from tinymim_export.report.block_figures import Curve, chart, heat_map
+from tinymim_export.report.markup import Html
 from tinymim_export.tables import markdown as plain
 from tinymim_export.tables import markdown_table, printable
 
-WIDTH, LEFT, RIGHT, PLOT, FOOT, LINE = 420, 46, 12, 220, 40, 17  # of a picture, in pixels
-STYLE = Html("""<style>
-svg {
-  --ink: #1c1d20; --soft: #5d6068; --grid: #dcdcd8; --page: #fff; --c0: #2f6fdb; --c1: #d8602a; --c2: #1a8f63;
-  --c3: #9155c8; --c4: #b0850f; --c5: #d0467f; --c6: #218ca0; --c7: #7a7f88;
-}
-@media (prefers-color-scheme: dark) {
-  svg {
-    --ink: #ecedef; --soft: #a0a4ac; --grid: #3a3d42; --page: #131416; --c0: #6ba0f5; --c1: #f08c58; --c2: #4cc495;
-    --c3: #b98ae6; --c4: #e0bd55; --c5: #ee7fab; --c6: #5fc6d8; --c7: #9aa0a9;
-  }
-}
-text { font: 12px system-ui, sans-serif; fill: var(--soft); }
-.title { font-weight: 600; fill: var(--ink); }
-.grid { stroke: var(--grid); fill: none; }
-.line { fill: none; stroke-width: 2.2; stroke-linejoin: round; }
-</style>""")
 TEACHER, STUDENTS = 1, (0, 2, 3, 4, 5, 6, 7)  # colours
-
-
-@dataclass
-class Curve:
-    """A line of a picture.
-
-    Args:
-        name: In the legend.
-        points: (x, y).
-        colour: 0 to 7.
-        dots: Further points of its colour, without a line: single heads.
-        dashed: Another stroke, for more lines than colours.
-    """
-
-    name: str
-    points: Sequence[tuple[float, float]]
-    colour: int
-    dots: Sequence[tuple[float, float]] = field(default_factory=list)
-    dashed: bool = False
 
 
 def slug(name: str) -> str:
@@ -91,7 +54,9 @@ def pictures(results: Mapping[str, Any]) -> dict[str, Html]:
         ]
         out["knn_epochs.svg"] = chart("k-NN top-1 while training, %", "epoch", lines)
     for i, (name, student) in enumerate(students.items()):
-        out[f"{slug(name)}_cka.svg"] = heat_map(f"CKA, {name}", student["cka"], target)
+        out[f"{slug(name)}_cka.svg"] = heat_map(
+            f"CKA, {name}", student["cka"], "teacher's block to the right, student's upwards; x 100", frame=target
+        )
         for what, unit in (("distance", "pixels"), ("entropy", "nats")):
             lines = [heads("teacher", teacher[what], TEACHER), heads(name, student[what], colour(i))]
             out[f"{slug(name)}_{what}.svg"] = chart(f"Attention {what}, {unit}", "block", lines)
@@ -112,132 +77,6 @@ def heads(name: str, values_LH: Sequence[Sequence[float]], c: int) -> Curve:
     """The mean over heads as a line, single heads as dots."""
     means = [(block, sum(row) / len(row)) for block, row in enumerate(values_LH, 1)]
     return Curve(name, means, c, [(block, y) for block, row in enumerate(values_LH, 1) for y in row])
-
-
-def drawing(height: float, title: str, parts: Sequence[Html]) -> Html:
-    """An SVG file with its title."""
-    head = html(
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {} {}" width="{}" height="{}" role="img" '
-        'aria-label="{}">{}<text class="title" x="4" y="16">{}</text>',
-        *(WIDTH, height, WIDTH, height),
-        *(title, STYLE, title),
-    )
-    return html("{}{}</svg>\n", head, join(parts))
-
-
-def legend(curves: Sequence[Curve]) -> tuple[list[Html], float]:
-    """Names with their colours, in as many rows as they need; and where the rows end."""
-    out, x, y = [], 4.0, 16.0 + LINE
-    for curve in curves:
-        wide = 22 + LETTER * len(curve.name)
-        if x > 4 and x + wide > WIDTH:
-            x, y = 4.0, y + LINE
-        dash = "4 3" if curve.dashed else "none"
-        out.append(
-            html(
-                '<path class="line" style="stroke:var(--c{});stroke-dasharray:{}" d="M{:.1f},{}h14"/>'
-                '<text x="{:.1f}" y="{}">{}</text>',
-                *(curve.colour, dash, x, y - 4, x + 18, y, curve.name),
-            )
-        )
-        x += wide + 12
-    return out, y
-
-
-def chart(title: str, xlabel: str, curves: Sequence[Curve]) -> Html:
-    """Lines over whole numbers; the y axis begins at 0."""
-    out, top = legend(curves)
-    top += 12
-    everything = [point for curve in curves for point in (*curve.points, *curve.dots)]
-    left, right = min(x for x, _ in everything), max(x for x, _ in everything)
-    most = 1.05 * max(y for _, y in everything) or 1.0
-    right = max(right, left + 1)
-
-    def place(point: tuple[float, float]) -> tuple[float, float]:
-        across = (point[0] - left) / (right - left)
-        return LEFT + 6 + across * (WIDTH - LEFT - RIGHT - 12), top + PLOT * (1 - point[1] / most)
-
-    rows = ticks(0, most, 5)
-    for y in rows:
-        at, text = place((left, y))[1], tick_label(y, rows)
-        out.append(
-            html(
-                '<path class="grid" d="M{},{:.1f}H{}"/><text x="{}" y="{:.1f}" text-anchor="end">{}</text>',
-                *(LEFT, at, WIDTH - RIGHT, LEFT - 6, at + 4, text),
-            )
-        )
-    bottom = top + PLOT
-    for x in [x for x in ticks(left, right, 12) if x == round(x)]:
-        at = place((x, 0))[0]
-        out.append(html('<text x="{:.1f}" y="{}" text-anchor="middle">{:.0f}</text>', at, bottom + 17, x))
-    out.append(html('<text x="{}" y="{}" text-anchor="end">{}</text>', WIDTH - RIGHT, bottom + 34, xlabel))
-    for curve in curves:
-        path = "L".join("{:.1f},{:.1f}".format(*place(point)) for point in curve.points)
-        dash = "5 4" if curve.dashed else "none"
-        out += [
-            html(
-                '<circle cx="{:.1f}" cy="{:.1f}" r="2.6" style="fill:var(--c{});fill-opacity:.5"/>',
-                *place(point),
-                curve.colour,
-            )
-            for point in curve.dots
-        ]
-        out.append(
-            html('<path class="line" style="stroke:var(--c{});stroke-dasharray:{}" d="M{}"/>', curve.colour, dash, path)
-        )
-        if len(curve.points) == 1:
-            out.append(
-                html(
-                    '<circle cx="{:.1f}" cy="{:.1f}" r="4" style="fill:var(--c{})"/>',
-                    *place(curve.points[0]),
-                    curve.colour,
-                )
-            )
-    return drawing(bottom + FOOT, title, out)
-
-
-def heat_map(title: str, values: Sequence[Sequence[float | None]], target: int) -> Html:
-    """Student's blocks upwards, teacher's to the right; the target block is framed. The colour goes from 0 to 1."""
-    rows, columns = len(values), len(values[0])
-    cell = (WIDTH - LEFT - RIGHT) / columns
-    high, top = min(cell, 26.0), 28.0
-    bottom, out = top + rows * high, list[Html]()
-    for i, row in enumerate(values):
-        y = bottom - (i + 1) * high
-        out.append(html('<text x="{}" y="{:.1f}" text-anchor="end">{}</text>', LEFT - 6, y + high / 2 + 4, i + 1))
-        for j, value in enumerate(row):
-            x, strength = LEFT + j * cell, min(max(value or 0.0, 0.0), 1.0)
-            out.append(
-                html(
-                    '<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" '
-                    'style="fill:var(--c0);fill-opacity:{:.3f}"/>',
-                    *(x, y, cell - 1, high - 1, 0.05 + 0.95 * strength),
-                )
-            )
-            if cell >= 24 and value is not None:
-                ink = "page" if strength > 0.75 else "ink"
-                text = f"{100 * value:.0f}"
-                out.append(
-                    html(
-                        '<text x="{:.1f}" y="{:.1f}" text-anchor="middle" style="fill:var(--{});font-size:11px">'
-                        "{}</text>",
-                        *(x + cell / 2, y + high / 2 + 4, ink, text),
-                    )
-                )
-    for j in range(0, columns, -(-columns // 16)):
-        out.append(
-            html('<text x="{:.1f}" y="{}" text-anchor="middle">{}</text>', LEFT + (j + 0.5) * cell, bottom + 16, j + 1)
-        )
-    out.append(
-        html(
-            '<rect x="{:.1f}" y="{}" width="{:.1f}" height="{:.1f}" style="fill:none;stroke:var(--c1);'
-            'stroke-width:2"/>',
-            *(LEFT + (target - 1) * cell - 0.5, top, cell, bottom - top),
-        )
-    )
-    words = "teacher's block to the right, student's upwards; x 100"
-    out.append(html('<text x="{}" y="{}" text-anchor="end">{}</text>', WIDTH - RIGHT, bottom + 34, words))
-    return drawing(bottom + FOOT, title, out)
 
 
 # text -------------------------------------------------------------------------------------------------------------

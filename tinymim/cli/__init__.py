@@ -30,6 +30,7 @@ VERBS = {
     "eval": "score a segmentor .onnx in mIoU, or a classifier on ImageNet-1k, -A, -R, -C",
     "label": "pseudo-labels of unlabelled photos by a segmentor, to train a student on",
     "predict": "segment a photo, a folder or a video with an .onnx file",
+    "analyse": "similarity of blocks, attention and effective rank of one model or two",
     "report": "one HTML page for teacher, student, segmentor and .onnx files",
     "doctor": "replay the golden numbers and print versions and providers",
     "list": "list models, teachers, recipes, studies and segmentation configs",
