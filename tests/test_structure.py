@@ -57,6 +57,13 @@ ARROWS: dict[str, set[str]] = {
         "tinymim.recipes",
     },
     "tinymim.seg": {"tinymim.models", "tinymim.engine", "tinymim.distill.recipe_keys", *DATA},
+    "tinymim.det": {
+        "tinymim.data",
+        "tinymim.distill.method",
+        "tinymim.distill.recipe_keys",
+        "tinymim.engine",
+        "tinymim.models",
+    },
     "tinymim.study": {"tinymim.engine", "tinymim.seg", "tinymim.data", "tinymim.models", "tinymim.recipes"},
     "tinymim_mmseg_configs": set(),
     "tinymim_export.comparison": {"tinymim_export.tables"},

@@ -74,6 +74,20 @@ def read_json(path: str | Path, shape: Any = Any, *, fix: str = FIX) -> Any:
     return parse(_text(Path(path), fix), shape, str(path), fix=fix)
 
 
+def read_large_json(path: str | Path, largest: int, *, fix: str = FIX) -> Any:
+    """The value of a JSON file of any size, whose reader checks each part of it that it uses.
+
+    Args:
+        path: UTF-8, with or without a byte order mark.
+        largest: Bytes at most.
+        fix: What the error says to do.
+
+    Raises:
+        DataError: no such file, larger, no JSON, or a key twice.
+    """
+    return _loads(_text(Path(path), fix, largest), str(path), fix)
+
+
 def parse(text: str, shape: Any, source: str, *, fix: str = FIX) -> Any:
     """JSON text as a checked value.
 
@@ -88,13 +102,16 @@ def parse(text: str, shape: Any, source: str, *, fix: str = FIX) -> Any:
     """
     if len(text) > LARGEST:
         raise DataError(f"cannot use {source}", f"{len(text):,} characters; {LARGEST:,} at most", fix)
+    return check(_loads(text, source, fix), shape, source, fix=fix)
+
+
+def _loads(text: str, source: str, fix: str) -> Any:
     try:
-        value = json.loads(text, object_pairs_hook=_once)
+        return json.loads(text, object_pairs_hook=_once)
     except RecursionError:
         raise DataError(f"cannot use {source}", f"it is nested deeper than {DEPTH} levels", fix) from None
     except ValueError as error:
         raise DataError(f"cannot use {source}", f"it is damaged, or no JSON ({error})", fix) from None
-    return check(value, shape, source, fix=fix)
 
 
 def check(value: Any, shape: Any, source: str, *, fix: str = FIX) -> Any:
@@ -136,8 +153,8 @@ def read_lines(path: str | Path) -> Iterator[dict[str, Any]]:
         print(f"note: {damaged} damaged line(s) of {path} left out (a killed run leaves one)", flush=True)
 
 
-def _text(path: Path, fix: str) -> str:
-    _require_file(path, LARGEST, fix)
+def _text(path: Path, fix: str, largest: int = LARGEST) -> str:
+    _require_file(path, largest, fix)
     try:
         return path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:

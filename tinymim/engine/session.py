@@ -182,7 +182,7 @@ def train_loader(
         photos,
         batch_sampler=sampler,
         num_workers=data_workers(config, place),
-        collate_fn=collate,
+        collate_fn=getattr(photos, "collate", collate),
         worker_init_fn=leave_signals_to_the_main_process,
         pin_memory=place != "cpu",
     )
@@ -228,6 +228,8 @@ def make_runner(
 
     parts = plan.batch // launched_processes() // plan.micro_batch
     wrapper: dict[str, Any] = dict(optimizer=optimizer, accumulative_counts=parts)
+    if config.get("clip_grad") is not None:
+        wrapper["clip_grad"] = dict(max_norm=config.clip_grad)
     optim = AmpOptimWrapper(dtype="float16", **wrapper) if scaled else OptimWrapper(**wrapper)
     off = dict.fromkeys(("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint"))
     return Wrapped(

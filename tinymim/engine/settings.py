@@ -202,6 +202,31 @@ class FinetuneSettings(Settings):
     )
 
 
+@dataclass(kw_only=True)
+class DetectSettings(Settings):
+    """Additional settings of a detector; ``data`` and ``val_data`` are folders of photos.
+
+    Attributes:
+        annotations: Objects of the photos, a JSON file in COCO's format.
+        val_annotations: Those of ``val_data``.
+        student: Checkpoint of the encoder; None: random weights.
+        model: Registry name; a file's width, depth and patch size override it.
+        num_heads: Heads per block, for a file that does not store it.
+    """
+
+    default_recipe = "mask_rcnn_tiny"
+
+    data: str | Path = field(metadata={"help": "folder of photos", "recipe": None, "argument": {"metavar": "FOLDER"}})
+    annotations: str | Path | None = option("their objects, in COCO's format", metavar="FILE.json")
+    val_data: str | Path | None = option("held-out photos to score", metavar="FOLDER")
+    val_annotations: str | Path | None = option("their objects", metavar="FILE.json")
+    student: str | Path | None = option("encoder to start from; default random weights", metavar="FILE")
+    model: str | None = option("registry name, e.g. tinymim_vit_tiny or hiera_tiny_224", recipe="student")
+    num_heads: int | None = option(
+        "heads per block, for a student file that does not store it", recipe="num_heads", type=int
+    )
+
+
 def add_options(parser: argparse.ArgumentParser, settings: type[Settings]) -> None:
     """Add the options of a settings class; ``--data`` is not required here: the command reports that it is missing."""
     for each in fields(settings):
@@ -214,4 +239,5 @@ SETTINGS: dict[str, type[Settings]] = {  # by command
     "pretrain": PretrainSettings,
     "distill": DistillSettings,
     "finetune": FinetuneSettings,
+    "detect": DetectSettings,
 }
