@@ -19,7 +19,7 @@ import pytest
 import torch
 
 import tinymim
-from tests.end_to_end.workshop import ARTEFACTS, DEPTH, HEAD, JOB, ROOT, STUDENT, WIDTH, Workshop
+from tests.end_to_end.workshop import ARTEFACTS, DECODER, DEPTH, HEAD, JOB, ROOT, STUDENT, WIDTH, Workshop
 from tinymim.models import save_student
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -45,6 +45,11 @@ WORDS = {
     "runs/t/student.pth": "{distilled}/student.pth",
     "runs/finetune_base/classifier.pth": "{finetuned}/classifier.pth",
     "runs/seg/segmentor.pth": "{segmented}/segmentor.pth",
+    "runs/det/detector.pth": "{detected}/detector.pth",
+    "train2017": "{OBJECTS}/photos",
+    "val2017": "{OBJECTS}/photos",
+    "instances_train2017.json": "{OBJECTS}/objects.json",
+    "instances_val2017.json": "{OBJECTS}/objects.json",
     "seg.onnx": "{exported}/seg.onnx",
     "runs/": "{segmented}",
     "A.onnx": "{exported}/seg.onnx",
@@ -77,11 +82,15 @@ LINEAR += f" model.decode_head.in_channels={WIDTH} model.decode_head.channels={W
 TINY = {  # verb -> options
     "pretrain": f"{JOB} --cfg-options {STUDENT} decoder.dim=16 decoder.depth=1 decoder.heads=2",
     "distill": f"--teacher {{pretrained}}/student.pth {JOB} --cfg-options {STUDENT} target_block=2",
+    "distill dmae": f"--teacher {{pretrained}}/student.pth {JOB} --cfg-options {STUDENT} {DECODER}",
     "distill --chain": f"--chain {{pretrained}}/student.pth:small:tiny {JOB} --cfg-options {STUDENT}",
     "finetune": f"{JOB} --cfg-options {STUDENT}",
     "segment": f"--cfg-options {HEAD} {WINDOWS} {SMALL} {PLAIN}",
     "segment linear": f"--cfg-options {LINEAR} {WINDOWS} {SMALL}",
     "segment --test": "",
+    "analyse": "--img-size 32 --limit 8",
+    "detect": f"{JOB.replace('--img-size 32', '--img-size 64')} --cfg-options {STUDENT} channels=8",
+    "detect --test": "--device cpu",
     "bench --compare": "",
     "study": "--data {CLASSES} --dry-run",
     "bench": "--runs 10 --seconds 0.1",
@@ -106,6 +115,8 @@ NOT_RUN = {  # start of a line -> what is checked in its place
 }
 INSTEAD = {"--size 512 512": "--size 64 64", "--imagenet-a FOLDER --imagenet-r FOLDER --imagenet-c FOLDER": ""}
 MENTIONS = (  # names of commands
+    "tinymim analyse",
+    "tinymim detect",
     "tinymim segment --test",
     "tinymim segment CONFIG",
     "tinymim study",
@@ -137,7 +148,9 @@ def kind_of(words: list[str]) -> str:
     verb = words[1]
     if verb == "distill" and ("--chain" in words or "tinymim_chain" in words):
         return "distill --chain"
-    option = {"segment": "--test", "bench": "--compare"}.get(verb)
+    if verb == "distill" and any("mae_tiny_from" in word and "tinymim" not in word for word in words):
+        return "distill dmae"
+    option = {"segment": "--test", "detect": "--test", "bench": "--compare"}.get(verb)
     if option in words:
         return f"{verb} {option}"
     if verb == "segment" and words[2].startswith("linear"):

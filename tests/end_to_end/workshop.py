@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
+from tests.det.scenes import write_coco
 from tinymim.cli import main as tinymim
 from tinymim.demo.scenes import write_scenes
 from tinymim_export.cli import main as tinymim_export
@@ -114,6 +115,12 @@ side by side
     tinymim report {exported}/seg.onnx {int8}/int8.onnx --out {here}/compare.html
 demo
     tinymim demo --minutes 1 --data {LABELLED} --out {here}
+analysed
+    tinymim analyse {distilled}/student.pth {pretrained}/student.pth --photos {PHOTOS} --img-size 32 --limit 8 --out
+        {here}/analysis.html --json {here}/analysis.json
+detected
+    tinymim detect --data {OBJECTS}/photos --annotations {OBJECTS}/objects.json --img-size 64 --batch-size 2
+        --max-steps 1 --workers 0 --device cpu --out {here} --cfg-options STUDENT channels=8
 packed
     tinymim data --pack {PHOTOS} --out {here}
 examined
@@ -209,6 +216,10 @@ def _classes(shop: Workshop) -> None:
         (folder / photo.name).write_bytes(photo.read_bytes())
 
 
+def _objects(shop: Workshop) -> None:
+    write_coco(shop.root / "OBJECTS", 4)
+
+
 def _ort(shop: Workshop) -> None:
     (shop.root / "ORT").mkdir()
     for name in ORT_FILES:
@@ -226,5 +237,6 @@ INPUTS: dict[str, Callable[[Workshop], str | None]] = {
     "PHOTOS": _photos,
     "LABELLED": _labelled,
     "CLASSES": _classes,
+    "OBJECTS": _objects,
     "STUDY": _study,
 }

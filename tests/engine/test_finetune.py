@@ -18,6 +18,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from tests.attack.forked import TRACEBACK, fork, run
 from tests.attack.kills import logged
 from tinymim.cli import main
+from tinymim.data.imagenet import read_class_folder
 from tinymim.data.labelled import LabelledPhotos
 from tinymim.data.photos import crop_box, to_tensor
 from tinymim.data.pixels import open_photo
@@ -28,6 +29,7 @@ from tinymim.errors import CheckpointError, ConfigError, DataError
 from tinymim.models import ViT, create_model, model_from_checkpoint, save_student, teachers
 from tinymim.models.classifier import Classifier, load_classifier, save_classifier
 from tinymim.models.teachers import load_label_teacher
+from tinymim.records import read_env
 
 SMALL = {"student_args": dict(depth=2, embed_dim=24, num_heads=2), "crop_scale": (0.5, 1.0)}
 CLASSES = {"blue": (40, 60, 200), "green": (40, 190, 60), "red": (210, 50, 40)}
@@ -575,3 +577,16 @@ def test_validation_keeps_its_workers(folders, tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         finetune(**options(folders, out=tmp_path / "bad", workers=1, max_steps=4))
     assert not any(worker.is_alive() for each in started for worker in each._workers)
+
+
+def test_few_photos_of_each_class(folders, tmp_path):
+    """As many of each class as the recipe says, the same for the same seed."""
+    whole = read_class_folder(folders / "train")
+    few, again, other = (whole.some(2, seed) for seed in (0, 0, 1))
+    assert [int((few.labels == i).sum()) for i in range(len(few.classes))] == [2] * len(few.classes)
+    assert few.files == again.files != other.files
+    assert few.files == sorted(few.files, key=whole.files.index)
+    assert whole.some(10_000, 0).files == whole.files
+    run = options(folders, out=tmp_path / "run", max_steps=1, batch_size=4, cfg_options={"photos_per_class": 2})
+    finetune(**run)
+    assert read_env(tmp_path / "run")["inputs"]["data"]["files"] == 2 * len(few.classes)

@@ -333,7 +333,7 @@ def test_time_limit_and_dry_run(fake, folders, capsys):
         (dict(cells=[dict(name="x", set={"distil.lr": 1})]), "did you mean 'distill'"),
         (dict(cells=[dict(name="x", set={"distill.lr.x": 1})]), "distill.cfg_options.KEY"),
         (dict(cells=[dict(name="x", set={"distill.teacher": "{techer.student}"})]), "did you mean 'teacher.student'"),
-        (dict(cells=[dict(name="x", set={"distill.teacher": "{finetune.student}"})]), "needs itself"),
+        (dict(cells=[dict(name="x", set={"distill.teacher": "{finetune.classifier}"})]), "needs itself"),
         (dict(cells=[dict(name="x", set={"distill.verb": "distil"})]), "did you mean 'distill'"),
         (dict(cells=[dict(name="x", set={"distill.seed": 0, "finetune.seed": 0})]), "every seed of 'x'"),
         (dict(cells=[dict(name="x", paper={"finetune.top5": 1})]), "unknown score"),
@@ -431,6 +431,7 @@ def test_a_stage_is_its_settings(folders, one, other, seed, another):
 
 DINOV2 = ("table06_features", "table07_relations", "table12_masking", "table13_drop_path")  # with a real teacher, too
 OURS = [  # not row by row as in the paper
+    "dmae_dinov2",
     "segmentation_steps_dinov2",
     "small_data",
     "table08_09_strategies_dinov2",

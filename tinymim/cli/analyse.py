@@ -54,7 +54,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         result.to_json(args.json)
     line = _next(args)
-    print(f"page: {write_analysis(result.to_dict(), page, line)}\nnext: {line}")
+    print(f"page: {write_analysis(result.to_dict(), page, line)}")
+    print(f"next: {line}")
     return 0
 
 

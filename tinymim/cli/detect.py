@@ -62,5 +62,6 @@ def _train(args: argparse.Namespace) -> int:
     if result.scores is not None:
         result.scores.print()
     line = _test_line(result.detector, args.val_data or args.data, args.val_annotations or args.annotations)
-    print(f"detector: {result.detector}\nnext: {line}")
+    print(f"detector: {result.detector}")
+    print(f"next: {line}")
     return 0

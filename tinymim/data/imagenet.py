@@ -8,7 +8,7 @@ The lists of wnids come with timm.
 import functools
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 
@@ -51,6 +51,15 @@ class ClassFolder:
 
     def __str__(self) -> str:
         return f"{self.root}: {len(self.files)} photos of {len(self.classes)} classes"
+
+    def some(self, per_class: int, seed: int) -> "ClassFolder":
+        """At most so many photos of each class, drawn by a seed; in the same order."""
+        rng = np.random.default_rng(seed)
+        kept = np.zeros(len(self.files), bool)
+        for label in range(len(self.classes)):
+            rows = np.flatnonzero(self.labels == label)
+            kept[rng.permutation(rows)[:per_class]] = True
+        return replace(self, files=[self.files[i] for i in np.flatnonzero(kept)], labels=self.labels[kept])
 
 
 @dataclass(frozen=True)

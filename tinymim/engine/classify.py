@@ -45,6 +45,7 @@ class ClassifyModel(Trainable):
 
     keys: ClassVar[Mapping[str, Key]] = {
         "num_heads": Number(None, least=1, whole=True),  # heads per block; None: the file's, else the model's
+        "photos_per_class": Number(None, least=1, whole=True),  # train on so many of each, drawn by the seed; None: all
         "layer_decay": Number(0.65, most=1, above=True),  # rate of a layer divided by that of the next one
         "aa": Key("rand-m9-mstd0.5-inc1"),  # timm's name of a RandAugment policy; None: none
         "reprob": Number(0.25, most=1),  # random erasing with random pixels

@@ -75,6 +75,8 @@ class FinetuneJob(Job):
     def read_data(self) -> int:
         s = self.settings
         self.train = read_class_folder(s.data)
+        if self.config.photos_per_class is not None:
+            self.train = self.train.some(self.config.photos_per_class, self.config.seed)
         self.held_out = read_class_folder(s.val_data, classes=self.train.classes) if s.val_data else None
         if self.held_out is not None and len(self.held_out.files) < self.world:
             raise ConfigError(

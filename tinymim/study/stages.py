@@ -5,8 +5,8 @@ options that are not recipe keys, the content of the data, and the stages and fi
 cells, seeds or studies share is one folder, whatever the name of its recipe and wherever a value is written, and a
 changed value gives another folder. The code is not part of the hash: use another ``--out`` for another release.
 
-Options may hold references: ``{seed}``, a data folder (:data:`DATA`), ``{stage.student}``, the student of a stage, or
-``{stage.segmentor}``, the segmentor of a segment stage.
+Options may hold references: ``{seed}``, a data folder (:data:`DATA`), ``{stage.student}``, the student of a stage,
+``{stage.classifier}`` and ``{stage.segmentor}``, what a finetune and a segment stage make.
 """
 
 import functools
@@ -42,6 +42,7 @@ WORDS = {
     "all_photos": "training photos, with those of the labelled folder",
     "teacher_weights": "weights of the teacher",
 }
+PRODUCTS = {"segment": "segmentor", "finetune": "classifier"}  # verb -> its file; of the others a student
 FILES = ("teacher", "teacher_weights")  # recipe keys that may name a file
 AGAIN = "delete the folder of this stage: the study runs it again"
 TEXT = ("recipe", "config", "cfg_options")  # options that the resolved values already contain
@@ -168,7 +169,7 @@ def settings(stages: Mapping[str, Any], wanted: Iterable[str], seed: int) -> dic
     """
     found: dict[str, Any] = {}
     visiting: list[str] = []
-    products = {name: "segmentor" if each.get("verb") == "segment" else "student" for name, each in stages.items()}
+    products = {name: PRODUCTS.get(str(each.get("verb")), "student") for name, each in stages.items()}
 
     def known(word: str) -> Any:
         stage, _, what = word.partition(".")
