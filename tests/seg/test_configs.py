@@ -27,7 +27,7 @@ def test_every_promised_file_is_there():
     heads = [f"{head}_tinymim_t{data}" for head in ("fpn", "linear", "segformer") for data in ("", "_camvid")]
     camvid = [f"upernet_tinymim_t_{kind}" for kind in ("light_camvid", "64_camvid", "64_camvid_512")]
     levels = [f"upernet_{model}{data}" for model in ("hiera_tiny", "tinyvit_5m") for data in ("", "_camvid")]
-    camvid += ["linear_dinov2_s_camvid", "linear_tinymim_t_small_data"]
+    camvid += ["linear_dinov2_s_camvid", "linear_tinymim_t_small_data", "fpn_mae_lite_t"]
     assert {*sizes, *heads, *camvid, *levels, *OTHERS, "upernet_tinymim_star_t", "upernet_tinymim_demo"} == set(NAMES)
 
 
