@@ -238,6 +238,7 @@ NOT_SEEN = {  # of the source -> why no command of the workshop prints it
     "tinymim/benchmarks/deployment.py": "tests/benchmarks/test_deployment.py",
     "tinymim/benchmarks/gpu_check.py": "for a machine with a GPU: tests/benchmarks/test_gpu_check.py",
     "tinymim/benchmarks/headline.py": "torchrun of ImageNet: docs/headline.md has the same lines",
+    "tinymim/benchmarks/method_step.py": "tests/benchmarks/test_method_step.py",
     "tinymim/benchmarks/segmentors.py": "tests/benchmarks/test_segmentors.py",
     "tinymim/benchmarks/transferred.py": "tests/benchmarks/test_transferred.py",
     "tinymim/cli/doctor.py": "the line for a machine without torch: tests/export/bench/test_bench.py",

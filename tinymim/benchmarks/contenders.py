@@ -34,7 +34,7 @@ from tinymim.data.photos import list_photos
 from tinymim.distill import taps
 from tinymim.distill.relations import relation_kl, relation_logits, relation_losses
 from tinymim.distill.targets import Relation
-from tinymim.engine.pretraining import DistillJob
+from tinymim.engine.pretraining import DistillJob, PretrainJob
 from tinymim.engine.settings import DistillSettings
 from tinymim.models import create_model, vit
 from tinymim_export.bench.timing import own_peak_mib
@@ -124,11 +124,40 @@ class TurnHook(Hook):
         self.turns.after()
 
 
-class MeasuredJob(DistillJob):
+class InTurns(PretrainJob):
+    """A job step by step in turns, its teachers with random weights, its first batch again and again.
+
+    Attributes:
+        batch: Images of a step.
+        loading: Whether photos are read while it trains.
+        turns: Of this process; None: none are taken.
+    """
+
+    batch: int
+    loading = False
+    turns: Turns | None = None
+
+    def make_model(self, autocast: torch.dtype | None) -> Any:
+        given = self.settings
+        self.settings = dataclasses.replace(given, dry_run=True)  # teachers with random weights
+        try:
+            return super().make_model(autocast)
+        finally:
+            self.settings = given
+
+    def photos(self, train: bool = True, files: list[Path] | None = None) -> Any:
+        photos = super().photos(train, files)
+        return Held(photos, self.batch) if train and not self.loading else photos
+
+    def hooks_after(self) -> list[Hook]:
+        return [*super().hooks_after(), *([] if self.turns is None else [TurnHook(self.turns)])]
+
+
+class MeasuredJob(InTurns, DistillJob):
     """The job of ``tinymim distill``, step by step in turns."""
 
     def __init__(self, setup: Setup, out: Path, turns: Turns | None = None) -> None:
-        self.setup, self.turns = setup, turns
+        self.setup, self.turns, self.batch, self.loading = setup, turns, setup.batch, setup.loading
         options = {
             "precision": setup.precision,
             "micro_batch": setup.batch,
@@ -152,21 +181,6 @@ class MeasuredJob(DistillJob):
             cfg_options=options,
         )
         super().__init__("tinymim_tiny_from_mae_base", settings)
-
-    def make_model(self, autocast: torch.dtype | None) -> Any:
-        given = self.settings
-        self.settings = dataclasses.replace(given, dry_run=True)  # teachers with random weights
-        try:
-            return super().make_model(autocast)
-        finally:
-            self.settings = given
-
-    def photos(self, train: bool = True, files: list[Path] | None = None) -> Any:
-        photos = super().photos(train, files)
-        return Held(photos, self.setup.batch) if train and not self.setup.loading else photos
-
-    def hooks_after(self) -> list[Hook]:
-        return [*super().hooks_after(), *([] if self.turns is None else [TurnHook(self.turns)])]
 
 
 def ours(setup: Setup, pipe: Any) -> None:
