@@ -1,14 +1,18 @@
 """D-MAE and D2-MAE: the published numbers, unequal models, what each loss reaches, bad input."""
 
+import shutil
+
 import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 
 import tinymim
 from tinymim.distill import D2MAE, DMAE, read, relation_logits
+from tinymim.engine import distill
 from tinymim.errors import ConfigError
-from tinymim.models import ViT, create_model
+from tinymim.models import ViT, create_model, save_student
 from tinymim.models.mae import MAE
 
 SMALL = dict(decoder=dict(dim=16, depth=1, heads=2))
@@ -194,8 +198,46 @@ def test_bad_input(student, teacher, options, words):
         DMAE(vit(**student), vit(**teacher), **options)
 
 
+@pytest.mark.parametrize("recipe", ["dmae_tiny_from_mae_base", "d2mae_tiny_from_mae_base"])
+def test_a_run_resumes_exactly(recipe, tmp_path):
+    """By recipe, from a teacher's file: stopped after two of four steps and resumed, the same student."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    for i in range(6):
+        Image.fromarray(rng.integers(0, 255, (40, 44, 3), dtype=np.uint8)).save(tmp_path / "photos" / f"{i}.png")
+    save_student(vit(32, 4, 4), tmp_path / "teacher.pth")
+    options = dict(
+        data=tmp_path / "photos",
+        teacher=str(tmp_path / "teacher.pth"),
+        img_size=64,
+        batch_size=4,
+        max_steps=4,
+        save_every=2,
+        workers=0,
+        device="cpu",
+        cfg_options={
+            "student_args": dict(embed_dim=24, depth=3, num_heads=2),
+            "decoder": SMALL["decoder"],
+            "hidden": [[1, 2]],
+            "precision": "fp32",
+            "watch_every": 0,
+        },
+    )
+    whole = distill(recipe, **options, out=tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "stopped")
+    (last,) = (tmp_path / "stopped" / "checkpoints").glob("*4*.pth")
+    last.unlink()
+    resumed = distill(recipe, **options, out=tmp_path / "stopped", resume=True)
+    a, b = (torch.load(r.student, weights_only=True) for r in (whole, resumed))
+    assert all(torch.equal(a["model"][key], b["model"][key]) for key in a["model"])
+    assert a["meta"]["config"]["depth"] == 3
+    assert not [key for key in a["model"] if "extra" in key or "decoder" in key or "map" in key]
+
+
 def test_bad_input_of_d2mae():
     with pytest.raises(ConfigError, match="decode_block=9"):
         D2MAE(vit(), vit(), decode_block=9)
+    with pytest.raises(ConfigError, match="an order of the shape"):
+        D2MAE(vit(), vit()).losses(images(), orders(patches=9))
     with pytest.raises(ConfigError, match="block 5 does not exist in the student"):
         D2MAE(vit(), vit(), student_blocks=[5])

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from tinymim.distill.attention import attention_mse
 from tinymim.distill.checks import (
     check_blocks,
     check_grids,
@@ -28,11 +29,9 @@ from tinymim.distill.freeze import freeze_unreached
 from tinymim.distill.mae import MASKING
 from tinymim.distill.method import Method, Normalisation, register_method
 from tinymim.distill.recipe_keys import Choice, Key, Kind
-from tinymim.distill.relations import relation_logits
 from tinymim.distill.sources import LiveTeacher
 from tinymim.distill.taps import read
 from tinymim.distill.teachers import TEACHER_KEYS, load_recipe_teacher
-from tinymim.distill.tiled_relations import relation_loss
 from tinymim.errors import ConfigError
 from tinymim.models.draws import draw_orders
 from tinymim.models.mae import MAE
@@ -40,27 +39,6 @@ from tinymim.models.tokens import has_class_token, pair_tokens, patch_grid
 from tinymim.models.vit import IMAGENET_MEAN, IMAGENET_STD
 
 BLOCKS = Kind(types=(list, tuple), items=int, words="a list of block numbers", example="[12]")
-SQUARE = 2.0**20  # smooth L1 with this beta is e^2 / (2 beta) of every error that occurs
-
-
-def attention_mse(
-    student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], heads: int, head_map: nn.Module | None
-) -> Tensor:
-    """Mean squared error of attention logits, over batch, heads, queries and keys; float32, a scalar.
-
-    Args:
-        student: Q and K, each (B, T, D_s).
-        teacher: Q and K, each (B, T, D_t).
-        heads: Of the teacher; without ``head_map`` also of the student.
-        head_map: Maps the student's logits (B, H_s, T, T) to (B, H_t, T, T). None: they are compared as they are, tile
-            by tile (:mod:`tinymim.distill.tiled_relations`), in memory linear in the tokens.
-    """
-    if head_map is None:
-        return relation_loss(student, teacher, heads, SQUARE) * (2 * SQUARE)
-    with torch.autocast(student[0].device.type, enabled=False):
-        own_BHTT = relation_logits(student[0].float(), student[1].float(), head_map.in_channels)  # type: ignore[arg-type]
-        taught_BHTT = relation_logits(teacher[0].float(), teacher[1].float(), heads)
-        return (head_map(own_BHTT) - taught_BHTT).square().mean()
 
 
 @register_method("dmae", verb="distill", title="distil")
@@ -219,11 +197,20 @@ class DMAE(Method):
         Returns:
             ``pixel``: MAE's loss; ``attention``: the mean squared errors of the logits, summed over the pairs; with
             hidden states ``hidden``, likewise; ``loss``: their sum.
+
+        Raises:
+            ConfigError: an order of another shape.
         """
         grid = patch_grid(self.student, (images.shape[2], images.shape[3]))
         patches = grid[0] * grid[1]
         if order is None:
             order = draw_orders(len(images), patches, images.device)
+        elif order.shape != (len(images), patches):
+            raise ConfigError(
+                f"an order of the shape {tuple(order.shape)}",
+                f"{len(images)} photos have {patches} patches each",
+                "give a permutation of the patches of each photo",
+            )
         keep_BV = order[:, : max(int(patches * (1 - self.mask_ratio)), 1)]
         learned = read(self.student, images, self._taps(0), keep_BV)
         scale, shift = self.renormalise.to(images.dtype)
