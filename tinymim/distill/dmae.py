@@ -63,6 +63,13 @@ def attention_mse(
         return (head_map(own_BHTT) - taught_BHTT).square().mean()
 
 
+def renormalisation(normalisation: Normalisation | None) -> Tensor:
+    """Scale and shift, (2, 1, 3, 1, 1), from images normalised for the student to the teacher's; None: ImageNet's."""
+    (mean, std), (mean_t, std_t) = (IMAGENET_MEAN, IMAGENET_STD), normalisation or (IMAGENET_MEAN, IMAGENET_STD)
+    change = [(s / t, (m - n) / t) for m, s, n, t in zip(mean, std, mean_t, std_t, strict=True)]
+    return torch.tensor(change).T.reshape(2, 1, 3, 1, 1)
+
+
 @register_method("dmae", verb="distill", title="distil")
 class DMAE(Method):
     """A masked autoencoder whose encoder also learns a teacher's attention logits, and its hidden states if asked for.
@@ -157,10 +164,8 @@ class DMAE(Method):
         self.head_maps = nn.ModuleList(nn.Conv2d(*heads, 1, bias=False) for _ in self.pairs if head_map)
         widths = student.embed_dim, self.source.width
         self.hidden_maps = nn.ModuleList(nn.Linear(*widths, bias=False) for _ in self.states)
-        (mean, std), (mean_t, std_t) = (IMAGENET_MEAN, IMAGENET_STD), normalisation or (IMAGENET_MEAN, IMAGENET_STD)
-        change = [(s / t, (m - n) / t) for m, s, n, t in zip(mean, std, mean_t, std_t, strict=True)]
         self.renormalise: Tensor
-        self.register_buffer("renormalise", torch.tensor(change).T.reshape(2, 1, 3, 1, 1), persistent=False)
+        self.register_buffer("renormalise", renormalisation(normalisation), persistent=False)
         freeze_unreached(student, {}, pixels=True)
 
     def add_blocks(self, student: Any) -> int:

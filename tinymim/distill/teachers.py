@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tinymim.compat import is_first_process
+from tinymim.distill.checks import check_teacher
 from tinymim.distill.recipe_keys import Key, Kind, Number
 from tinymim.distill.taps import QKV
 from tinymim.distill.targets import Relation, Target, parse_target
@@ -135,6 +136,7 @@ def load_for_recipe(recipe: Any, entry: Mapping[str, Any], student: Any, *, pret
         ConfigError: relations of two blocks with different heads.
     """
     teacher = load_recipe_teacher(recipe, entry, student, pretrained=pretrained)
+    check_teacher(teacher.model)
     return Reading(teacher, *_block_and_heads(entry, teacher, student.depth))
 
 
@@ -167,6 +169,7 @@ def load_recipe_teacher(recipe: Any, entry: Mapping[str, Any], student: Any, *, 
             raise
         print(f"note: {name} does not exist yet; the dry run measures a stand-in of the next larger size")
         larger = {"tinymim_vit_tiny": "tinymim_vit_small"}.get(recipe.student, "tinymim_vit_base")
+        larger = larger if len(student.stage_info) == 1 else recipe.student  # a hierarchical one in timm's own width
         stand_in = create_model(larger, img_size=recipe.img_size).eval().requires_grad_(False)
         # as the published chain, which begins with MAE ViT-L, would write it
         teacher = Teacher(stand_in, larger, (0.5,) * 3, (0.5,) * 3, None, relations=(stand_in.depth, 16))

@@ -140,13 +140,25 @@ def run_masked(
     maps, found, pooled = [], {}, [end + 1 for end in model.stage_ends[:q_pool]]
     for i, block in enumerate(model.blocks if whole else model.blocks[: max(wanted)]):
         windows = block.attn.windows(x_BND.shape[1])
-        x_BND, q, k = recompute(model, run_block, block, x_BND, block.attn.q_stride if i in pooled else 1)
+        pool = block.attn.q_stride if i in pooled else 1
+        if not whole and i + 1 == max(wanted):
+            x_BND, q, k = block.attn.attend(block.norm1(x_BND), pool)
+        else:
+            x_BND, q, k = recompute(model, run_block, block, x_BND, pool)
         if i + 1 in wanted:
             heads = block.attn.heads
             found[i + 1] = tuple(x.unflatten(1, (heads, windows)).transpose(1, 2).flatten(0, 1) for x in (q, k))
         if i in model.stage_ends:
             maps.append(reroll(x_BND, i, mask=keep_BV))
     return maps, found  # type: ignore[return-value]
+
+
+def tokens_seen(model: Any, block: int, q_pool: int) -> tuple[int, int, bool]:
+    """Queries and keys of a mask unit in a block (from 1), and whether attention stays within windows."""
+    starts = [end + 2 for end in model.stage_ends[:q_pool]]  # the blocks that pool
+    pool, attn = model.q_stride[0] * model.q_stride[1], model.blocks[block - 1].attn
+    keys = model.mu_size // pool ** sum(start < block for start in starts)
+    return keys // (pool if block in starts else 1), keys, attn.use_mask_unit_attn
 
 
 def run_block(block: Any, x_BND: Tensor, pool: int) -> tuple[Tensor, Tensor, Tensor]:

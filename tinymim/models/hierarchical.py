@@ -208,6 +208,7 @@ class Hierarchical(Shell):
             Stage(int(info["num_chs"]), int(info["reduction"]), range(start, start + count), range(i, i + 1))
             for i, (info, start, count) in enumerate(zip(model.feature_info, starts, counts, strict=True))
         )
+        self.patch_size = self.stage_info[0].stride
 
     @staticmethod
     def more_arguments(name: str) -> Any:

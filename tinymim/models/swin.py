@@ -8,7 +8,6 @@ C = channels per head.
 """
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -101,19 +100,13 @@ def merge_patches(stage: Any, x_BHWD: Tensor) -> Tensor:
     return stage.downsample.reduction(stage.downsample.norm(x))
 
 
-def run_stage(stage: Any, x_BHWD: Tensor, note: Callable[[Any, Tensor], object] = lambda *_: None) -> Tensor:
-    """The blocks of a stage; ``note`` is called with each block and its input."""
-    for block in stage.blocks:
-        note(block, x_BHWD)
-        x_BHWD = recompute(stage, run_block, block, x_BHWD)
-    return x_BHWD
-
-
 def run_swin(model: Any, images: Tensor, stages: int) -> list[Tensor]:
     """Images of whole patches -> maps (B, D, H, W) of the first stages, without norm."""
     x_BHWD, maps = embed(model, images), []
     for stage in model.layers[:stages]:
-        x_BHWD = run_stage(stage, merge_patches(stage, x_BHWD))
+        x_BHWD = merge_patches(stage, x_BHWD)
+        for block in stage.blocks:
+            x_BHWD = recompute(stage, run_block, block, x_BHWD)
         maps.append(x_BHWD.permute(0, 3, 1, 2).contiguous())
     return maps
 
