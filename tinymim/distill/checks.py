@@ -22,8 +22,8 @@ def check_student(student: Any) -> None:
         raise ConfigError(
             f"the student is a {type(student).__name__}",
             "a student is masked and read inside its blocks, which only plain transformers offer",
-            'use a plain model, e.g. tinymim.create_model("tinymim_vit_tiny"); hiera_* and swin_* have recipes of their '
-            "own: mae_hiera_tiny, simmim_swin_tiny",
+            'use a plain model, e.g. tinymim.create_model("tinymim_vit_tiny"); hiera_* and swin_* have recipes of '
+            "their own: mae_hiera_tiny, simmim_swin_tiny",
         )
 
 

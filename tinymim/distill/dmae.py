@@ -26,7 +26,7 @@ from tinymim.distill.checks import (
 )
 from tinymim.distill.freeze import freeze_unreached
 from tinymim.distill.mae import MASKING
-from tinymim.distill.method import Method, Normalisation, register_method
+from tinymim.distill.method import Method, Normalisation, register_method, renormalisation
 from tinymim.distill.recipe_keys import Choice, Key, Kind
 from tinymim.distill.relations import relation_logits
 from tinymim.distill.sources import LiveTeacher
@@ -61,13 +61,6 @@ def attention_mse(
         own_BHTT = relation_logits(student[0].float(), student[1].float(), head_map.in_channels)  # type: ignore[arg-type]
         taught_BHTT = relation_logits(teacher[0].float(), teacher[1].float(), heads)
         return (head_map(own_BHTT) - taught_BHTT).square().mean()
-
-
-def renormalisation(normalisation: Normalisation | None) -> Tensor:
-    """Scale and shift, (2, 1, 3, 1, 1), from images normalised for the student to the teacher's; None: ImageNet's."""
-    (mean, std), (mean_t, std_t) = (IMAGENET_MEAN, IMAGENET_STD), normalisation or (IMAGENET_MEAN, IMAGENET_STD)
-    change = [(s / t, (m - n) / t) for m, s, n, t in zip(mean, std, mean_t, std_t, strict=True)]
-    return torch.tensor(change).T.reshape(2, 1, 3, 1, 1)
 
 
 @register_method("dmae", verb="distill", title="distil")

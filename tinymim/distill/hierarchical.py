@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from tinymim.distill.checks import check_blocks
-from tinymim.distill.dmae import BLOCKS, renormalisation
+from tinymim.distill.dmae import BLOCKS
 from tinymim.distill.frozen import prepare_frozen
-from tinymim.distill.method import Method, Normalisation
+from tinymim.distill.method import Method, Normalisation, renormalisation
 from tinymim.distill.recipe_keys import Choice, Key
 from tinymim.distill.teachers import TEACHER_KEYS, load_recipe_teacher
 from tinymim.errors import ConfigError
@@ -24,7 +24,7 @@ from tinymim.models.vit import IMAGENET_MEAN, IMAGENET_STD
 
 
 def attention_logits(q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Q K^T / sqrt(C), plus a bias, in float32: (B * W, H, q, C), (B * W, H, k, C), (1, H, q, k) -> (B * W, H, q, k)."""
+    """Q (B * W, H, q, C) and K (B * W, H, k, C) -> Q K^T / sqrt(C) + bias (1, H, q, k), float32, (B * W, H, q, k)."""
     with torch.autocast(q.device.type, enabled=False):
         logits = (q.float() * q.shape[-1] ** -0.5) @ k.float().transpose(2, 3)
         return logits if bias is None else logits + bias.float()

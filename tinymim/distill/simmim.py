@@ -71,9 +71,7 @@ class WindowQueryKey(nn.Module):
         self.heads, self.window, self.shift = heads, window, shift
         self.norm, self.qk = nn.LayerNorm(dim), nn.Linear(dim, 2 * dim)
         self.qk.apply(_init_weights)
-        self.relative_position_bias_table = nn.Parameter(
-            torch.empty((2 * window[0] - 1) * (2 * window[1] - 1), heads)
-        )
+        self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window[0] - 1) * (2 * window[1] - 1), heads))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
         self.index_NN: Tensor
         self.register_buffer("index_NN", get_relative_position_index(*window), persistent=False)

@@ -1,8 +1,8 @@
 """Masked autoencoders of hierarchical backbones: Hiera's (arXiv 2306.00989) and SimMIM (arXiv 2111.09886) of Swin.
 
 Written after the papers and https://github.com/facebookresearch/hiera (Apache-2.0), https://github.com/microsoft/SimMIM
-(MIT) and, for the small models, https://github.com/wangsr126/mae-lite (Apache-2.0). Both draw an order of the units that
-are masked, the first V are visible, and return what a distillation compares beside the loss.
+(MIT) and, for the small models, https://github.com/wangsr126/mae-lite (Apache-2.0). Both draw an order of the mask
+units, the first V of which are visible, and return what a distillation compares beside the loss.
 
 Legend: B = batch, U = mask units, V = visible ones, m = tokens of a unit, N = U * m, D = encoder width, E = decoder
 width, P = pixels of a token * 3, H, W = rows and columns.
@@ -77,7 +77,9 @@ class HieraMAE(nn.Module):
         check_family(encoder, "hiera_", "mae_hiera_tiny")
         stages = encoder.stage_info
         if not 0 <= q_pool < len(stages):
-            raise ConfigError(f"q_pool={q_pool}", f"the encoder has {len(stages)} stages", f"use 0 to {len(stages) - 1}")
+            raise ConfigError(
+                f"q_pool={q_pool}", f"the encoder has {len(stages)} stages", f"use 0 to {len(stages) - 1}"
+            )
         self.encoder, self.mask_ratio, self.norm_pix, self.q_pool = encoder, mask_ratio, norm_pix, q_pool
         self.unit = hiera.unit_side(encoder)
         rows, columns = units(encoder.img_size, self.unit)
@@ -251,7 +253,7 @@ def read_swin(
     """Run a Swin on photos some of whose units are replaced by its mask token.
 
     Args:
-        encoder: A :class:`~tinymim.models.hierarchical.Hierarchical` with ``mask_token``, or without if nothing is masked.
+        encoder: A :class:`~tinymim.models.hierarchical.Hierarchical` with ``mask_token`` if anything is masked.
         images: (B, 3, height, width), normalised.
         wanted: Blocks (from 1) whose queries, keys and biases are returned.
         masked: True where a unit is masked, (B, rows, columns); None: the whole photo is seen.

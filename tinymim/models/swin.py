@@ -111,9 +111,7 @@ def run_swin(model: Any, images: Tensor, stages: int) -> list[Tensor]:
     return maps
 
 
-def adapt(
-    model: Any, state: dict[str, Tensor], windows: list[Pair] | None
-) -> tuple[dict[str, Tensor], list[str]]:
+def adapt(model: Any, state: dict[str, Tensor], windows: list[Pair] | None) -> tuple[dict[str, Tensor], list[str]]:
     """A file's tensors under timm's names, with tables resized to this model's windows, and the names of these.
 
     Args:

@@ -6,5 +6,5 @@ Masks are whole units of 32 pixels. MAE-Lite masks 0.4 of them, Hiera itself 0.6
 _base_ = "./mae_lite_tiny.py"
 method = "hiera_mae"
 student = "hiera_tiny_224"
-student_args = dict(_delete_=True, embed_dim=46, stages=(1, 2, 7, 2))
+student_args = dict(_delete_=True, embed_dim=46, num_heads=1, stages=(1, 2, 7, 2))
 mask_ratio = 0.4
