@@ -15,6 +15,11 @@ from tinymim_export import export
 
 SMALL = {  # name -> config, a smaller model, widths
     "hiera_tiny_224": ("upernet_hiera_tiny_camvid", dict(embed_dim=16, stages=(1, 2, 2, 1)), [16, 32, 64, 128]),
+    "swin_tiny_patch4_window7_224": (
+        "upernet_swin_tiny_camvid",
+        dict(embed_dim=12, depths=(1, 2, 2, 1), num_heads=(1, 2, 2, 4)),
+        [12, 24, 48, 96],
+    ),
     "tiny_vit_5m_224": (
         "upernet_tinyvit_5m_camvid",
         dict(embed_dims=(16, 32, 64, 64), depths=(1, 2, 1, 1), num_heads=(1, 2, 2, 4)),
@@ -125,15 +130,19 @@ def test_gradient_checkpointing_and_evaluation_change_nothing(name):
     copy.deepcopy(plain)(images)  # timm keeps a table between calls that could not be copied
 
 
-@pytest.mark.parametrize(("name", "undecayed"), [("hiera_tiny_224", "pos_embed"), ("tiny_vit_5m_224", "_biases")])
+@pytest.mark.parametrize(
+    ("name", "undecayed"),
+    [("hiera_tiny_224", "pos_embed"), ("tiny_vit_5m_224", "_biases"), ("swin_tiny_patch4_window7_224", "_bias_table")],
+)
 def test_layers_and_weight_decay(name, undecayed):
     model = nn.Module()
     model.backbone, model.decode_head = small(name), nn.Conv2d(2, 2, 1)
     depth = model.backbone.depth
     ids = {n: model.backbone.get_layer_id(n) for n, _ in model.backbone.named_parameters()}
     assert set(ids.values()) == set(range(depth + 1))
-    assert ids["patch_embed.proj.weight" if "hiera" in name else "patch_embed.conv1.conv.weight"] == 0
-    assert ids["blocks.5.mlp.fc1.bias" if "hiera" in name else "stages.3.blocks.0.mlp.fc1.bias"] == depth
+    assert ids["patch_embed.conv1.conv.weight" if "tiny_vit" in name else "patch_embed.proj.weight"] == 0
+    last = {"h": "blocks.5", "s": "layers.3.blocks.0", "t": "stages.3.blocks.0"}[name[0]]
+    assert ids[f"{last}.mlp.fc1.bias"] == depth
     wrapper = build_optim_wrapper(
         model,
         dict(
