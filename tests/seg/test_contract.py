@@ -9,9 +9,13 @@ from torch import nn
 
 import tinymim
 from tinymim.errors import CheckpointError, ConfigError
-from tinymim.models import save_student
+from tinymim.models import read_checkpoint, save_student
 from tinymim.seg import TinyMIMBackbone, load_segmentor, train_segmentor
+from tinymim.seg.backbone import check_student
+from tinymim.seg.config import config_text, find_config
+from tinymim.seg.shape import take_shape
 from tinymim_export import export
+from tinymim_export.precision.quantize import quantize
 
 SMALL = {  # name -> config, a smaller model, widths
     "hiera_tiny_224": ("upernet_hiera_tiny_camvid", dict(embed_dim=16, stages=(1, 2, 2, 1)), [16, 32, 64, 128]),
@@ -28,9 +32,8 @@ SMALL = {  # name -> config, a smaller model, widths
 }
 
 
-def options(name):
-    """--cfg-options of two steps on a small model."""
-    _, model, widths = SMALL[name]
+def options():
+    """--cfg-options of two steps; the student's file tells the small model's arguments and widths."""
     return {
         "train_cfg.max_iters": 2,
         "train_cfg.val_interval": 2,
@@ -41,10 +44,7 @@ def options(name):
         "train_dataloader.dataset.pipeline.3.crop_size": (64, 64),
         "model.data_preprocessor.size": (64, 64),
         "model.backbone.img_size": (64, 64),
-        **{f"model.backbone.{key}": value for key, value in model.items()},
-        "model.decode_head.in_channels": widths,
         "model.decode_head.channels": 16,
-        "model.auxiliary_head.in_channels": widths[2],
         "model.auxiliary_head.channels": 16,
     }
 
@@ -65,7 +65,7 @@ def test_from_a_config_to_a_verified_file(name, scenes, tmp_path, capsys):
         data_root=scenes,
         student=tmp_path / "student.pth",
         device="cpu",
-        cfg_options=options(name),
+        cfg_options=options(),
     )
     assert 0 <= result.miou <= 1
     told = [key for key in student.state_dict() if not key.endswith("num_batches_tracked")]
@@ -79,6 +79,40 @@ def test_from_a_config_to_a_verified_file(name, scenes, tmp_path, capsys):
     assert any(key.endswith("weight") for key in moved)
     fixed = export(result.files["segmentor"], tmp_path / "fixed.onnx", size=(64, 96))
     assert fixed.parity.passed
+    calibration = scenes / "images" / "training"
+    int8 = quantize(fixed.onnx, tmp_path / "int8.onnx", precision="int8", calibration=calibration, count=6)
+    assert int8.verified
+    assert int8.layers["MatMul"] >= 4 * student.depth - 8  # TinyViT has convolutions in its first stage
+
+
+def test_the_student_decides_the_shape_when_it_begins_and_when_it_is_resumed(tmp_path, capsys):
+    """What the config sets itself stays, and is refused later if it contradicts."""
+    name, widths = "swin_tiny_patch4_window7_224", SMALL["swin_tiny_patch4_window7_224"][2]
+    save_student(tinymim.create_model(name, img_size=64, **SMALL[name][1]), tmp_path / "student.pth")
+    begun = find_config("upernet_swin_tiny_camvid")
+    take_shape(begun, tmp_path / "student.pth", None)
+    assert {key: begun.model.backbone[key] for key in SMALL[name][1]} == SMALL[name][1]
+    assert begun.model.decode_head.in_channels == widths
+    assert begun.model.auxiliary_head.in_channels == widths[2]
+    assert "embed_dim=12" in capsys.readouterr().out
+    (tmp_path / "config.py").write_text(config_text(begun), "utf-8")
+    resumed = find_config("upernet_swin_tiny_camvid")
+    take_shape(resumed, None, tmp_path)
+    assert resumed.model == begun.model
+    own = find_config("upernet_swin_tiny_camvid")
+    own.model.backbone.embed_dim = 24
+    take_shape(own, tmp_path / "student.pth", None)
+    assert own.model.backbone.embed_dim == 24
+    with pytest.raises(ConfigError, match=r"embed_dim=12 \(the config has 24\)"):
+        check_student(build_backbone(own), read_checkpoint(tmp_path / "student.pth"))
+    for other in ("upernet_hiera_tiny_camvid", "upernet_tinymim_t"):
+        untouched = find_config(other)
+        take_shape(untouched, tmp_path / "student.pth", None)
+        assert untouched.model == find_config(other).model
+
+
+def build_backbone(cfg):
+    return TinyMIMBackbone(**{key: value for key, value in cfg.model.backbone.items() if key != "type"})
 
 
 @pytest.mark.slow
