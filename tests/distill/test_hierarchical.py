@@ -205,3 +205,5 @@ def test_the_further_block_has_the_windows_of_the_teachers():
     assert (found.extra.window, found.extra.shift) == ((7, 7), (3, 3))
     assert swin.blocks_of(found.teacher)[5].shift_size == (3, 3)
     assert found.losses(images(1, (256, 256)), orders(1, 64))["loss"].isfinite()
+    with pytest.raises(ConfigError, match="block 8 of the student is compared with 2 blocks"):
+        method(SWIN, *(model(SWIN, i, (256, 256)) for i in (0, 1)), student_blocks=[8, 8], teacher_blocks=[5, 6])

@@ -110,7 +110,9 @@ def test_two_processes_give_the_losses_of_one(recipe, strategy, photos, teachers
     """Masks follow the photo's place in the batch, and no gradient is waited for in vain."""
 
     def run(folder, **more):
-        return distill(recipe, teacher=str(teachers[recipe]), **options(recipe, photos, tmp_path / folder), **more)
+        given = options(recipe, photos, tmp_path / folder)
+        given["cfg_options"]["precision"] = "fp32"
+        return distill(recipe, teacher=str(teachers[recipe]), **given, **more)
 
     one = run("one")
     ended = launch(2, lambda _: run("two", strategy=strategy) and 0, tmp_path / "said")

@@ -120,12 +120,16 @@ class D2SimMIM(HierarchicalDistillation):
     def __init__(self, student: Any, teacher: Any, **options: Any) -> None:
         self.extra: WindowQueryKey | None
         super().__init__(student, teacher, **options)
-        taught = dict(self.pairs).get(self.last_block)
-        self.extra = None
-        if taught is not None:
-            like = swin.blocks_of(teacher)[taught - 1]
-            last = student.stage_info[-1].width, swin.blocks_of(student)[-1].attn.num_heads
-            self.extra = WindowQueryKey(*last, tuple(like.window_size), tuple(like.shift_size))
+        like = [swin.blocks_of(teacher)[taught - 1] for own, taught in self.pairs if own == self.last_block]
+        windows = {(tuple(block.window_size), tuple(block.shift_size)) for block in like}
+        if len(windows) > 1:
+            raise ConfigError(
+                f"block {self.last_block} of the student is compared with {len(like)} blocks of the teacher",
+                "it has the windows of the teacher's block, and theirs differ",
+                "name one of them in teacher_blocks",
+            )
+        last = student.stage_info[-1].width, swin.blocks_of(student)[-1].attn.num_heads
+        self.extra = WindowQueryKey(*last, *windows.pop()) if windows else None
         for part in self._unreached():
             part.requires_grad_(False)
 
@@ -191,6 +195,7 @@ class D2SimMIM(HierarchicalDistillation):
     @classmethod
     def ready(cls, teacher: Teacher, recipe: Any) -> Any:
         model: Any = teacher.model
+        check_family(model, "swin_", "d2simmim_swin_tiny_from_swin_small", "teacher")
         file = recipe.teacher_weights or recipe.teacher
         token = stored_mask_token(file, model) if Path(file).exists() else None
         if token is not None:
