@@ -228,6 +228,8 @@ def test_a_photo_of_another_size_than_the_decoders():
         (lambda: HieraMAE(model("hiera_tiny_224", (32, 32))), "at least two"),
         (lambda: HieraMAE(model("hiera_tiny_224"), q_pool=4), "q_pool=4"),
         (lambda: HieraMAE(model(SWIN_T)), "the student is a swin_tiny"),
+        (lambda: HieraMAE(model("hiera_tiny_224"), decoder_dim=96, decoder_heads=5), "96 wide with 5 heads"),
+        (lambda: model("hiera_tiny_224", num_heads=3), "block 1 of this Hiera has 3 heads and is 16 wide"),
         (lambda: HieraMAE(model("hiera_tiny_224"), **DECODER).losses(images(1, (96, 80))), "96 x 80"),
         (lambda: SimMIM(model("hiera_tiny_224")), "the student is a hiera_tiny"),
         (lambda: SimMIM(tinymim.create_model("tinymim_vit_tiny", img_size=64, depth=1)), "the student is a ViT"),

@@ -116,7 +116,7 @@ class HieraDMAE(HierarchicalDistillation):
                 f"{'within windows' if windowed else 'of the whole photo'}"
                 for (_, block, side), (q, k, windowed) in zip(models, seen, strict=True)
             ]
-            others = [i for i in range(1, self.teacher.depth + 1)]
+            others = range(1, self.teacher.depth + 1)
             fits = [i for i in others if hiera.tokens_seen(self.teacher, i, self.mae.q_pool) == seen[0]]
             raise ConfigError(
                 f"block {own} of the student cannot be compared with block {taught} of the teacher",

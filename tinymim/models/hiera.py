@@ -18,7 +18,7 @@ from timm.models.hiera import Reroll, Unroll
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from tinymim.errors import CheckpointError
+from tinymim.errors import CheckpointError, ConfigError
 from tinymim.models.backbone import Shell
 from tinymim.models.position import resize_position
 
@@ -52,8 +52,18 @@ class FlatAttention(Shell):
 
 
 def prepare(model: Any) -> None:
-    """Give a new model :class:`FlatAttention`, and the strides of its stages (timm's are those of ``q_pool=3``)."""
-    for block in model.blocks:
+    """Give a new model :class:`FlatAttention`, and the strides of its stages (timm's are those of ``q_pool=3``).
+
+    Raises:
+        ConfigError: heads that do not divide the width.
+    """
+    for i, block in enumerate(model.blocks, 1):
+        if block.dim_out % block.attn.heads:
+            raise ConfigError(
+                f"block {i} of this Hiera has {block.attn.heads} heads and is {block.dim_out} wide",
+                "the heads share the width equally",
+                "choose embed_dim as a multiple of num_heads",
+            )
         block.attn = FlatAttention(block.attn)
     for i, info in enumerate(model.feature_info):
         info["reduction"] = model.patch_stride[0] * model.q_stride[0] ** min(i, model.q_pool)

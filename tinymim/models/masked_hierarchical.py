@@ -80,9 +80,15 @@ class HieraMAE(nn.Module):
             raise ConfigError(
                 f"q_pool={q_pool}", f"the encoder has {len(stages)} stages", f"use 0 to {len(stages) - 1}"
             )
+        if decoder_dim % decoder_heads:
+            raise ConfigError(
+                f"a decoder {decoder_dim} wide with {decoder_heads} heads",
+                "the heads share the width equally",
+                "set decoder.heads to a divisor of decoder.dim",
+            )
         self.encoder, self.mask_ratio, self.norm_pix, self.q_pool = encoder, mask_ratio, norm_pix, q_pool
         self.unit = hiera.unit_side(encoder)
-        rows, columns = units(encoder.img_size, self.unit)
+        self.grid = units(encoder.img_size, self.unit)  # of the decoder's positions
         strides = [encoder.patch_stride[0] * encoder.q_stride[0] ** min(i, q_pool) for i in range(len(stages))]
         self.stride, self.side = strides[-1], self.unit // strides[-1]  # pixels of a token, tokens of a unit's side
         width, kernels = stages[-1].width, [self.stride // stride for stride in strides[:q_pool]]
@@ -92,7 +98,7 @@ class HieraMAE(nn.Module):
         self.encoder_norm = nn.LayerNorm(width, eps=1e-6)
         self.decoder_embed = nn.Linear(width, decoder_dim)
         self.mask_token = nn.Parameter(torch.empty(1, 1, decoder_dim))
-        self.decoder_pos_embed = nn.Parameter(torch.empty(1, rows * columns * self.side**2, decoder_dim))
+        self.decoder_pos_embed = nn.Parameter(torch.empty(1, math.prod(self.grid) * self.side**2, decoder_dim))
         self.decoder_blocks = nn.ModuleList(
             Block(decoder_dim, decoder_heads, 4.0, grid=None, num_prefix=0, init_values=None, drop_path=0.0)
             for _ in range(decoder_depth)
@@ -125,14 +131,11 @@ class HieraMAE(nn.Module):
         x_BUmE = x_BUmE.gather(1, order_BU.argsort(1)[:, :, None, None].expand(-1, -1, *x_BUmE.shape[2:]))
         x = x_BUmE.unflatten(2, (self.side, self.side)).unflatten(1, grid).transpose(2, 3)  # rows, then columns
         x_BNE = x.flatten(3, 4).flatten(1, 3)
-        own, shown = ((rows * self.side, columns * self.side) for rows, columns in (self._grid(self.encoder), grid))
+        own, shown = ((rows * self.side, columns * self.side) for rows, columns in (self.grid, grid))
         x_BNE = x_BNE + resize_position(self.decoder_pos_embed, own, shown, 0)
         for block in self.decoder_blocks:
             x_BNE = block(x_BNE, shown)
         return self.decoder_pred(self.decoder_norm(x_BNE))
-
-    def _grid(self, encoder: Any) -> tuple[int, int]:
-        return units(encoder.img_size, self.unit)
 
     def patchify(self, images: Tensor) -> Tensor:
         """(B, 3, height, width) -> (B, N, P), pixels ordered (channel, row, column)."""
