@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from tinymim.compat import is_first_process
-from tinymim.distill.checks import check_teacher
 from tinymim.distill.recipe_keys import Key, Kind, Number
 from tinymim.distill.taps import QKV
 from tinymim.distill.targets import Relation, Target, parse_target
 from tinymim.errors import CheckpointError, ConfigError
 from tinymim.models import create_model
+from tinymim.models.backbone import Backbone
 from tinymim.models.teachers import Teacher, default_target_block, load_teacher, state_sha256, teacher_prefix
 
 TEACHER_KEYS: Mapping[str, Key] = {
@@ -136,7 +136,6 @@ def load_for_recipe(recipe: Any, entry: Mapping[str, Any], student: Any, *, pret
         ConfigError: relations of two blocks with different heads.
     """
     teacher = load_recipe_teacher(recipe, entry, student, pretrained=pretrained)
-    check_teacher(teacher.model)
     return Reading(teacher, *_block_and_heads(entry, teacher, student.depth))
 
 
@@ -186,7 +185,8 @@ def _block_and_heads(entry: Mapping[str, Any], teacher: Teacher, student_depth: 
     Raises:
         ConfigError: relations are read from that block and from others with a different number of heads.
     """
-    depth = len(teacher.model.blocks)  # type: ignore[arg-type]
+    model: Any = teacher.model
+    depth = model.depth if isinstance(model, Backbone) else len(model.blocks)
     at, learned = teacher.relations or (default_target_block(depth), None)
     block = entry["target_block"] or at
     words = [entry["targets"]] if isinstance(entry["targets"], str) else entry["targets"]
