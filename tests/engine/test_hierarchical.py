@@ -131,6 +131,7 @@ def test_two_processes_give_the_losses_of_one(recipe, strategy, photos, teachers
         torch.testing.assert_close(b[key], value, rtol=1e-3, atol=1e-5, msg=key)
 
 
+@pytest.mark.slow
 def test_a_dry_run_needs_no_teacher_yet(photos, tmp_path, capsys):
     """A model of timm's own width stands in for a file that does not exist."""
     more = options(SWIN, photos, tmp_path / "run")

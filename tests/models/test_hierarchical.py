@@ -243,6 +243,7 @@ def test_bad_input(make, words):
         make()
 
 
+@pytest.mark.slow
 def test_a_teacher_from_metas_file(tmp_path, capsys):
     """Named and run as timm's; decoder, norms and classifier are dropped and named."""
     named = model("hiera_tiny_224", (96, 96), embed_dim=96, stages=(1, 2, 7, 2)).state_dict()
