@@ -37,7 +37,8 @@ def check_teacher(teacher: Any) -> None:
         raise ConfigError(
             f"the teacher is a {type(teacher).__name__}",
             f"distillation can read {', '.join(kind.__name__ for kind in TAPPABLE)} (tinymim's ViT and timm's)",
-            "use one of these as teacher",
+            "use one of these as teacher; hiera_* and swin_* teach students of their own family: "
+            "--recipe hiera_tiny_from_hiera_base, d2simmim_swin_tiny_from_swin_small",
         )
 
 

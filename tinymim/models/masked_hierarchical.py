@@ -312,7 +312,7 @@ def check_family(model: Any, prefix: str, recipe: str, side: str = "student") ->
     if not name.startswith(prefix):
         raise ConfigError(
             f"the {side} is a {name}",
-            f"it is masked and read as only timm's {prefix}* can be; --recipe {recipe} has such a student",
+            f"it is masked and read as only timm's {prefix}* can be; --recipe {recipe} is for such models",
             f"use a {prefix}* model as {side} (tinymim list models), or another recipe (tinymim list recipes)",
         )
 
