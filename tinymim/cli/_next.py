@@ -68,7 +68,7 @@ def after(verb: str, file: str | Path, data: str | Path) -> list[str]:
     if verb == "pretrain":
         recipe = family[2] if family else "tinymim_tiny_from_mae_base"
         taught = f"tinymim distill --recipe {recipe} --teacher {student} --data {shlex.quote(str(data))}"
-        return [taught, segment_line(file)] if family else [taught]
+        return ([taught] if recipe else []) + ([segment_line(file)] if family else [])
     lines = [segment_line(file), f"tinymim finetune --student {student} --data TRAIN --val-data VAL"]
     lines = lines[:1] if family else lines  # only plain models are fine-tuned
     return [*lines, f"tinymim-export --onnx backbone.onnx --checkpoint {student} --part backbone"]
