@@ -1,5 +1,6 @@
 # UperNet on Hiera-T (27.1 M), whose four levels need no pyramid. The settings are the plain ViT's: no numbers are
-# published for this pair. --student accepts timm's hiera_tiny_224 (224 pixels, resized here) or one of our students.
+# published for this pair. --student accepts timm's hiera_tiny_224 (224 pixels, resized here) or one of our students:
+# ours decides width, heads and stages (46 wide: recipe hiera_tiny_from_hiera_base).
 _base_ = ["upernet.py"]
 model = dict(
     backbone=dict(

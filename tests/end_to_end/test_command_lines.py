@@ -19,7 +19,20 @@ import pytest
 import torch
 
 import tinymim
-from tests.end_to_end.workshop import ARTEFACTS, DECODER, DEPTH, HEAD, JOB, ROOT, STUDENT, WIDTH, Workshop
+from tests.end_to_end.workshop import (
+    ARTEFACTS,
+    DECODER,
+    DEPTH,
+    HEAD,
+    HIERA,
+    JOB,
+    ROOT,
+    STUDENT,
+    SWIN,
+    UNITS,
+    WIDTH,
+    Workshop,
+)
 from tinymim.models import save_student
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -79,6 +92,7 @@ PLAIN = "model.backbone.rel_pos_bias=False model.backbone.init_values=None model
 LINEAR = " ".join(word for word in HEAD.split() if "_head." not in word)
 LINEAR += f" model.backbone.rel_pos_bias=False model.backbone.init_values=None model.backbone.out_indices=[{DEPTH - 1}]"
 LINEAR += f" model.decode_head.in_channels={WIDTH} model.decode_head.channels={WIDTH}"
+LEVELS = " ".join(word for word in HEAD.split() if not re.search(r"backbone\.(?!img_size)|in_channels", word))
 TINY = {  # verb -> options
     "pretrain": f"{JOB} --cfg-options {STUDENT} decoder.dim=16 decoder.depth=1 decoder.heads=2",
     "distill": f"--teacher {{pretrained}}/student.pth {JOB} --cfg-options {STUDENT} target_block=2",
@@ -87,6 +101,12 @@ TINY = {  # verb -> options
     "finetune": f"{JOB} --cfg-options {STUDENT}",
     "segment": f"--cfg-options {HEAD} {WINDOWS} {SMALL} {PLAIN}",
     "segment linear": f"--cfg-options {LINEAR} {WINDOWS} {SMALL}",
+    "pretrain hiera": f"{UNITS} --cfg-options {HIERA}",
+    "pretrain swin": f"{UNITS} --cfg-options {SWIN}",
+    "distill hiera": f"--teacher {{hiera}}/student.pth {UNITS} --cfg-options {HIERA}",
+    "distill swin": f"--teacher {{swin}}/student.pth {UNITS} --cfg-options {SWIN}",
+    "segment hiera": f"--student {{hiera_student}}/student.pth --cfg-options {LEVELS} {WINDOWS} {SMALL}",
+    "segment swin": f"--student {{swin_student}}/student.pth --cfg-options {LEVELS} {WINDOWS} {SMALL}",
     "segment --test": "",
     "analyse": "--img-size 32 --limit 8",
     "detect": f"{JOB.replace('--img-size 32', '--img-size 64')} --cfg-options {STUDENT} channels=8",
@@ -153,6 +173,9 @@ def kind_of(words: list[str]) -> str:
     option = {"segment": "--test", "detect": "--test", "bench": "--compare"}.get(verb)
     if option in words:
         return f"{verb} {option}"
+    for family in ("hiera", "swin"):
+        if verb in ("pretrain", "distill", "segment") and any(f"_{family}_" in f"_{w}_" for w in words if "/" not in w):
+            return f"{verb} {family}"
     if verb == "segment" and words[2].startswith("linear"):
         return "segment linear"
     return "eval classifier" if verb == "eval" and "classifier.pth" in words[2] else verb

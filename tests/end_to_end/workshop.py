@@ -24,6 +24,9 @@ DEPTH, WIDTH = 4, 24
 STUDENT = f"student_args.depth={DEPTH} student_args.embed_dim={WIDTH} student_args.num_heads=2"
 DECODER = "decoder.dim=16 decoder.depth=1 decoder.heads=2"
 JOB = "--img-size 32 --batch-size 8 --epochs 1 --max-steps 2 --workers 0 --device cpu"
+UNITS = JOB.replace("--img-size 32", "--img-size 64")  # masked by units of 32 pixels
+HIERA = "student_args.embed_dim=16 student_args.stages=[1,1,1,1] decoder.dim=24"
+SWIN = "student_args.embed_dim=12 student_args.depths=[1,1,2,1] student_args.num_heads=[1,2,2,4]"
 HEAD = (  # of upernet_tinymim_demo
     "train_cfg.max_iters=2 train_cfg.val_interval=2 default_hooks.checkpoint.interval=1 "
     "train_dataloader.batch_size=2 train_dataloader.num_workers=0 val_dataloader.num_workers=0 "
@@ -57,6 +60,16 @@ distilled
 dmae
     tinymim distill --recipe d2mae_tiny_from_mae_base --data {PHOTOS} --teacher {pretrained}/student.pth --out {here}
         JOB --cfg-options STUDENT DECODER
+hiera
+    tinymim pretrain --recipe mae_hiera_tiny --data {PHOTOS} --out {here} UNITS --cfg-options HIERA
+hiera_student
+    tinymim distill --recipe hiera_tiny_from_hiera_base --data {PHOTOS} --teacher {hiera}/student.pth --out {here}
+        UNITS --cfg-options HIERA
+swin
+    tinymim pretrain --recipe simmim_swin_tiny --data {PHOTOS} --out {here} UNITS --cfg-options SWIN
+swin_student
+    tinymim distill --recipe d2simmim_swin_tiny_from_swin_small --data {PHOTOS} --teacher {swin}/student.pth --out
+        {here} UNITS --cfg-options SWIN
 several
     tinymim distill --data {PHOTOS} --teacher {pretrained}/student.pth {distilled}/student.pth=0.5 --out {here} JOB
         --cfg-options STUDENT
@@ -132,6 +145,7 @@ def read_writers() -> dict[str, str]:
     """Name -> command line."""
     names = re.findall(r"^(\S.*)\n((?: .*\n)+)", WRITERS, re.MULTILINE)
     words = {"JOB": JOB, "STUDENT": STUDENT, "DECODER": DECODER, "HEAD": HEAD}
+    words |= {"UNITS": UNITS, "HIERA": HIERA, "SWIN": SWIN}
     return {
         name: " ".join(words.get(word, word) for line in command.splitlines() for word in line.split())
         for name, command in names

@@ -22,6 +22,7 @@ MODELS = {  # name -> arguments of a small one
     "tinymim_vit_star_tiny": dict(img_size=32, depth=2, last_dim=40),
     "hiera_tiny_224": dict(img_size=(32, 64), embed_dim=16, stages=(1, 2, 1, 1)),
     "hiera_small_abswin_256": dict(img_size=64, embed_dim=16, stages=(1, 1, 1, 1)),
+    "swin_tiny_patch4_window7_224": dict(img_size=(32, 64), embed_dim=12, depths=(1, 1, 2, 1), num_heads=(1, 2, 2, 4)),
     "tiny_vit_5m_224": dict(img_size=64, embed_dims=(16, 32, 64, 64), depths=(1, 1, 2, 1), num_heads=(1, 2, 2, 4)),
 }
 

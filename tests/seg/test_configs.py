@@ -26,7 +26,8 @@ def test_every_promised_file_is_there():
     sizes = [f"upernet_tinymim_{size}{light}" for size in "tsb" for light in ("", "_light")]
     heads = [f"{head}_tinymim_t{data}" for head in ("fpn", "linear", "segformer") for data in ("", "_camvid")]
     camvid = [f"upernet_tinymim_t_{kind}" for kind in ("light_camvid", "64_camvid", "64_camvid_512")]
-    levels = [f"upernet_{model}{data}" for model in ("hiera_tiny", "tinyvit_5m") for data in ("", "_camvid")]
+    models = ("hiera_tiny", "swin_tiny", "tinyvit_5m")
+    levels = [f"upernet_{model}{data}" for model in models for data in ("", "_camvid")]
     camvid += ["linear_dinov2_s_camvid", "linear_tinymim_t_small_data", "fpn_mae_lite_t"]
     assert {*sizes, *heads, *camvid, *levels, *OTHERS, "upernet_tinymim_star_t", "upernet_tinymim_demo"} == set(NAMES)
 
@@ -120,7 +121,9 @@ def test_configs_import_nothing_and_build_a_model_that_runs(name):
         assert [*model.backbone.out_channels] == [level.shape[1] for level in model.backbone(torch.zeros(1, 3, 32, 32))]
 
 
-@pytest.mark.parametrize("name", [n for n in OURS if n.startswith(("upernet_hiera", "upernet_tinyvit"))])
+@pytest.mark.parametrize(
+    "name", [n for n in OURS if n.startswith(("upernet_hiera", "upernet_swin", "upernet_tinyvit"))]
+)
 def test_hierarchical_models_share_the_plain_models_settings(name):
     """Only the backbone and the widths behind it differ."""
     data = "_light_camvid" if name.endswith("camvid") else ""

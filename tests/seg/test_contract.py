@@ -9,12 +9,21 @@ from torch import nn
 
 import tinymim
 from tinymim.errors import CheckpointError, ConfigError
-from tinymim.models import save_student
+from tinymim.models import read_checkpoint, save_student
 from tinymim.seg import TinyMIMBackbone, load_segmentor, train_segmentor
+from tinymim.seg.backbone import check_student
+from tinymim.seg.config import config_text, find_config
+from tinymim.seg.shape import take_shape
 from tinymim_export import export
+from tinymim_export.precision.quantize import quantize
 
 SMALL = {  # name -> config, a smaller model, widths
     "hiera_tiny_224": ("upernet_hiera_tiny_camvid", dict(embed_dim=16, stages=(1, 2, 2, 1)), [16, 32, 64, 128]),
+    "swin_tiny_patch4_window7_224": (
+        "upernet_swin_tiny_camvid",
+        dict(embed_dim=12, depths=(1, 2, 2, 1), num_heads=(1, 2, 2, 4)),
+        [12, 24, 48, 96],
+    ),
     "tiny_vit_5m_224": (
         "upernet_tinyvit_5m_camvid",
         dict(embed_dims=(16, 32, 64, 64), depths=(1, 2, 1, 1), num_heads=(1, 2, 2, 4)),
@@ -23,9 +32,8 @@ SMALL = {  # name -> config, a smaller model, widths
 }
 
 
-def options(name):
-    """--cfg-options of two steps on a small model."""
-    _, model, widths = SMALL[name]
+def options():
+    """--cfg-options of two steps; the student's file tells the small model's arguments and widths."""
     return {
         "train_cfg.max_iters": 2,
         "train_cfg.val_interval": 2,
@@ -36,10 +44,7 @@ def options(name):
         "train_dataloader.dataset.pipeline.3.crop_size": (64, 64),
         "model.data_preprocessor.size": (64, 64),
         "model.backbone.img_size": (64, 64),
-        **{f"model.backbone.{key}": value for key, value in model.items()},
-        "model.decode_head.in_channels": widths,
         "model.decode_head.channels": 16,
-        "model.auxiliary_head.in_channels": widths[2],
         "model.auxiliary_head.channels": 16,
     }
 
@@ -60,7 +65,7 @@ def test_from_a_config_to_a_verified_file(name, scenes, tmp_path, capsys):
         data_root=scenes,
         student=tmp_path / "student.pth",
         device="cpu",
-        cfg_options=options(name),
+        cfg_options=options(),
     )
     assert 0 <= result.miou <= 1
     told = [key for key in student.state_dict() if not key.endswith("num_batches_tracked")]
@@ -74,6 +79,40 @@ def test_from_a_config_to_a_verified_file(name, scenes, tmp_path, capsys):
     assert any(key.endswith("weight") for key in moved)
     fixed = export(result.files["segmentor"], tmp_path / "fixed.onnx", size=(64, 96))
     assert fixed.parity.passed
+    calibration = scenes / "images" / "training"
+    int8 = quantize(fixed.onnx, tmp_path / "int8.onnx", precision="int8", calibration=calibration, count=6)
+    assert int8.verified
+    assert int8.layers["MatMul"] >= 4 * student.depth - 8  # TinyViT has convolutions in its first stage
+
+
+def test_the_student_decides_the_shape_when_it_begins_and_when_it_is_resumed(tmp_path, capsys):
+    """What the config sets itself stays, and is refused later if it contradicts."""
+    name, widths = "swin_tiny_patch4_window7_224", SMALL["swin_tiny_patch4_window7_224"][2]
+    save_student(tinymim.create_model(name, img_size=64, **SMALL[name][1]), tmp_path / "student.pth")
+    begun = find_config("upernet_swin_tiny_camvid")
+    take_shape(begun, tmp_path / "student.pth", None)
+    assert {key: begun.model.backbone[key] for key in SMALL[name][1]} == SMALL[name][1]
+    assert begun.model.decode_head.in_channels == widths
+    assert begun.model.auxiliary_head.in_channels == widths[2]
+    assert "embed_dim=12" in capsys.readouterr().out
+    (tmp_path / "config.py").write_text(config_text(begun), "utf-8")
+    resumed = find_config("upernet_swin_tiny_camvid")
+    take_shape(resumed, None, tmp_path)
+    assert resumed.model == begun.model
+    own = find_config("upernet_swin_tiny_camvid")
+    own.model.backbone.embed_dim = 24
+    take_shape(own, tmp_path / "student.pth", None)
+    assert own.model.backbone.embed_dim == 24
+    with pytest.raises(ConfigError, match=r"embed_dim=12 \(the config has 24\)"):
+        check_student(build_backbone(own), read_checkpoint(tmp_path / "student.pth"))
+    for other in ("upernet_hiera_tiny_camvid", "upernet_tinymim_t"):
+        untouched = find_config(other)
+        take_shape(untouched, tmp_path / "student.pth", None)
+        assert untouched.model == find_config(other).model
+
+
+def build_backbone(cfg):
+    return TinyMIMBackbone(**{key: value for key, value in cfg.model.backbone.items() if key != "type"})
 
 
 @pytest.mark.slow
@@ -125,15 +164,19 @@ def test_gradient_checkpointing_and_evaluation_change_nothing(name):
     copy.deepcopy(plain)(images)  # timm keeps a table between calls that could not be copied
 
 
-@pytest.mark.parametrize(("name", "undecayed"), [("hiera_tiny_224", "pos_embed"), ("tiny_vit_5m_224", "_biases")])
+@pytest.mark.parametrize(
+    ("name", "undecayed"),
+    [("hiera_tiny_224", "pos_embed"), ("tiny_vit_5m_224", "_biases"), ("swin_tiny_patch4_window7_224", "_bias_table")],
+)
 def test_layers_and_weight_decay(name, undecayed):
     model = nn.Module()
     model.backbone, model.decode_head = small(name), nn.Conv2d(2, 2, 1)
     depth = model.backbone.depth
     ids = {n: model.backbone.get_layer_id(n) for n, _ in model.backbone.named_parameters()}
     assert set(ids.values()) == set(range(depth + 1))
-    assert ids["patch_embed.proj.weight" if "hiera" in name else "patch_embed.conv1.conv.weight"] == 0
-    assert ids["blocks.5.mlp.fc1.bias" if "hiera" in name else "stages.3.blocks.0.mlp.fc1.bias"] == depth
+    assert ids["patch_embed.conv1.conv.weight" if "tiny_vit" in name else "patch_embed.proj.weight"] == 0
+    last = {"h": "blocks.5", "s": "layers.3.blocks.0", "t": "stages.3.blocks.0"}[name[0]]
+    assert ids[f"{last}.mlp.fc1.bias"] == depth
     wrapper = build_optim_wrapper(
         model,
         dict(

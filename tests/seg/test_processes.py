@@ -96,7 +96,7 @@ def test_a_signal_to_one_process_stops_both_and_resume_is_exact(train, tmp_path,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["hiera_tiny", "tinyvit_5m"])
+@pytest.mark.parametrize("name", ["hiera_tiny", "swin_tiny", "tinyvit_5m"])
 def test_hierarchical_backbones(scenes, tmp_path, name):
     """Sharded and not, the same losses: blocks elsewhere, batch normalisation of each process's photos."""
     options = {

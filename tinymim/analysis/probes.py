@@ -21,15 +21,17 @@ def trained_depth(model: Any) -> int:
 
     TinyMIM's published form reads q, k, v of the last block: the parts after them keep their initial values, and
     :class:`tinymim.distill.TinyMIM` freezes them, so that block's output is noise and the one before is the deepest
-    useful one. MAE trains all blocks.
+    useful one. MAE trains all blocks; so do the methods of hierarchical students.
     """
+    if len(model.stage_info) > 1:
+        return int(model.depth)
     whole = [i for i, block in enumerate(model.blocks, 1) if all(p.requires_grad for p in block.parameters())]
     return max(whole, default=int(model.depth))
 
 
 @torch.no_grad()
 def embed(model: Any, batches: Iterable[Tensor], block: int | None = None) -> Tensor:
-    """Mean of the patch tokens after a block.
+    """Mean of the patch tokens after a block; of a hierarchical model, of its last map.
 
     Args:
         model: In evaluation mode.
@@ -39,6 +41,8 @@ def embed(model: Any, batches: Iterable[Tensor], block: int | None = None) -> Te
     Returns:
         (N, D) float32, on the CPU.
     """
+    if len(model.stage_info) > 1:
+        return torch.cat([model.forward_map(images).mean((2, 3)).float().cpu() for images in batches])
     at = block or trained_depth(model)
     tokens = (read(model, images, {at: ("output",)})[at]["output"] for images in batches)
     return torch.cat([x_BTD[:, model.num_prefix_tokens :].mean(1).float().cpu() for x_BTD in tokens])

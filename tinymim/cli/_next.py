@@ -1,14 +1,19 @@
 """The command that gives a student its segmentation head, as ``next:`` lines print it."""
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-CONFIGS: dict[int | str | None, str] = {  # width, or timm's name, of a backbone -> config
+CONFIGS: dict[int | str | None, str] = {  # width of a plain backbone -> config
     192: "upernet_tinymim_t_light",
     384: "upernet_tinymim_s_light",
     768: "upernet_tinymim_b_light",
-    "hiera_tiny_224": "upernet_hiera_tiny",
-    "tiny_vit_5m_224": "upernet_tinyvit_5m",
+}
+FAMILIES = {  # start of timm's names -> name that its config has, config, recipe that such a model can teach
+    "hiera_": ("hiera_tiny_224", "upernet_hiera_tiny", "hiera_tiny_from_hiera_base"),
+    "tiny_vit_": ("tiny_vit_5m_224", "upernet_tinyvit_5m", None),
+    "swin_": ("swin_tiny_patch4_window7_224", "upernet_swin_tiny", "d2simmim_swin_tiny_from_swin_small"),
 }
 HEADS = {192: 3, 384: 6, 768: 12}  # of the configs
 
@@ -26,7 +31,10 @@ def segment_line(file: str | Path, work_dir: str = "runs/seg") -> str:
     config = found.config
     key, depth = config.get("name", config.get("embed_dim")), config.get("depth", 12)
     changes: dict[str, object] = {}
-    if config.get("dist_token"):
+    if family := _family(config):
+        known, name, _ = family
+        changes = {} if key == known else {"backbone.name": key}
+    elif config.get("dist_token"):
         name = "upernet_tinymim_star_t"
     elif (key in HEADS and depth == 12) or not isinstance(key, int):
         name = CONFIGS.get(key, CONFIGS[192])
@@ -42,3 +50,28 @@ def segment_line(file: str | Path, work_dir: str = "runs/seg") -> str:
     line = f"tinymim segment {name} --data-root FOLDER --student {shlex.quote(str(file))} --work-dir {work_dir}"
     options = " ".join(f"model.{option}={value}" for option, value in changes.items())
     return line + (f" --cfg-options {options}" if options else "")
+
+
+def _family(config: Mapping[str, Any]) -> tuple[str, str, str | None] | None:
+    return next((row for start, row in FAMILIES.items() if str(config.get("name", "")).startswith(start)), None)
+
+
+def after(verb: str, file: str | Path, data: str | Path) -> list[str]:
+    """The commands that follow ``pretrain`` and ``distill``.
+
+    Args:
+        verb: One of these.
+        file: The student that it wrote.
+        data: The photos that it saw.
+    """
+    from tinymim.models.checkpoints import read_checkpoint
+
+    family = _family(read_checkpoint(file).config)
+    student = shlex.quote(str(file))
+    if verb == "pretrain":
+        recipe = family[2] if family else "tinymim_tiny_from_mae_base"
+        taught = f"tinymim distill --recipe {recipe} --teacher {student} --data {shlex.quote(str(data))}"
+        return ([taught] if recipe else []) + ([segment_line(file)] if family else [])
+    lines = [segment_line(file), f"tinymim finetune --student {student} --data TRAIN --val-data VAL"]
+    lines = lines[:1] if family else lines  # only plain models are fine-tuned
+    return [*lines, f"tinymim-export --onnx backbone.onnx --checkpoint {student} --part backbone"]

@@ -25,7 +25,7 @@ def run_verb(
     args: argparse.Namespace,
     verb: str,
     job: Callable[..., Any],
-    next_lines: list[str],
+    next_lines: list[str] | None = None,
     *,
     report: Callable[..., Any] | None = None,
 ) -> int:
@@ -35,10 +35,11 @@ def run_verb(
         args: The parsed options.
         verb: The command.
         job: Its Python function.
-        next_lines: Commands to paste; {student}, {data}, {val} and {segment} are filled in.
+        next_lines: Commands to paste; {student}, {val} and {segment} are filled in. None: those of
+            :func:`tinymim.cli._next.after`.
         report: Writes the page of the run folder; None: :func:`tinymim_export.report.page.run_report`.
     """
-    from tinymim.cli._next import segment_line
+    from tinymim.cli._next import after, segment_line
     from tinymim.compat import is_first_process
     from tinymim.engine import load_recipe
 
@@ -62,8 +63,8 @@ def run_verb(
         if getattr(result, "top1", None) is not None:
             print(f"top-1:   {100 * result.top1:.2f} %  (top-5 {100 * result.top5:.2f} %, {result.photos} photos)")
         print(f"student: {file}\nreport:  {page}")
-        words = {"student": file, "data": args.data, "val": args.val_data or "VAL"}
-        words = {name: shlex.quote(str(word)) for name, word in words.items()}
+        words = {"student": shlex.quote(str(file)), "val": shlex.quote(str(args.val_data or "VAL"))}
         words["segment"] = segment_line(file)
-        print("\n".join(f"next:    {line.format(**words)}" for line in next_lines))
+        lines = after(verb, file, args.data) if next_lines is None else [line.format(**words) for line in next_lines]
+        print("\n".join(f"next:    {line}" for line in lines))
     return 0

@@ -4,12 +4,6 @@ import argparse
 
 from tinymim.cli._run import add_run_arguments, run_verb
 
-NEXT = [
-    "{segment}",
-    "tinymim finetune --student {student} --data TRAIN --val-data VAL",
-    "tinymim-export --onnx backbone.onnx --checkpoint {student} --part backbone",
-]
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
@@ -26,7 +20,7 @@ def run(args: argparse.Namespace) -> int:
     from tinymim.engine import distill, load_recipe
 
     given = (args.cfg_options or {}).get("chain") or load_recipe(args.recipe).get("chain")
-    return _run_chain(args) if args.chain or given else run_verb(args, "distill", distill, NEXT)
+    return _run_chain(args) if args.chain or given else run_verb(args, "distill", distill)
 
 
 def _run_chain(args: argparse.Namespace) -> int:
@@ -46,4 +40,4 @@ def _run_chain(args: argparse.Namespace) -> int:
         delattr(args, name)
     if args.recipe == DistillSettings.default_recipe:
         args.recipe = "tinymim_chain"
-    return run_verb(args, "distill", distill_chain, NEXT, report=chain_report)
+    return run_verb(args, "distill", distill_chain, report=chain_report)

@@ -4,8 +4,6 @@ import argparse
 
 from tinymim.cli._run import add_run_arguments, run_verb
 
-NEXT = ["tinymim distill --recipe tinymim_tiny_from_mae_base --teacher {student} --data {data}"]
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
@@ -16,4 +14,4 @@ def run(args: argparse.Namespace) -> int:
     """Pre-train."""
     from tinymim.engine import pretrain
 
-    return run_verb(args, "pretrain", pretrain, NEXT)
+    return run_verb(args, "pretrain", pretrain)

@@ -3,10 +3,12 @@
 from tinymim.distill.d2mae import D2MAE
 from tinymim.distill.dmae import DMAE
 from tinymim.distill.features import class_token_kl, feature_loss, whiten
+from tinymim.distill.hiera_mae import HieraDMAE
 from tinymim.distill.mae import MaskedPretraining
 from tinymim.distill.method import METHODS, Method, register_method
 from tinymim.distill.relations import relation_kl, relation_logits, relation_losses, relation_smooth_l1
 from tinymim.distill.several import SeveralTeachers
+from tinymim.distill.simmim import D2SimMIM
 from tinymim.distill.sources import LiveTeacher, TargetSource
 from tinymim.distill.taps import qkv_at, read
 from tinymim.distill.targets import Target, parse_target
@@ -17,6 +19,8 @@ __all__ = [
     "D2MAE",
     "DMAE",
     "METHODS",
+    "D2SimMIM",
+    "HieraDMAE",
     "LiveTeacher",
     "MaskedPretraining",
     "Method",

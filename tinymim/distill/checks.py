@@ -22,7 +22,8 @@ def check_student(student: Any) -> None:
         raise ConfigError(
             f"the student is a {type(student).__name__}",
             "a student is masked and read inside its blocks, which only plain transformers offer",
-            'use a plain model, e.g. tinymim.create_model("tinymim_vit_tiny")',
+            'use a plain model, e.g. tinymim.create_model("tinymim_vit_tiny"); hiera_* and swin_* have recipes of '
+            "their own: mae_hiera_tiny, simmim_swin_tiny",
         )
 
 
@@ -36,7 +37,8 @@ def check_teacher(teacher: Any) -> None:
         raise ConfigError(
             f"the teacher is a {type(teacher).__name__}",
             f"distillation can read {', '.join(kind.__name__ for kind in TAPPABLE)} (tinymim's ViT and timm's)",
-            "use one of these as teacher",
+            "use one of these as teacher; hiera_* and swin_* teach students of their own family: "
+            "--recipe hiera_tiny_from_hiera_base, d2simmim_swin_tiny_from_swin_small",
         )
 
 

@@ -27,7 +27,7 @@ from tinymim.distill.checks import (
 )
 from tinymim.distill.freeze import freeze_unreached
 from tinymim.distill.mae import MASKING
-from tinymim.distill.method import Method, Normalisation, register_method
+from tinymim.distill.method import Method, Normalisation, register_method, renormalisation
 from tinymim.distill.recipe_keys import Choice, Key, Kind
 from tinymim.distill.sources import LiveTeacher
 from tinymim.distill.taps import read
@@ -135,10 +135,8 @@ class DMAE(Method):
         self.head_maps = nn.ModuleList(nn.Conv2d(*heads, 1, bias=False) for _ in self.pairs if head_map)
         widths = student.embed_dim, self.source.width
         self.hidden_maps = nn.ModuleList(nn.Linear(*widths, bias=False) for _ in self.states)
-        (mean, std), (mean_t, std_t) = (IMAGENET_MEAN, IMAGENET_STD), normalisation or (IMAGENET_MEAN, IMAGENET_STD)
-        change = [(s / t, (m - n) / t) for m, s, n, t in zip(mean, std, mean_t, std_t, strict=True)]
         self.renormalise: Tensor
-        self.register_buffer("renormalise", torch.tensor(change).T.reshape(2, 1, 3, 1, 1), persistent=False)
+        self.register_buffer("renormalise", renormalisation(normalisation), persistent=False)
         freeze_unreached(student, {}, pixels=True)
 
     def add_blocks(self, student: Any) -> int:

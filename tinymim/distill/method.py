@@ -48,6 +48,13 @@ METHODS: dict[str, type[Registered]] = {}
 Kind = TypeVar("Kind", bound=type[Any])
 
 
+def renormalisation(normalisation: Normalisation | None) -> Tensor:
+    """Scale and shift, (2, 1, 3, 1, 1), from images normalised for the student to the teacher's; None: ImageNet's."""
+    (mean, std), (mean_t, std_t) = (IMAGENET_MEAN, IMAGENET_STD), normalisation or (IMAGENET_MEAN, IMAGENET_STD)
+    change = [(s / t, (m - n) / t) for m, s, n, t in zip(mean, std, mean_t, std_t, strict=True)]
+    return torch.tensor(change).T.reshape(2, 1, 3, 1, 1)
+
+
 def register_method(name: str, *, verb: str, title: str, base: str = "_base.py") -> Callable[[Kind], Kind]:
     """Decorator: register a class under the name that recipes use.
 

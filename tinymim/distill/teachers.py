@@ -12,6 +12,7 @@ from tinymim.distill.taps import QKV
 from tinymim.distill.targets import Relation, Target, parse_target
 from tinymim.errors import CheckpointError, ConfigError
 from tinymim.models import create_model
+from tinymim.models.backbone import Backbone
 from tinymim.models.teachers import Teacher, default_target_block, load_teacher, state_sha256, teacher_prefix
 
 TEACHER_KEYS: Mapping[str, Key] = {
@@ -167,6 +168,7 @@ def load_recipe_teacher(recipe: Any, entry: Mapping[str, Any], student: Any, *, 
             raise
         print(f"note: {name} does not exist yet; the dry run measures a stand-in of the next larger size")
         larger = {"tinymim_vit_tiny": "tinymim_vit_small"}.get(recipe.student, "tinymim_vit_base")
+        larger = larger if len(student.stage_info) == 1 else recipe.student  # a hierarchical one in timm's own width
         stand_in = create_model(larger, img_size=recipe.img_size).eval().requires_grad_(False)
         # as the published chain, which begins with MAE ViT-L, would write it
         teacher = Teacher(stand_in, larger, (0.5,) * 3, (0.5,) * 3, None, relations=(stand_in.depth, 16))
@@ -183,7 +185,8 @@ def _block_and_heads(entry: Mapping[str, Any], teacher: Teacher, student_depth: 
     Raises:
         ConfigError: relations are read from that block and from others with a different number of heads.
     """
-    depth = len(teacher.model.blocks)  # type: ignore[arg-type]
+    model: Any = teacher.model
+    depth = model.depth if isinstance(model, Backbone) else len(model.blocks)
     at, learned = teacher.relations or (default_target_block(depth), None)
     block = entry["target_block"] or at
     words = [entry["targets"]] if isinstance(entry["targets"], str) else entry["targets"]

@@ -124,7 +124,7 @@ class HealthHook(Hook):
     ``kl_qk/head_05`` (nats), ``entropy/block_03/head_02`` (share of log T), ``outlier/block_03/fc1`` and
     ``outlier_channel/block_03/fc1`` (see :func:`tinymim.analysis.health.activation_outliers`), ``outlier/limit``,
     ``knn_top1``, ``linear_top1`` (fractions), ``probe_classes`` (number of classes). In the block after the last fully
-    trained one, only the input of qkv is measured.
+    trained one, only the input of qkv is measured. Of a hierarchical student only the probes are measured.
 
     Args:
         out: Run folder.
@@ -171,14 +171,17 @@ class HealthHook(Hook):
                 if self.probe is not None:
                     values |= self._probe_values(self.probe, model, device)
             runner.model.train()
-        with open(self.out / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": runner.iter, **values}) + "\n")
+        if values:
+            with open(self.out / "metrics.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": runner.iter, **values}) + "\n")
 
     def _health_values(self, model: PretrainModel, pixels: Tensor) -> dict[str, float]:
         encoder: Any = model.encoder
         views = model.views(pixels)
         own = views[0]
         values: dict[str, float] = {}
+        if len(encoder.stage_info) > 1:
+            return values  # what is measured is read inside plain blocks
         for teacher, method, images in model.method.relation_pairs(views):
             for relation, kl_M in method_head_kl(method, own, images).items():
                 values |= {f"kl_{teacher}{relation}/head_{i:02d}": kl for i, kl in enumerate(kl_M.tolist(), 1)}

@@ -144,7 +144,7 @@ def _check(recipe: Config) -> None:
     if recipe.student not in backbone_names():
         raise ConfigError(
             f"unknown student {recipe.student!r}",
-            f"the models are {', '.join(model_names())}; and timm's hiera_*, tiny_vit_*",
+            f"the models are {', '.join(model_names())}; and timm's hiera_*, tiny_vit_*, swin_*",
             did_you_mean(str(recipe.student), backbone_names()),
         )
     for key, rule in {**RUN_KEYS, **find_method(recipe.method).keys}.items():

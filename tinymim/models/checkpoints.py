@@ -31,7 +31,7 @@ from tinymim.models.stored import build_stored
 from tinymim.models.vit import ARGUMENTS, IMAGENET_MEAN, IMAGENET_STD, SHAPE
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-ENCODER = re.compile(r"(cls_token|dist_token)$|patch_embed\.|blocks\.|stages\.")  # must be on both sides, but:
+ENCODER = re.compile(r"(cls_token|dist_token)$|patch_embed\.|blocks\.|stages\.|layers\.")  # must be on both sides, but:
 NEW = re.compile(rf"\.(ls[12]\.gamma|attn\.{TABLE})$")  # a segmentor may add layer scale and tables to a student
 FOREIGN = {  # parts that a plain ViT never has, by the names of their tensors
     r"attn\.[qk]_norm\.": "normalised queries and keys",

@@ -26,7 +26,7 @@ from tinymim.schema import read_json
 
 DROPPED = re.compile(  # parts of a file outside the encoder: decoders, heads of a segmentor, teachers, adapters
     r"^(decoder_|decoder\.|mask_token|decode_head\.|auxiliary_head\.|tch_model\.|attn_adapter\.|lm_head\."
-    r"|rel_pos_bias\.relative_position_index)|relative_position_index$|num_batches_tracked$"
+    r"|multi_scale_fusion_heads\.|encoder_norm\.|rel_pos_bias\.relative_position_index)|relative_position_index$|num_batches_tracked$"
 )
 RENAMES = [  # MMSegmentation's and BEiT's names -> timm's
     (r"\.projection\.", ".proj."),

@@ -1,103 +1,58 @@
-"""timm's hierarchical models as backbones: Hiera (arXiv 2306.00989) and TinyViT (arXiv 2207.10666), by timm's names.
+"""timm's hierarchical models as backbones: Hiera, TinyViT (arXiv 2207.10666) and Swin, by timm's names.
 
-Four levels at strides 4, 8, 16 and 32, for images of any height and width. timm's Hiera accepts one size only: here its
-blocks run on the image's own grid, padded with zeros to whole mask units (32 pixels), and its positions are
-interpolated like the plain ViT's. TinyViT's windows are padded with zeros, as in timm. Tensors keep timm's names;
-there is no classifier, and no norm after the last stage.
+Four levels at strides 4, 8, 16 and 32, for images of any height and width: ``hiera.py``, ``swin.py``, and TinyViT here,
+whose windows are padded with zeros, as in timm. Tensors keep timm's names; there is no classifier, and no norm after
+the last stage.
 
-Legend: B = batch, N = tokens, D = width, H, W = a grid's rows and columns.
+Legend: B = batch, D = width, H, W = a grid's rows and columns.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import timm
 import torch
 import torch.nn.functional as F
-from timm.models.hiera import Hiera, Reroll, Unroll
+from timm.models.hiera import Hiera
+from timm.models.swin_transformer import SwinTransformer
 from timm.models.tiny_vit import TinyVit
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from tinymim.errors import CheckpointError, ConfigError
-from tinymim.models.backbone import Shell, Stage, pick_taps, register_backbone
+from tinymim.errors import ConfigError
+from tinymim.models import hiera, swin
+from tinymim.models.backbone import Shell, Stage, from_config, pick_taps, register_backbone
 from tinymim.models.draws import draw_by_rows
-from tinymim.models.position import resize_position
+from tinymim.models.hiera import recompute
+
+State = dict[str, Tensor]
 
 
 class Family(NamedTuple):
     """How the models of one of timm's classes are run.
 
     Attributes:
+        prefix: Start of timm's names.
         kind: timm's class.
         blocks: Model -> number of blocks of each stage.
         run: (model, images padded to ``multiple``, number of stages) -> maps (B, D, H, W) of the stages.
         prepare: Changes a new model in place.
         parts_after: (model, stage) -> modules that no map up to this stage depends on.
+        adapt: (model, a file's tensors, the config that it stores) -> tensors resized to the model, names of these.
         multiple: Images are padded to a multiple of so many pixels.
         sized: Whether timm's class accepts ``img_size``.
+        arguments: Further keywords of timm's class.
     """
 
+    prefix: str
     kind: type[nn.Module]
     blocks: Callable[[Any], Sequence[int]]
     run: Callable[[Any, Tensor, int], list[Tensor]]
     prepare: Callable[[Any], object]
     parts_after: Callable[[Any, int], Sequence[nn.Module]]
+    adapt: Callable[[Any, State, dict[str, Any]], tuple[State, list[str]]]
     multiple: int
-    sized: bool
-
-
-def _recompute(model: Any, block: Any, x: Tensor) -> Tensor:
-    """One block, with gradient checkpointing when it is on."""
-    if model.grad_checkpointing and model.training and torch.is_grad_enabled():
-        return checkpoint(block, x, use_reentrant=False)
-    return block(x)
-
-
-# Hiera ------------------------------------------------------------------------------------------------------------
-
-
-class FlatAttention(Shell):
-    """timm's ``MaskUnitAttention`` with windows and heads on one axis: fast kernels and ONNX accept four axes only."""
-
-    def forward(self, x_BND: Tensor) -> Tensor:
-        its: Any = self.inner
-        B, N, _ = x_BND.shape
-        windows = N // (its.q_stride * its.window_size) if its.use_mask_unit_attn else 1
-        qkv = its.qkv(x_BND).reshape(B, -1, windows, 3, its.heads, its.head_dim).permute(3, 0, 4, 2, 1, 5)
-        q, k, v = qkv.flatten(2, 3).unbind(0)  # (B, heads * windows, tokens of a window, channels)
-        if its.q_stride > 1:  # the tokens of a pool are q_stride runs, see timm's Unroll
-            q = q.unflatten(2, (its.q_stride, -1)).amax(dim=2)
-        x = F.scaled_dot_product_attention(q.contiguous(), k.contiguous(), v.contiguous())
-        return its.proj(x.unflatten(1, (its.heads, windows)).transpose(1, 3).reshape(B, -1, its.dim_out))
-
-
-def _prepare_hiera(model: Any) -> None:
-    for block in model.blocks:
-        block.attn = FlatAttention(block.attn)
-
-
-def _hiera_position(model: Any, grid: tuple[int, int]) -> Tensor:
-    """Positions (1, N, D) for a grid; in "abswin" models the window's part is tiled, the global part resized."""
-    if model.pos_embed_win is None:
-        return resize_position(model.pos_embed, tuple(model.tokens_spatial_shape), grid, 0)
-    window = model.pos_embed_win.tile([side // unit for side, unit in zip(grid, model.mask_unit_size, strict=True)])
-    whole = F.interpolate(model.pos_embed, size=window.shape[-2:], mode="bicubic", antialias=True)
-    return (whole + window).flatten(2).transpose(1, 2)
-
-
-def _run_hiera(model: Any, images: Tensor, stages: int) -> list[Tensor]:
-    size, stride, ends = tuple(images.shape[-2:]), model.patch_stride, model.stage_ends
-    unroll = Unroll(size, stride, model.unroll.schedule)  # neither has parameters: made for the image at hand
-    reroll = Reroll(size, stride, model.unroll.schedule, ends, model.q_pool)
-    x_BND = model.patch_embed(images)
-    x_BND = unroll(x_BND + _hiera_position(model, (size[0] // stride[0], size[1] // stride[1])))
-    maps = []
-    for i in range(ends[stages - 1] + 1):
-        x_BND = _recompute(model, model.blocks[i], x_BND)
-        if i in ends:
-            maps.append(reroll(x_BND, i).permute(0, 3, 1, 2).contiguous())
-    return maps
+    sized: bool = True
+    arguments: Mapping[str, Any] = {}
 
 
 # TinyViT ----------------------------------------------------------------------------------------------------------
@@ -129,11 +84,11 @@ def _run_tinyvit(model: Any, images: Tensor, stages: int) -> list[Tensor]:
     for i, stage in enumerate(model.stages[:stages]):
         if i == 0:  # convolutions
             for block in stage.blocks:
-                x_BDHW = _recompute(model, block, x_BDHW)
+                x_BDHW = recompute(model, block, x_BDHW)
         else:
             x_BHWD = stage.downsample(x_BDHW).permute(0, 2, 3, 1)
             for block in stage.blocks:
-                x_BHWD = _recompute(model, _tinyvit_block(block), x_BHWD)
+                x_BHWD = recompute(model, _tinyvit_block(block), x_BHWD)
             x_BDHW = x_BHWD.permute(0, 3, 1, 2).contiguous()
         maps.append(x_BDHW)
     _forget_biases(model)
@@ -147,34 +102,66 @@ def _forget_biases(model: Any) -> None:
             block.attn.attention_bias_cache = {}
 
 
+def _without_norm(model: Any) -> None:
+    model.norm = nn.Identity()  # none of the levels uses it
+
+
+def _nothing_to_adapt(model: Any, state: State, config: dict[str, Any]) -> tuple[State, list[str]]:
+    return state, []
+
+
+def _adapt_hiera(model: Any, state: State, config: dict[str, Any]) -> tuple[State, list[str]]:
+    return hiera.adapt(model, state, config.get("img_size"))
+
+
+def _adapt_swin(model: Any, state: State, config: dict[str, Any]) -> tuple[State, list[str]]:
+    with torch.device("meta"):
+        file: Any = from_config(config) if "img_size" in config else None
+    return swin.adapt(model, state, file and [tuple(block.window_size) for block in swin.blocks_of(file)])
+
+
 FAMILIES = (
     Family(
+        "hiera_",
         Hiera,
-        lambda model: [b - a for a, b in zip([-1, *model.stage_ends], model.stage_ends, strict=False)],
-        _run_hiera,
-        _prepare_hiera,
+        hiera.stage_lengths,
+        hiera.run_hiera,
+        hiera.prepare,
         lambda model, stage: model.blocks[model.stage_ends[stage] + 1 :],
+        _adapt_hiera,
         multiple=32,
-        sized=True,
     ),
     Family(
+        "tiny_vit_",
         TinyVit,
         lambda model: model.depths,
         _run_tinyvit,
         _forget_biases,
         lambda model, stage: model.stages[stage + 1 :],
+        _nothing_to_adapt,
         multiple=1,
         sized=False,
+    ),
+    Family(
+        "swin_",
+        SwinTransformer,
+        lambda model: [len(stage.blocks) for stage in model.layers],
+        swin.run_swin,
+        _without_norm,
+        lambda model, stage: model.layers[stage + 1 :],
+        _adapt_swin,
+        multiple=4,
+        arguments={"strict_img_size": False},
     ),
 )
 
 
 def _family(name: str) -> Any:
     """The entry of :data:`FAMILIES` of a timm name."""
-    return next(family for family in FAMILIES if name.startswith(family.kind.__module__.rpartition(".")[2]))
+    return next(family for family in FAMILIES if name.startswith(family.prefix))
 
 
-@register_backbone(*timm.list_models(["hiera_*", "tiny_vit_*"]))
+@register_backbone(*timm.list_models([f"{family.prefix}*" for family in FAMILIES]))
 class Hierarchical(Shell):
     """A model of :data:`FAMILIES` as a :class:`~tinymim.models.backbone.Backbone`; ``inner`` is timm's own.
 
@@ -195,7 +182,7 @@ class Hierarchical(Shell):
         options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
         family = _family(name)
         whole = tuple(-(-side // family.multiple) * family.multiple for side in size)
-        extra: dict[str, Any] = {"img_size": whole} if family.sized else {}
+        extra = {**family.arguments, **({"img_size": whole} if family.sized else {})}
         try:
             model: Any = timm.create_model(
                 name, num_classes=0, drop_path_rate=float(drop_path_rate), **extra, **options
@@ -221,6 +208,7 @@ class Hierarchical(Shell):
             Stage(int(info["num_chs"]), int(info["reduction"]), range(start, start + count), range(i, i + 1))
             for i, (info, start, count) in enumerate(zip(model.feature_info, starts, counts, strict=True))
         )
+        self.patch_size = self.stage_info[0].stride
 
     @staticmethod
     def more_arguments(name: str) -> Any:
@@ -295,20 +283,4 @@ class Hierarchical(Shell):
             CheckpointError: positions on a grid that is neither stored nor square.
         """
         state = {key: value for key, value in state.items() if not key.startswith(("head.", "norm.", "encoder_norm."))}
-        own, pos = self.inner.state_dict().get("pos_embed"), state.get("pos_embed")
-        if own is None or pos is None or pos.ndim != 3 or (own.shape == pos.shape and "img_size" not in config):
-            return state, []
-        new = tuple(self.inner.tokens_spatial_shape)
-        unit, stride = self.family.multiple, self.stage_info[0].stride
-        side = round(pos.shape[1] ** 0.5)
-        size = config.get("img_size") or (side * stride, side * stride)
-        old = (-(-size[0] // unit) * unit // stride, -(-size[1] // unit) * unit // stride)
-        if old[0] * old[1] != pos.shape[1]:
-            raise CheckpointError(
-                f"the file's grid is unknown ({pos.shape[1]} positions)",
-                "it is not square, and only our own files store their image size",
-                "give a file written by tinymim, or one of a square size",
-            )
-        if old == new:
-            return state, []
-        return state | {"pos_embed": resize_position(pos, old, new, 0)}, ["pos_embed"]
+        return self.family.adapt(self.inner, state, config)

@@ -49,7 +49,8 @@ def create_model(
     Args:
         name: ``tinymim_vit_tiny`` (192 wide, 3 heads), ``_small`` (384, 6), ``_base`` (768, 12) or ``_star_tiny``
             (TinyMIM*-T: 192, 12 heads, distillation token, 1280-wide last layer); 12 blocks, patch 16. Or timm's name
-            of a hierarchical model, e.g. ``hiera_tiny_224`` or ``tiny_vit_5m_224``.
+            of a hierarchical model, e.g. ``hiera_tiny_224``, ``tiny_vit_5m_224`` or
+            ``swin_tiny_patch4_window7_224``.
         img_size: Pixels at which the position embedding is stored.
         checkpoint: File to load through :func:`tinymim.load_weights`.
         overrides: Any keyword of :class:`ViT`, or of timm's class.
@@ -64,7 +65,7 @@ def create_model(
     if name not in backbone_names():
         raise ConfigError(
             f"unknown model {name!r}",
-            f"the models are {', '.join(SIZES)}; and timm's hiera_*, tiny_vit_*",
+            f"the models are {', '.join(SIZES)}; and timm's hiera_*, tiny_vit_*, swin_*",
             did_you_mean(name, backbone_names()),
         )
     model = build_backbone(name, img_size=img_size, **overrides)

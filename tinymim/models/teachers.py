@@ -125,8 +125,8 @@ def register_teacher(prefix: str) -> Callable[[Callable[..., Teacher]], Callable
 
 
 def teacher_prefix(name: str) -> str | None:
-    """The registered prefix of a teacher's name; None if it is a file."""
-    return next((prefix for prefix in TEACHERS if name.startswith(prefix)), None)
+    """The longest registered prefix of a teacher's name; None if it is a file."""
+    return max((prefix for prefix in TEACHERS if name.startswith(prefix)), key=len, default=None)
 
 
 def load_teacher(

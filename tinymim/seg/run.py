@@ -42,6 +42,7 @@ from tinymim.seg.loop import stop_loader
 from tinymim.seg.metric import SegMetric, SegResult
 from tinymim.seg.resume import SegRunner, check_input, check_unchanged
 from tinymim.seg.segmentor import class_names, load_segmentor
+from tinymim.seg.shape import take_shape
 
 
 def train_segmentor(
@@ -97,6 +98,7 @@ def train_segmentor(
         if not Path(student).is_file():
             raise CheckpointError(f"no checkpoint at {student}", "the file does not exist", "check --student")
         cfg.model.backbone.init_cfg = dict(type="Pretrained", checkpoint=str(student))
+    take_shape(cfg, student, Path(work_dir) if resume else None)
     set_teacher(cfg, teacher_segmentor)
     kind = set_device(cfg, device, amp, strategy)
     check_batch(cfg, model_outline(cfg))
