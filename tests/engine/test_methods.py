@@ -12,6 +12,7 @@ from PIL import Image
 from tinymim.cli import main
 from tinymim.distill import METHODS, Method, TinyMIM, register_method
 from tinymim.engine import distill, load_recipe, pretrain, recipe_names
+from tinymim.engine.settings import SETTINGS
 from tinymim.errors import ConfigError
 from tinymim.models import ViT, save_student
 
@@ -142,7 +143,7 @@ def test_its_keys_are_checked_and_nobody_elses_are_known(toy):
 def test_recipes_belong_to_the_command_of_their_method():
     assert {"mae_tiny", "mae_base"} <= set(recipe_names("pretrain"))
     assert {"tinymim_chain", "tinymim_tiny_from_mae_base"} <= set(recipe_names("distill"))
-    assert set(recipe_names()) == {n for verb in ("pretrain", "distill", "finetune") for n in recipe_names(verb)}
+    assert set(recipe_names()) == {name for verb in SETTINGS for name in recipe_names(verb)}
     assert load_recipe("mae_tiny").decoder == {"dim": 96, "depth": 1, "heads": 3}
     assert "targets" not in load_recipe("mae_tiny")
     with pytest.raises(ConfigError, match="method='nothing'"):
