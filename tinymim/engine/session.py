@@ -228,6 +228,8 @@ def make_runner(
 
     parts = plan.batch // launched_processes() // plan.micro_batch
     wrapper: dict[str, Any] = dict(optimizer=optimizer, accumulative_counts=parts)
+    if config.get("clip_grad") is not None:
+        wrapper["clip_grad"] = dict(max_norm=config.clip_grad)
     optim = AmpOptimWrapper(dtype="float16", **wrapper) if scaled else OptimWrapper(**wrapper)
     off = dict.fromkeys(("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint"))
     return Wrapped(

@@ -132,7 +132,7 @@ class _Sprite:
         self.skin.putalpha(_mask(self.skin.size, shape))
         self.scale = np.exp(1.6 * _waves(rng, frames, 0.25)) / 2
         self.angle = 60 * _waves(rng, frames, 0.25)
-        ways = [0.5 + (1.3 if leaves else 1.0) * _waves(rng, frames, 0.4) for _ in range(2)]
+        ways = [0.5 + _waves(rng, frames, 0.4) for _ in range(2)]
         if leaves:  # out at the right and back, in the last third
             out = np.clip(1 - np.abs(np.arange(frames) / frames - 0.8) / 0.15, 0, 1)
             ways[0] = ways[0] + 1.6 * out
