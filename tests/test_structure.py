@@ -57,6 +57,13 @@ ARROWS: dict[str, set[str]] = {
         "tinymim.recipes",
     },
     "tinymim.seg": {"tinymim.models", "tinymim.engine", "tinymim.distill.recipe_keys", *DATA},
+    "tinymim.track": {
+        "tinymim.data",
+        "tinymim.distill.method",
+        "tinymim.distill.recipe_keys",
+        "tinymim.engine",
+        "tinymim.models",
+    },
     "tinymim.study": {"tinymim.engine", "tinymim.seg", "tinymim.data", "tinymim.models", "tinymim.recipes"},
     "tinymim_mmseg_configs": set(),
     "tinymim_export.comparison": {"tinymim_export.tables"},
@@ -66,6 +73,7 @@ ARROWS: dict[str, set[str]] = {
     "tinymim_export.graph": {
         "tinymim.models",
         "tinymim.seg",
+        "tinymim.track",
         "tinymim_export.comparison",
         "tinymim_export.runtime",
         "tinymim_export.tables",
@@ -298,6 +306,13 @@ def test_light_modules_import_no_torch_at_import_time() -> None:
         "tinymim.data.photo_files",
         "tinymim.data.pixels",
         "tinymim.data.pseudo_labels",
+        "tinymim.track",
+        "tinymim.track.boxes",
+        "tinymim.track.evaluate",
+        "tinymim.track.follow",
+        "tinymim.track.generate",
+        "tinymim.track.metrics",
+        "tinymim.track.sequences",
     )
     wrong = [
         f"{module_name(path)}:{line} {name}"

@@ -142,7 +142,9 @@ def test_its_keys_are_checked_and_nobody_elses_are_known(toy):
 def test_recipes_belong_to_the_command_of_their_method():
     assert {"mae_tiny", "mae_base"} <= set(recipe_names("pretrain"))
     assert {"tinymim_chain", "tinymim_tiny_from_mae_base"} <= set(recipe_names("distill"))
-    assert set(recipe_names()) == {n for verb in ("pretrain", "distill", "finetune") for n in recipe_names(verb)}
+    assert set(recipe_names()) == {
+        n for verb in ("pretrain", "distill", "finetune", "track") for n in recipe_names(verb)
+    }
     assert load_recipe("mae_tiny").decoder == {"dim": 96, "depth": 1, "heads": 3}
     assert "targets" not in load_recipe("mae_tiny")
     with pytest.raises(ConfigError, match="method='nothing'"):

@@ -155,7 +155,7 @@ class FollowResult:
 
 def spelled_fps(fps: float) -> str:
     """A speed in words."""
-    return f"{fps:.1f} frames per second on {cores()} core(s), without reading frames; the template's part included"
+    return f"{fps:.1f} frames per second on {cores()} core(s), without reading frames"
 
 
 def follow(

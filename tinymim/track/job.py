@@ -16,8 +16,8 @@ from tinymim.engine.settings import TrackSettings
 from tinymim.errors import ConfigError
 from tinymim.files import describe_file, describe_files, sha256_file
 from tinymim.models.formats import read_checkpoint
-from tinymim.models.registry import create_model, create_model_for
-from tinymim.models.stored import backbone_config
+from tinymim.models.registry import create_model_for
+from tinymim.models.stored import build_stored
 from tinymim.track.method import TrackModel, TrackSchedule, parameter_groups
 from tinymim.track.network import Tracker, require_plain
 from tinymim.track.pairs import Pairs
@@ -185,10 +185,10 @@ def build_network(config: Any, student: str | Path | None) -> Tracker:
     arguments = {"drop_path_rate": float(config.drop_path), **config.student_args}
     size = config.img_size
     if student is not None:
-        stored = backbone_config(read_checkpoint(student).meta)
-        if "name" in stored:  # ours, not plain: what it is decides, and not whether it fits the recipe's student
-            require_plain(create_model(stored["name"], **{k: v for k, v in stored.items() if k != "name"}))
-        size = stored.get("img_size", size)
+        file = read_checkpoint(student)
+        if "name" in file.config:  # ours, not plain: that it is is the error, not that it fits no plain model
+            require_plain(build_stored(file.config, file.state, file.path))
+        size = file.config.get("img_size", size)
     torch.manual_seed(config.seed)
     backbone = create_model_for(config.student, student, img_size=size, num_heads=config.num_heads, arguments=arguments)
     backbone.set_grad_checkpointing(bool(config.grad_checkpointing))
