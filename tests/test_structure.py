@@ -309,7 +309,7 @@ def test_light_modules_import_no_torch_at_import_time() -> None:
         "tinymim.track",
         "tinymim.track.boxes",
         "tinymim.track.evaluate",
-        "tinymim.track.follow",
+        "tinymim.track.following",
         "tinymim.track.generate",
         "tinymim.track.metrics",
         "tinymim.track.sequences",

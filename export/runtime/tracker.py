@@ -13,7 +13,7 @@ from tinymim_export.runtime.sessions import open_session
 
 
 class OnnxNetwork:
-    """A verified file of ``tinymim-export``, for :class:`tinymim.track.follow.OneStream`.
+    """A verified file of ``tinymim-export``, for :class:`tinymim.track.following.OneStream`.
 
     Args:
         path: The .onnx file.

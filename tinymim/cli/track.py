@@ -20,14 +20,16 @@ from tinymim.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from tinymim.track.follow import Network
+    from tinymim.track.following import Network
 
-OPTIONS = {  # what each way to call the verb takes; FILE, VIDEO and `device` are handled apart
+OPTIONS = {  # what each way to call the verb takes
     "training": {f.name for f in fields(TrackSettings)} | {"recipe", "print_config"},
     "--test": {"data", "baseline", "json"},
     "following": {"box", "pictures", "out", "overwrite"},
     "--generate": {"sequences", "frames", "size", "seed", "overwrite"},
 }
+
+EACH_FRAME = "note:    the template goes through the network with every frame, and its time is in the speed"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -158,7 +160,7 @@ def test(args: argparse.Namespace) -> int:
     """Score a tracker, and with ``--baseline`` what it must beat."""
     from tinymim.files import write_json
     from tinymim.track.evaluate import evaluate_tracker
-    from tinymim.track.follow import FirstBox, Follower, OneStream, TemplateMatcher
+    from tinymim.track.following import FirstBox, Follower, OneStream, TemplateMatcher
     from tinymim.track.sequences import read_sequences
 
     followers: list[Follower] = [OneStream(open_network(args.file))]
@@ -167,6 +169,7 @@ def test(args: argparse.Namespace) -> int:
     scores = [evaluate_tracker(follower, sequences) for follower in followers]
     for each in scores:
         each.print()
+    print(EACH_FRAME)
     if args.json:
         value = scores[0].to_dict()
         write_json(args.json, value | ({"baselines": [s.to_dict() for s in scores[1:]]} if args.baseline else {}))
@@ -177,7 +180,7 @@ def test(args: argparse.Namespace) -> int:
 
 def use(args: argparse.Namespace) -> int:
     """Follow a target, write its boxes."""
-    from tinymim.track.follow import OneStream, follow
+    from tinymim.track.following import OneStream, follow
 
     if args.box is None:
         raise ConfigError("no target", "--box is missing", "add --box X Y W H, pixels of the first frame")
@@ -187,6 +190,7 @@ def use(args: argparse.Namespace) -> int:
     more: dict[str, Any] = dict(pictures=args.pictures, overwrite=args.overwrite)
     result = follow(follower, frames, args.box, out, source=str(args.video), total=total, **more)
     result.print()
+    print(EACH_FRAME)
     if not args.pictures:
         words = shlex.join([args.file, args.video, "--box", *(f"{v:g}" for v in args.box)])
         print(f"next:    tinymim track {words} --pictures --overwrite{spelled(args, 'out')}")

@@ -231,7 +231,7 @@ class TrackSettings(Settings):
     )
 
 
-def add_options(parser: argparse.ArgumentParser, settings: type[Settings]) -> None:
+def add_options(parser: argparse._ActionsContainer, settings: type[Settings]) -> None:
     """Add the options of a settings class; ``--data`` is not required here: the command reports that it is missing."""
     for each in fields(settings):
         if "argument" in each.metadata:

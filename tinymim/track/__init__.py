@@ -6,7 +6,7 @@ from tinymim.lazy import lazy
 
 if TYPE_CHECKING:
     from tinymim.track.evaluate import TrackScores, evaluate_tracker
-    from tinymim.track.follow import FirstBox, OneStream, TemplateMatcher, follow
+    from tinymim.track.following import FirstBox, OneStream, TemplateMatcher, follow
     from tinymim.track.generate import generate_sequences
     from tinymim.track.job import TrackJob, TrackResult, train_tracker
     from tinymim.track.network import Tracker
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _PLACES = {
     **dict.fromkeys(("TrackScores", "evaluate_tracker"), "evaluate"),
-    **dict.fromkeys(("FirstBox", "OneStream", "TemplateMatcher", "follow"), "follow"),
+    **dict.fromkeys(("FirstBox", "OneStream", "TemplateMatcher", "follow"), "following"),
     "generate_sequences": "generate",
     **dict.fromkeys(("TrackJob", "TrackResult", "train_tracker"), "job"),
     "Tracker": "network",

@@ -30,7 +30,7 @@ def overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     sides = np.clip(np.minimum(one[..., 2:], two[..., 2:]) - np.maximum(one[..., :2], two[..., :2]), 0, None)
     both = sides.prod(-1)
     union = np.clip(a[..., 2:], 0, None).prod(-1) + np.clip(b[..., 2:], 0, None).prod(-1) - both
-    return np.divide(both, union, out=np.zeros_like(both, dtype=np.float64), where=union > 0)
+    return np.minimum(np.divide(both, union, out=np.zeros_like(both, dtype=np.float64), where=union > 0), 1)
 
 
 def inside(box: np.ndarray, size: tuple[int, int]) -> np.ndarray:

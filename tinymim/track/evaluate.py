@@ -12,7 +12,7 @@ import numpy as np
 from tinymim.data.pixels import open_photo
 from tinymim.files import describe_files, environment, write_json
 from tinymim.progress import Progress
-from tinymim.track.follow import Follower, spelled_fps
+from tinymim.track.following import Follower, spelled_fps
 from tinymim.track.metrics import Curves, curves, mean_curves
 from tinymim.track.sequences import Sequence, read_sequences
 

@@ -68,7 +68,7 @@ class Tracker(nn.Module):
         require_plain(backbone)
         blocks = default_elimination(backbone.depth) if eliminate_in is None else tuple(eliminate_in)
         _check(backbone, template_size, search_size, blocks, keep, channels)
-        self.config = dict(
+        self.config: dict[str, Any] = dict(
             template_size=template_size,
             search_size=search_size,
             template_factor=template_factor,

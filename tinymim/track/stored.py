@@ -135,7 +135,7 @@ class TrackerGraph(nn.Module):
 
 
 class TorchNetwork:
-    """A ``tracker.pth`` in PyTorch, for :class:`~tinymim.track.follow.OneStream`.
+    """A ``tracker.pth`` in PyTorch, for :class:`~tinymim.track.following.OneStream`.
 
     Attributes:
         name: File and runtime.
@@ -147,13 +147,13 @@ class TorchNetwork:
         model, meta = load_tracker(path)
         self.name, self.graph = f"{Path(path).name} (PyTorch)", TrackerGraph(model).eval()
         config = model.config
-        self.sizes = (config["template_size"], config["search_size"])
-        self.factors = (config["template_factor"], config["search_factor"])
+        self.sizes: tuple[int, int] = (config["template_size"], config["search_size"])
+        self.factors: tuple[float, float] = (config["template_factor"], config["search_factor"])
         self.mean, self.std = (torch.tensor(meta[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
 
     @torch.inference_mode()
     def locate(self, template: np.ndarray, search: np.ndarray) -> tuple[np.ndarray, float]:
         """Crops uint8 (Z, Z, 3) and (S, S, 3) -> centre x, y, width, height as fractions (4,), and confidence."""
-        views = [torch.from_numpy(crop).permute(2, 0, 1)[None].float() / 255 for crop in (template, search)]
+        views = [torch.tensor(crop).permute(2, 0, 1)[None].float() / 255 for crop in (template, search)]
         out = self.graph(*((view - self.mean) / self.std for view in views))
         return out["box"][0].double().numpy(), float(out["confidence"][0])
