@@ -373,18 +373,6 @@ class Precision(TypedDict, total=False):
     excluded: list[str]
 
 
-class Tracker(TypedDict, total=False):
-    """A tracker's arguments: :class:`tinymim.track.network.Tracker`."""
-
-    template_size: Required[Pixels]
-    search_size: Required[Pixels]
-    template_factor: Required[Above0]
-    search_factor: Required[Above0]
-    eliminate_in: list[Count]
-    keep: Share
-    channels: Count
-
-
 class Contract(TypedDict, total=False):
     """``tinymim.*`` of an .onnx file: everything a program needs to use it."""
 
@@ -405,7 +393,7 @@ class Contract(TypedDict, total=False):
     precision: Precision | None
     graph: list[str] | None
     input: dict[str, str] | None
-    tracker: Tracker
+    tracker: dict[str, Any]
     tune: dict[str, Any] | None
 
 

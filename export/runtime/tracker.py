@@ -1,15 +1,26 @@
 """A tracker's .onnx file, run by ONNX Runtime: crops in, box out. numpy and onnxruntime only."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
 from tinymim.cores import cores
 from tinymim.errors import ConfigError, DataError
 from tinymim.files import sha256_file
+from tinymim.records import Pixels
+from tinymim.schema import Above0, check
 from tinymim_export.runtime.metadata import check_verified, read_metadata
 from tinymim_export.runtime.sessions import open_session
+
+
+class Crops(TypedDict):
+    """What a file says under ``tinymim.tracker`` of the crops it takes."""
+
+    template_size: Pixels
+    search_size: Pixels
+    template_factor: Above0
+    search_factor: Above0
 
 
 class OnnxNetwork:
@@ -44,6 +55,7 @@ class OnnxNetwork:
                 f"its inputs are {', '.join(inputs)}; a tracker takes template and search, and says how to cut them",
                 f"export one: tinymim-export --onnx {path.with_name('tracker.onnx')} --checkpoint tracker.pth",
             )
+        check(config, Crops, f"tinymim.tracker of {path}", fix="export it again with tinymim-export")
         self.name, self.sha256, self.verified = path.name, sha256_file(path), check_verified(path, meta)
         self.sizes = (int(config["template_size"]), int(config["search_size"]))
         self.factors = (float(config["template_factor"]), float(config["search_factor"]))

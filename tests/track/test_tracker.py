@@ -37,6 +37,7 @@ from tinymim_export import export, verify
 from tinymim_export.runtime import OnnxNetwork
 
 STUDENT = dict(depth=3, embed_dim=24, num_heads=2)
+BOX = ["--box", "30", "30", "12", "12"]
 SMALL = dict(template_size=32, img_size=64, channels=8, samples=8, student_args=STUDENT)
 
 
@@ -56,10 +57,10 @@ def crops(batch=2, seed=1):
     return torch.randn(batch, 3, 32, 32, generator=rng), torch.randn(batch, 3, 64, 64, generator=rng)
 
 
-def options(data, out, **more):
+def options(sequences, out, **more):
     cfg = SMALL | more.pop("cfg_options", {})
     return (
-        dict(data=data, out=out, max_steps=4, batch_size=4, workers=0, device="cpu", save_every=2, cfg_options=cfg)
+        dict(data=sequences, out=out, max_steps=4, batch_size=4, workers=0, device="cpu", save_every=2, cfg_options=cfg)
         | more
     )
 
@@ -269,7 +270,7 @@ def test_bad_input_is_said_before_the_folder_is_made(data, tmp_path, monkeypatch
         (dict(student=tmp_path / "hiera.pth"), ConfigError, "hierarchical"),
         (dict(student=tmp_path / "nothing.pth"), CheckpointError, "no checkpoint"),
         (dict(data=tmp_path / "empty"), DataError, "no sequence"),
-        (dict(img_size=60), ConfigError, "do not fit patches"),
+        (dict(cfg_options={"img_size": 60}), ConfigError, "do not fit patches"),
         (dict(strategy="fsdp"), ConfigError, "fsdp"),
         (dict(cfg_options={"keep": 0}), ConfigError, "keep"),
         (dict(cfg_options={"eliminate_in": [9]}), ConfigError, "eliminate_in"),
@@ -330,7 +331,8 @@ def exported(stored):
     return stored.with_name("tracker.onnx")
 
 
-def test_the_file_gives_what_pytorch_gives(stored, exported, data):
+@pytest.mark.slow  # an export takes seconds
+def test_the_file_gives_what_pytorch_gives(stored, exported, data, tmp_path, monkeypatch, capsys):
     """Elimination included; on whole sequences the same boxes; verified, and not after a change."""
     theirs, ours = OnnxNetwork(exported, threads=1), TorchNetwork(stored)
     assert theirs.verified
@@ -344,6 +346,11 @@ def test_the_file_gives_what_pytorch_gives(stored, exported, data):
     sequences = read_sequences(data)
     scores = [evaluate_tracker(OneStream(network), sequences) for network in (theirs, ours)]
     assert scores[0].auc == pytest.approx(scores[1].auc, abs=1e-6)
+    monkeypatch.chdir(tmp_path)
+    for name, file in (("onnx", exported), ("torch", stored)):
+        assert main(["track", str(file), str(data / "scene_0000"), *BOX, "--out", name]) == 0
+    assert np.allclose(*(np.loadtxt(f"{name}/boxes.txt", delimiter=",") for name in ("onnx", "torch")), atol=0.02)
+    assert "not verified" not in capsys.readouterr().out
     assert verify(exported, stored).passed
     proto = onnx.load(exported)
     for prop in proto.metadata_props:
@@ -363,29 +370,25 @@ def test_what_an_export_of_a_tracker_refuses(stored, tmp_path):
 # the command ------------------------------------------------------------------------------------------------------
 
 
-def test_the_command(stored, exported, data, tmp_path, monkeypatch, capsys):
+def test_the_command(stored, data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    file, frames = str(exported), str(data / "scene_0000")
+    file, frames = str(stored), str(data / "scene_0000")
     assert main(["track", "--test", file, "--data", str(data), "--baseline", "--json", "scores.json"]) == 0
     value = json.loads((tmp_path / "scores.json").read_text())
     assert value["kind"] == "tinymim.track_scores"
     assert [each["tracker"] for each in value["baselines"]] == [TemplateMatcher.name, FirstBox.name]
     assert len(value["curves"]["success"]) == 21
-    box = ["--box", "30", "30", "12", "12"]
-    assert main(["track", file, frames, *box, "--out", "out"]) == 0
+    assert main(["track", file, frames, *BOX, "--out", "out"]) == 0
     said = capsys.readouterr().out
     assert "frames per second" in said
     assert "with every frame" in said
-    assert main(["track", str(stored), frames, *box, "--out", "torch"]) == 0
-    boxes = [np.loadtxt(tmp_path / name / "boxes.txt", delimiter=",") for name in ("out", "torch")]
-    assert np.allclose(*boxes, atol=0.02)
-    assert len(boxes[0]) == 6
+    assert len(np.loadtxt(tmp_path / "out/boxes.txt", delimiter=",")) == 6
     for words, told in (
         ([file], "a VIDEO, too"),
         ([file, frames], "--box is missing"),
-        ([file, str(tmp_path / "no.mp4"), *box], "no video at"),
-        ([file, frames, *box, "--out", "out"], "exists"),
-        ([file, frames, *box, "--steps", "3"], "--max-steps is for training"),
+        ([file, str(tmp_path / "no.mp4"), *BOX], "no video at"),
+        ([file, frames, *BOX, "--out", "out"], "exists"),
+        ([file, frames, *BOX, "--steps", "3"], "--max-steps is for training"),
         (["--test", file], "--data is missing"),
         (["--test", "--data", str(data)], "needs FILE"),
         (["--data", str(data), "--baseline"], "--baseline is for --test"),
@@ -396,7 +399,7 @@ def test_the_command(stored, exported, data, tmp_path, monkeypatch, capsys):
         assert told in capsys.readouterr().err
 
 
-def test_a_video_file_and_one_that_ends_early(exported, data, tmp_path, monkeypatch, capsys):
+def test_a_video_file_and_one_that_ends_early(stored, data, tmp_path, monkeypatch, capsys):
     from fractions import Fraction
 
     from tinymim_export.runtime.pictures import VideoWriter
@@ -406,8 +409,7 @@ def test_a_video_file_and_one_that_ends_early(exported, data, tmp_path, monkeypa
     for path in read_sequences(data)[0].frames * 8:
         writer.add(np.asarray(Image.open(path)))
     writer.close()
-    box = ["--box", "30", "30", "12", "12"]
-    assert main(["track", str(exported), "clip.mp4", *box]) == 0
+    assert main(["track", str(stored), "clip.mp4", *BOX]) == 0
     assert len(np.loadtxt(tmp_path / "clip_track/boxes.txt", delimiter=",")) == 48
     import av
 
@@ -422,7 +424,7 @@ def test_a_video_file_and_one_that_ends_early(exported, data, tmp_path, monkeypa
     (tmp_path / "text.mp4").write_text("no video", "utf-8")
     capsys.readouterr()
     for name, told in (("short.mp4", "frames are in the file"), ("text.mp4", "cannot read the video")):
-        assert main(["track", str(exported), name, *box]) == 2
+        assert main(["track", str(stored), name, *BOX]) == 2
         assert told in capsys.readouterr().err
     assert not (tmp_path / "short_track").exists()
 
