@@ -251,7 +251,7 @@ def _verify(args: argparse.Namespace) -> int:
 def _next(onnx: str, part: str | None, split: str = "") -> str:
     """What to type after an export or a verification."""
     if part == "tracker":
-        return f"next: tinymim track --test {shlex.quote(onnx)} --data FOLDER --baseline"
+        return f"next: tinymim track --test {shlex.quote(onnx)} --data SEQUENCES --baseline"
     return f"next: tinymim bench {shlex.quote(onnx)}{split}"
 
 

@@ -19,7 +19,17 @@ import pytest
 import torch
 
 import tinymim
-from tests.end_to_end.workshop import ARTEFACTS, DEPTH, HEAD, JOB, ROOT, STUDENT, WIDTH, Workshop
+from tests.end_to_end.workshop import (
+    ARTEFACTS,
+    DEPTH,
+    HEAD,
+    JOB,
+    JOB_OF_TRACKER,
+    ROOT,
+    STUDENT,
+    WIDTH,
+    Workshop,
+)
 from tinymim.models import save_student
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -55,6 +65,13 @@ WORDS = {
     "pseudo": "{pseudo}",
     "pseudo=0.5": "{pseudo}=0.5",
     "best.tune/": "{tuned}/best.tune",
+    "STUDENT": "{distilled}/student.pth",
+    "SEQUENCES": "{sequences}",
+    "sequences": "{sequences}",
+    "LASOT": "{sequences}",
+    "video.mp4": "{sequences}/scene_0000",
+    "runs/track/tracker.pth": "{tracked}/tracker.pth",
+    "tracker.onnx": "{tracker}/tracker.onnx",
 }
 PATTERNS = {
     r"runs/[\w/]+/student\.pth": "{distilled}/student.pth"
@@ -67,6 +84,7 @@ OUTPUT = (
     "--markdown",
     "--web",
     "--masks",
+    "--generate",
 )  # their words stay: the folder is new
 WINDOWS = "model.test_cfg.crop_size=(64,64) model.test_cfg.stride=(42,42)"
 SMALL = "train_dataloader.dataset.pipeline.2.scale=(96,80) val_dataloader.dataset.pipeline.1.scale=(96,80)"
@@ -90,6 +108,10 @@ TINY = {  # verb -> options
     "eval classifier": "--workers 0 --device cpu",
     "predict": "",
     "label": "",
+    "track": JOB_OF_TRACKER,
+    "track --test": "",
+    "track --generate": "--sequences 2 --frames 4 --size 64 80",
+    "track FILE": "",
     "demo": "--out {demo} --resume --minutes 1 --data {LABELLED}",  # made before; the page is written again
     "tinymim-export": "",
     "tinymim-export --tune": "--seconds 0.2 --runtimes onnxruntime --graph pixels --resize-to-file --max-miou-drop 100 "
@@ -104,7 +126,11 @@ NOT_RUN = {  # start of a line -> what is checked in its place
     "python tests/compare_commits.py": "that the file exists",
     "python tools/bench_distill.py": "that the file exists: tests/benchmarks/test_distill_step.py runs it",
 }
-INSTEAD = {"--size 512 512": "--size 64 64", "--imagenet-a FOLDER --imagenet-r FOLDER --imagenet-c FOLDER": ""}
+INSTEAD = {
+    "--size 512 512": "--size 64 64",
+    "--box 120 80 64 48": "--box 30 30 12 12",
+    "--imagenet-a FOLDER --imagenet-r FOLDER --imagenet-c FOLDER": "",
+}
 MENTIONS = (  # names of commands
     "tinymim segment --test",
     "tinymim segment CONFIG",
@@ -140,6 +166,9 @@ def kind_of(words: list[str]) -> str:
     option = {"segment": "--test", "bench": "--compare"}.get(verb)
     if option in words:
         return f"{verb} {option}"
+    if verb == "track":
+        plain = "track" if words[2].startswith("--") else "track FILE"
+        return next((f"track {word}" for word in ("--test", "--generate") if word in words), plain)
     if verb == "segment" and words[2].startswith("linear"):
         return "segment linear"
     return "eval classifier" if verb == "eval" and "classifier.pth" in words[2] else verb

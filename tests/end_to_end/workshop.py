@@ -23,6 +23,10 @@ DEPTH, WIDTH = 4, 24
 STUDENT = f"student_args.depth={DEPTH} student_args.embed_dim={WIDTH} student_args.num_heads=2"
 DECODER = "decoder.dim=16 decoder.depth=1 decoder.heads=2"
 JOB = "--img-size 32 --batch-size 8 --epochs 1 --max-steps 2 --workers 0 --device cpu"
+JOB_OF_TRACKER = (
+    "--img-size 64 --template-size 32 --batch-size 4 --max-steps 2 --workers 0 --device cpu "
+    "--cfg-options channels=8 samples=8"
+)
 HEAD = (  # of upernet_tinymim_demo
     "train_cfg.max_iters=2 train_cfg.val_interval=2 default_hooks.checkpoint.interval=1 "
     "train_dataloader.batch_size=2 train_dataloader.num_workers=0 val_dataloader.num_workers=0 "
@@ -116,6 +120,16 @@ demo
     tinymim demo --minutes 1 --data {LABELLED} --out {here}
 packed
     tinymim data --pack {PHOTOS} --out {here}
+sequences
+    tinymim track --generate {here} --sequences 2 --frames 6 --size 64 80
+tracked
+    tinymim track --data {sequences} --student {distilled}/student.pth --out {here} JOB_OF_TRACKER --save-every 1
+tracker
+    tinymim-export --checkpoint {tracked}/tracker.pth --onnx {here}/tracker.onnx
+tracks scored
+    tinymim track --test {tracker}/tracker.onnx --data {sequences} --baseline --json {here}/track.json
+followed
+    tinymim track {tracker}/tracker.onnx {sequences}/scene_0000 --box 30 30 12 12 --out {here}
 examined
     tinymim doctor --json {here}/doctor.json
 """
@@ -124,7 +138,7 @@ examined
 def read_writers() -> dict[str, str]:
     """Name -> command line."""
     names = re.findall(r"^(\S.*)\n((?: .*\n)+)", WRITERS, re.MULTILINE)
-    words = {"JOB": JOB, "STUDENT": STUDENT, "DECODER": DECODER, "HEAD": HEAD}
+    words = {"JOB": JOB, "STUDENT": STUDENT, "DECODER": DECODER, "HEAD": HEAD, "JOB_OF_TRACKER": JOB_OF_TRACKER}
     return {
         name: " ".join(words.get(word, word) for line in command.splitlines() for word in line.split())
         for name, command in names
