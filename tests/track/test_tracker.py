@@ -34,6 +34,7 @@ from tinymim.track.network import default_elimination, hann_window, read_box
 from tinymim.track.pairs import Pairs
 from tinymim.track.stored import TorchNetwork
 from tinymim_export import export, verify
+from tinymim_export.precision.quantize import quantize
 from tinymim_export.runtime import OnnxNetwork
 
 STUDENT = dict(depth=3, embed_dim=24, num_heads=2)
@@ -352,6 +353,8 @@ def test_the_file_gives_what_pytorch_gives(stored, exported, data, tmp_path, mon
     assert np.allclose(*(np.loadtxt(f"{name}/boxes.txt", delimiter=",") for name in ("onnx", "torch")), atol=0.02)
     assert "not verified" not in capsys.readouterr().out
     assert verify(exported, stored).passed
+    with pytest.raises(ConfigError, match="is a tracker"):
+        quantize(exported, "half.onnx", precision="fp16")
     proto = onnx.load(exported)
     for prop in proto.metadata_props:
         if prop.key == "tinymim.tracker":
@@ -431,7 +434,7 @@ def test_a_video_file_and_one_that_ends_early(stored, data, tmp_path, monkeypatc
 
 @pytest.mark.slow
 def test_a_minute_of_training_beats_a_box_that_stays(tmp_path):
-    """On generated sequences of another seed: a tracker from random weights follows what moves."""
+    """On generated sequences of another seed: a tracker from random weights follows what moves (docs/track.md)."""
     shape = dict(size=(120, 160), frames=40)
     train = generate_sequences(tmp_path / "train", sequences=40, **shape)
     test = read_sequences(generate_sequences(tmp_path / "test", sequences=8, seed=1, **shape))
@@ -445,13 +448,12 @@ def test_a_minute_of_training_beats_a_box_that_stays(tmp_path):
 
 
 MINUTE = dict(
-    student_args=dict(depth=4, embed_dim=64, num_heads=4, patch_size=8),
-    template_size=32,
-    img_size=64,
+    student_args=dict(depth=3, embed_dim=64, num_heads=4),
     channels=32,
     backbone_lr=1.0,
     keep=1.0,
-    shift=0.75,
-    scale=0.25,
-    drop_at=0.7,
+    shift=1.0,
+    drop_at=0.75,
+    clip_grad=3.0,
+    batch_size=8,
 )
