@@ -435,25 +435,13 @@ def test_a_video_file_and_one_that_ends_early(stored, data, tmp_path, monkeypatc
 @pytest.mark.slow
 def test_a_minute_of_training_beats_a_box_that_stays(tmp_path):
     """On generated sequences of another seed: a tracker from random weights follows what moves (docs/track.md)."""
-    shape = dict(size=(120, 160), frames=40)
+    shape = dict(size=(120, 160), frames=60)
     train = generate_sequences(tmp_path / "train", sequences=40, **shape)
-    test = read_sequences(generate_sequences(tmp_path / "test", sequences=8, seed=1, **shape))
-    result = train_tracker(
-        data=train, out=tmp_path / "run", max_steps=700, lr=1e-3, workers=0, device="cpu", cfg_options=MINUTE
-    )
+    test = read_sequences(generate_sequences(tmp_path / "test", sequences=12, seed=1, **shape))
+    plain = dict(student_args=dict(depth=3, embed_dim=64, num_heads=4), channels=32, backbone_lr=1.0, keep=1.0)
+    given = dict(workers=0, device="cpu", save_every=10_000, cfg_options=plain)
+    result = train_tracker(data=train, out=tmp_path / "run", **given)
     trained = evaluate_tracker(OneStream(TorchNetwork(result.tracker)), test)
     still = evaluate_tracker(FirstBox(), test)
     print(f"trained {trained.auc:.3f}, first box {still.auc:.3f}")
-    assert trained.auc > 1.3 * still.auc
-
-
-MINUTE = dict(
-    student_args=dict(depth=3, embed_dim=64, num_heads=4),
-    channels=32,
-    backbone_lr=1.0,
-    keep=1.0,
-    shift=1.0,
-    drop_at=0.75,
-    clip_grad=3.0,
-    batch_size=8,
-)
+    assert trained.auc > 1.2 * still.auc
