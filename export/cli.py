@@ -240,10 +240,19 @@ def _verify(args: argparse.Namespace) -> int:
             args.verify_only, args.checkpoint, args.config, num_heads=args.num_heads, photos=args.photos, seed=args.seed
         )
         result.print()
+    from tinymim_export.runtime.metadata import load_proto, proto_metadata
+
     print(f"{args.verify_only}: verified")
     _write(args, result)
-    print(f"next: tinymim bench {shlex.quote(args.verify_only)}")
+    print(_next(args.verify_only, proto_metadata(load_proto(args.verify_only)).get("part")))
     return 0
+
+
+def _next(onnx: str, part: str | None, split: str = "") -> str:
+    """What to type after an export or a verification."""
+    if part == "tracker":
+        return f"next: tinymim track --test {shlex.quote(onnx)} --data SEQUENCES --baseline"
+    return f"next: tinymim bench {shlex.quote(onnx)}{split}"
 
 
 def _export(args: argparse.Namespace, onnx: str, last: bool = True) -> int:
@@ -266,7 +275,7 @@ def _export(args: argparse.Namespace, onnx: str, last: bool = True) -> int:
     made.print()
     if last:
         _write(args, made)
-        print(f"next: tinymim bench {shlex.quote(onnx)}{' --split' if made.part == 'segmentor' else ''}")
+        print(_next(onnx, made.part, " --split" if made.part == "segmentor" else ""))
     return 0
 
 

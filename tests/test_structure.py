@@ -64,6 +64,13 @@ ARROWS: dict[str, set[str]] = {
         "tinymim.engine",
         "tinymim.models",
     },
+    "tinymim.track": {
+        "tinymim.data",
+        "tinymim.distill.method",
+        "tinymim.distill.recipe_keys",
+        "tinymim.engine",
+        "tinymim.models",
+    },
     "tinymim.study": {"tinymim.engine", "tinymim.seg", "tinymim.data", "tinymim.models", "tinymim.recipes"},
     "tinymim_mmseg_configs": set(),
     "tinymim_export.comparison": {"tinymim_export.tables"},
@@ -73,6 +80,7 @@ ARROWS: dict[str, set[str]] = {
     "tinymim_export.graph": {
         "tinymim.models",
         "tinymim.seg",
+        "tinymim.track",
         "tinymim_export.comparison",
         "tinymim_export.runtime",
         "tinymim_export.tables",
@@ -305,6 +313,13 @@ def test_light_modules_import_no_torch_at_import_time() -> None:
         "tinymim.data.photo_files",
         "tinymim.data.pixels",
         "tinymim.data.pseudo_labels",
+        "tinymim.track",
+        "tinymim.track.boxes",
+        "tinymim.track.evaluate",
+        "tinymim.track.following",
+        "tinymim.track.generate",
+        "tinymim.track.metrics",
+        "tinymim.track.sequences",
     )
     wrong = [
         f"{module_name(path)}:{line} {name}"

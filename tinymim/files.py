@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -71,6 +72,36 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Iterator[Path]:
+    """Yield a new folder next to ``path``; rename it to ``path`` if the block succeeds, else remove it.
+
+    Args:
+        path: The folder to write.
+        replace: Remove a folder that is there, once the new one is whole.
+
+    Raises:
+        TinyMIMError: something is at ``path``, the disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    if os.path.lexists(path) and not (path.is_dir() and (replace or not any(path.iterdir()))):
+        fix = "choose another folder" + (", or add --overwrite" if path.is_dir() else "")
+        raise ConfigError(f"{path} exists", "it would be replaced", fix)
+    part = path.with_name(f".{path.name}.{os.getpid()}.{HOST}.part")
+    try:
+        part.mkdir(parents=True)
+        yield part
+        if path.is_dir():
+            shutil.rmtree(path)
+        os.replace(part, path)
+        _sync(path.parent)
+    except OSError as error:
+        known = file_error(f"cannot write {path}", error)
+        raise TinyMIMError(known.what, f"{known.why} (no partial folder is left)", known.fix) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

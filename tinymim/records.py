@@ -393,6 +393,7 @@ class Contract(TypedDict, total=False):
     precision: Precision | None
     graph: list[str] | None
     input: dict[str, str] | None
+    tracker: dict[str, Any]
     tune: dict[str, Any] | None
 
 

@@ -8,12 +8,14 @@ from typing import Any
 
 from tinymim.errors import ConfigError
 from tinymim.files import atomic_path, sha256_file, versions, write_json
+from tinymim.track.stored import read_tracker_meta
 from tinymim_export.graph.contract import fixed_input
 from tinymim_export.graph.cost import describe, measure_cost
 from tinymim_export.graph.own_test import own_test
 from tinymim_export.graph.parity import ParityResult, compare
 from tinymim_export.graph.torch_model import load_torch_model
 from tinymim_export.graph.trace import OPSET, trace
+from tinymim_export.graph.tracker import export_tracker
 from tinymim_export.runtime.metadata import load_proto, mark, write_metadata
 from tinymim_export.runtime.photos import load_photos
 
@@ -82,7 +84,7 @@ def export(
     """Export a checkpoint to ONNX and verify it; the file appears at ``onnx`` only if it passes.
 
     Args:
-        checkpoint: ``segmentor.pth``, ``student.pth`` or any ViT file that we can read.
+        checkpoint: ``segmentor.pth``, ``tracker.pth``, ``student.pth`` or any ViT file that we can read.
         onnx: File to write.
         config: MMSegmentation configuration; None: the one stored in ``segmentor.pth``.
         part: "segmentor" or "backbone"; None: decided by the checkpoint.
@@ -104,6 +106,10 @@ def export(
     _check_options(onnx, size, dynamic)
     if photos is not None:
         load_photos(photos, limit=1)  # fails before the work, not after it
+    if read_tracker_meta(checkpoint) is not None:
+        given = {"--size": size, "--dynamic": dynamic, "--config": config, "--num-heads": num_heads, "--part": part}
+        given |= {"--photos": photos, "--output mask": output == "mask"}
+        return ExportResult(**export_tracker(checkpoint, onnx, opset=opset, seed=seed, refused=given))
     loaded = load_torch_model(checkpoint, config=config, part=part, num_heads=num_heads)
     if loaded.part == "backbone" and output == "mask":
         raise ConfigError(

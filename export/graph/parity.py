@@ -110,6 +110,10 @@ def verify(
             "other precisions and graphs are compared with the FP32 file they were made from, with their own tolerance",
             "give that file: --from FP32.onnx instead of --checkpoint",
         )
+    if meta["part"] == "tracker":
+        from tinymim_export.graph.tracker import verify_tracker_file
+
+        return verify_tracker_file(onnx_path, checkpoint, seed=seed)
     loaded = load_torch_model(checkpoint, config=config, part=meta["part"], num_heads=num_heads)
     extra = []
     if recorded := meta.get("parity", {}).get("graph_sha256"):

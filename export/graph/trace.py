@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tinymim.errors import ConfigError, TinyMIMError
 from tinymim_export.graph.cost import Pieces, pieces
@@ -66,16 +66,37 @@ def trace(
     example = torch.zeros(2, 3, *size)  # two images: torch would make a batch of one constant
     with torch.no_grad():
         seen = wrapped(example[:1])
+    proto = to_onnx(wrapped, {"image": example}, {"image": sizes}, list(seen), opset)
+    strides = {name: round(size[0] / value.shape[2]) for name, value in seen.items() if value.ndim == 4}
+    outputs, boundaries = _finish(proto, loaded, output, list(seen), strides)
+    return Traced(proto, outputs, boundaries, found)
+
+
+def to_onnx(
+    module: nn.Module, inputs: dict[str, Tensor], free: dict[str, dict[int, str]], outputs: list[str], opset: int
+) -> Any:
+    """Export a module as one ModelProto.
+
+    Args:
+        module: The graph; it returns a dict.
+        inputs: Name (also the argument's) -> example.
+        free: Name -> axis -> name of the sizes that are free.
+        outputs: Names of the outputs.
+        opset: ONNX operator set.
+
+    Raises:
+        TinyMIMError: PyTorch cannot export it, or the file would exceed 2 GB.
+    """
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
-                wrapped.eval(),
-                (example,),
+                module.eval(),
+                tuple(inputs.values()),
                 dynamo=True,
                 opset_version=opset,
-                input_names=["image"],
-                output_names=list(seen),
-                dynamic_shapes={"image": sizes},
+                input_names=[*inputs],
+                output_names=outputs,
+                dynamic_shapes=free,
                 custom_translation_table={operator.floordiv: _floor_divide},
                 external_data=False,
                 verbose=False,
@@ -90,9 +111,7 @@ def trace(
     proto = program.model_proto
     if proto.ByteSize() > MAX_BYTES:
         raise TinyMIMError("the model is larger than 2 GB", "one ONNX file cannot hold more", "export a smaller model")
-    strides = {name: round(size[0] / value.shape[2]) for name, value in seen.items() if value.ndim == 4}
-    outputs, boundaries = _finish(proto, loaded, output, list(seen), strides)
-    return Traced(proto, outputs, boundaries, found)
+    return proto
 
 
 def _wrap(model: Any, loaded: TorchModel, output: str, unread: list[str]) -> nn.Module:

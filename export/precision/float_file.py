@@ -45,6 +45,12 @@ class FloatFile:
                 "every precision is made from the FP32 file",
                 "give the FP32 file it came from",
             )
+        if meta.get("part") == "tracker":
+            raise ConfigError(
+                f"{path} is a tracker",
+                "other precisions and graphs are made of files that take one image",
+                "use the FP32 file: tinymim-export --onnx OUT --checkpoint tracker.pth",
+            )
         self.sha256 = sha256_file(path)
         self.verified = check_verified(path, meta) is True
         self.proto = apply_variants(self.original, graph)

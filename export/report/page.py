@@ -289,12 +289,13 @@ def run_report(run_folder: str | Path, *, next_commands: Iterable[tuple[str, str
         "segmentor.pth": "segmentation run",
         "student.pth": "pre-training run",
         "classifier.pth": "fine-tuning run",
+        "tracker.pth": "tracking run",
     }
     kind = next((text for file, text in kinds.items() if (folder / file).is_file()), "run")
     if kind == kinds["student.pth"] and (env.get("inputs") or {}).get("teacher"):
         kind = "distillation run"
     plain = {name: points for name, points in metrics.items() if not is_health_metric(name)}
-    files = ("segmentor.pth", "student.pth", "classifier.pth", "config.py", "metrics.jsonl")
+    files = ("segmentor.pth", "student.pth", "classifier.pth", "tracker.pth", "config.py", "metrics.jsonl")
     left = [folder / name for name in files]
     return write_report(
         folder / "report.html",
@@ -335,6 +336,13 @@ def _next_commands(folder: Path) -> list[tuple[str, str]]:
                 "tinymim segment upernet_tinymim_t_light "
                 f"--data-root FOLDER --work-dir runs/seg --student {at}/classifier.pth",
             ),
+        ]
+    if (folder / "tracker.pth").is_file():
+        return [
+            (
+                "Score it against a template matcher",
+                f"tinymim track --test {at}/tracker.pth --data SEQUENCES --baseline",
+            )
         ]
     if (folder / "student.pth").is_file():
         return [

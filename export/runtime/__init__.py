@@ -2,6 +2,12 @@
 
 from tinymim.lazy import lazy
 
-_PLACES = {"Engine": "engines", "Predictor": "predictor", "evaluate": "miou", "open_engine": "engines"}
+_PLACES = {
+    "Engine": "engines",
+    "OnnxNetwork": "tracker",
+    "Predictor": "predictor",
+    "evaluate": "miou",
+    "open_engine": "engines",
+}
 __all__ = sorted(_PLACES)
 __getattr__ = lazy(__name__, _PLACES)

@@ -3,7 +3,8 @@
 Reading needs onnxruntime only; writing needs onnx.
 
 Keys: part, classes, palette, mean, std (0-255 units of RGB), channel_order, stride (sides are padded to a multiple of
-it, in pixels), resize, checkpoint_sha256, config_sha256, versions, cost, verified (true or false), parity (figures).
+it, in pixels), resize, tracker (sizes and factors of its crops), checkpoint_sha256, config_sha256, versions, cost,
+verified (true or false), parity (figures).
 """
 
 import hashlib
@@ -121,7 +122,7 @@ def mark(proto: Any, summary: dict[str, Any], verified: bool = True) -> None:
 
 def contract_sha256(meta: dict[str, Any]) -> str:
     """Hash of what the metadata say of photos and classes: with the graph it decides every mask."""
-    said = {name: meta.get(name) for name in CONTRACT}
+    said = {name: meta.get(name) for name in CONTRACT} | {name: meta[name] for name in ("tracker",) if name in meta}
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 

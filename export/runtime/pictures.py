@@ -157,6 +157,26 @@ class Video:
         finally:
             self.container.close()
 
+    def count_frames(self) -> int:
+        """Frames that are in the file, read to its end without decoding them; the video cannot be used afterwards.
+
+        Raises:
+            DataError: it holds none, or fewer than it says.
+        """
+        try:
+            found = sum(packet.size > 0 for packet in self.container.demux(self.stream))
+        except (OSError, ValueError) as error:
+            raise self._damaged(error) from error
+        finally:
+            self.container.close()
+        if not found or found < self.frames:
+            raise DataError(
+                f"the video {self.path} ends early",
+                f"{found} of {self.frames or 'its'} frames are in the file",
+                "copy the file again",
+            )
+        return found
+
     def _damaged(self, error: object) -> DataError:
         return DataError(f"cannot read the video {self.path}", str(error), "copy the file again, or convert it to .mp4")
 

@@ -26,6 +26,7 @@ from tests.end_to_end.workshop import (
     HEAD,
     HIERA,
     JOB,
+    JOB_OF_TRACKER,
     ROOT,
     STUDENT,
     SWIN,
@@ -73,6 +74,13 @@ WORDS = {
     "pseudo": "{pseudo}",
     "pseudo=0.5": "{pseudo}=0.5",
     "best.tune/": "{tuned}/best.tune",
+    "STUDENT": "{distilled}/student.pth",
+    "SEQUENCES": "{sequences}",
+    "sequences": "{sequences}",
+    "LASOT": "{sequences}",
+    "video.mp4": "{sequences}/scene_0000",
+    "runs/track/tracker.pth": "{tracked}/tracker.pth",
+    "tracker.onnx": "{tracker}/tracker.onnx",
 }
 PATTERNS = {
     r"runs/[\w/]+/student\.pth": "{distilled}/student.pth"
@@ -85,6 +93,7 @@ OUTPUT = (
     "--markdown",
     "--web",
     "--masks",
+    "--generate",
 )  # their words stay: the folder is new
 WINDOWS = "model.test_cfg.crop_size=(64,64) model.test_cfg.stride=(42,42)"
 SMALL = "train_dataloader.dataset.pipeline.2.scale=(96,80) val_dataloader.dataset.pipeline.1.scale=(96,80)"
@@ -119,6 +128,10 @@ TINY = {  # verb -> options
     "eval classifier": "--workers 0 --device cpu",
     "predict": "",
     "label": "",
+    "track": JOB_OF_TRACKER,
+    "track --test": "",
+    "track --generate": "--sequences 2 --frames 4 --size 64 80",
+    "track FILE": "",
     "demo": "--out {demo} --resume --minutes 1 --data {LABELLED}",  # made before; the page is written again
     "tinymim-export": "",
     "tinymim-export --tune": "--seconds 0.2 --runtimes onnxruntime --graph pixels --resize-to-file --max-miou-drop 100 "
@@ -133,7 +146,11 @@ NOT_RUN = {  # start of a line -> what is checked in its place
     "python tests/compare_commits.py": "that the file exists",
     "python tools/bench_distill.py": "that the file exists: tests/benchmarks/test_distill_step.py runs it",
 }
-INSTEAD = {"--size 512 512": "--size 64 64", "--imagenet-a FOLDER --imagenet-r FOLDER --imagenet-c FOLDER": ""}
+INSTEAD = {
+    "--size 512 512": "--size 64 64",
+    "--box 120 80 64 48": "--box 30 30 12 12",
+    "--imagenet-a FOLDER --imagenet-r FOLDER --imagenet-c FOLDER": "",
+}
 MENTIONS = (  # names of commands
     "tinymim analyse",
     "tinymim detect",
@@ -176,6 +193,9 @@ def kind_of(words: list[str]) -> str:
     for family in ("hiera", "swin"):
         if verb in ("pretrain", "distill", "segment") and any(f"_{family}_" in f"_{w}_" for w in words if "/" not in w):
             return f"{verb} {family}"
+    if verb == "track":
+        plain = "track" if words[2].startswith("--") else "track FILE"
+        return next((f"track {word}" for word in ("--test", "--generate") if word in words), plain)
     if verb == "segment" and words[2].startswith("linear"):
         return "segment linear"
     return "eval classifier" if verb == "eval" and "classifier.pth" in words[2] else verb

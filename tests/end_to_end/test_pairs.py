@@ -55,6 +55,9 @@ tinymim report {file} --out page.html
     pretrained + {distilled}                            => teacher
     distilled + {several}                               => student
     joined/lineage.json + {exported}                    => student
+tinymim track --test {file} --data {sequences}
+    tracked/tracker.pth                           => tracker\.pth .PyTorch.: success AUC
+    tracker/tracker.onnx                          => tracker\.onnx: success AUC
 tinymim distill --teacher {file} --data {PHOTOS} --out made JOB --cfg-options STUDENT
     pretrained/student.pth                        => student: made/student\.pth
     pretrained/checkpoints/step_00000001.pth + --teacher-heads 2 => student: made/student\.pth
@@ -161,7 +164,7 @@ def read_table() -> list[tuple[str, str, str, str]]:
 
 
 PAIRS = read_table()
-RESUMED = ("pretrained", "distilled", "several", "chain", "finetuned", "segmented")
+RESUMED = ("pretrained", "distilled", "several", "chain", "finetuned", "segmented", "tracked")
 WITH_ITS_RUN = {  # read with their folder, by test_resume and report
     "config.py",
     "env.json",
@@ -191,6 +194,8 @@ FOR_PEOPLE = {".html", ".md", ".svg", ".log", ".txt", ".jpg"}
 LAST = {  # results for other programs; report refuses them by their kind
     "compare.json": "tinymim.compare of bench, tinymim.difference of report",
     "predict.json": "tinymim.predict",
+    "track.json": "tinymim.track_scores",
+    "boxes.json": "tinymim.track",
     "doctor.json": "the machine",
     "contract.json": "of the page, like its scripts",
 }

@@ -27,6 +27,10 @@ JOB = "--img-size 32 --batch-size 8 --epochs 1 --max-steps 2 --workers 0 --devic
 UNITS = JOB.replace("--img-size 32", "--img-size 64")  # masked by units of 32 pixels
 HIERA = "student_args.embed_dim=16 student_args.stages=[1,1,1,1] decoder.dim=24"
 SWIN = "student_args.embed_dim=12 student_args.depths=[1,1,2,1] student_args.num_heads=[1,2,2,4]"
+JOB_OF_TRACKER = (
+    "--img-size 64 --template-size 32 --batch-size 4 --max-steps 2 --workers 0 --device cpu "
+    "--cfg-options channels=8 samples=8"
+)
 HEAD = (  # of upernet_tinymim_demo
     "train_cfg.max_iters=2 train_cfg.val_interval=2 default_hooks.checkpoint.interval=1 "
     "train_dataloader.batch_size=2 train_dataloader.num_workers=0 val_dataloader.num_workers=0 "
@@ -136,6 +140,16 @@ detected
         --max-steps 1 --workers 0 --device cpu --out {here} --cfg-options STUDENT channels=8
 packed
     tinymim data --pack {PHOTOS} --out {here}
+sequences
+    tinymim track --generate {here} --sequences 2 --frames 6 --size 64 80
+tracked
+    tinymim track --data {sequences} --student {distilled}/student.pth --out {here} JOB_OF_TRACKER --save-every 1
+tracker
+    tinymim-export --checkpoint {tracked}/tracker.pth --onnx {here}/tracker.onnx
+tracks scored
+    tinymim track --test {tracker}/tracker.onnx --data {sequences} --baseline --json {here}/track.json
+followed
+    tinymim track {tracker}/tracker.onnx {sequences}/scene_0000 --box 30 30 12 12 --out {here}
 examined
     tinymim doctor --json {here}/doctor.json
 """
@@ -146,6 +160,7 @@ def read_writers() -> dict[str, str]:
     names = re.findall(r"^(\S.*)\n((?: .*\n)+)", WRITERS, re.MULTILINE)
     words = {"JOB": JOB, "STUDENT": STUDENT, "DECODER": DECODER, "HEAD": HEAD}
     words |= {"UNITS": UNITS, "HIERA": HIERA, "SWIN": SWIN}
+    words |= {"JOB_OF_TRACKER": JOB_OF_TRACKER}
     return {
         name: " ".join(words.get(word, word) for line in command.splitlines() for word in line.split())
         for name, command in names

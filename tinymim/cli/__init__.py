@@ -25,6 +25,7 @@ VERBS = {
     "finetune": "train a classifier on a student, with mixing, layer decay or a teacher",
     "segment": "train a segmentor on a student, or score one with --test",
     "detect": "train a detector (Mask R-CNN) on a student, or score one with --test",
+    "track": "train a tracker on a student, score one with --test, follow a target in a video",
     "data": "pack photos into .tar shards, which every --data of photos reads",
     "study": "a table of distillation variants x seeds, next to the paper's",
     "bench": "measure .onnx files: latency, memory, where the milliseconds go",

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
                 f"block {t.target_block}, {t.licence}"
             )
     if args.what in (None, "recipes"):
-        print("recipes (tinymim pretrain|distill|finetune --recipe):")
+        print("recipes (tinymim pretrain|distill|finetune|track --recipe):")
         for path in sorted(recipes.glob("[!_]*.py")):
             print(f"  {path.stem:32} {summary(path)}")
     if args.what in (None, "studies"):

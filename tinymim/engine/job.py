@@ -173,7 +173,7 @@ class Job(ABC):
             1 if self.place == "cpu" else 10,
             self.val_loader(),
             config.val_every or plan.steps_per_epoch,
-            waiting_advice(config, self.place, self.settings.data),
+            self.advice(),
         )
         saver = SaveHook(
             self.folder,
@@ -259,6 +259,10 @@ class Job(ABC):
     @abstractmethod
     def val_loader(self) -> DataLoader | None:
         """This process's share of the held-out photos."""
+
+    def advice(self) -> str:
+        """What to type where the steps wait for photos."""
+        return waiting_advice(self.config, self.place, self.settings.data)
 
     @abstractmethod
     def parameter_groups(self) -> list[dict[str, Any]]:

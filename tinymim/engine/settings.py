@@ -227,7 +227,36 @@ class DetectSettings(Settings):
     )
 
 
-def add_options(parser: argparse.ArgumentParser, settings: type[Settings]) -> None:
+@dataclass(kw_only=True)
+class TrackSettings(Settings):
+    """Additional settings of a tracker; ``data`` and ``val_data`` hold sequences, as LaSOT's folder does.
+
+    Attributes:
+        max_steps: Optimizer steps; they decide the number of epochs, whose pairs are drawn anew each time.
+        student: Checkpoint of a plain encoder, which decides width, depth and heads; None: random weights.
+        model: Registry name, for a tracker from random weights.
+        num_heads: Heads per block, for a file that does not store it.
+        img_size: Side of the search crop.
+        template_size: Side of the template.
+    """
+
+    default_recipe = "track_tiny"
+
+    data: str | Path = field(
+        metadata={"help": "sequences in LaSOT's layout, or NAME/img", "recipe": None, "argument": {"metavar": "FOLDER"}}
+    )
+    val_data: str | Path | None = option("held-out sequences for val_loss and val_iou", metavar="FOLDER")
+    img_size: int | None = option("side of the search crop in pixels", recipe="img_size", type=int)
+    template_size: int | None = option("side of the template in pixels", recipe="template_size", type=int)
+    max_steps: int | None = option("optimizer steps, instead of epochs", type=int)
+    student: str | Path | None = option("plain encoder to start from; default random weights", metavar="FILE")
+    model: str | None = option("registry name, e.g. tinymim_vit_tiny", recipe="student")
+    num_heads: int | None = option(
+        "heads per block, for a student file that does not store it", recipe="num_heads", type=int
+    )
+
+
+def add_options(parser: argparse._ActionsContainer, settings: type[Settings]) -> None:
     """Add the options of a settings class; ``--data`` is not required here: the command reports that it is missing."""
     for each in fields(settings):
         if "argument" in each.metadata:
@@ -240,4 +269,5 @@ SETTINGS: dict[str, type[Settings]] = {  # by command
     "distill": DistillSettings,
     "finetune": FinetuneSettings,
     "detect": DetectSettings,
+    "track": TrackSettings,
 }
