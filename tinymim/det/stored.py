@@ -6,7 +6,8 @@ from typing import Any
 from tinymim.det.detector import Detector
 from tinymim.errors import CheckpointError, ConfigError
 from tinymim.files import versions
-from tinymim.models.checkpoints import check_values, save_torch
+from tinymim.models.checkpoints import save_torch
+from tinymim.models.described import fill_described
 from tinymim.models.stored import FIX, build_stored, check_meta
 from tinymim.models.vit import IMAGENET_MEAN, IMAGENET_STD
 from tinymim.models.weight_files import open_weights, weights_file
@@ -73,15 +74,5 @@ def load_detector(path: str | os.PathLike[str]) -> tuple[Detector, dict[str, Any
         model = Detector(backbone, [str(name) for name in classes], **config)
     except (ConfigError, TypeError, ValueError) as error:
         raise CheckpointError(f"no detector can be built from {path}", str(error).splitlines()[0], FIX) from None
-    for key, value in state.items():
-        check_values(key, value, str(path))
-    own = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    if own != (have := {key: tuple(value.shape) for key, value in state.items()}):
-        key = min(key for key in own.keys() | have.keys() if own.get(key) != have.get(key))
-        raise CheckpointError(
-            f"{path} does not hold the detector that it describes",
-            f"{key} is {have.get(key, 'absent')} in it, {own.get(key, 'absent')} by its description",
-            FIX,
-        )
-    model.load_state_dict(state)
+    fill_described(model, state, path, "detector")
     return model.eval(), meta

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from tinymim.errors import CheckpointError, ConfigError
 from tinymim.files import versions
-from tinymim.models.checkpoints import check_values, save_torch
+from tinymim.models.checkpoints import save_torch
+from tinymim.models.described import fill_described
 from tinymim.models.stored import FIX, build_stored, check_meta
 from tinymim.models.vit import IMAGENET_MEAN, IMAGENET_STD
 from tinymim.models.weight_files import open_weights, weights_file
@@ -85,17 +86,7 @@ def load_tracker(path: str | os.PathLike[str]) -> tuple[Tracker, dict[str, Any]]
         model = Tracker(backbone, **meta["tracker"])
     except (ConfigError, TypeError) as error:
         raise CheckpointError(f"no tracker can be built from {path}", str(error).splitlines()[0], FIX) from None
-    for key, value in state.items():
-        check_values(key, value, str(path))
-    own = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    if own != (have := {key: tuple(value.shape) for key, value in state.items()}):
-        key = min(key for key in own.keys() | have.keys() if own.get(key) != have.get(key))
-        raise CheckpointError(
-            f"{path} does not hold the tracker that it describes",
-            f"{key} is {have.get(key, 'absent')} in it, {own.get(key, 'absent')} by its description",
-            FIX,
-        )
-    model.load_state_dict(state)
+    fill_described(model, state, path, "tracker")
     return model.eval(), meta
 
 
