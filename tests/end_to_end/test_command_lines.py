@@ -154,6 +154,7 @@ INSTEAD = {
 MENTIONS = (  # names of commands
     "tinymim analyse",
     "tinymim detect",
+    "tinymim track",
     "tinymim segment --test",
     "tinymim segment CONFIG",
     "tinymim study",

@@ -58,6 +58,11 @@ tinymim report {file} --out page.html
 tinymim track --test {file} --data {sequences}
     tracked/tracker.pth                           => tracker\.pth .PyTorch.: success AUC
     tracker/tracker.onnx                          => tracker\.onnx: success AUC
+tinymim detect --test {file} --data {OBJECTS}/photos --annotations {OBJECTS}/objects.json --device cpu
+    detected/detector.pth                         => boxes: AP
+tinymim analyse {file} --photos {PHOTOS} --img-size 32 --limit 8 --out made.html
+    pretrained/student.pth                        => effective rank
+    distilled/checkpoints/step_00000001.pth + --heads 2 => effective rank
 tinymim distill --teacher {file} --data {PHOTOS} --out made JOB --cfg-options STUDENT
     pretrained/student.pth                        => student: made/student\.pth
     pretrained/checkpoints/step_00000001.pth + --teacher-heads 2 => student: made/student\.pth
@@ -164,7 +169,7 @@ def read_table() -> list[tuple[str, str, str, str]]:
 
 
 PAIRS = read_table()
-RESUMED = ("pretrained", "distilled", "several", "chain", "finetuned", "segmented", "tracked")
+RESUMED = ("pretrained", "distilled", "several", "chain", "finetuned", "segmented", "tracked", "detected")
 WITH_ITS_RUN = {  # read with their folder, by test_resume and report
     "config.py",
     "env.json",
@@ -193,6 +198,7 @@ AS_FOLDERS = {
 FOR_PEOPLE = {".html", ".md", ".svg", ".log", ".txt", ".jpg"}
 LAST = {  # results for other programs; report refuses them by their kind
     "compare.json": "tinymim.compare of bench, tinymim.difference of report",
+    "analysis.json": "tinymim.analysis",
     "predict.json": "tinymim.predict",
     "track.json": "tinymim.track_scores",
     "boxes.json": "tinymim.track",

@@ -97,7 +97,7 @@ def _check(args: argparse.Namespace, way: str, *, files: int) -> None:
             "following": "tinymim track tracker.pth VIDEO --box X Y W H; to train, tinymim track --data SEQUENCES",
         }[way]
         raise ConfigError(f"{way} needs {'FILE' if not given else 'a VIDEO, too'}", "it was not given", fix)
-    if "data" in mine and args.data is None:
+    if "data" in mine and args.data is None and not args.print_config:
         raise ConfigError("no sequences", "--data is missing", "add --data FOLDER (LaSOT's layout, or NAME/img)")
 
 
@@ -174,7 +174,8 @@ def test(args: argparse.Namespace) -> int:
         value = scores[0].to_dict()
         write_json(args.json, value | ({"baselines": [s.to_dict() for s in scores[1:]]} if args.baseline else {}))
     first, box = sequences[0].frames[0].parent, " ".join(f"{v:g}" for v in sequences[0].truth[0])
-    print(f"next:    tinymim track {shlex.quote(args.file)} {shlex.quote(str(first))} --box {box} --pictures")
+    words = f"{shlex.quote(args.file)} {shlex.quote(str(first))} --box {box} --pictures"
+    print(f"next:    tinymim track {words} --out {Path(args.file).suffix.removeprefix('.')}_track")
     return 0
 
 
