@@ -84,6 +84,7 @@ def test_a_large_teacher_is_read_at_its_published_block(photos):
     assert contenders.MeasuredJob(setup_of(photos, teacher="L"), photos).settings.cfg_options["target_block"] == 18
 
 
+@pytest.mark.slow
 def test_the_check_writes_a_row_of_all_contenders(tmp_path, capsys):
     out = tmp_path / "result"
     assert distill_step.main(["--check", "--device", "cpu", "--precision", "fp32", "--out", str(out)]) == 0

@@ -19,6 +19,7 @@ def check(tmp_path, *parts, code=0):
     return results["parts"]
 
 
+@pytest.mark.slow
 def test_parts_survive_the_failure_of_others(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(gpu_check.PARTS, "golden", (gpu_parts.golden, 0.2))
     parts = check(tmp_path, "golden", "cuda_provider", "tests", code=1)

@@ -239,6 +239,7 @@ def test_pairs_are_where_they_say(tmp_path):
     assert {path.rpartition("/")[2] for path in skipped} == {"3.png"}
 
 
+@pytest.mark.slow
 def test_interrupt_and_resume_are_exact(data, tmp_path, monkeypatch):
     """Pairs, elimination, rates and clipped gradients continue as if nothing had happened."""
     more = dict(val_data=data, cfg_options={"drop_path": 0.2, "val_every": 2})
