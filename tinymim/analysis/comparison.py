@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tinymim.analysis.attention_maps import attention_stats
+from tinymim.analysis.attention_maps import attention_stats, check_maps
 from tinymim.analysis.sides import Counter, Side, batches_of, choose_photos, open_model, plain, read_crops
 from tinymim.analysis.similarity import cka, effective_rank, is_hierarchical
 from tinymim.errors import ConfigError
@@ -114,8 +114,6 @@ def analyse(
 
 def can_read_attention(model: Any) -> bool:
     """Whether attention maps can be computed (:func:`tinymim.analysis.attention_maps.check_maps`)."""
-    from tinymim.analysis.attention_maps import check_maps
-
     try:
         check_maps(model)
     except ConfigError:

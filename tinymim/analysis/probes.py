@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tinymim.analysis.similarity import is_hierarchical
 from tinymim.distill import read
 from tinymim.models.tokens import has_class_token, num_prefix
 
@@ -23,7 +24,7 @@ def trained_depth(model: Any) -> int:
     :class:`tinymim.distill.TinyMIM` freezes them, so that block's output is noise and the one before is the deepest
     useful one. MAE trains all blocks; so do the methods of hierarchical students.
     """
-    if len(model.stage_info) > 1:
+    if is_hierarchical(model):
         return int(model.depth)
     whole = [i for i, block in enumerate(model.blocks, 1) if all(p.requires_grad for p in block.parameters())]
     return max(whole, default=int(model.depth))
@@ -41,7 +42,7 @@ def embed(model: Any, batches: Iterable[Tensor], block: int | None = None) -> Te
     Returns:
         (N, D) float32, on the CPU.
     """
-    if len(model.stage_info) > 1:
+    if is_hierarchical(model):
         return torch.cat([model.forward_map(images).mean((2, 3)).float().cpu() for images in batches])
     at = block or trained_depth(model)
     tokens = (read(model, images, {at: ("output",)})[at]["output"] for images in batches)

@@ -21,6 +21,15 @@ def add_run_arguments(parser: argparse.ArgumentParser, verb: str) -> None:
     add_cfg_options(parser, "any recipe key; +KEY=VALUE adds one that is not known")
 
 
+def show_recipe(recipe: str, overrides: dict[str, Any], verb: str) -> int:
+    """``--print-config``: print a recipe as a run with these overrides would resolve it."""
+    from tinymim.engine import load_recipe
+
+    config = load_recipe(recipe, overrides, verb)
+    print("\n".join(f"{k} = {v!r}" for k, v in config.to_dict().items()))
+    return 0
+
+
 def run_verb(
     args: argparse.Namespace,
     verb: str,
@@ -41,15 +50,12 @@ def run_verb(
     """
     from tinymim.cli._next import after, segment_line
     from tinymim.compat import is_first_process
-    from tinymim.engine import load_recipe
 
     known = {each.name for each in fields(SETTINGS[verb])} | {"recipe", "chain"}
     values = {name: value for name, value in vars(args).items() if name in known}
     if args.print_config:
         settings = SETTINGS[verb](**{k: v for k, v in values.items() if k not in ("recipe", "chain")})
-        config = load_recipe(args.recipe, {"chain": values.get("chain"), **settings.overrides()}, verb)
-        print("\n".join(f"{k} = {v!r}" for k, v in config.to_dict().items()))
-        return 0
+        return show_recipe(args.recipe, {"chain": values.get("chain"), **settings.overrides()}, verb)
     if args.data is None:
         raise ConfigError("no photos", "--data is missing", "add --data FOLDER (photos, searched recursively)")
     result = job(**{name: value for name, value in values.items() if name != "chain" or value is not None})
@@ -63,8 +69,10 @@ def run_verb(
         if getattr(result, "top1", None) is not None:
             print(f"top-1:   {100 * result.top1:.2f} %  (top-5 {100 * result.top5:.2f} %, {result.photos} photos)")
         print(f"student: {file}\nreport:  {page}")
-        words = {"student": shlex.quote(str(file)), "val": shlex.quote(str(args.val_data or "VAL"))}
-        words["segment"] = segment_line(file)
-        lines = after(verb, file, args.data) if next_lines is None else [line.format(**words) for line in next_lines]
+        if next_lines is None:
+            lines = after(verb, file, args.data)
+        else:
+            words = {"student": shlex.quote(str(file)), "val": shlex.quote(str(args.val_data or "VAL"))}
+            lines = [line.format(**words, segment=segment_line(file)) for line in next_lines]
         print("\n".join(f"next:    {line}" for line in lines))
     return 0

@@ -3,7 +3,7 @@
 import argparse
 import shlex
 
-from tinymim.cli._run import add_run_arguments
+from tinymim.cli._run import add_run_arguments, show_recipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,15 +45,12 @@ def _train(args: argparse.Namespace) -> int:
 
     from tinymim.compat import is_first_process
     from tinymim.det.job import detect
-    from tinymim.engine import load_recipe
     from tinymim.engine.settings import DetectSettings
     from tinymim.errors import ConfigError
 
     values = {each.name: getattr(args, each.name) for each in fields(DetectSettings)}
     if args.print_config:
-        config = load_recipe(args.recipe, DetectSettings(**values).overrides(), "detect")
-        print("\n".join(f"{k} = {v!r}" for k, v in config.to_dict().items()))
-        return 0
+        return show_recipe(args.recipe, DetectSettings(**values).overrides(), "detect")
     if args.data is None:
         raise ConfigError("no photos", "--data is missing", "add --data FOLDER --annotations FILE.json")
     result = detect(args.recipe, **values)

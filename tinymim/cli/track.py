@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tinymim.cli import spelled
 from tinymim.cli._cfg_options import add_cfg_options
+from tinymim.cli._run import show_recipe
 from tinymim.engine.settings import TrackSettings, add_options
 from tinymim.errors import ConfigError, DataError
 
@@ -118,11 +119,7 @@ def train(args: argparse.Namespace) -> int:
     """Train, and print what to type next."""
     values = {each.name: getattr(args, each.name) for each in fields(TrackSettings)}
     if args.print_config:
-        from tinymim.engine import load_recipe
-
-        config = load_recipe(args.recipe, TrackSettings(**values).overrides(), "track")
-        print("\n".join(f"{k} = {v!r}" for k, v in config.to_dict().items()))
-        return 0
+        return show_recipe(args.recipe, TrackSettings(**values).overrides(), "track")
     from tinymim.compat import is_first_process
     from tinymim.track.job import train_tracker
 

@@ -75,7 +75,6 @@ class StepSchedule(Hook):
 
     def __init__(self, steps: int, warmup: int, drops: tuple[float, ...]) -> None:
         self.steps, self.warmup, self.drops = steps, warmup, drops
-        self.base: list[float] = []
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         groups = runner.optim_wrapper.optimizer.param_groups

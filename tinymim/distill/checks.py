@@ -129,17 +129,23 @@ def check_grids(student: Any, teacher: Any, align: str | None) -> None:
         )
 
 
-def check_blocks(own: Sequence[int], taught: Sequence[int], depths: tuple[int, int]) -> None:
-    """Refuse pairs of blocks that do not exist.
+def pair_blocks(
+    student_blocks: Sequence[int] | None, teacher_blocks: Sequence[int] | None, depths: tuple[int, int]
+) -> list[tuple[int, int]]:
+    """The blocks that are compared, (student, teacher).
 
     Args:
-        own: Blocks of the student, from 1.
-        taught: Blocks of the teacher.
+        student_blocks: From 1; None: the last.
+        teacher_blocks: The same, as many.
         depths: Of both.
 
     Raises:
         ConfigError: a block that does not exist, or lists of different length.
     """
+    own, taught = (
+        [depth] if blocks is None else list(blocks)
+        for blocks, depth in zip((student_blocks, teacher_blocks), depths, strict=True)
+    )
     if len(own) != len(taught) or not own:
         raise ConfigError(
             f"student_blocks={list(own)} and teacher_blocks={list(taught)}",
@@ -154,6 +160,21 @@ def check_blocks(own: Sequence[int], taught: Sequence[int], depths: tuple[int, i
                 f"its blocks with attention are 1 to {depth}",
                 f"choose {side}_blocks from 1 to {depth}",
             )
+    return list(zip(own, taught, strict=True))
+
+
+def check_heads(heads: Sequence[tuple[int, int]], head_map: bool) -> None:
+    """Refuse logits of different numbers of heads (student, teacher) that are to be compared without a map.
+
+    Raises:
+        ConfigError: see above.
+    """
+    if wrong := [pair for pair in heads if pair[0] != pair[1] and not head_map]:
+        raise ConfigError(
+            f"head_map=False with {wrong[0][0]} heads in the student and {wrong[0][1]} in the teacher",
+            "their logits cannot be compared one by one",
+            "leave head_map on, or give the student the teacher's heads: student_args.num_heads",
+        )
 
 
 def check_states(states: Sequence[Any], depths: tuple[int, int]) -> None:

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from tinymim.distill.attention import attention_mse
 from tinymim.distill.checks import (
-    check_blocks,
     check_grids,
+    check_heads,
     check_masked_student,
     check_states,
     check_student,
     check_teacher,
+    pair_blocks,
 )
 from tinymim.distill.freeze import freeze_unreached
 from tinymim.distill.mae import MASKING
@@ -104,24 +105,12 @@ class DMAE(Method):
         self.student, self.teacher, self.mask_ratio = student, teacher, mask_ratio
         self.source = LiveTeacher(teacher, align=align)
         self.extra: nn.Module | None = None  # D2-MAE's block
-        last = self.add_blocks(student)
-        depths = last, self.source.depth
-        own, taught = (
-            [block] if blocks is None else list(blocks)
-            for blocks, block in zip((student_blocks, teacher_blocks), depths, strict=True)
-        )
+        self.pairs = pair_blocks(student_blocks, teacher_blocks, (self.add_blocks(student), self.source.depth))
         states = [(state, state) if isinstance(state, int) else tuple(state) for state in hidden]
-        check_blocks(own, taught, depths)
         check_states(states, (student.depth, self.source.depth))
-        self.pairs: list[tuple[int, int]] = list(zip(own, taught, strict=True))
         self.states: list[tuple[int, int]] = states  # type: ignore[assignment]
         heads = student.num_heads, self.source.heads
-        if not head_map and heads[0] != heads[1]:
-            raise ConfigError(
-                f"head_map=False with {heads[0]} heads in the student and {heads[1]} in the teacher",
-                "their logits cannot be compared one by one",
-                "leave head_map on, or give the student the teacher's heads: student_args.num_heads",
-            )
+        check_heads([heads], head_map)
         self.class_token = has_class_token(teacher)
         d = {"dim": 96, "depth": 1, "heads": 3, **(decoder or {})}
         self.mae = MAE(

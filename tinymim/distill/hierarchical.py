@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from tinymim.distill.checks import check_blocks
+from tinymim.distill.checks import check_heads, pair_blocks
 from tinymim.distill.dmae import BLOCKS
 from tinymim.distill.frozen import prepare_frozen
 from tinymim.distill.method import Method, Normalisation, renormalisation
@@ -78,20 +78,9 @@ class HierarchicalDistillation(Method):
         self.autoencoder = self.mask(student, teacher, **options)
         self.teacher = teacher.eval().requires_grad_(False)
         self.dtype: torch.dtype | None = None
-        depths = self.last_block, int(teacher.depth)
-        own, taught = (
-            [block] if blocks is None else list(blocks)
-            for blocks, block in zip((student_blocks, teacher_blocks), depths, strict=True)
-        )
-        check_blocks(own, taught, depths)
-        self.pairs: list[tuple[int, int]] = list(zip(own, taught, strict=True))
+        self.pairs = pair_blocks(student_blocks, teacher_blocks, (self.last_block, int(teacher.depth)))
         heads = [self.check_pair(*pair) for pair in self.pairs]
-        if wrong := [pair for pair in heads if pair[0] != pair[1] and not head_map]:
-            raise ConfigError(
-                f"head_map=False with {wrong[0][0]} heads in the student and {wrong[0][1]} in the teacher",
-                "their logits cannot be compared one by one",
-                "leave head_map on, or give the student the teacher's heads: student_args.num_heads",
-            )
+        check_heads(heads, head_map)
         self.head_maps = nn.ModuleList(nn.Conv2d(*pair, 1, bias=False) for pair in heads if head_map)
         self.renormalise: Tensor
         self.register_buffer("renormalise", renormalisation(normalisation), persistent=False)

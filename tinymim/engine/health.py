@@ -26,6 +26,7 @@ from tinymim.analysis.health import (
     method_head_kl,
 )
 from tinymim.analysis.probes import embed, knn_accuracy, linear_probe, trained_depth
+from tinymim.analysis.similarity import is_hierarchical
 from tinymim.data.imagenet import ClassFolder, read_class_folder
 from tinymim.data.photos import Photos, collate
 from tinymim.engine.model import PretrainModel
@@ -180,7 +181,7 @@ class HealthHook(Hook):
         views = model.views(pixels)
         own = views[0]
         values: dict[str, float] = {}
-        if len(encoder.stage_info) > 1:
+        if is_hierarchical(encoder):
             return values  # what is measured is read inside plain blocks
         for teacher, method, images in model.method.relation_pairs(views):
             for relation, kl_M in method_head_kl(method, own, images).items():
