@@ -231,6 +231,13 @@ def noted_output(folder: str | Path, name: str) -> Iterator[None]:
     note_output(folder, name)
 
 
+def drop_output(folder: str | Path, name: str) -> None:
+    """Remove a product of a run, and its sha256 from ``env.json``."""
+    if (path := Path(folder) / name).exists():
+        note_output(folder, name, known=False)
+        path.unlink()
+
+
 def versions() -> dict[str, str]:
     """Installed versions of :data:`PACKAGES` and of Python, without importing them."""
     found = {"python": platform.python_version()}

@@ -11,13 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tinymim import records
 from tinymim.errors import DataError
 from tinymim.files import sha256_file
-from tinymim.records import Accuracy, Bench, Compare, Demo, Eval, Export, Sensitivity, TopScore, Tune, read_env
-from tinymim.records import Score as StoredScore
+from tinymim.records import read_env
 from tinymim.schema import check, read_json
 from tinymim_export.bench.stats import bootstrap_miou
-from tinymim_export.report.lineage import PYTORCH, TUNED, Counts, File, Lineage, Score, Time, data_key
+from tinymim_export.report.lineage import PYTORCH, TUNED, Counts, Detected, File, Lineage, Score, Time, data_key
 from tinymim_export.report.page import hide_paths, read_config, read_metrics
 from tinymim_export.report.plots import thin
 from tinymim_export.report.run_config import flat_settings, noted_command
@@ -26,17 +26,18 @@ from tinymim_export.runtime.engines.base import DEFAULT, engine_label, packages,
 from tinymim_export.runtime.metadata import check_verified, not_onnx, read_metadata
 from tinymim_export.runtime.sessions import PROVIDERS
 
-WEIGHTS = ("segmentor.pth", "classifier.pth", "student.pth", "student.safetensors")
+NAMED = {"Classifier": "classifier", "Tracker": "tracker", "Detector": "detector"}  # by what a file says it holds
+WEIGHTS = ("segmentor.pth", *(f"{role}.pth" for role in NAMED.values()), "student.pth", "student.safetensors")
 SHAPES: dict[str, Any] = {
-    "export": Export,
-    "eval": Eval,
-    "accuracy": Accuracy,
-    "bench": Bench,
-    "tune": Tune,
-    "sensitivity": Sensitivity,
-    "compare": Compare,
+    "export": records.Export,
+    "eval": records.Eval,
+    "accuracy": records.Accuracy,
+    "bench": records.Bench,
+    "tune": records.Tune,
+    "sensitivity": records.Sensitivity,
+    "compare": records.Compare,
     "lineage": Lineage,
-    "demo": Demo,
+    "demo": records.Demo,
 }
 KINDS = tuple(SHAPES)[:-1]
 STAMP = ("cpu", "cores", "platform", "machine", "cpu_features", "gpu")  # times compare only where these are equal
@@ -44,7 +45,7 @@ CURVES = ("loss", "val_loss", "mIoU")
 
 
 def weights_file(path: Path) -> File:
-    """A student, teacher or segmentor by its file."""
+    """Weights of any kind by their file."""
     shapes, meta = read_weights(path)
     segmentor = any(name.startswith("decode_head.") for name in shapes)
     counted = [
@@ -53,13 +54,13 @@ def weights_file(path: Path) -> File:
         if not re.search(r"^auxiliary_head\.|running_(mean|var)$|num_batches_tracked$", name)
     ]
     config = meta.get("config")
-    classifier = meta.get("name") == "Classifier"
+    named = "segmentor" if segmentor else NAMED.get(str(meta.get("name")))
     # a run of ours without a teacher: pre-trained, to be one
-    pretrained = "method" in meta and not classifier and not meta.get("teacher_sha256")
+    pretrained = "method" in meta and not meta.get("teacher_sha256")
     return File(
         sha256_file(path),
         f"{path.resolve().parent.name}/{path.name}",
-        "segmentor" if segmentor else "classifier" if classifier else "teacher" if pretrained else "student",
+        named or ("teacher" if pretrained else "student"),
         parents={
             name: sha
             for relation in ("teacher", "student")
@@ -104,13 +105,18 @@ def run_folder(folder: Path) -> Lineage:
         file.curves = {name: [list(p) for p in thin(metrics[name], 120)] for name in CURVES if name in metrics}
     if (folder / "result.json").is_file():
         if path.name == "segmentor.pth":
-            scored = read_json(folder / "result.json", StoredScore)
+            scored = read_json(folder / "result.json", records.Score)
             with _fitting(folder / "result.json"):
                 lineage.scores.append(_score(scored, file.sha256, PYTORCH, f"{folder.name}/result.json"))
         elif path.name == "classifier.pth":
-            found = read_json(folder / "result.json", TopScore)
+            found = read_json(folder / "result.json", records.TopScore)
             if found.get("top1") is not None:
                 file.notes.append(_accuracy_note("its held-out photos", found))
+        elif path.name == "detector.pth":
+            scores = read_json(folder / "result.json", Detected).get("scores")
+            if scores:
+                ap = ", ".join(f"{what} AP {100 * scores[f'{what}_ap']:.1f} %" for what in ("box", "mask"))
+                file.notes.append(f"on {scores['photos']} held-out photos: {ap}")
     return lineage
 
 

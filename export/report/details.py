@@ -118,7 +118,7 @@ def provenance(lineage: Lineage) -> Html:
         for relation, sha in file.parents.items():
             parent = lineage.file(sha)
             parents.append(html("{}: {} {}", relation, parent.name if parent else "", short(sha)))
-        expects = {"student": "teacher", "segmentor": "student", "onnx": "checkpoint"}.get(file.role)
+        expects = {"student": "teacher", "teacher": None, "onnx": "checkpoint"}.get(file.role, "student")
         if file.given and expects and not parents:
             parents.append(html("{}: {}", expects, MISSING))
         data, recipe = file.data, file.recipe_sha256 or file.config_sha256
@@ -166,7 +166,11 @@ def machines(lineage: Lineage) -> Html:
 def missing(lineage: Lineage, out: Path) -> list[tuple[str, str]]:
     """Commands that would fill the gaps, and those that made what there is."""
     todo = []
-    near = [(file, here(file.path, out.parent)) for file in lineage.files if file.role == "onnx" and file.path]
+    near = [
+        (file, here(file.path, out.parent))
+        for file in lineage.files
+        if file.role == "onnx" and file.path and file.output != "box"  # a tracker's is not of one photo
+    ]
     for file, path in near:
         if not any(score.sha256 == file.sha256 for score in lineage.scores):
             todo.append(

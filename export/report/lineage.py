@@ -8,11 +8,12 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Required, TypedDict, TypeVar
 
 import numpy as np
 
 from tinymim import records
+from tinymim.schema import Count, Share
 from tinymim_export.bench.stats import bootstrap_miou_drop
 from tinymim_export.precision.base import PRECISIONS
 from tinymim_export.runtime.engines.base import DEFAULT, engine_label
@@ -21,7 +22,21 @@ PYTORCH = "PyTorch"
 BASE = engine_label(DEFAULT, "cpu", None)  # what every file is compared on
 TUNED = "tuner:"  # marks scores of which the tuner kept totals only
 Kind = TypeVar("Kind", "File", "Score", "Time")
-ROLES = ("teacher", "student", "segmentor", "classifier", "onnx")
+ROLES = ("teacher", "student", "segmentor", "classifier", "tracker", "detector", "onnx")
+
+
+class DetectorScore(TypedDict, total=False):
+    """What a report reads of COCO's scores."""
+
+    box_ap: Required[Share]
+    mask_ap: Required[Share]
+    photos: Required[Count]
+
+
+class Detected(TypedDict, total=False):
+    """What a report reads of ``result.json`` of a detection run; no scores without photos that are held out."""
+
+    scores: DetectorScore | None
 
 
 @dataclass
@@ -42,7 +57,7 @@ class File:
 
     sha256: str
     name: str
-    role: Annotated[str, Literal["teacher", "student", "segmentor", "onnx"]]
+    role: Annotated[str, Literal[ROLES]]
     given: bool = True
     parents: dict[str, str] = field(default_factory=dict)
     mib: float | None = None
@@ -220,8 +235,8 @@ class Lineage:
         for file in list(self.files):
             for relation, sha in file.parents.items():
                 if self.file(sha) is None:
-                    masks = file.output in ("logits", "mask")
-                    made_of = {"checkpoint": "segmentor" if masks else "student", "fp32 file": "onnx"}
+                    heads = {"logits": "segmentor", "mask": "segmentor", "box": "tracker"}
+                    made_of = {"checkpoint": heads.get(file.output or "", "student"), "fp32 file": "onnx"}
                     role = made_of.get(relation, relation.split()[0])  # "teacher 2" is a teacher
                     self.files.append(File(sha, "not given", role, given=False))
         measured: list[Any] = [*self.scores, *self.times]

@@ -21,6 +21,7 @@ from tinymim.records import read_env
 from tinymim.schema import read_lines
 from tinymim_export.report.markup import Html, html, join
 from tinymim_export.report.plots import Series, chart, data_uri, mask_image, number, swatch
+from tinymim_export.report.segmentation_run import class_section, prediction_section
 from tinymim_export.report.style import STYLE
 from tinymim_export.report.training_health import NOTE, health_figures, is_health_metric, outlier_verdict
 
@@ -218,11 +219,16 @@ def is_ratio(name: str) -> bool:
 
 
 def metric_charts(metrics: dict[str, list[tuple[float, float]]]) -> list[Html]:
-    """Charts of any metrics: a name and its ``val_`` twin share one, ratios such as mIoU are in percent."""
-    figures = []
+    """Charts of what moves: a name and its ``val_`` twin share one, ratios such as mIoU are in percent; a metric that
+    stays the same has none, nor one that is another's under a longer name."""
+    figures, drawn = [], list[list[tuple[float, float]]]()
     for name in sorted(metrics, key=lambda n: (n != "loss", n.endswith("lr"), n.startswith("val_"), n)):
         if name.startswith("val_") and name[4:] in metrics:
             continue
+        still = len(metrics[name]) > 1 and len({value for _, value in metrics[name]}) == 1
+        if still or metrics[name] in drawn:
+            continue
+        drawn.append(metrics[name])
         ratio = is_ratio(name)
         few = len(metrics[name]) <= 40 and (ratio or name.startswith("val_"))
         scale = 0.01 if ratio and max(v for _, v in metrics[name]) > 1.001 else 1.0
@@ -287,21 +293,24 @@ def run_report(run_folder: str | Path, *, next_commands: Iterable[tuple[str, str
         headline.append((name, f"{number(end)} %" if is_ratio(name) else number(end), note, ""))
     kinds = {
         "segmentor.pth": "segmentation run",
+        "best_segmentor.pth": "segmentation run",
         "student.pth": "pre-training run",
         "classifier.pth": "fine-tuning run",
         "tracker.pth": "tracking run",
+        "detector.pth": "detection run",
     }
     kind = next((text for file, text in kinds.items() if (folder / file).is_file()), "run")
     if kind == kinds["student.pth"] and (env.get("inputs") or {}).get("teacher"):
         kind = "distillation run"
     plain = {name: points for name, points in metrics.items() if not is_health_metric(name)}
-    files = ("segmentor.pth", "student.pth", "classifier.pth", "tracker.pth", "config.py", "metrics.jsonl")
-    left = [folder / name for name in files]
+    left = [folder / name for name in (*kinds, "config.py", "metrics.jsonl")]
     return write_report(
         folder / "report.html",
         folder.name,
         f"Report of a {kind}: {steps:,} steps.",
         Section("Last values", [cards(headline)]),
+        Section("Photos", [prediction_section(folder, metrics.get("mIoU", []))], "Validation photos, evenly spread."),
+        Section("Every class", [class_section(folder)], "IoU at the end of the run."),
         Section("Curves", [charts(*metric_charts(plain))], "Faint: every logged step. Strong: moving average."),
         Section(
             "Training health", [outlier_verdict(metrics), *(charts(*row) for row in health_figures(metrics))], NOTE
@@ -321,10 +330,11 @@ def _next_commands(folder: Path) -> list[tuple[str, str]]:
     """Commands that make sense with the files of a run folder."""
     at = here(folder, folder)
     if (folder / "segmentor.pth").is_file():
+        best = "best_segmentor.pth" if (folder / "best_segmentor.pth").is_file() else "segmentor.pth"
         return [
             (
                 "Export it to ONNX and prove that it gives the same masks",
-                f"tinymim-export --onnx {at}/model.onnx --checkpoint {at}/segmentor.pth",
+                f"tinymim-export --onnx {at}/model.onnx --checkpoint {at}/{best}",
             ),
             ("See where its milliseconds go", f"tinymim bench {at}/model.onnx --split"),
         ]
@@ -342,6 +352,13 @@ def _next_commands(folder: Path) -> list[tuple[str, str]]:
             (
                 "Score it against a template matcher",
                 f"tinymim track --test {at}/tracker.pth --data SEQUENCES --baseline",
+            )
+        ]
+    if (folder / "detector.pth").is_file():
+        return [
+            (
+                "Score it on other photos",
+                f"tinymim detect --test {at}/detector.pth --data OBJECTS --annotations OBJECTS.json",
             )
         ]
     if (folder / "student.pth").is_file():

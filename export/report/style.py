@@ -123,6 +123,9 @@ h3 { font-size: 1rem; margin: 22px 0 6px; }
 .two { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); gap: 14px; }
 .two > div { min-width: 0; }
 
+.course { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(45%, 160px), 1fr)); gap: 8px; }
+.course { margin-bottom: 16px; }
+.course img { width: 100%; display: block; }
 .photos { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 18px 28px; }
 .trio { display: grid; grid-template-columns: repeat(3, 1fr); gap: 6px; }
 .trio span { font-size: .8rem; color: var(--soft); white-space: nowrap; }

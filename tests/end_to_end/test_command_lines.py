@@ -62,6 +62,8 @@ WORDS = {
     "runs/det/detector.pth": "{detected}/detector.pth",
     "train2017": "{OBJECTS}/photos",
     "val2017": "{OBJECTS}/photos",
+    "OBJECTS": "{OBJECTS}/photos",
+    "OBJECTS.json": "{OBJECTS}/objects.json",
     "instances_train2017.json": "{OBJECTS}/objects.json",
     "instances_val2017.json": "{OBJECTS}/objects.json",
     "seg.onnx": "{exported}/seg.onnx",

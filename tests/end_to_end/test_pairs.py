@@ -51,6 +51,10 @@ tinymim report {file} --out page.html
     tested/test.json                              => in test\.json.*PyTorch +\d
     classified/scores.json                        => classifier\.pth +classifier
     joined/lineage.json                           => distilled/student(.|\n)*segmented/segmentor
+    tracked/tracker.pth                           => tracked/tracker\.pth +tracker
+    tracker/tracker.onnx                          => tracker\.onnx +fp32
+    detected/detector.pth                         => detected/detector\.pth +detector
+    detected/result.json                          => detected/detector\.pth +detector
     exported/seg.onnx + {int8}/int8.onnx                => seg\.onnx
     pretrained + {distilled}                            => teacher
     distilled + {several}                               => student

@@ -148,6 +148,12 @@ tracker
     tinymim-export --checkpoint {tracked}/tracker.pth --onnx {here}/tracker.onnx
 tracks scored
     tinymim track --test {tracker}/tracker.onnx --data {sequences} --baseline --json {here}/track.json
+tracking reported
+    tinymim report {tracked} {tracker} --out {here}/report.html
+tracker reported
+    tinymim report {tracked} --out {here}/report.html
+detection reported
+    tinymim report {detected} --out {here}/report.html
 followed
     tinymim track {tracker}/tracker.onnx {sequences}/scene_0000 --box 30 30 12 12 --out {here}
 examined

@@ -58,13 +58,19 @@ def run(args: argparse.Namespace) -> int:
     ]
     data = shlex.quote(args.data or "FOLDER")
     made = {file.role: shlex.quote(file.path) for file in result.lineage.files if file.path}
-    if unscored:
+    if any(file.output == "box" for file in result.lineage.files if file.path in loose):
+        print(f"next: tinymim track --test {shlex.quote(loose[0])} --data SEQUENCES --baseline")
+    elif unscored:
         out = shlex.quote(str(Path(unscored[0]).with_suffix(".eval.json")))
         print(f"next: tinymim eval {shlex.quote(unscored[0])} --data {data} --json {out}")
     elif len(loose) > 1:
         print(f"next: tinymim report {shlex.join(loose[:2])}   # two of them side by side")
     elif loose:
         print(f"next: tinymim bench {shlex.join(loose)} --json bench.json   # then report again")
+    elif "tracker" in made:
+        print(f"next: tinymim-export --onnx tracker.onnx --checkpoint {made['tracker']}   # then report again")
+    elif "detector" in made:
+        print(f"next: tinymim detect --test {made['detector']} --data OBJECTS --annotations OBJECTS.json")
     elif "segmentor" in made:
         print(f"next: tinymim-export --onnx seg.onnx --checkpoint {made['segmentor']}   # then report again")
     elif "student" in made:

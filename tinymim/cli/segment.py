@@ -14,7 +14,10 @@ from tinymim.compat import is_first_process
 from tinymim.errors import ConfigError
 from tinymim.files import config_file
 
-TRAINING = ("work_dir", "student", "teacher_segmentor", "pseudo", "resume", "overwrite", "dry_run", "amp", "strategy")
+LENGTH = ("epochs", "max_steps", "batch_size", "lr", "img_size")  # which a dry run shares
+RUN = ("student", "balance", "patience", "log", "resume", "overwrite", "amp", "strategy")
+TEACHING = ("teacher_segmentor", "pseudo")
+TRAINING = ("work_dir", "dry_run", *LENGTH, *RUN, *TEACHING)
 TESTING = ("checkpoint", "tta", "json", "markdown")
 DATA = ("data_root", "ignore_label", "reduce_zero_label", "device", "cfg_options")
 
@@ -61,6 +64,29 @@ def add_training_options(parser: argparse._ActionsContainer) -> None:
         metavar="LAYOUT[=WEIGHT]",
         help="also train on photos that tinymim label has labelled; one of them is drawn WEIGHT times as often as a "
         "labelled one (default 1)",
+    )
+    parser.add_argument("--epochs", type=float, help="passes over the training photos; default the config's steps")
+    parser.add_argument("--max-steps", type=int, help="optimizer steps, instead of epochs")
+    parser.add_argument("--batch-size", type=int, help="global batch, split over processes; default the config's")
+    parser.add_argument("--lr", type=float, help="peak learning rate; default the config's")
+    parser.add_argument(
+        "--img-size",
+        type=int,
+        nargs="+",
+        metavar="PIXELS",
+        help="side of the training crops, or height and width; the sizes that photos are resized to follow",
+    )
+    parser.add_argument(
+        "--balance", choices=("weights", "ohem"), help="let rare classes count more (weights), or only hard pixels"
+    )
+    parser.add_argument(
+        "--patience", type=int, metavar="N", help="stop after N validations in a row without a better mIoU"
+    )
+    parser.add_argument(
+        "--log",
+        nargs="+",
+        metavar="NAME",
+        help="also log to tensorboard, wandb, mlflow, clearml, neptune, dvclive or aim",
     )
     parser.add_argument("--resume", action="store_true", help="continue exactly where the run in --work-dir stopped")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --work-dir")
@@ -137,27 +163,24 @@ def train(args: argparse.Namespace) -> int:
 
     data = {name: getattr(args, name) for name in DATA}
     if args.dry_run:
-        cost = estimate_segmentor(args.config, teacher_segmentor=args.teacher_segmentor, pseudo=args.pseudo, **data)
+        shared = {name: getattr(args, name) for name in (*LENGTH, *TEACHING)}
+        cost = estimate_segmentor(args.config, **shared, **data)
         if is_first_process():
             print(cost)
         return 0
     result = train_segmentor(
         args.config,
         work_dir=args.work_dir or Path("runs") / Path(args.config).name.removesuffix(".py"),
-        student=args.student,
-        teacher_segmentor=args.teacher_segmentor,
-        pseudo=args.pseudo,
-        resume=args.resume,
-        overwrite=args.overwrite,
-        amp=args.amp,
-        strategy=args.strategy,
+        **{name: getattr(args, name) for name in (*LENGTH, *RUN, *TEACHING)},
         **data,
     )
     if is_first_process():
         result.print()
-        file, onnx = (shlex.quote(str(path)) for path in (result.segmentor, result.work_dir / "segmentor.onnx"))
+        file, onnx = (shlex.quote(str(path)) for path in (result.best, result.work_dir / "segmentor.onnx"))
         same = spelled(args, "data_root", "ignore_label", "reduce_zero_label")
         print(f"segmentor: {result.segmentor}\nreport:  {run_report(result.work_dir)}")
+        if result.best != result.segmentor:
+            print(f"best:    {result.best}, of an earlier validation than the last")
         print(f"next:    tinymim segment --test {file}{same} --tta")
         print(f"next:    tinymim-export --onnx {onnx} --checkpoint {file}")
     return 0

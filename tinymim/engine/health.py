@@ -29,6 +29,7 @@ from tinymim.analysis.probes import embed, knn_accuracy, linear_probe, trained_d
 from tinymim.analysis.similarity import is_hierarchical
 from tinymim.data.imagenet import ClassFolder, read_class_folder
 from tinymim.data.photos import Photos, collate
+from tinymim.engine.log_backends import TensorBoardHook
 from tinymim.engine.model import PretrainModel
 from tinymim.engine.parallel import gathered
 from tinymim.engine.run_folder import bare
@@ -251,45 +252,3 @@ def outlier_warning(outliers: list[dict[str, Outlier]]) -> str:
         "  fix: once a segmentor is trained, measure the cost of INT8 per block and keep the worst in float:\n"
         f"       {INT8} --sensitivity\n       {INT8} --onnx int8.onnx --max-miou-drop 0.5"
     )
-
-
-@HOOKS.register_module()
-class TensorBoardHook(Hook):
-    """Copies every new line of metrics.jsonl to OUT/tensorboard; a resumed run continues without duplicates.
-
-    Args:
-        out: Run folder.
-    """
-
-    def __init__(self, out: Path) -> None:
-        self.out = out
-
-    def before_train(self, runner: Any) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        folder, metrics = self.out / "tensorboard", self.out / "metrics.jsonl"
-        metrics.touch()
-        known = folder.is_dir() and runner.iter > 0  # the lines so far were copied before
-        self.read = metrics.stat().st_size if known else 0
-        self.writer = SummaryWriter(str(folder), purge_step=runner.iter + 1 if known else None)
-        self._copy()
-
-    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        self._copy()
-
-    def after_train(self, runner: Any) -> None:
-        self.writer.close()
-
-    def _copy(self) -> None:
-        """Copy new lines only and flush, so that a killed run loses nothing from before its last checkpoint."""
-        with open(self.out / "metrics.jsonl", "rb") as file:
-            file.seek(self.read)
-            lines = file.readlines()
-            self.read = file.tell()
-        for line in lines:
-            record = json.loads(line)
-            for name, value in record.items():
-                if name != "step":
-                    self.writer.add_scalar(name, value, record["step"])
-        if lines:
-            self.writer.flush()

@@ -20,6 +20,7 @@ from tinymim.compat import use_device
 from tinymim.distill.method import find_method
 from tinymim.engine.compiling import compile_student
 from tinymim.engine.hooks import MonitorHook, SaveHook
+from tinymim.engine.log_backends import check_backends, log_hooks
 from tinymim.engine.model import Trainable, pick_precision
 from tinymim.engine.parallel import average, check_strategy, shard, together, whole_encoder
 from tinymim.engine.plan import Plan, make_plan, measure, micro_batch, padding
@@ -94,6 +95,7 @@ class Job(ABC):
         """Resolve the recipe, find the data, compute batch, steps and rate."""
         self.config: Config = load_recipe(self.recipe, self.settings.overrides(), self.verb)
         self.check_recipe()
+        self.backends = check_backends(self.settings.log)
         self.place = use_device(self.settings.device)
         self.options: dict[str, Any] = {}  # of MMEngine's Runner
         self.rank, self.world = join_processes(self.place, self.options)
@@ -182,7 +184,8 @@ class Job(ABC):
             self.state,
             {"micro_batch": plan.micro_batch, "compiled": self.compiled, "by_rows": by_rows},
         )
-        hooks = [*self.hooks_before(optimizer), self.monitor, *self.hooks_after(), saver]
+        logged = log_hooks(self.backends, self.folder)
+        hooks = [*self.hooks_before(optimizer), self.monitor, *self.hooks_after(), *logged, saver]
         on_first_process(
             lambda: open_folder(
                 self.opened,

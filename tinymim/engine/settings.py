@@ -53,6 +53,7 @@ class Settings:
         seed: Fixes order, crops, augmentation, masks, drop path and initial weights.
         device: "cpu", "cuda" or "cuda:N"; None: a GPU if there is one.
         strategy: Of several processes: "ddp" (None), or "fsdp", which shards weights and moments.
+        log: Also log to these, see :data:`tinymim.engine.log_backends.BACKENDS`.
         resume: Continue exactly where the run in ``out`` stopped.
         overwrite: Replace the run in ``out``.
         dry_run: One step, memory and time, no files.
@@ -91,6 +92,9 @@ class Settings:
     device: str | None = option("cpu, cuda or cuda:N; default a GPU if there is one")
     strategy: str | None = option(
         "of several processes: ddp, or fsdp to shard weights and moments", recipe="strategy", choices=("ddp", "fsdp")
+    )
+    log: Sequence[str] | None = option(
+        "also log to tensorboard, wandb, mlflow, clearml, neptune, dvclive or aim", nargs="+", metavar="NAME"
     )
     resume: bool = flag("continue exactly where the run in --out stopped")
     overwrite: bool = flag("replace the run in --out")

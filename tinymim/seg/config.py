@@ -230,8 +230,8 @@ def set_data(
     return layout
 
 
-def set_pseudo(cfg: Config, layout: Layout, pseudo: str | Path | None) -> str:
-    """Add pseudo-labelled photos to the training loader; return what to say of them.
+def set_pseudo(cfg: Config, layout: Layout, pseudo: str | Path | None) -> tuple[str, int]:
+    """Add pseudo-labelled photos to the training loader; return what to say of them, and the photos of an epoch.
 
     Args:
         cfg: The config, changed in place; it may name them itself.
@@ -246,7 +246,7 @@ def set_pseudo(cfg: Config, layout: Layout, pseudo: str | Path | None) -> str:
     if pseudo is not None:
         dataset.pseudo = parse_pseudo(pseudo)
     if (found := dataset.get("pseudo")) is None:
-        return ""
+        return "", len(layout.train)
     if not isinstance(found, dict) or {*found} != {"data_root", "weight"}:
         raise ConfigError(f"dataset.pseudo={found!r}", "it is dict(data_root=..., weight=...)", "use --pseudo LAYOUT")
     if not (isinstance(found["weight"], int | float) and 0 < found["weight"] <= MOST_WEIGHT):
@@ -262,7 +262,8 @@ def set_pseudo(cfg: Config, layout: Layout, pseudo: str | Path | None) -> str:
             "the scores on these will be too good"
         )
     drawn = pseudo_per_pass(len(others.train), found["weight"])
-    return f" and {len(others.train)} pseudo-labelled photos of {others.root}, {drawn} of them in each pass"
+    said = f" and {len(others.train)} pseudo-labelled photos of {others.root}, {drawn} of them in each pass"
+    return said, len(layout.train) + drawn
 
 
 def parse_pseudo(text: str | Path) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from tinymim.seg.config import (
 )
 from tinymim.seg.distillation import load_teacher, set_teacher
 from tinymim.seg.loss import tile_losses
+from tinymim.seg.options import length_options, set_size
 
 
 class SegCost(TrainingCost):
@@ -52,6 +53,11 @@ def estimate_segmentor(
     data_root: str | Path | None = None,
     teacher_segmentor: str | Path | None = None,
     pseudo: str | Path | None = None,
+    epochs: float | None = None,
+    max_steps: int | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    img_size: int | Sequence[int] | None = None,
     device: str | None = None,
     cfg_options: dict[str, Any] | None = None,
     ignore_label: int | Sequence[int] | None = None,
@@ -64,6 +70,11 @@ def estimate_segmentor(
         data_root: Labelled folder, for the number of classes; default: the config's.
         teacher_segmentor: As in :func:`tinymim.seg.train_segmentor`: its passes and weights count.
         pseudo: As in :func:`tinymim.seg.train_segmentor`; it is checked, and changes no cost.
+        epochs: As in :func:`tinymim.seg.train_segmentor`; so are ``max_steps``, ``batch_size``, ``lr``, ``img_size``.
+        max_steps: Optimizer steps.
+        batch_size: Global batch.
+        lr: Peak learning rate; it changes no cost.
+        img_size: Size of the crops.
         device: As in :func:`tinymim.seg.train_segmentor`.
         cfg_options: Overrides of the config.
         ignore_label: As in :func:`tinymim.seg.train_segmentor`.
@@ -73,10 +84,13 @@ def estimate_segmentor(
         TinyMIMError: anything the user can fix.
     """
     cfg = find_config(config)
+    set_size(cfg, img_size)
     merge_options(cfg, cfg_options)
     layout = set_data(cfg, data_root, ignore_label, reduce_zero_label, splits=())
     set_teacher(cfg, teacher_segmentor)
-    set_pseudo(cfg, layout, pseudo)
+    photos = set_pseudo(cfg, layout, pseudo)[1]
+    options = length_options(cfg, photos, epochs=epochs, max_steps=max_steps, batch_size=batch_size, lr=lr)
+    merge_options(cfg, options)
     kind = set_device(cfg, device, amp=False)
     cfg.model.backbone.init_cfg = None
     check_batch(cfg, model_outline(cfg))

@@ -20,6 +20,7 @@ from tinymim.files import (
     atomic_path,
     describe_file,
     describe_files,
+    drop_output,
     noted_output,
     versions,
     write_env,
@@ -29,8 +30,10 @@ from tinymim.models import Backbone
 from tinymim.models.checkpoints import save_torch
 from tinymim.progress import Progress
 from tinymim.records import read_env
-from tinymim.seg.config import config_text
+from tinymim.seg.config import config_text, say
 from tinymim.seg.resume import check_data
+
+BEST = "best_segmentor.pth"
 
 
 @HOOKS.register_module()
@@ -38,19 +41,24 @@ class RunFolderHook(Hook):
     """Writes the files of a run; replaces MMEngine's checkpoint and logger hooks.
 
     ``checkpoints/iter_N.pth`` has MMEngine's format and can be resumed; ``segmentor.pth`` holds the weights and the
-    metadata for using them, no optimizer, and loads with ``weights_only=True``. Every file is complete or absent.
+    metadata for using them, no optimizer, and loads with ``weights_only=True``. Where an earlier validation than the
+    last one was the best, ``best_segmentor.pth`` holds the weights of that step. Every file is complete or absent.
 
     Args:
         interval: Steps between checkpoints; the last step always gets one.
         keep: Number of checkpoints to keep.
         log_interval: Steps between lines in metrics.jsonl.
+        patience: Stop after so many validations in a row without a better mIoU; None: never.
     """
 
     priority = "VERY_LOW"
 
-    def __init__(self, interval: int = 1000, keep: int = 2, log_interval: int = 10) -> None:
-        self.interval, self.keep, self.log_interval = interval, keep, log_interval
+    def __init__(
+        self, interval: int = 1000, keep: int = 2, log_interval: int = 10, patience: int | None = None
+    ) -> None:
+        self.interval, self.keep, self.log_interval, self.patience = interval, keep, log_interval, patience
         self.scores: dict[str, float] = {}
+        self.history: list[tuple[int, float]] = []  # (step, mIoU) of every validation
         self.saved, self.rate = -1, 0.0
         self.whole: dict[str, Any] = {}
         self.progress: Progress | None = None
@@ -104,6 +112,11 @@ class RunFolderHook(Hook):
         done = on_first_process(lambda: [line for line in folder.log_until(runner.iter) if "mIoU" in line])
         runner.train_loop.validated = {line["step"] for line in done}
         self.scores = done[-1] if done else {}
+        self.history = [(line["step"], line["mIoU"]) for line in done]
+        best, step = Path(runner.work_dir) / BEST, self._best()[0] if self.history else 0
+        if is_main_process() and best.is_file() and not is_product(best, step=step):
+            drop_output(best.parent, best.name)  # of a step that is trained again
+        self._stop_if_stale(runner)
         if is_main_process():
             self.progress = Progress("train", runner.max_iters, start=runner.iter)
 
@@ -137,14 +150,45 @@ class RunFolderHook(Hook):
         self.scores = {"step": runner.iter, **(metrics or {})}
         repeated = runner.iter in runner.train_loop.validated
         runner.train_loop.validated.add(runner.iter)
-        if is_main_process() and not repeated:
+        if not repeated:
             self._folder(runner).log(self.scores)
+            if "mIoU" in self.scores:
+                self.history.append((runner.iter, self.scores["mIoU"]))
+                self._keep_best(runner)
         # a run that is resumed after its last step may lack what should have followed from it
         if self.saved != runner.iter and runner.iter != runner.max_iters:
             return
         state, product = whole(bare(runner.model).state_dict()), Path(runner.work_dir) / "segmentor.pth"
         if is_main_process() and not is_product(product, step=runner.iter, metrics=_plain(self.scores)):
             write_segmentor(runner, state, self.scores, runner.iter)
+
+    def _best(self) -> tuple[int, float]:
+        """Step and mIoU of the best validation, the first of equal ones."""
+        return max(self.history, key=lambda each: (each[1], -each[0]))
+
+    def _stop_if_stale(self, runner: Any) -> bool:
+        """Whether the run ends here, for want of a better validation."""
+        if self.patience is None or not self.history or runner.iter >= runner.max_iters:
+            return False
+        step, miou = self._best()
+        stale = sum(at > step for at, _ in self.history)
+        if stale >= self.patience:
+            say(f"stopping: no better mIoU than {100 * miou:.2f} % of step {step} in {stale} validations (--patience)")
+            runner.train_loop.stop_training = True
+        return stale >= self.patience
+
+    def _keep_best(self, runner: Any) -> None:
+        """After a validation: while the best one is not of the last step, its weights stay in a file of their own."""
+        step, product = self._best()[0], Path(runner.work_dir) / BEST
+        last = self._stop_if_stale(runner) or runner.iter == runner.max_iters
+        if step == runner.iter and last:
+            on_first_process(lambda: drop_output(product.parent, product.name))
+        elif step == runner.iter:
+            state = whole(bare(runner.model).state_dict())
+            if is_main_process():
+                write_segmentor(runner, state, self.scores, step, product.name)
+        if last and self.saved != runner.iter:
+            self.save_now(runner, runner.iter)
 
     def after_train(self, runner: Any) -> None:
         """Close the progress line."""
@@ -247,7 +291,9 @@ def _plain(scores: dict[str, float]) -> dict[str, float]:
     return {name: float(value) for name, value in scores.items()}
 
 
-def write_segmentor(runner: Any, state: dict[str, Any], scores: dict[str, float], step: int) -> None:
+def write_segmentor(
+    runner: Any, state: dict[str, Any], scores: dict[str, float], step: int, name: str = "segmentor.pth"
+) -> None:
     """Write segmentor.pth: ``{"state_dict", "meta"}``, tensors and plain values only; ``state`` is the whole one."""
     model, cfg, folder = bare(runner.model), runner.cfg, Path(runner.work_dir)
     inputs = read_env(folder).get("inputs", {})  # a resumed run does not name the student again
@@ -266,5 +312,5 @@ def write_segmentor(runner: Any, state: dict[str, Any], scores: dict[str, float]
         "step": step,
     }
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    with noted_output(folder, "segmentor.pth"):
-        save_torch({"state_dict": state, "meta": meta}, folder / "segmentor.pth")
+    with noted_output(folder, name):
+        save_torch({"state_dict": state, "meta": meta}, folder / name)

@@ -36,7 +36,7 @@ def tile_losses(model: Any) -> None:
 
 
 def _is_plain(head: Any) -> bool:
-    """Whether a head's loss is MMSegmentation's default, without class weights or pixel sampling."""
+    """Whether a head's loss is MMSegmentation's default, without pixel sampling."""
     loss: Any = getattr(head, "loss_decode", None)
     return (
         isinstance(head, BaseDecodeHead)
@@ -44,7 +44,8 @@ def _is_plain(head: Any) -> bool:
         and head.sampler is None
         and isinstance(head.ignore_index, int)
         and type(loss) is CrossEntropyLoss
-        and not (loss.use_sigmoid or loss.use_mask or loss.class_weight is not None)
+        and not (loss.use_sigmoid or loss.use_mask)
+        and isinstance(loss.class_weight, list | tuple | None)
         and loss.reduction == "mean"
     )
 
@@ -53,14 +54,25 @@ def _loss_by_feat(head: Any, logits_BChw: Tensor, samples: list[Any]) -> dict[st
     """``BaseDecodeHead.loss_by_feat``: the named loss, and ``acc_seg``, the percentage of correct pixels."""
     labels_BHW = torch.stack([sample.gt_sem_seg.data for sample in samples]).squeeze(1)
     criterion = head.loss_decode
+    given = criterion.class_weight
     loss, accuracy = upsampled_cross_entropy(
-        logits_BChw, labels_BHW, head.ignore_index, head.align_corners, criterion.avg_non_ignore
+        logits_BChw,
+        labels_BHW,
+        head.ignore_index,
+        head.align_corners,
+        criterion.avg_non_ignore,
+        None if given is None else torch.tensor(given, device=logits_BChw.device),
     )
     return {criterion.loss_name: criterion.loss_weight * loss, "acc_seg": accuracy}
 
 
 def upsampled_cross_entropy(
-    logits_BChw: Tensor, labels_BHW: Tensor, ignore: int, align_corners: bool = False, over_labelled: bool = False
+    logits_BChw: Tensor,
+    labels_BHW: Tensor,
+    ignore: int,
+    align_corners: bool = False,
+    over_labelled: bool = False,
+    weight_C: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Mean cross-entropy of logits, bilinearly up-sampled to the labels' size.
 
@@ -70,11 +82,15 @@ def upsampled_cross_entropy(
         ignore: Label of pixels without loss.
         align_corners: As in ``F.interpolate``.
         over_labelled: Divide by the number of labelled pixels instead of that of all pixels.
+        weight_C: Weight of each class, (C,). The loss is then divided by the sum of the labelled pixels' weights, as
+            PyTorch does; MMSegmentation's own loss with weights fails on pixels to ignore.
 
     Returns:
         The loss, (), and the percentage of labelled pixels whose class has the highest logit, (1,), without gradient.
     """
-    loss, accuracy = _UpsampledCrossEntropy.apply(logits_BChw, labels_BHW, ignore, align_corners, over_labelled)
+    loss, accuracy = _UpsampledCrossEntropy.apply(
+        logits_BChw, labels_BHW, ignore, align_corners, over_labelled, weight_C
+    )
     return loss, accuracy
 
 
@@ -83,7 +99,13 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, labels: Tensor, ignore: int, align: bool, over_labelled: bool
+        ctx: Any,
+        logits: Tensor,
+        labels: Tensor,
+        ignore: int,
+        align: bool,
+        over_labelled: bool,
+        weight_C: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         (count, classes, h, w), (_, height, width) = logits.shape, labels.shape
         kind = torch.promote_types(logits.dtype, torch.float32)
@@ -94,7 +116,12 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
         down_Hh = _weights(h, height, align, kind, logits.device)
         counted_BHW = labels != ignore
         labelled = counted_BHW.sum()
-        per_pixel = 1 / ((labelled if over_labelled else labels.numel()) + EPS)
+        if weight_C is None:
+            weight_BHW, parts = None, labelled if over_labelled else labels.numel()
+        else:
+            weight_BHW = weight_C.to(kind)[labels.where(counted_BHW, 0)] * counted_BHW
+            parts = weight_BHW.sum()
+        per_pixel = 1 / (parts + EPS)
         loss = torch.zeros((), dtype=torch.float64, device=logits.device)
         right = torch.zeros((), dtype=torch.int64, device=logits.device)
         gradient = torch.empty_like(logits, dtype=kind)
@@ -113,8 +140,9 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
                     right += ((own_B1RW == most_B1RW) & counted_B1RW).sum()
                     scores_BCRW.sub_(most_B1RW).exp_()
                     sum_B1RW = scores_BCRW.sum(1, keepdim=True)
-                    loss += (sum_B1RW.log() + most_B1RW - own_B1RW).mul_(counted_B1RW).sum()
-                    scale_B1RW = counted_B1RW * per_pixel
+                    weight_B1RW = counted_B1RW if weight_BHW is None else weight_BHW[group, None, top:bottom]
+                    loss += (sum_B1RW.log() + most_B1RW - own_B1RW).mul_(weight_B1RW).sum()
+                    scale_B1RW = weight_B1RW * per_pixel
                     scores_BCRW.mul_(scale_B1RW / sum_B1RW).scatter_add_(1, target_B1RW, -scale_B1RW.to(kind))
                     back_BChW[:, :, low:high] += down.T @ scores_BCRW
                 gradient[group] = back_BChW @ down_Ww
@@ -128,7 +156,7 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, loss: Tensor, accuracy: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return (gradient * loss).to(ctx.kind), None, None, None, None
+        return (gradient * loss).to(ctx.kind), None, None, None, None, None
 
 
 @functools.lru_cache(maxsize=32)

@@ -67,6 +67,11 @@ class SegResult:
         """``metrics.jsonl`` of the training."""
         return Path(self.files["metrics"])
 
+    @property
+    def best(self) -> Path:
+        """The weights of the best validation: ``best_segmentor.pth``, or ``segmentor.pth`` if it was the last."""
+        return Path(self.files.get("best", self.files["segmentor"]))
+
     def summary(self) -> str:
         """One line."""
         return (

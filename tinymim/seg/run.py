@@ -17,6 +17,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 from tinymim import compat
+from tinymim.engine.log_backends import check_backends, log_hooks
 from tinymim.engine.parallel import together
 from tinymim.engine.run_folder import RunFolder, bare, on_first_process
 from tinymim.errors import CheckpointError, ConfigError, DataError
@@ -37,9 +38,12 @@ from tinymim.seg.config import (
     set_pseudo,
 )
 from tinymim.seg.distillation import load_teacher, set_teacher
+from tinymim.seg.hooks import BEST
 from tinymim.seg.inference import batched, predict
 from tinymim.seg.loop import stop_loader
 from tinymim.seg.metric import SegMetric, SegResult
+from tinymim.seg.options import length_options, set_balance, set_size
+from tinymim.seg.predictions import PredictionsHook
 from tinymim.seg.resume import SegRunner, check_input, check_unchanged
 from tinymim.seg.segmentor import class_names, load_segmentor
 from tinymim.seg.shape import take_shape
@@ -53,6 +57,14 @@ def train_segmentor(
     student: str | Path | None = None,
     teacher_segmentor: str | Path | None = None,
     pseudo: str | Path | None = None,
+    epochs: float | None = None,
+    max_steps: int | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    img_size: int | Sequence[int] | None = None,
+    balance: str | None = None,
+    patience: int | None = None,
+    log: Sequence[str] = (),
     resume: bool = False,
     overwrite: bool = False,
     amp: bool = False,
@@ -73,6 +85,14 @@ def train_segmentor(
             data's, in any order. Its losses' weights are ``teacher.kl`` and ``teacher.channel`` of the config.
         pseudo: ``LAYOUT`` or ``LAYOUT=WEIGHT``: training photos of a folder that ``tinymim label`` wrote are added; one
             of them is drawn WEIGHT times as often as a labelled one (default 1).
+        epochs: Passes over the training photos, in place of the config's steps.
+        max_steps: Optimizer steps, in place of the config's.
+        batch_size: Global batch, split over the processes.
+        lr: Peak learning rate.
+        img_size: Side of the training crops, or (height, width), pixels; the sizes that photos are resized to follow.
+        balance: "weights": rare classes count more; "ohem": hard pixels only (:func:`tinymim.seg.options.set_balance`).
+        patience: Stop after so many validations in a row without a better mIoU.
+        log: Also log to these: see :data:`tinymim.engine.log_backends.BACKENDS`.
         resume: Continue exactly from the last checkpoint in ``work_dir``.
         overwrite: Empty ``work_dir`` first.
         amp: Mixed precision: bfloat16 on CPUs and on GPUs that have it, else float16.
@@ -83,7 +103,8 @@ def train_segmentor(
         reduce_zero_label: Whether id 0 is "no class", for folders without ``dataset.json``.
 
     Returns:
-        Scores of the trained model, with the paths of its files (``.segmentor``, ``.metrics``, ``.work_dir``).
+        Scores of the trained model, with the paths of its files (``.segmentor``, ``.metrics``, ``.work_dir``; ``.best``
+        where an earlier validation was better).
 
     Raises:
         TinyMIMError: anything the user can fix (data, options, weights, a full disk).
@@ -91,9 +112,14 @@ def train_segmentor(
         KeyboardInterrupt: Ctrl-C; the run can be resumed.
     """
     cfg = find_config(config)
+    set_size(cfg, img_size)
     merge_options(cfg, cfg_options)
     layout = set_data(cfg, data_root, ignore_label, reduce_zero_label)
-    added = set_pseudo(cfg, layout, pseudo)
+    added, photos = set_pseudo(cfg, layout, pseudo)
+    options = length_options(cfg, photos, epochs=epochs, max_steps=max_steps, batch_size=batch_size, lr=lr)
+    merge_options(cfg, options | ({} if patience is None else {"default_hooks.checkpoint.patience": patience}))
+    set_balance(cfg, balance, layout)
+    backends = check_backends(log)
     if student is not None:
         if not Path(student).is_file():
             raise CheckpointError(f"no checkpoint at {student}", "the file does not exist", "check --student")
@@ -118,6 +144,9 @@ def train_segmentor(
                 teacher.teach(bare(runner.model))
             if opened is not None:
                 runner.opened = opened
+            runner.register_hook(PredictionsHook())
+            for hook in log_hooks(backends, folder):
+                runner.register_hook(hook, priority="LOWEST")  # after the line has been written
             runner.train()
             metric = next(m for m in runner.val_evaluator.metrics if isinstance(m, SegMetric))
             if metric.last is None:  # resumed after the last step
@@ -129,6 +158,8 @@ def train_segmentor(
             name: str(folder / file)
             for name, file in (("work_dir", ""), ("segmentor", "segmentor.pth"), ("metrics", "metrics.jsonl"))
         }
+        if (folder / BEST).is_file():
+            result.files["best"] = str(folder / BEST)
         if is_main_process():
             result.sha256 = sha256_file(result.segmentor)
             result.to_json(folder / "result.json")

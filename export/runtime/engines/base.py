@@ -89,7 +89,9 @@ class Engine(ABC):
             raise ConfigError(
                 f"{self.path.name} does not take one image batch",
                 "its inputs are " + ", ".join(map(str, inputs)),
-                "use a file written by tinymim-export",
+                f"follow or score a tracker: tinymim track --test {self.path} --data SEQUENCES"
+                if {port.name for port in inputs} == {"template", "search"}
+                else "use a file written by tinymim-export",
             )
         self.sha256, self.meta = sha256_file(self.path), meta
         self.verified = check_verified(self.path, meta)
