@@ -36,6 +36,7 @@ VERBS = {
     "report": "one HTML page for teacher, student, segmentor and .onnx files",
     "doctor": "replay the golden numbers and print versions and providers",
     "list": "list models, teachers, recipes, studies and segmentation configs",
+    "completion": "print the script that completes commands and options in bash, zsh or tcsh",
 }
 
 

@@ -1,5 +1,6 @@
 """The teachers of a recipe: their keys, loading them, and the block and heads at which each is read."""
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,14 +29,19 @@ TEACHER_KEYS: Mapping[str, Key] = {
 ENTRY_KEYS = (*TEACHER_KEYS, "weight")  # keys of an entry of ``teachers``
 
 
-def named_teachers(names: str | Sequence[str] | None, files: str | Sequence[str] | None) -> dict[str, Any]:
+Names = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
+
+
+def named_teachers(names: Names, files: Names) -> dict[str, Any]:
     """The recipe keys that ``--teacher`` and ``--teacher-weights`` set.
 
     Raises:
         ConfigError: several teachers and a different number of files, or a weight that is not a number.
     """
-    names = [names] if isinstance(names, str) else [*(names or [])]
-    files = [files] if isinstance(files, str) else [*(files or [])]
+    names, files = (
+        [os.fspath(each) for each in ([given] if isinstance(given, str | os.PathLike) else given or [])]
+        for given in (names, files)
+    )
     if len(names) < 2:
         return {"teacher": names[0] if names else None, "teacher_weights": files[0] if files else None}
     if files and len(files) != len(names):

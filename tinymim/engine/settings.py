@@ -4,6 +4,7 @@ A field's metadata hold its help text and arguments for the command, and the rec
 """
 
 import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -104,7 +105,8 @@ class Settings:
     def overrides(self) -> dict[str, Any]:
         """Recipe key -> value; None where an option was not given; ``cfg_options`` come last and win."""
         given = {f.metadata["recipe"]: getattr(self, f.name) for f in fields(self) if f.metadata.get("recipe")}
-        return {**given, **(self.cfg_options or {})}
+        every = {**given, **(self.cfg_options or {})}
+        return {key: os.fspath(value) if isinstance(value, os.PathLike) else value for key, value in every.items()}
 
 
 @dataclass(kw_only=True)
@@ -149,12 +151,12 @@ class DistillSettings(PretrainSettings):
 
     model: str | None = None
     student: str | None = option("registry name, e.g. tinymim_vit_tiny")
-    teacher: str | Sequence[str] | None = option(
+    teacher: str | Path | Sequence[str | Path] | None = option(
         "timm/NAME, e.g. timm/vit_large_patch16_224.mae, or a checkpoint file; several (NAME=WEIGHT) teach at once",
         nargs="+",
         metavar="TEACHER",
     )
-    teacher_weights: str | Sequence[str] | None = option(
+    teacher_weights: str | Path | Sequence[str | Path] | None = option(
         "weights for a timm teacher, instead of downloading; for several teachers one each", nargs="+", metavar="FILE"
     )
     targets: list[str] | None = option(
@@ -198,10 +200,10 @@ class FinetuneSettings(Settings):
     num_heads: int | None = option(
         "heads per block; a number other than the file's regroups its weights", recipe="num_heads", type=int
     )
-    teacher: str | None = option(
+    teacher: str | Path | None = option(
         "timm/NAME with a classifier, or a classifier.pth: DeiT's distillation", recipe="teacher"
     )
-    teacher_weights: str | None = option(
+    teacher_weights: str | Path | None = option(
         "weights for a timm teacher, instead of downloading", recipe="teacher_weights", metavar="FILE"
     )
 
