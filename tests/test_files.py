@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import logging
 import os
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from tinymim.cli import run_command
 from tinymim.errors import TinyMIMError
 from tinymim.files import atomic_path, environment, sha256_file, write_json
-from tinymim.progress import Progress, clock
+from tinymim.progress import LOG, Progress, clock, say
 
 
 def test_atomic_path_leaves_all_or_nothing(tmp_path):
@@ -74,3 +75,28 @@ def test_a_failing_disk_is_our_error_at_every_command(capsys):
     assert run_command("tinymim x", "", lambda parser: None, fail, []) == 2
     said = capsys.readouterr().err
     assert said.startswith("tinymim x: error: cannot use /somewhere/file\n  why: Input/output error\n  fix: ")
+
+
+def test_messages_and_the_line_go_through_logging(capsys):
+    say("one\ntwo")
+    say("warning: three")
+    Progress("work", 1).update(1)
+    assert capsys.readouterr().out == "one\ntwo\nwarning: three\nwork 1/1  ETA 0s\n"
+    LOG.setLevel(logging.WARNING)
+    try:
+        say("one")
+        say("\nwarning: three")
+        Progress("work", 1).update(1)
+    finally:
+        LOG.setLevel(logging.INFO)
+    assert capsys.readouterr().out == "\nwarning: three\n"
+
+
+def test_a_closed_pipe_is_an_error_as_with_print(monkeypatch):
+    class Closed:
+        def write(self, text):
+            raise BrokenPipeError
+
+    monkeypatch.setattr("sys.stdout", Closed())
+    with pytest.raises(BrokenPipeError):
+        say("gone")

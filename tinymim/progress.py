@@ -1,8 +1,42 @@
-"""One progress line for long work: step, ETA, rate, data wait, losses; plain lines if the stream is no terminal."""
+"""What long work says: one live line (step, ETA, rate, data wait, losses), and messages of the logger "tinymim".
 
+Both go to standard output. ``logging.getLogger("tinymim").setLevel("WARNING")`` leaves warnings only; a handler of your
+own takes the messages elsewhere.
+"""
+
+import logging
 import sys
 import time
-from typing import TextIO
+from typing import Any, TextIO
+
+LOG = logging.getLogger("tinymim")
+
+
+class _StandardOutput(logging.StreamHandler[Any]):
+    """Writes to what standard output is now; a closed pipe is the caller's to handle, as with ``print``."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> Any:
+        """Standard output."""
+        return sys.stdout
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Raise what went wrong."""
+        raise
+
+
+if not LOG.handlers:
+    LOG.addHandler(_StandardOutput())
+    LOG.setLevel(logging.INFO)
+    LOG.propagate = False
+
+
+def say(text: object) -> None:
+    """Log a message, which may be several lines; one that starts with "warning" is a warning."""
+    LOG.log(logging.WARNING if str(text).lstrip().startswith("warning") else logging.INFO, "%s", text)
 
 
 class Progress:
@@ -57,11 +91,17 @@ class Progress:
         spent = clock(time.monotonic() - self.began)
         if message or self.live:
             self._write(f"{self.title}: {message} ({spent})" if message else f"{self.title}: {spent}")
-        if self.live:
+        self.pause()
+
+    def pause(self) -> None:
+        """End the live line, so that a message can follow; the next step starts another."""
+        if self.live and LOG.isEnabledFor(logging.INFO):
             self.stream.write("\n")
             self.stream.flush()
 
     def _write(self, text: str) -> None:
+        if not LOG.isEnabledFor(logging.INFO):
+            return
         if self.live:
             self.stream.write("\r" + text.ljust(self.width))
             self.width = len(text)
