@@ -14,6 +14,7 @@ from tinymim.distill.taps import qkv_at, read
 from tinymim.distill.targets import Target, parse_target
 from tinymim.distill.tinymim import TinyMIM
 from tinymim.lazy import import_all
+from tinymim.store.targets import TargetStore
 
 __all__ = [
     "D2MAE",
@@ -27,6 +28,7 @@ __all__ = [
     "SeveralTeachers",
     "Target",
     "TargetSource",
+    "TargetStore",
     "TinyMIM",
     "class_token_kl",
     "feature_loss",
