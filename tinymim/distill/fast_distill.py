@@ -6,7 +6,7 @@ teacher runs beside the student, on the same views with the same loss.
 Legend: B = batch, K = classes whose probabilities are kept, C = all classes of the teacher.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -98,7 +98,8 @@ class FastDistill(Method):
                 "write a store (tinymim cache --teacher timm/NAME --data FOLDER --out STORE) and add --store STORE; or "
                 "add --teacher timm/NAME, which then runs beside the student",
             )
-        teacher = load_logit_teacher(recipe.teacher, weights=recipe.teacher_weights, pretrained=pretrained)
+        with torch.random.fork_rng(devices=[]):  # the new head is that of a run from a store
+            teacher = load_logit_teacher(recipe.teacher, weights=recipe.teacher_weights, pretrained=pretrained)
         for name, wanted in (("classes", recipe.classes), ("topk", recipe.topk)):
             if wanted is not None and (wanted > teacher.classes or (name == "classes" and wanted != teacher.classes)):
                 raise ConfigError(

@@ -165,13 +165,14 @@ class DistillSettings(PretrainSettings):
         "heads per block, for a teacher file that does not store it", recipe="teacher_heads", type=int
     )
     store: str | Path | None = option(
-        "targets that tinymim cache wrote, instead of a teacher (recipes tinyvit_*)", recipe="store", metavar="FOLDER"
+        "targets that tinymim cache wrote, instead of a teacher (recipes tinyvit_*)", metavar="FOLDER"
     )
 
     def overrides(self) -> dict[str, Any]:
         from tinymim.distill.teachers import named_teachers
 
-        return {**named_teachers(self.teacher, self.teacher_weights), **super().overrides()}
+        store = None if self.store is None else str(self.store)
+        return {**named_teachers(self.teacher, self.teacher_weights), "store": store, **super().overrides()}
 
 
 @dataclass(kw_only=True)
