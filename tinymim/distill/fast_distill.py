@@ -52,7 +52,7 @@ class FastDistill(Method):
         "classes": Number(None, least=2, whole=True),  # C that the teacher must have; None: any
         "temperature": Number(1.0, above=True),
         # of the views; None: the store's, with a live teacher TinyViT's
-        "rand_augment": Kind(example="m9-mstd0.5-inc1"),  # "": none
+        "rand_augment": Kind(example="m9-mstd0.5-inc1"),  # or "none"
         "erasing": Number(None, most=1),
         "mixup": Number(None),
         "cutmix": Number(None),

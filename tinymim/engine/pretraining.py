@@ -156,7 +156,7 @@ class PretrainJob(Job):
             )
         for name, value in replay.settings.items() if stored is not None else ():
             if value != (found := Replay(**stored.augmentation).settings[name]):
-                text = str(found).replace(" ", "")
+                text = "none" if found is None else str(found).replace(" ", "")
                 words = {"img_size": f"--img-size {text}", "scale": f"--cfg-options crop_scale={text}"}
                 raise ConfigError(
                     f"{stored.source} was made with {name} {found}, and the run has {value}",
