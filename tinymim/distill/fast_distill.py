@@ -6,6 +6,7 @@ teacher runs beside the student, on the same views with the same loss.
 Legend: B = batch, K = classes whose probabilities are kept, C = all classes of the teacher.
 """
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,12 +15,14 @@ import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor, nn
 
+from tinymim.compat import is_first_process
 from tinymim.distill.logits import sparse_cross_entropy
 from tinymim.distill.method import Method, Normalisation, register_method
 from tinymim.distill.recipe_keys import Key, Kind, Number
 from tinymim.distill.stored_logits import StoredLogits
 from tinymim.errors import ConfigError
-from tinymim.models.classifier import Classifier, save_classifier
+from tinymim.models.checkpoints import load_weights, read_checkpoint
+from tinymim.models.classifier import Classifier, fill_heads, save_classifier, stored_heads
 from tinymim.models.logit_teacher import LogitTeacher, load_logit_teacher
 from tinymim.models.vit import IMAGENET_MEAN, IMAGENET_STD
 from tinymim.store.targets import TargetStore
@@ -169,6 +172,17 @@ class FastDistill(Method):
             values_BK, indices_BK = extra["values"], extra["indices"]
         loss = sparse_cross_entropy(self.network(views[0]), values_BK, indices_BK, self.temperature)
         return {"logits": loss, "loss": loss}
+
+    def start_from(self, file: str | os.PathLike[str]) -> None:
+        """The backbone of a file; and its head, if it is a classifier of as many classes."""
+        checkpoint = read_checkpoint(file)
+        load_weights(self.student, checkpoint)
+        heads = stored_heads(self.student, checkpoint)
+        last = {key: value for key, value in (heads or {}).items() if key.endswith(("head.weight", "fc.weight"))}
+        if heads and all(len(rows) == self.network.num_classes for rows in last.values()):
+            fill_heads(self.network, heads)
+        elif is_first_process():
+            print(f"note: {file} has no head of {self.network.num_classes} classes: the student's starts new")
 
     def save(self, network: Any, path: Path, meta: dict[str, Any]) -> None:
         """Write the classifier; its classes are named where timm knows a set of so many."""

@@ -16,6 +16,7 @@ Its recipe sets ``method = "my_method"`` and, if the file is not part of the pac
 ``custom_imports = dict(imports=["my_module"])``.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 
 from tinymim.distill.recipe_keys import Key
 from tinymim.errors import ConfigError
-from tinymim.models.checkpoints import save_student
+from tinymim.models.checkpoints import load_weights, save_student
 from tinymim.models.teachers import Teacher
 from tinymim.models.vit import IMAGENET_MEAN, IMAGENET_STD
 
@@ -185,6 +186,14 @@ class Method(nn.Module):
     def kept(self) -> nn.Module:
         """The network that is saved: the student, or one that the student is part of."""
         return self.student
+
+    def start_from(self, file: str | os.PathLike[str]) -> None:
+        """Initialise what is saved from a checkpoint (``--init-from``).
+
+        Raises:
+            CheckpointError: it does not fit.
+        """
+        load_weights(self.student, file)
 
     def save(self, network: Any, path: Path, meta: dict[str, Any]) -> None:
         """Write :attr:`kept`, given with whole weights, and what is known of it."""

@@ -24,7 +24,6 @@ from tinymim.engine.model import PretrainModel, parameter_groups
 from tinymim.engine.settings import DistillSettings, PretrainSettings
 from tinymim.errors import ConfigError
 from tinymim.files import describe_file, describe_files
-from tinymim.models import load_weights
 
 CALIBRATION = 32  # photos, spread over the list, that a teacher is quantised with
 FEW, SMALL_DATA = 20_000, "tinymim_tiny_small_data"  # photos up to which a dry run proposes the recipe
@@ -107,7 +106,7 @@ class PretrainJob(Job):
     def make_model(self, autocast: torch.dtype | None) -> PretrainModel:
         self.method, self.teachers = build_method(self.config, pretrained=not self.settings.dry_run)
         if self.settings.init_from and self.state is None:
-            load_weights(self.method.student, self.settings.init_from)
+            self.method.start_from(self.settings.init_from)
         if self.method.augmentation is not None:
             self.replay = Replay(**self.method.augmentation)
             self.check_views()
