@@ -1,5 +1,6 @@
 """``pretrain`` and ``distill``, the jobs on photos without labels, and their result."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from tinymim.engine.hooks import ScheduleHook
 from tinymim.engine.job import Job, run_job
 from tinymim.engine.model import PretrainModel, parameter_groups
 from tinymim.engine.settings import DistillSettings, PretrainSettings
-from tinymim.errors import ConfigError
+from tinymim.errors import ConfigError, DataError
 from tinymim.files import describe_file, describe_files
 
 CALIBRATION = 32  # photos, spread over the list, that a teacher is quantised with
@@ -108,8 +109,7 @@ class PretrainJob(Job):
         if self.settings.init_from and self.state is None:
             self.method.start_from(self.settings.init_from)
         if self.method.augmentation is not None:
-            self.replay = Replay(**self.method.augmentation)
-            self.check_views()
+            self.check_views(self.method.augmentation)
         model = PretrainModel(self.method, autocast=autocast, photo=self.files[0])
         if self.method.calibrates:
             if self.place != "cpu":
@@ -132,15 +132,22 @@ class PretrainJob(Job):
     def patch_size(self) -> int:
         return int(self.method.student.patch_size)
 
-    def check_views(self) -> None:
+    def check_views(self, augmentation: Mapping[str, Any]) -> None:
         """Refuse photos and settings with which the views of stored targets, or pairs of views, cannot be made.
 
         Raises:
             ConfigError: colour jitter, held-out photos of a store, another augmentation than its own, or pairs that
                 would be torn apart.
-            DataError: photos or epochs that are not in the store.
+            DataError: photos or epochs that are not in the store, or views that are not ours.
         """
-        plan, stored, replay = self.arithmetic, self.method.stored, self.replay
+        plan, stored = self.arithmetic, self.method.stored
+        if stored is not None and {*stored.augmentation} != {*Replay().settings}:
+            raise DataError(
+                f"the views of {stored.source} cannot be made again",
+                f"they are of another program: {stored.augmentation}",
+                "write a store with tinymim cache",
+            )
+        self.replay = replay = Replay(**augmentation)
         if self.config.color_jitter:
             raise ConfigError(
                 f"color_jitter={self.config.color_jitter} for views that are made from seeds",
