@@ -7,10 +7,9 @@ checksum, neither K nor the teacher. ``tinymim.json`` beside the folders, which 
 Legend: R = records, K = classes that are kept.
 """
 
-import json
 import os
 import re
-from collections import Counter
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,12 @@ import numpy as np
 
 from tinymim.errors import ConfigError, DataError
 from tinymim.files import atomic_folder, write_json
+from tinymim.folders import hold
 from tinymim.progress import Progress
 from tinymim.records import TargetHeader
 from tinymim.schema import read_json
-from tinymim.store.layout import logits_arrays
-from tinymim.store.targets import TargetStore
+from tinymim.store.layout import identity, logits_arrays
+from tinymim.store.targets import TargetStore, missing_chunks
 from tinymim.store.writer import TargetWriter
 
 SIDECAR = "tinymim.json"
@@ -67,34 +67,37 @@ def write_official(url: str | os.PathLike[str], folder: str | Path) -> list[Path
     keys = [*store.keys]
     if wrong := next((key for key in keys if re.search(r"[\r\n]", key)), None):
         raise ConfigError(f"the key {wrong!r}", "the format has one key a line", "rename the photo and cache it anew")
-    old = read_json(folder / SIDECAR) if (folder / SIDECAR).is_file() else None
-    if old not in (None, json.loads(json.dumps(header))):
-        raise ConfigError(f"{folder} holds another store", f"{SIDECAR} there is not that of {url}", "use a new folder")
-    made, progress = [], Progress("convert", layout.epochs)
-    for epoch in range(layout.epochs):
-        made.append(folder / f"logits_top{topk}_epoch{epoch}")
-        if old is None or not made[-1].is_dir():
-            with atomic_folder(made[-1]) as part:
-                with (
-                    open(
-                        part / "rank0-keys.txt", "w", encoding="utf-8", errors="surrogateescape", newline="\n"
-                    ) as names,
-                    open(part / "rank0-values.bin", "wb") as values,
-                ):
-                    for number in range(layout.chunks):
-                        chunk = layout.at(epoch, number)
-                        arrays, photos = store.read(chunk), layout.photos_of(chunk)
-                        readable = np.flatnonzero(arrays["seed"] >= 0)
-                        records = np.empty(len(readable), record_type(topk))
-                        for name in ("seed", "indices", "values"):
-                            records[name] = arrays[name][readable]
-                        values.write(records.tobytes())
-                        names.writelines(f"{keys[photos[row]]}\n" for row in readable)
-            if epoch == 0:
-                write_json(folder / SIDECAR, header)
-        progress.update(epoch + 1)
-    progress.close()
+    with hold(folder, "--to-official"):
+        old = _sidecar(folder)
+        if _listed(folder) and (old is None or identity(old) != layout.identity):
+            raise ConfigError(f"{folder} is not empty", f"it does not hold epochs of {url}", "use a new folder")
+        for part in folder.glob(".logits_top*.part"):
+            shutil.rmtree(part)
+        write_json(folder / SIDECAR, header)
+        made, progress = [], Progress("convert", layout.epochs)
+        for epoch in range(layout.epochs):
+            made.append(folder / f"logits_top{topk}_epoch{epoch}")
+            if not made[-1].is_dir():
+                with atomic_folder(made[-1]) as part:
+                    _write_epoch(store, epoch, keys, part)
+            progress.update(epoch + 1)
+        progress.close()
     return made
+
+
+def _write_epoch(store: TargetStore, epoch: int, keys: list[str], folder: Path) -> None:
+    """Write the two files of rank 0; photos that could not be read are left out."""
+    layout = store.layout
+    with open(folder / "rank0-keys.txt", "wb") as names, open(folder / "rank0-values.bin", "wb") as values:
+        for number in range(layout.chunks):
+            chunk = layout.at(epoch, number)
+            arrays, photos = store.read(chunk), layout.photos_of(chunk)
+            readable = np.flatnonzero(arrays["seed"] >= 0)
+            records = np.empty(len(readable), record_type(arrays["values"].shape[1]))
+            for name in ("seed", "indices", "values"):
+                records[name] = arrays[name][readable]
+            values.write(records.tobytes())
+            names.writelines(_encoded(keys[photos[row]]) + b"\n" for row in readable)
 
 
 def read_official(
@@ -124,16 +127,16 @@ def read_official(
         ConfigError: the classes are not known; ``out`` holds another store.
     """
     folder = Path(folder)
-    header = _sidecar(folder)
-    found = _epochs(folder, topk)
+    header, found = _sidecar(folder), _epochs(folder, topk)
     topk = found[0][0]
-    classes = classes or (header or {}).get("classes")
     if classes is None:
-        fix = "add --classes N, e.g. 21841 for TinyViT's ImageNet-22k"
-        raise ConfigError(f"{folder} does not say how many classes its teacher has", "the format does not hold it", fix)
-    first_keys, first = _read_epoch(found[0][1], topk, classes, keep_first)
+        if header is None or "classes" not in header:
+            fix = "add --classes N, e.g. 21841 for TinyViT's ImageNet-22k"
+            raise ConfigError(f"{folder} does not say how many classes its teacher has", "its format does not", fix)
+        classes = header["classes"]
+    now = _Epoch(found[0][1], topk, classes, keep_first)
     if keys is not None:
-        _same_keys(first_keys, sorted(map(_encoded, keys)), str(folder), "--data")
+        _same_keys(now.keys, sorted(map(_encoded, keys)), str(folder), "--data")
     about: dict[str, Any] = {
         "teacher": {"name": teacher or "unknown", "sha256": None},
         "topk": topk,
@@ -141,27 +144,25 @@ def read_official(
         "augmentation": FOREIGN,
         "precision": "unknown",
     }
-    pairs, seed = False, 0
     if header is not None:
-        about = {key: header[key] for key in (*about, "data") if key in header}  # type: ignore[literal-required]
-        pairs, seed = header["pairs"], header["seed"]
+        about = {key: value for key, value in header.items() if key in (*about, "data")}
     with TargetWriter(
         out,
-        (key.decode("utf-8", "surrogateescape") for key in first_keys),
+        (key.decode("utf-8", "surrogateescape") for key in now.keys),
         arrays=logits_arrays(topk),
         epochs=len(found),
-        seed=seed,
-        pairs=pairs,
+        seed=header["seed"] if header else 0,
+        pairs=header["pairs"] if header else False,
+        chunk=header["chunk"] if header else None,
         about=about,
     ) as writer:
-        todo = [*writer.work()]
-        progress, epoch, records = Progress("convert", len(todo)), 0, first
-        for done, chunk in enumerate(todo, 1):
-            if chunk.epoch != epoch:
-                epoch = chunk.epoch
-                names, records = _read_epoch(found[epoch][1], topk, classes, keep_first)
-                _same_keys(names, first_keys, str(found[epoch][1]), str(found[0][1]))
-            rows = records[writer.layout.photos_of(chunk)]
+        first, total = now.keys, len(missing_chunks(writer.place, writer.layout))
+        progress, at = Progress("convert", total), 0
+        for done, chunk in enumerate(writer.work(), 1):
+            if chunk.epoch != at:
+                at, now = chunk.epoch, _Epoch(found[chunk.epoch][1], topk, classes, keep_first)
+                _same_keys(now.keys, first, str(found[at][1]), str(found[0][1]))
+            rows = now.records(writer.layout.photos_of(chunk))
             writer.write(chunk, {name: rows[name] for name in ("seed", "values", "indices")})
             progress.update(done)
         progress.close()
@@ -200,77 +201,83 @@ def _epochs(folder: Path, topk: int | None) -> list[tuple[int, Path]]:
 
 def _listed(folder: Path) -> list[Path]:
     try:
-        return sorted(folder.iterdir())
+        return sorted(path for path in folder.iterdir() if path.name[0] != ".")
     except OSError as error:
         raise DataError(f"cannot read {folder}", error.strerror or str(error), "check the path") from None
 
 
-def _read_epoch(folder: Path, topk: int, classes: int, keep_first: bool) -> tuple[list[bytes], np.ndarray]:
-    """Sorted keys and their records (R,) of all ranks of an epoch.
+class _Epoch:
+    """The records of all ranks of an epoch, in the order of their keys; they stay in their files.
+
+    Attributes:
+        keys: Sorted.
 
     Raises:
         DataError: see :func:`read_official`.
     """
-    names = {path.name for path in _listed(folder)}
-    ranks = sorted(
-        {int(match[1]) for name in names if (match := re.fullmatch(r"rank(\d{1,6})-(keys\.txt|values\.bin)", name))}
-    )
-    every = range(max(ranks, default=0) + 1)
-    for name in [f"rank{rank}-{part}" for rank in every for part in ("keys.txt", "values.bin")]:
-        if name not in names:
-            raise DataError(f"{folder / name} is missing", "its records would be lost", "copy the files of every rank")
-    keys: list[bytes] = []
-    parts: list[np.ndarray] = []
-    taken: dict[bytes, int] = {}
-    for rank in every:
-        own, records = _read_rank(folder, rank, topk, classes)
-        kept = []
-        for row, key in enumerate(own):
-            if (other := taken.setdefault(key, rank)) == rank:
-                kept.append(row)
-            elif not keep_first:
+
+    def __init__(self, folder: Path, topk: int, classes: int, keep_first: bool) -> None:
+        names = {path.name for path in _listed(folder)}
+        found = [
+            int(match[1]) for name in names if (match := re.fullmatch(r"rank(\d{1,6})-(keys\.txt|values\.bin)", name))
+        ]
+        ranks = range(max(found, default=0) + 1)
+        for name in [f"rank{rank}-{part}" for rank in ranks for part in ("keys.txt", "values.bin")]:
+            if name not in names:
                 raise DataError(
-                    f"{key.decode('utf-8', 'replace')!r} occurs twice in {folder}",
-                    f"it is on the ranks {other} and {rank}",
-                    "if a sampler padded its last batch, add --keep-first",
+                    f"{folder / name} is missing", "its records would be lost", "copy the files of every rank"
                 )
-        keys += [own[row] for row in kept]
-        parts.append(records[kept])
-    order = sorted(range(len(keys)), key=keys.__getitem__)
-    return [keys[at] for at in order], np.concatenate(parts)[order]
+        self._ranks: list[np.ndarray] = []
+        place: dict[bytes, tuple[int, int]] = {}  # key -> rank and row
+        for rank in ranks:
+            keys, records = _read_rank(folder, rank, topk, classes)
+            self._ranks.append(records)
+            for row, key in enumerate(keys):
+                if (other := place.setdefault(key, (rank, row))) != (rank, row) and (
+                    other[0] == rank or not keep_first
+                ):
+                    raise DataError(
+                        f"{key.decode('utf-8', 'replace')!r} occurs twice in {folder}",
+                        f"rank {other[0]} holds it in row {other[1]}, rank {rank} in row {row}",
+                        "if a sampler has padded its last batch, add --keep-first; else restore the files from a copy",
+                    )
+        self.keys = sorted(place)
+        self._places = np.array([place[key] for key in self.keys], np.int64).reshape(-1, 2)
+
+    def records(self, positions: np.ndarray) -> np.ndarray:
+        """Records (R,) of photos, given by their positions in :attr:`keys`."""
+        out = np.empty(len(positions), self._ranks[0].dtype)
+        places = self._places[positions]
+        for rank, records in enumerate(self._ranks):
+            here = places[:, 0] == rank
+            out[here] = records[places[here, 1]]
+        return out
 
 
 def _read_rank(folder: Path, rank: int, topk: int, classes: int) -> tuple[list[bytes], np.ndarray]:
-    """Keys and records of one rank."""
+    """Keys and mapped records of one rank, checked."""
     names, values = folder / f"rank{rank}-keys.txt", folder / f"rank{rank}-values.bin"
     keys = [line.rstrip(b"\r") for line in names.read_bytes().split(b"\n") if line.rstrip(b"\r")]
-    if len({*keys}) < len(keys):
-        twice = Counter(keys).most_common(1)[0][0].decode("utf-8", "replace")
-        raise DataError(
-            f"{twice!r} occurs twice in {names}", "it would have two records", "restore the file from a copy"
-        )
     size, kind = values.stat().st_size, record_type(topk)
     if size != len(keys) * kind.itemsize:
         fits, over = divmod(size - 4 * len(keys), 4 * len(keys)) if keys else (0, 1)
-        hint = f"; it would fit K {fits}" if not over and fits > 0 else ""
+        hint = f"; they would fit K {fits}" if not over and fits > 0 else ""
         raise DataError(
             f"{values} has {size:,} bytes",
             f"{len(keys):,} keys of K {topk} take {len(keys) * kind.itemsize:,}{hint}",
             "copy the file again: it is cut off, or of another K",
         )
-    records = np.fromfile(values, kind)
-    sums = records["values"].astype(np.float32)
-    if records.size and int(records["indices"].max()) >= classes:
-        largest = int(records["indices"].max())
-        raise DataError(f"{values} names the class {largest:,}", f"there are {classes:,}", "check --classes, and K")
-    if not (
-        np.isfinite(sums).all() and (sums >= 0).all() and (sums.sum(1) < 1.01).all() and (records["seed"] >= 0).all()
-    ):
-        raise DataError(
-            f"{values} holds no probabilities",
-            "a record has negative numbers, NaN or a sum above 1",
-            "check K, and the copy",
-        )
+    records = np.memmap(values, kind, "r") if keys else np.empty(0, kind)
+    for at in range(0, len(records), 2**16):
+        some = records[at : at + 2**16]
+        p_RK = some["values"].astype(np.float32)
+        if (largest := int(some["indices"].max())) >= classes:
+            raise DataError(f"{values} names the class {largest:,}", f"there are {classes:,}", "check --classes, and K")
+        if not (
+            np.isfinite(p_RK).all() and (p_RK >= 0).all() and (p_RK.sum(1) < 1.01).all() and (some["seed"] >= 0).all()
+        ):
+            why = "a record has a negative number, NaN, or a sum above 1"
+            raise DataError(f"{values} holds no probabilities", why, "check K, and copy the file again")
     return keys, records
 
 
