@@ -48,7 +48,9 @@ ARROWS: dict[str, set[str]] = {
     "tinymim.data": set(),
     "tinymim.recipes": set(),
     "tinymim.store": set(),  # numpy and fsspec only
-    "tinymim.store.caching": {"tinymim.data", "tinymim.models", "tinymim.store"},
+    "tinymim.store.caching": {"tinymim.store"},  # with torch: these three
+    "tinymim.store.checking": {"tinymim.store"},
+    "tinymim.store.job": {"tinymim.data", "tinymim.models", "tinymim.store"},
     "tinymim.distill": {"tinymim.models", "tinymim.store"},
     "tinymim.analysis": {"tinymim.models", "tinymim.distill", "tinymim.data"},
     "tinymim.engine": {

@@ -19,9 +19,9 @@ from pathlib import Path
 from PIL import Image
 
 from tinymim.cores import cores
-from tinymim.data.photo_files import list_photos, packed
+from tinymim.data.photo_files import list_photos, packed, photo_names
 from tinymim.data.pixels import UnreadablePhoto, open_photo, photo_size
-from tinymim.data.shards import LARGEST, SUFFIX, base, file_bytes, matches, read_file, read_shard, split_path
+from tinymim.data.shards import LARGEST, SUFFIX, file_bytes, matches, read_file, read_shard
 from tinymim.errors import ConfigError, DataError
 from tinymim.files import atomic_path, file_error
 from tinymim.folders import hold

@@ -164,7 +164,8 @@ def encode(arrays: Mapping[str, np.ndarray], meta: Mapping[str, str]) -> bytes:
     """A safetensors file with the CRC-32 of its arrays, in their order, in the metadata."""
     from safetensors.numpy import save
 
-    return save(dict(arrays), metadata={**meta, "crc32": _crc(arrays.values())})
+    note = json.dumps({**meta, "crc32": _crc(arrays.values())}, sort_keys=True)
+    return save(dict(arrays), metadata={"tinymim": note})  # safetensors writes several notes in any order
 
 
 def _crc(arrays: Iterable[np.ndarray]) -> str:
@@ -245,7 +246,8 @@ class Mapped:
         text = self.memory[8 : 8 + length].decode("utf-8", "replace")
         try:
             found = parse(text, dict[str, Any], str(path))
-            self.meta: dict[str, str] = check(found.pop("__metadata__", {}), dict[str, str], str(path))
+            notes = check(found.pop("__metadata__", {}), dict[str, str], str(path))
+            self.meta: dict[str, str] = parse(notes.get("tinymim", "{}"), dict[str, str], str(path))
             tensors: dict[str, _Tensor] = check(found, cast(Any, dict[str, _Tensor]), str(path))
         except DataError as error:
             raise damaged(error.why) from None
