@@ -1,8 +1,8 @@
 """The model that MMEngine's Runner trains: one of our methods as a BaseModel, uint8 photos in, named losses out."""
 
 import weakref
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -233,8 +233,21 @@ def cpu_has_bf16() -> bool:
 def saved_bytes_per_image(model: Trainable, batch: dict[str, Tensor]) -> int:
     """:func:`saved_bytes` that one more image costs: of a batch, less those of the batch without its last image."""
     fewer = {key: value[:-1] for key, value in batch.items()}
-    more = saved_bytes(model, lambda: model(**batch)["loss"])
-    return max(more - saved_bytes(model, lambda: model(**fewer)["loss"]), 1)
+    with kept_buffers(model):
+        more = saved_bytes(model, lambda: model(**batch)["loss"])
+        return max(more - saved_bytes(model, lambda: model(**fewer)["loss"]), 1)
+
+
+@contextmanager
+def kept_buffers(model: nn.Module) -> Iterator[None]:
+    """Passes inside the block leave no trace in the running statistics of batch norm."""
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in before:
+                buffer.copy_(value)
 
 
 class _Saved:
