@@ -1,4 +1,4 @@
-"""The container: what is written is read back, by several processes, from several places; what is damaged is refused."""
+"""The container: what is written is read back, from several places, by several processes; damage is refused."""
 
 import json
 import os
@@ -69,7 +69,9 @@ def check_all(store):
 @pytest.mark.parametrize("mixed", [False, True])
 def test_what_is_written_is_read_back(kind, mixed, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    url = {"folder": tmp_path / "s", "file": f"file://{tmp_path}/s", "memory": f"memory://{tmp_path.name}-{mixed}"}[kind]
+    url = {"folder": tmp_path / "s", "file": f"file://{tmp_path}/s", "memory": f"memory://{tmp_path.name}-{mixed}"}[
+        kind
+    ]
     store = make(url, pairs=mixed)
     check_all(store)
     check_all(pickle.loads(pickle.dumps(store)))
@@ -164,13 +166,17 @@ def test_chunks_of_other_places_are_refused(tmp_path):
 
 def test_what_a_store_does_not_hold_is_our_error(tmp_path):
     store = make(tmp_path / "s")
-    for key, why in ((("c.jpg", 0), "16 other photos"), ((KEYS[0], 3), "epochs 0 to 2"), ((KEYS[0], -1), "epochs 0 to 2")):
+    for key, why in (
+        (("c.jpg", 0), "16 other photos"),
+        ((KEYS[0], 3), "epochs 0 to 2"),
+        ((KEYS[0], -1), "epochs 0 to 2"),
+    ):
         with pytest.raises(DataError, match=why):
             store[key]
     (tmp_path / "s/chunks/00002/000001.safetensors").unlink()
     with pytest.raises(DataError, match=r"1 of 9 chunks are missing, the first is chunks/00002/000001"):
         TargetStore.open(tmp_path / "s")
-    with pytest.raises(DataError, match="there is no store.json"):
+    with pytest.raises(DataError, match=r"there is no store\.json"):
         TargetStore.open(tmp_path)
     for url in ("nonsense://x", "s3a-unknown://x"):
         with pytest.raises(ConfigError, match="cannot open"):
