@@ -57,7 +57,7 @@ class Replay:
         img_size: S, pixels.
         scale: Share of the photo's area in the random crop (aspect ratio 3/4 to 4/3), resized by Pillow's bicubic.
         flip: Probability of a horizontal flip.
-        rand_augment: timm's string, e.g. "m9-n2-mstd0.5-inc1" (:class:`RandAugment`); None: none.
+        rand_augment: timm's string, e.g. "m9-n2-mstd0.5-inc1" (:class:`RandAugment`); None or "none": none.
         erasing: Probability that a rectangle (2 to 33 % of the area) becomes noise.
         mixup: Alpha of mixup's Beta distribution; 0: none.
         cutmix: Alpha of cutmix's. With both, a pair has either with probability 1/2.
@@ -93,7 +93,7 @@ class Replay:
             check(name, value, _number(value) and 0 <= value <= 1000, "a number from 0")
         self.img_size, self.scale, self.flip, self.erasing = img_size, (float(scale[0]), float(scale[1])), flip, erasing
         self.mixup, self.cutmix = mixup, cutmix
-        self.rand_augment = RandAugment(rand_augment) if rand_augment else None
+        self.rand_augment = None if rand_augment in (None, "", "none") else RandAugment(rand_augment)
 
     @property
     def settings(self) -> dict[str, Any]:

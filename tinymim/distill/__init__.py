@@ -2,6 +2,7 @@
 
 from tinymim.distill.d2mae import D2MAE
 from tinymim.distill.dmae import DMAE
+from tinymim.distill.fast_distill import FastDistill
 from tinymim.distill.features import class_token_kl, feature_loss, whiten
 from tinymim.distill.hiera_mae import HieraDMAE
 from tinymim.distill.mae import MaskedPretraining
@@ -21,6 +22,7 @@ __all__ = [
     "DMAE",
     "METHODS",
     "D2SimMIM",
+    "FastDistill",
     "HieraDMAE",
     "LiveTeacher",
     "MaskedPretraining",

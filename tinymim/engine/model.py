@@ -1,7 +1,7 @@
 """The model that MMEngine's Runner trains: one of our methods as a BaseModel, uint8 photos in, named losses out."""
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -137,8 +137,8 @@ class PretrainModel(Trainable):
 
     @property
     def encoder(self) -> nn.Module:
-        """The network that is kept: the student."""
-        return self.method.student
+        """See :attr:`tinymim.distill.method.Method.kept`."""
+        return self.method.kept
 
     @property
     def learned(self) -> nn.Module:
@@ -187,18 +187,23 @@ class PretrainModel(Trainable):
         views = ["image"] if config.color_jitter is None else ["image", "student_image"]
         shape = (count, 3, config.img_size, config.img_size)
         batch = {k: torch.randint(0, 256, shape, dtype=torch.uint8, device=place) for k in views}
-        if self.method.per_photo is not None and self.photo is not None:
-            for name, value in self.method.per_photo(self.photo, 0).items():
-                batch[name] = torch.stack([value] * count).to(place)
+        for name, value in self.method.example(self.photo).items():
+            batch[name] = torch.stack([value] * count).to(place)
         return batch
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: matrices with weight decay, 1-D parameters without (the class token is decayed, as published)."""
-    named = [p for p in model.parameters() if p.requires_grad]
+def parameter_groups(model: nn.Module, weight_decay: float, undecayed: Iterable[str] = ()) -> list[dict[str, Any]]:
+    """Two groups: matrices with weight decay; 1-D parameters without, and those whose names end in ``undecayed``.
+
+    (The class token is decayed in pre-training, as published.)
+    """
+    free = tuple(f".{name}" for name in undecayed)
+    named = [
+        (p, p.ndim > 1 and not f".{name}".endswith(free)) for name, p in model.named_parameters() if p.requires_grad
+    ]
     return [
-        {"params": [p for p in named if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in named if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p, decayed in named if decayed], "weight_decay": weight_decay},
+        {"params": [p for p, decayed in named if not decayed], "weight_decay": 0.0},
     ]
 
 
@@ -274,8 +279,11 @@ def _kept_bytes(model: nn.Module, loss: Callable[[], Tensor]) -> int:
         return saved
 
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     with torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved.tensor):
         kept = loss()
+    for buffer, before in buffers:  # of batch norm: a resumed run, which does not measure, must find the same ones
+        buffer.copy_(before)
     storages = [saved.tensor.untyped_storage() for saved in alive]
     del kept
     return sum({each.data_ptr(): each.nbytes() for each in storages if each.data_ptr() not in own}.values())

@@ -45,9 +45,9 @@ class LogitTeacher:
     sha256: str
 
     def probabilities(self, views_B3SS: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Softmax (B, C) in float32 of uint8 views, without gradients; the network itself computes in ``dtype``."""
+        """Softmax (B, C) in float32 of views, uint8 or in 0..1, without gradients; the network computes in ``dtype``."""
         row = (1, 3, 1, 1)
-        x_B3TT = views_B3SS.float() / 255
+        x_B3TT = views_B3SS if views_B3SS.is_floating_point() else views_B3SS.float() / 255
         if x_B3TT.shape[-1] != self.size:
             x_B3TT = F.interpolate(x_B3TT, size=(self.size, self.size), mode="bicubic", antialias=True)
         x_B3TT = (x_B3TT - x_B3TT.new_tensor(self.mean).view(row)) / x_B3TT.new_tensor(self.std).view(row)

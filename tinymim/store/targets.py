@@ -19,6 +19,10 @@ Opened = TypeVar("Opened")
 OPEN = 2048  # chunks that one process keeps mapped (Linux allows 65,530 maps)
 
 
+class NoTargets(DataError):
+    """Targets of a photo that was damaged when the store was made."""
+
+
 class TargetStore:
     """The targets of a teacher: one record for each photo and epoch. Open it with :meth:`open`.
 
@@ -100,7 +104,7 @@ class TargetStore:
         arrays = self._chunk(self.layout.at(epoch, number)).arrays
         record = {name: value[row].copy() if value.ndim > 1 else value[row].item() for name, value in arrays.items()}
         if record.get("seed", 0) < 0:
-            raise DataError(
+            raise NoTargets(
                 f"no targets of {name}", "the photo could not be read when the store was made", "remove or replace it"
             )
         return record
