@@ -61,7 +61,8 @@ def check_targets(
     position_of = {key: at for at, key in enumerate(job.keys)}
     for chunk in few:
         arrays, photos = store.read(chunk), layout.photos_of(chunk)
-        pairs = rng.permutation(math.ceil(len(photos) / 2))[: math.ceil(sample / len(few) / 2)]
+        whole = len(photos) // 2 if store.header["pairs"] else math.ceil(len(photos) / 2)  # who is mixed has a partner
+        pairs = rng.permutation(whole)[: math.ceil(sample / len(few) / 2)]
         for row in sorted(row for pair in pairs for row in (2 * pair, 2 * pair + 1) if row < len(photos)):
             key = store.keys[int(photos[row])]
             if key not in position_of:

@@ -189,6 +189,10 @@ def _fit(array: Array, given: np.ndarray, records: int) -> np.ndarray:
             f"{records} records of {array.shape or 'one number'} were declared",
             "give one row a record",
         )
+    if given.dtype.kind == "f" and not np.isfinite(given).all():
+        raise DataError(
+            f"{array.name!r} cannot be stored", "it holds NaN or infinities", "look at what the teacher gives"
+        )
     if given.dtype != wanted and given.size:
         low, high = given.min(), given.max()
         limits: Any = np.iinfo(wanted) if wanted.kind in "iu" else np.finfo(wanted)
@@ -200,10 +204,6 @@ def _fit(array: Array, given: np.ndarray, records: int) -> np.ndarray:
                 or f"{found} is beyond {limits.max:,} of {array.dtype}"
             )
             raise DataError(f"{array.name!r} cannot be stored", why, "declare a wider type, or correct the values")
-    if given.dtype.kind == "f" and not np.isfinite(given).all():
-        raise DataError(
-            f"{array.name!r} cannot be stored", "it holds NaN or infinities", "look at what the teacher gives"
-        )
     return np.ascontiguousarray(given, wanted.newbyteorder("<"))
 
 

@@ -134,6 +134,8 @@ def read_official(
             fix = "add --classes N, e.g. 21841 for TinyViT's ImageNet-22k"
             raise ConfigError(f"{folder} does not say how many classes its teacher has", "its format does not", fix)
         classes = header["classes"]
+    for _, each in found:  # all of them before work starts
+        _ranks(each, topk)
     now = _Epoch(found[0][1], topk, classes, keep_first)
     if keys is not None:
         _same_keys(now.keys, sorted(map(_encoded, keys)), str(folder), "--data")
@@ -206,6 +208,26 @@ def _listed(folder: Path) -> list[Path]:
         raise DataError(f"cannot read {folder}", error.strerror or str(error), "check the path") from None
 
 
+def _ranks(folder: Path, topk: int) -> range:
+    """The ranks of an epoch, from what its files are called and how large they are.
+
+    Raises:
+        DataError: a file is missing, or one of values is no whole number of records.
+    """
+    names = {path.name for path in _listed(folder)}
+    found = [match for name in names if (match := re.fullmatch(r"rank(\d{1,6})-(keys\.txt|values\.bin)", name))]
+    ranks = range(max((int(match[1]) for match in found), default=0) + 1)
+    for rank in ranks:
+        for name in (f"rank{rank}-keys.txt", f"rank{rank}-values.bin"):
+            if name not in names:
+                why = "its records would be lost"
+                raise DataError(f"{folder / name} is missing", why, "copy the files of every rank")
+        if over := (size := (folder / name).stat().st_size) % record_type(topk).itemsize:
+            why = f"a record of K {topk} has {record_type(topk).itemsize}, and {over} are over"
+            raise DataError(f"{folder / name} has {size:,} bytes", why, "copy it again: it is cut off, or of another K")
+    return ranks
+
+
 class _Epoch:
     """The records of all ranks of an epoch, in the order of their keys; they stay in their files.
 
@@ -217,16 +239,7 @@ class _Epoch:
     """
 
     def __init__(self, folder: Path, topk: int, classes: int, keep_first: bool) -> None:
-        names = {path.name for path in _listed(folder)}
-        found = [
-            int(match[1]) for name in names if (match := re.fullmatch(r"rank(\d{1,6})-(keys\.txt|values\.bin)", name))
-        ]
-        ranks = range(max(found, default=0) + 1)
-        for name in [f"rank{rank}-{part}" for rank in ranks for part in ("keys.txt", "values.bin")]:
-            if name not in names:
-                raise DataError(
-                    f"{folder / name} is missing", "its records would be lost", "copy the files of every rank"
-                )
+        ranks = _ranks(folder, topk)
         self._ranks: list[np.ndarray] = []
         place: dict[bytes, tuple[int, int]] = {}  # key -> rank and row
         for rank in ranks:

@@ -67,7 +67,7 @@ class LocalPlace:
     def names(self, folder: str) -> list[str]:
         """Names of the files in a folder, sorted; none if there is no such folder."""
         with suppress(FileNotFoundError, NotADirectoryError):
-            return sorted(name for name in os.listdir(self.folder / folder) if not name.startswith("."))
+            return sorted(name for name in os.listdir(self.folder / folder) if name[0] != ".")
         return []
 
     def read(self, name: str) -> bytes:

@@ -134,6 +134,11 @@ class TargetWriter:
         for claim in self._claims.values():
             claim.release()
         self._claims.clear()
+        for name in self.place.names("claims"):  # a kill may come after a chunk has its name
+            epoch, _, number = name.partition("-")
+            chunk = self.layout.at(int(epoch), int(number)) if (epoch + number).isdecimal() else None
+            if (chunk is None or self.place.exists(chunk.name)) and (claim := self.place.claim(name)):
+                claim.release()
         self.place.clean()
 
     def work(self, part: tuple[int, int] | None = None) -> Iterator[Chunk]:
