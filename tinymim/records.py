@@ -470,6 +470,7 @@ class TargetHeader(TypedDict, total=False):
     teacher: StoredTeacher
     topk: Count
     classes: Count
+    class_names: list[str]
     augmentation: dict[str, Any]
     precision: str
     data: dict[str, Any]

@@ -34,8 +34,9 @@ DEFAULTS = {"rand_augment": "m9-mstd0.5-inc1", "erasing": 0.25, "mixup": 0.0, "c
 class FastDistill(Method):
     """Soft cross entropy with a teacher's K largest probabilities, what they lack spread evenly; no labels.
 
-    The student becomes a classifier (:class:`~tinymim.models.classifier.Classifier`) of the teacher's classes, and
-    ``student.pth`` keeps its head.
+    The student becomes a classifier (:class:`~tinymim.models.classifier.Classifier`) of the teacher's classes.
+    ``student.pth`` keeps its head: ``tinymim eval`` scores it where its classes are known, fine-tuning takes its
+    encoder (with ``head="by_class"`` its rows, too), segmentation its encoder.
 
     Args:
         student: Any backbone.
@@ -78,6 +79,7 @@ class FastDistill(Method):
         self.stored, self.live, self.topk, self.temperature = stored, teacher, topk or classes, temperature
         self.live_model = None if teacher is None else teacher.model  # so that it goes to the student's device
         self.augmentation = augmentation
+        self.class_names = getattr(teacher or stored, "class_names", None)
         given: Any = teacher or (stored and stored.teacher)
         self.teachers = [given] if given else []
         self.dtype = torch.float32
@@ -185,6 +187,7 @@ class FastDistill(Method):
             print(f"note: {file} has no head of {self.network.num_classes} classes: the student's starts new")
 
     def save(self, network: Any, path: Path, meta: dict[str, Any]) -> None:
-        """Write the classifier; its classes are named where timm knows a set of so many."""
+        """Write the classifier, with the names of its classes: the teacher's, or those of timm's set of so many."""
         subset = infer_imagenet_subset({"num_classes": network.num_classes})
-        save_classifier(network, path, ImageNetInfo(subset).label_names() if subset else [], meta)
+        names = self.class_names or (ImageNetInfo(subset).label_names() if subset else [])
+        save_classifier(network, path, names, meta if names else {**meta, "classes": None})

@@ -35,6 +35,8 @@ class StoredLogits:
     def __init__(self, store: TargetStore) -> None:
         header = store.header
         missing = [name for name in ("topk", "classes", "augmentation") if not header.get(name)]
+        names = header.get("class_names", [])
+        missing += ["the names of its classes"] if names and len(names) != header.get("classes") else []
         if header["kind"] != "logits" or missing:
             raise DataError(
                 f"{store.place.url} holds no logits of known views",
@@ -43,6 +45,7 @@ class StoredLogits:
             )
         self.store, self.source, self.sha256 = store, str(store.place.url), store.layout.identity
         self.seed, self.topk, self.classes = header["seed"], header["topk"], header["classes"]
+        self.class_names = names
         self.augmentation: dict[str, Any] = header["augmentation"]
         self.teacher = StoredTeacher(**header.get("teacher", {"name": "unknown", "sha256": None}))
 

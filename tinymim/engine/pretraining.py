@@ -223,7 +223,7 @@ class PretrainJob(Job):
     def inputs(self) -> dict[str, Any]:
         start, stored = self.settings.init_from, self.method.stored
         return {
-            "store": None if stored is None else {"file": stored.source, "sha256": stored.sha256},
+            **({} if stored is None else {"store": {"file": stored.source, "sha256": stored.sha256}}),
             "teacher": [{"file": t.name, "sha256": t.sha256} for t in self.teachers],
             "init_from": describe_file(start) if start and Path(start).is_file() else None,
             "data": describe_files(self.settings.data, self.files, file_bytes),

@@ -5,6 +5,7 @@ Legend: B = photos, S = side of the views, T = side the model sees, C = classes.
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,7 @@ class LogitTeacher:
         size: T, pixels.
         classes: C.
         sha256: Of its tensors, whatever file they came from.
+        class_names: Where its file stores them.
     """
 
     model: nn.Module
@@ -43,9 +45,10 @@ class LogitTeacher:
     size: int
     classes: int
     sha256: str
+    class_names: Sequence[str] | None = None
 
     def probabilities(self, views_B3SS: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Softmax (B, C) in float32 of views, uint8 or in 0..1, without gradients; the network computes in ``dtype``."""
+        """Softmax (B, C) in float32 of views, uint8 or 0..1, without gradients; the network computes in ``dtype``."""
         row = (1, 3, 1, 1)
         x_B3TT = views_B3SS if views_B3SS.is_floating_point() else views_B3SS.float() / 255
         if x_B3TT.shape[-1] != self.size:
@@ -70,6 +73,7 @@ def load_logit_teacher(
         ConfigError: unknown timm model, one without a classifier, or weights for a file.
         CheckpointError: the weights are missing, cannot be downloaded, or do not fit.
     """
+    class_names = None
     if name.startswith("timm/"):
         check_name(name, download=pretrained and weights is None)
         model: Any = _create_timm(name, weights, pretrained)
@@ -96,8 +100,9 @@ def load_logit_teacher(
         mean = tuple(file.meta.get("mean") or IMAGENET_MEAN)
         std = tuple(file.meta.get("std") or IMAGENET_STD)
         size, classes, name = int(model.backbone.img_size[0]), int(model.num_classes), os.path.basename(name)
+        class_names = file.meta.get("classes")
     model = model.eval().requires_grad_(False)
-    return LogitTeacher(model, name, mean, std, size, classes, state_sha256(model))
+    return LogitTeacher(model, name, mean, std, size, classes, state_sha256(model), class_names)
 
 
 def _load(name: str, model: Any, weights: str | os.PathLike[str]) -> Any:

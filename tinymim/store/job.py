@@ -209,6 +209,7 @@ def about(job: Job, data: str | Path) -> dict[str, Any]:
         "teacher": {"name": job.teacher.name, "sha256": job.teacher.sha256},
         "topk": job.topk,
         "classes": job.teacher.classes,
+        **({"class_names": [*job.teacher.class_names]} if job.teacher.class_names else {}),
         "augmentation": job.replay.settings,
         "precision": job.precision,
         "data": describe_files(base(data), job.photos, file_bytes),
