@@ -11,7 +11,7 @@ from tests.engine.processes import launch
 from tests.export.photographs import photograph
 from tinymim.cli import main
 from tinymim.distill import TargetStore
-from tinymim.engine import distill, finetune
+from tinymim.engine import distill, evaluate_classifier, finetune
 from tinymim.engine.recipe import FOLDER
 from tinymim.errors import ConfigError, TinyMIMError
 from tinymim.models import ViT, create_model, load_weights
@@ -100,7 +100,7 @@ def test_killed_and_resumed_on_any_number_of_workers(made, stored, tmp_path):
 
 def test_the_student_is_a_classifier_for_other_commands(made, stored, tmp_path, capsys):
     meta = torch.load(stored.student, weights_only=True)["meta"]
-    assert (meta["teacher"], meta["method"]) == ("teacher.pth", "fast_distill")
+    assert (meta["teacher"], meta["method"], meta["classes"]) == ("teacher.pth", "fast_distill", CLASSES)
     assert json.loads((stored.out / "env.json").read_text())["inputs"]["store"]["file"].endswith("mixed")
     network, _ = load_classifier(stored.student)
     assert network.num_classes == 9
@@ -119,6 +119,11 @@ def test_the_student_is_a_classifier_for_other_commands(made, stored, tmp_path, 
         out=tmp_path / "tuned",
     )
     assert tuned.classes == 2
+    for name, label in (("a", "class0"), ("b", "class1")):
+        (tmp_path / "labelled").mkdir(exist_ok=True)
+        (tmp_path / "labelled" / label).symlink_to(made / "photos" / name)
+    scored = evaluate_classifier(stored.student, data=tmp_path / "labelled", workers=0, device="cpu")
+    assert scored.scores["imagenet"]["photos"] == 12
     more = run(made, tmp_path / "more", "store", init_from=stored.student, max_steps=1)
     assert losses(more)[0] < losses(stored)[0] - 0.1  # head and all
     capsys.readouterr()
