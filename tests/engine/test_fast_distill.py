@@ -165,7 +165,7 @@ def test_a_tinyvit_from_a_store(made, tmp_path):
         ("store", dict(cfg_options=dict(mixup=0.8)), "made with mixup 0.0"),
         ("store", dict(epochs=3), "use --epochs 2, or write more"),
         ("store", dict(val_data="photos"), "leave --val-data out"),
-        ("store", dict(cfg_options=dict(color_jitter=0.4)), "color_jitter=None"),
+        ("store", dict(cfg_options=dict(color_jitter=0.4)), "color_jitter=0"),
         ("mixed", dict(batch_size=3), "use --batch-size 2"),
         ("store", dict(data="others"), "1 of 2 photos, e.g. a/new.png, are not in it, which has 12"),
         ("mixed", dict(data="fewer"), "mixes its 12 photos in pairs, and --data has 2"),

@@ -152,7 +152,7 @@ class PretrainJob(Job):
             raise ConfigError(
                 f"color_jitter={self.config.color_jitter} for views that are made from seeds",
                 "teacher and student see the same pixels",
-                "use --cfg-options color_jitter=None",
+                "use --cfg-options color_jitter=0",
             )
         if stored is not None and self.held_out:
             raise ConfigError(
