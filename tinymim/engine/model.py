@@ -1,8 +1,8 @@
 """The model that MMEngine's Runner trains: one of our methods as a BaseModel, uint8 photos in, named losses out."""
 
 import weakref
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -238,8 +238,21 @@ def cpu_has_bf16() -> bool:
 def saved_bytes_per_image(model: Trainable, batch: dict[str, Tensor]) -> int:
     """:func:`saved_bytes` that one more image costs: of a batch, less those of the batch without its last image."""
     fewer = {key: value[:-1] for key, value in batch.items()}
-    more = saved_bytes(model, lambda: model(**batch)["loss"])
-    return max(more - saved_bytes(model, lambda: model(**fewer)["loss"]), 1)
+    with kept_buffers(model):
+        more = saved_bytes(model, lambda: model(**batch)["loss"])
+        return max(more - saved_bytes(model, lambda: model(**fewer)["loss"]), 1)
+
+
+@contextmanager
+def kept_buffers(model: nn.Module) -> Iterator[None]:
+    """Passes inside the block leave no trace in the running statistics of batch norm."""
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in before:
+                buffer.copy_(value)
 
 
 class _Saved:
@@ -279,11 +292,8 @@ def _kept_bytes(model: nn.Module, loss: Callable[[], Tensor]) -> int:
         return saved
 
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     with torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved.tensor):
         kept = loss()
-    for buffer, before in buffers:  # of batch norm: a resumed run, which does not measure, must find the same ones
-        buffer.copy_(before)
     storages = [saved.tensor.untyped_storage() for saved in alive]
     del kept
     return sum({each.data_ptr(): each.nbytes() for each in storages if each.data_ptr() not in own}.values())
