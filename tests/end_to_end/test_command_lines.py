@@ -21,6 +21,7 @@ import torch
 import tinymim
 from tests.end_to_end.workshop import (
     ARTEFACTS,
+    CACHE,
     DECODER,
     DEPTH,
     HEAD,
@@ -73,6 +74,9 @@ WORDS = {
     "STUDY": "{STUDY}",
     "pseudo": "{pseudo}",
     "pseudo=0.5": "{pseudo}=0.5",
+    "store/": "{stored}",
+    "STORE": "{stored}",
+    "logits/": "{published}",
     "best.tune/": "{tuned}/best.tune",
     "STUDENT": "{distilled}/student.pth",
     "SEQUENCES": "{sequences}",
@@ -93,6 +97,7 @@ OUTPUT = (
     "--markdown",
     "--web",
     "--masks",
+    "--to-official",
     "--generate",
 )  # their words stay: the folder is new
 WINDOWS = "model.test_cfg.crop_size=(64,64) model.test_cfg.stride=(42,42)"
@@ -107,6 +112,10 @@ TINY = {  # verb -> options
     "distill": f"--teacher {{pretrained}}/student.pth {JOB} --cfg-options {STUDENT} target_block=2",
     "distill dmae": f"--teacher {{pretrained}}/student.pth {JOB} --cfg-options {STUDENT} {DECODER}",
     "distill --chain": f"--chain {{pretrained}}/student.pth:small:tiny {JOB} --cfg-options {STUDENT}",
+    "distill store": f"--student tinymim_vit_tiny {JOB} --cfg-options {STUDENT}",
+    "cache": f"--teacher {{finetuned}}/classifier.pth {CACHE} --topk 2",
+    "cache --check": "--teacher {finetuned}/classifier.pth --workers 0 --device cpu",
+    "cache STORE": "",
     "finetune": f"{JOB} --cfg-options {STUDENT}",
     "segment": f"--cfg-options {HEAD} {WINDOWS} {SMALL} {PLAIN}",
     "segment linear": f"--cfg-options {LINEAR} {WINDOWS} {SMALL}",
@@ -188,7 +197,11 @@ def kind_of(words: list[str]) -> str:
         return "distill --chain"
     if verb == "distill" and any("mae_tiny_from" in word and "tinymim" not in word for word in words):
         return "distill dmae"
-    option = {"segment": "--test", "detect": "--test", "bench": "--compare"}.get(verb)
+    if verb == "distill" and "--store" in words:
+        return "distill store"
+    if verb == "cache" and not {"--teacher", "--check"} & {*words}:
+        return "cache STORE"
+    option = {"cache": "--check", "segment": "--test", "detect": "--test", "bench": "--compare"}.get(verb)
     if option in words:
         return f"{verb} {option}"
     for family in ("hiera", "swin"):
@@ -215,13 +228,18 @@ def tiny(shop: Workshop, line: str) -> list[str]:
         option = word if word.startswith("--") else option
         if option in given:
             continue
-        if word != option and option not in OUTPUT:
+        if word != option and (option not in OUTPUT or (option == "--out" and reads_store(words))):
             word = WORDS.get(word) or next((new for old, new in PATTERNS.items() if re.fullmatch(old, word)), word)
             assert not re.fullmatch(r"[A-Z_]{3,}|(runs|data|imagenet)/.*|timm/.*", word), (
                 f"{word}: say in WORDS what it is"
             )
         kept.append(word)
     return shop.fill(shlex.join([*kept, *extra]))
+
+
+def reads_store(words: list[str]) -> bool:
+    """Whether the --out of a line is a store that is there."""
+    return words[1] == "cache" and ("--check" in words or not {"--teacher", "--from-official"} & {*words})
 
 
 def instead(line: str) -> bool:
@@ -341,7 +359,8 @@ def test_next_lines(shop, tmp_path):
         for i, word in enumerate(words):
             option = word if word.startswith("--") else option
             path = copy / word
-            if option in OUTPUT and path.exists() and word != option and "--resume" not in words:  # of another line
+            continues = "--resume" in words or (words[1] == "cache" and option == "--out")
+            if option in OUTPUT and path.exists() and word != option and not continues:  # of another line
                 words[i] = str(path.with_stem(f"{path.stem}-{len(seen)}"))
             elif option not in OUTPUT and path.suffix == ".onnx" and not path.exists():  # of the line before it
                 words[i] = str(shop["exported"] / "seg.onnx")

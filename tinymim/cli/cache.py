@@ -4,6 +4,7 @@ import argparse
 import os
 import re
 import shlex
+from collections.abc import Mapping
 from typing import Any
 
 from tinymim.cli import spelled
@@ -131,7 +132,7 @@ def _check(args: argparse.Namespace) -> int:
     if args.sample < 2:
         raise ConfigError(f"--sample {args.sample}", "two records are the least", "e.g. --sample 256")
     check_targets(args.out, open_job(**job), sample=args.sample, max_dp=args.max_dp, max_differing=args.max_differing)
-    print(f"next:    {_distill(args)}")
+    print(f"next:    {_distill(args, views)}")
     return 0
 
 
@@ -179,8 +180,10 @@ def _summary(args: argparse.Namespace) -> int:
     print(f"teacher: {teacher['name']}, sha256 {str(teacher['sha256'])[:12]}, {header['kind']}", end="")
     print(f", K {header['topk']} of {header.get('classes', 0):,} classes" if header.get("topk") else "")
     print(f"records: {there:,} of {len(store):,} ({size:,.1f} MiB), {len(missing):,} chunks missing", flush=True)
-    if args.teacher is None and not args.from_official:
-        print(f"next:    {_distill(args) if not missing else 'run the command that writes it again: it goes on'}")
+    if missing:
+        print("note: the command that wrote it goes on where it stopped")
+    elif args.teacher is None and not args.from_official and "img_size" in header.get("augmentation", {}):
+        print(f"next:    {_distill(args, header['augmentation'])}")
     return 0
 
 
@@ -232,6 +235,8 @@ def _again(args: argparse.Namespace) -> str:
     return f"tinymim cache{spelled(args, *names)} --out {shlex.quote(args.out)}"
 
 
-def _distill(args: argparse.Namespace) -> str:
-    data = shlex.quote(args.data) if args.data else "FOLDER"
-    return f"tinymim distill --recipe {RECIPE} --store {shlex.quote(args.out)} --data {data}"
+def _distill(args: argparse.Namespace, views: Mapping[str, Any]) -> str:
+    """The command that trains from a store with these views."""
+    data = shlex.quote(args.data or "photos/")
+    size = "" if views["img_size"] == 224 else f" --img-size {views['img_size']}"  # the recipe's
+    return f"tinymim distill --recipe {RECIPE} --store {shlex.quote(args.out)} --data {data}{size}"

@@ -48,7 +48,7 @@ class LogitTeacher:
     class_names: Sequence[str] | None = None
 
     def probabilities(self, views_B3SS: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Softmax (B, C) in float32 of views, uint8 or 0..1, without gradients; the network computes in ``dtype``."""
+        """Softmax (B, C) in float32 of views, uint8 or in 0..1, no gradients; the network computes in ``dtype``."""
         row = (1, 3, 1, 1)
         x_B3TT = views_B3SS if views_B3SS.is_floating_point() else views_B3SS.float() / 255
         if x_B3TT.shape[-1] != self.size:

@@ -12,6 +12,7 @@ import bisect
 import hashlib
 import itertools
 import json
+import math
 import mmap
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -60,7 +61,7 @@ class Array:
     @property
     def bytes(self) -> int:
         """Of one record."""
-        return int(np.dtype(self.dtype).itemsize * np.prod(self.shape, dtype=int))
+        return np.dtype(self.dtype).itemsize * math.prod(self.shape)
 
 
 def logits_arrays(topk: int) -> list[Array]:
@@ -204,7 +205,7 @@ def _fit(array: Array, given: np.ndarray, records: int) -> np.ndarray:
                 or f"{found} is beyond {limits.max:,} of {array.dtype}"
             )
             raise DataError(f"{array.name!r} cannot be stored", why, "declare a wider type, or correct the values")
-    return np.ascontiguousarray(given, wanted.newbyteorder("<"))
+    return np.ascontiguousarray(given, wanted)
 
 
 class _Tensor(TypedDict):
@@ -267,8 +268,8 @@ class Mapped:
                 raise damaged(f"{array.name} is {about['dtype']} {about['shape']}")
             if last - first != array.bytes or first < 0 or 8 + length + last > size:
                 raise damaged(f"{size:,} bytes are there, {8 + length + last:,} were written")
-            kind, count = np.dtype(array.dtype).newbyteorder("<"), int(np.prod(array.shape, dtype=int))
-            self.arrays[array.name] = np.frombuffer(self.memory, kind, count, 8 + length + first).reshape(array.shape)
+            flat = np.frombuffer(self.memory, array.dtype, math.prod(array.shape), 8 + length + first)
+            self.arrays[array.name] = flat.reshape(array.shape)
         if _crc(self.arrays.values()) != self.meta.get("crc32"):
             raise damaged("its content does not have the checksum it was written with: a bit has flipped")
 
@@ -288,16 +289,15 @@ class Keys(Sequence[str]):
     def __init__(self, path: Path, photos: int, expected: Mapping[str, str]) -> None:
         remedy = "restore it from a copy, or remove it and run the same tinymim cache again"
         file = Mapped(path, [Array("ends", "uint64", (photos,)), Array("text", "uint8", (ANY,))], expected, remedy)
-        self._ends, text = file.arrays["ends"], file.arrays["text"]
-        if int(self._ends[-1]) != len(text):
+        self._ends, self._text = file.arrays["ends"].data, file.arrays["text"].data
+        if self._ends[-1] != len(self._text):
             raise DataError(f"{path} is damaged", "the keys do not fill their text", remedy)
-        self._text = text.data
 
     def __len__(self) -> int:
         return len(self._ends)
 
     def _bytes(self, at: int) -> bytes:
-        return bytes(self._text[int(self._ends[at - 1]) if at else 0 : int(self._ends[at])])
+        return bytes(self._text[self._ends[at - 1] if at else 0 : self._ends[at]])
 
     def __getitem__(self, at: Any) -> Any:
         if isinstance(at, slice):

@@ -39,7 +39,7 @@ class TargetStore:
         self.layout = Layout(header, f"{place.url}/{HEADER}")
         expected = {"keys_sha256": header["keys_sha256"]}
         self.keys = self._mapped(KEYS, lambda path: Keys(path, self.layout.photos, expected))
-        self._open: OrderedDict[str, Mapped] = OrderedDict()
+        self._open: OrderedDict[tuple[int, int], Mapped] = OrderedDict()
         self._rows: tuple[int, np.ndarray] | None = None
 
     @classmethod
@@ -101,7 +101,7 @@ class TargetStore:
                 f"train for at most {self.layout.epochs} epochs, or add some: tinymim cache --epochs N",
             )
         number, row = divmod(self._row(position, epoch), self.layout.chunk)
-        arrays = self._chunk(self.layout.at(epoch, number)).arrays
+        arrays = self._chunk(epoch, number).arrays
         record = {name: value[row].copy() if value.ndim > 1 else value[row].item() for name, value in arrays.items()}
         if record.get("seed", 0) < 0:
             raise NoTargets(
@@ -119,7 +119,7 @@ class TargetStore:
         Raises:
             DataError: it is missing, damaged or another store's.
         """
-        return self._chunk(chunk).arrays
+        return self._chunk(chunk.epoch, chunk.number).arrays
 
     def _row(self, position: int, epoch: int) -> int:
         if not self.header["pairs"]:
@@ -138,15 +138,16 @@ class TargetStore:
                 raise
             return read(self.place.local(name))  # the copy was damaged, or of a store that lay at this URL before
 
-    def _chunk(self, chunk: Chunk) -> Mapped:
-        if (known := self._open.get(chunk.name)) is not None:
-            self._open.move_to_end(chunk.name)
+    def _chunk(self, epoch: int, number: int) -> Mapped:
+        if (known := self._open.get((epoch, number))) is not None:
+            self._open.move_to_end((epoch, number))
             return known
+        chunk = self.layout.at(epoch, number)
         shape = [replace(array, shape=(len(chunk.rows), *array.shape)) for array in self.layout.arrays]
         remedy = f"remove {chunk.name} from {self.place.url} and run the same tinymim cache again: it writes it anew"
         expected = self.layout.expected(chunk)
         mapped = self._mapped(chunk.name, lambda path: Mapped(path, shape, expected, remedy))
-        self._open[chunk.name] = mapped
+        self._open[epoch, number] = mapped
         if len(self._open) > OPEN:
             self._open.popitem(last=False)
         return mapped

@@ -4,11 +4,12 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
-from tinymim.errors import ConfigError
+from tinymim.errors import ConfigError, TinyMIMError
 from tinymim.files import versions
 from tinymim.folders import NoLocks
 from tinymim.records import TargetHeader
@@ -134,11 +135,12 @@ class TargetWriter:
         for claim in self._claims.values():
             claim.release()
         self._claims.clear()
-        for name in self.place.names("claims"):  # a kill may come after a chunk has its name
-            epoch, _, number = name.partition("-")
-            chunk = self.layout.at(int(epoch), int(number)) if (epoch + number).isdecimal() else None
-            if (chunk is None or self.place.exists(chunk.name)) and (claim := self.place.claim(name)):
-                claim.release()
+        with suppress(TinyMIMError):
+            for old in self.place.names("claims"):  # a kill may come after a chunk has its name
+                numbers = [int(word) for word in old.split("-") if word.isdecimal()]
+                chunk = self.layout.at(numbers[0], numbers[1]) if len(numbers) == 2 else None
+                if (chunk is None or self.place.exists(chunk.name)) and (own := self.place.claim(old)):
+                    own.release()
         self.place.clean()
 
     def work(self, part: tuple[int, int] | None = None) -> Iterator[Chunk]:
