@@ -31,6 +31,7 @@ from tests.end_to_end.workshop import (
     ROOT,
     STUDENT,
     SWIN,
+    TINYVIT,
     UNITS,
     WIDTH,
     Workshop,
@@ -59,6 +60,8 @@ WORDS = {
     "B=0.5": "{distilled}/student.pth=0.5",
     "runs/t/student.pth": "{distilled}/student.pth",
     "runs/finetune_base/classifier.pth": "{finetuned}/classifier.pth",
+    "runs/tv/classifier.pth": "{tinyvit}/classifier.pth",
+    "tiny_vit_5m_22k_distill.pth": "{tinyvit}/classifier.pth",
     "runs/seg/segmentor.pth": "{segmented}/segmentor.pth",
     "runs/det/detector.pth": "{detected}/detector.pth",
     "train2017": "{OBJECTS}/photos",
@@ -125,6 +128,8 @@ TINY = {  # verb -> options
     "distill swin": f"--teacher {{swin}}/student.pth {UNITS} --cfg-options {SWIN}",
     "segment hiera": f"--student {{hiera_student}}/student.pth --cfg-options {LEVELS} {WINDOWS} {SMALL}",
     "segment swin": f"--student {{swin_student}}/student.pth --cfg-options {LEVELS} {WINDOWS} {SMALL}",
+    "finetune tinyvit": f"{UNITS} --cfg-options {TINYVIT}",
+    "segment tinyvit": f"--student {{tinyvit}}/classifier.pth --cfg-options {LEVELS} {WINDOWS} {SMALL}",
     "segment --test": "",
     "analyse": "--img-size 32 --limit 8",
     "detect": f"{JOB.replace('--img-size 32', '--img-size 64')} --cfg-options {STUDENT} channels=8",
@@ -207,6 +212,8 @@ def kind_of(words: list[str]) -> str:
     for family in ("hiera", "swin"):
         if verb in ("pretrain", "distill", "segment") and any(f"_{family}_" in f"_{w}_" for w in words if "/" not in w):
             return f"{verb} {family}"
+    if verb in ("finetune", "segment") and any("tinyvit_" in word for word in words):
+        return f"{verb} tinyvit"
     if verb == "track":
         plain = "track" if words[2].startswith("--") else "track FILE"
         return next((f"track {word}" for word in ("--test", "--generate") if word in words), plain)

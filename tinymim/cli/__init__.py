@@ -103,13 +103,16 @@ def _exit_code(
         return 130
 
 
+YES_OR_NO = ("reduce_zero_label", "squash")  # options for which False is another answer than None
+
+
 def spelled(args: argparse.Namespace, *names: str) -> str:
     """The given options as text for a command to paste: " --mode slide --limit 10"."""
     usual = {"runtime": "onnxruntime", "provider": "cpu", "split": "val", "batch_size": 64, "workers": 2}
     words: list[str] = []
     for name in names:
         value, option = getattr(args, name, None), "--" + name.replace("_", "-")
-        if value is None or value == usual.get(name) or (value is False and name != "reduce_zero_label"):
+        if value is None or value == usual.get(name) or (value is False and name not in YES_OR_NO):
             continue
         if isinstance(value, bool):
             words.append(option if value else f"--no-{option[2:]}")

@@ -74,7 +74,7 @@ class FinetuneJob(Job):
     model: ClassifyModel
 
     def check_recipe(self) -> None:
-        if self.config.head is not None and self.settings.student is None and not self.settings.resume:
+        if self.config.head and self.settings.student is None and not self.settings.resume:
             raise ConfigError(
                 f"head={self.config.head} without a student",
                 "the recipe starts from the rows of another classifier",
@@ -117,7 +117,7 @@ class FinetuneJob(Job):
     def make_model(self, autocast: torch.dtype | None) -> ClassifyModel:
         config, student = self.config, self.settings.student
         self.network = build_classifier(config, len(self.train.classes), None if student is None else str(student))
-        self.started = "" if config.head is None or student is None else self.start_head(str(student))
+        self.started = self.start_head(str(student)) if config.head and student is not None else ""
         self.teacher = _teacher(config, self.network, self.train, pretrained=not self.settings.dry_run)
         return ClassifyModel(
             self.network,
