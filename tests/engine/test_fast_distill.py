@@ -39,7 +39,7 @@ MIXED = ("--mixup", "0.8", "--cutmix", "1.0")
 def made(tmp_path_factory):
     """Photos in two folders, a teacher of nine classes, a recipe, and the stores of both kinds of views."""
     folder = tmp_path_factory.mktemp("fast")
-    for i in range(12):
+    for i in range(13):  # an odd one has no partner
         path = folder / "photos" / "ab"[i % 2] / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         photograph(i, (40 + i, 50)).save(path)
@@ -123,7 +123,7 @@ def test_the_student_is_a_classifier_for_other_commands(made, stored, tmp_path, 
         (tmp_path / "labelled").mkdir(exist_ok=True)
         (tmp_path / "labelled" / label).symlink_to(made / "photos" / name)
     scored = evaluate_classifier(stored.student, data=tmp_path / "labelled", workers=0, device="cpu")
-    assert scored.scores["imagenet"]["photos"] == 12
+    assert scored.scores["imagenet"]["photos"] == 13
     more = run(made, tmp_path / "more", "store", init_from=stored.student, max_steps=1)
     assert losses(more)[0] < losses(stored)[0] - 0.1  # head and all
     capsys.readouterr()
@@ -167,8 +167,8 @@ def test_a_tinyvit_from_a_store(made, tmp_path):
         ("store", dict(val_data="photos"), "leave --val-data out"),
         ("store", dict(cfg_options=dict(color_jitter=0.4)), "color_jitter=0"),
         ("mixed", dict(batch_size=3), "use --batch-size 2"),
-        ("store", dict(data="others"), "1 of 2 photos, e.g. a/new.png, are not in it, which has 12"),
-        ("mixed", dict(data="fewer"), "mixes its 12 photos in pairs, and --data has 2"),
+        ("store", dict(data="others"), "1 of 2 photos, e.g. a/new.png, are not in it, which has 13"),
+        ("mixed", dict(data="fewer"), "mixes its 13 photos in pairs, and --data has 2"),
         (None, dict(teacher="teacher.pth", cfg_options=dict(topk=10)), "it has 9 classes"),
         (None, dict(teacher="teacher.pth", cfg_options=dict(classes=8)), "it has 9 classes"),
         ("official", {}, "cannot be made again"),
@@ -194,6 +194,19 @@ def test_refused_before_anything_is_written(made, store, more, words, tmp_path):
     with pytest.raises(TinyMIMError, match=words):
         run(folder, tmp_path / "run", store, **more | paths)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_store_for_a_recipe_of_another_method(made):
+    with pytest.raises(ConfigError, match="unknown key 'store' in a tinymim recipe") as found:
+        distill(data=made / "photos", store=made / "store")
+    assert "tinyvit_5m_from_store" in found.value.why
+
+
+def test_packed_photos_are_the_same_photos(made, stored, tmp_path):
+    """The keys of photos in shards are their paths below the folder that was packed."""
+    assert main(["data", "--pack", str(made / "photos"), "--out", str(tmp_path / "shards")]) == 0
+    packed = run(made, tmp_path / "run", "mixed", data=tmp_path / "shards", save_every=3)
+    assert losses(packed) == losses(stored)
 
 
 def test_some_of_the_photos_of_a_store(made, tmp_path):
