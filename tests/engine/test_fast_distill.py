@@ -11,7 +11,7 @@ from tests.engine.processes import launch
 from tests.export.photographs import photograph
 from tinymim.cli import main
 from tinymim.distill import TargetStore
-from tinymim.engine import distill, evaluate_classifier, finetune
+from tinymim.engine import distill, evaluate_classifier, finetune, load_recipe
 from tinymim.engine.recipe import FOLDER
 from tinymim.errors import ConfigError, TinyMIMError
 from tinymim.models import ViT, create_model, load_weights
@@ -33,6 +33,22 @@ seed = 5
 TINY = dict(embed_dims=[16, 16, 32, 32], depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1], window_sizes=[2, 2, 2, 2])
 CLASSES = [f"class{i}" for i in range(9)]
 MIXED = ("--mixup", "0.8", "--cutmix", "1.0")
+
+
+@pytest.mark.parametrize(("size", "drop_path"), [("5m", 0.0), ("11m", 0.0), ("21m", 0.1)])
+def test_recipes_hold_published_numbers(size, drop_path):
+    """On 22k those of the published distillation; from any store the rate of training on 1k from labels."""
+    names = ("batch_size", "epochs", "warmup_epochs", "weight_decay", "clip_grad", "drop_path", "student")
+    for kind, peak, final, wanted in (
+        ("22k", 2e-3, 4e-5, (4096, 90, 5, 0.01, 5.0)),
+        ("from_store", 1e-3, 1e-5, (1024, 300, 20, 0.05, 5.0)),
+    ):
+        recipe = load_recipe(f"tinyvit_{size}_{kind}")
+        assert tuple(recipe[name] for name in names) == (*wanted, drop_path, f"tiny_vit_{size}_224")
+        assert (recipe.base_lr * recipe.batch_size / 256, recipe.min_lr) == pytest.approx((peak, final))
+        assert (tuple(recipe.betas), tuple(recipe.crop_scale)) == ((0.9, 0.999), (0.08, 1.0))
+    recipe = load_recipe(f"tinyvit_{size}_22k")
+    assert (recipe.topk, recipe.classes, recipe.mixup, recipe.cutmix) == (100, 21841, 0.0, 0.0)
 
 
 @pytest.fixture(scope="module")
