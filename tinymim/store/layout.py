@@ -23,8 +23,8 @@ from typing import Any, TypedDict, cast
 import numpy as np
 
 from tinymim.errors import ConfigError, DataError
-from tinymim.records import TargetHeader
 from tinymim.schema import check, parse
+from tinymim.store.header import TargetHeader
 
 HEADER, KEYS = "store.json", "keys.safetensors"
 DTYPES = {  # numpy's names -> safetensors'

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from tinymim.errors import DataError
-from tinymim.records import TargetHeader
 from tinymim.schema import parse
+from tinymim.store.header import TargetHeader
 from tinymim.store.layout import HEADER, KEYS, Chunk, Keys, Layout, Mapped, folder_of
 from tinymim.store.places import Place, open_place
 

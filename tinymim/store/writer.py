@@ -12,7 +12,7 @@ import numpy as np
 from tinymim.errors import ConfigError, TinyMIMError
 from tinymim.files import versions
 from tinymim.folders import NoLocks
-from tinymim.records import TargetHeader
+from tinymim.store.header import TargetHeader
 from tinymim.store.layout import (
     CHUNK,
     CHUNK_BYTES,
