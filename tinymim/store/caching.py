@@ -153,7 +153,7 @@ def cache_targets(
         job: Photos and teacher.
         data: The photos, for the header.
         epochs: Views of each photo.
-        chunk: Records of a chunk; None: at most 4,096.
+        chunk: Records of a chunk; None: see :class:`TargetWriter`.
         part: Number (from 0) and count of static parts; None: whatever is free.
 
     Raises:
