@@ -27,7 +27,7 @@ from tinymim.models.logit_teacher import LogitTeacher, load_logit_teacher
 from tinymim.models.vit import IMAGENET_MEAN, IMAGENET_STD
 from tinymim.store.targets import TargetStore
 
-DEFAULTS = {"rand_augment": "m9-mstd0.5-inc1", "erasing": 0.25, "mixup": 0.0, "cutmix": 0.0}  # TinyViT's
+DEFAULTS: dict[str, Any] = {"rand_augment": "m9-mstd0.5-inc1", "erasing": 0.25, "mixup": 0.0, "cutmix": 0.0}  # TinyViT's
 
 
 @register_method("fast_distill", verb="distill", title="distil")
