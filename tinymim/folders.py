@@ -243,8 +243,10 @@ def try_hold(path: Path, option: str = "--out") -> int | None:
         ConfigError: the file cannot be written.
         NoLocks: its file system has no locks.
     """
-    import fcntl
-
+    try:
+        import fcntl
+    except ImportError as error:
+        raise NoLocks(f"{path} cannot be locked", str(error), "give each process its part: --part 1/4") from error
     for _ in range(40):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

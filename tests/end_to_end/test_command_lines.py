@@ -158,6 +158,7 @@ NOT_RUN = {  # start of a line -> what is checked in its place
     "ruff": "nothing: it is about this repository",
     "pytest": "nothing: it is this test",
     "python tests/compare_commits.py": "that the file exists",
+    "python tools/bench_containers.py": "that the file exists: tests/benchmarks/test_containers.py runs it",
     "python tools/bench_distill.py": "that the file exists: tests/benchmarks/test_distill_step.py runs it",
 }
 INSTEAD = {

@@ -328,6 +328,9 @@ def test_a_summary(setting, tmp_path, capsys):
     assert "records: 4 of 22" in said
     assert "5 chunks missing" in said
     assert "timm/test_vit" in said
+    for more in (["--plan"], []):
+        cache(setting, out, "--seed", 5, "--amp", "bf16", *more, code=2)
+        assert "differs in seed (0, not 5), precision (fp32, not bf16)" in capsys.readouterr().err
 
 
 def test_parts_of_a_slurm_array(monkeypatch):

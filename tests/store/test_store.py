@@ -13,10 +13,10 @@ import pytest
 from tests.attack.forked import child, fork
 from tinymim.data.replay import pairs
 from tinymim.errors import ConfigError, DataError, TinyMIMError
-from tinymim.store import places
+from tinymim.store import layout, places, targets
 from tinymim.store.layout import Array, logits_arrays
 from tinymim.store.targets import TargetStore
-from tinymim.store.writer import TargetWriter
+from tinymim.store.writer import TargetWriter, make_header
 
 K = 3
 KEYS = [f"{folder}/{name}.jpg" for folder in ("b", "a", "a-b", "a/b") for name in ("0", "10", "9", "é")]
@@ -88,9 +88,9 @@ def test_what_is_written_is_read_back(kind, mixed, tmp_path, monkeypatch):
 
 
 def test_a_pair_lies_in_one_chunk_in_the_order_of_replay(tmp_path):
-    layout = make(tmp_path / "s", pairs=True).layout
-    for epoch in range(3):
-        np.testing.assert_array_equal(layout.order(epoch), pairs(len(KEYS), 7, epoch))
+    made = make(tmp_path / "s", pairs=True).layout
+    for epoch in (0, 1, 2, 0):
+        np.testing.assert_array_equal(made.order(epoch), pairs(len(KEYS), 7, epoch))
     assert writer(tmp_path / "t", chunk=5).layout.chunk == 6
 
 
@@ -114,10 +114,28 @@ def test_names_of_any_bytes_are_keys(tmp_path):
     assert all(key in store for key in keys)
 
 
-def test_a_default_chunk_is_at_most_16_mib(tmp_path):
-    assert writer(tmp_path / "a", chunk=None).layout.chunk == 4096
-    big = [Array("relations", "float16", (1024, 1024))]
-    assert TargetWriter(tmp_path / "b", KEYS, arrays=big, epochs=1).layout.chunk == 8
+def test_the_default_chunk(tmp_path):
+    """4,096 records; more where an epoch had more than 256 chunks; never more than 64 MiB."""
+    given = dict(kind="logits", epochs=1, seed=0, pairs=False, chunk=None, about={})
+    for arrays, photos, chunk in (
+        (logits_arrays(100), 10_000, 4096),
+        (logits_arrays(100), 2_000_000, 7814),  # even
+        ([Array("relations", "float16", (1024, 1024))], 10_000, 32),
+    ):
+        keys = [b"%09d" % i for i in range(photos)]
+        assert make_header(keys, arrays, **given)["chunk"] == chunk
+
+
+def test_more_chunks_than_may_be_open(tmp_path, monkeypatch):
+    """A chunk that is mapped again is not compared with its checksum again."""
+    monkeypatch.setattr(targets, "OPEN", 2)
+    store = make(tmp_path / "s")
+    check_all(store)
+    assert len(store._open) == 2
+    monkeypatch.setattr(layout, "_crc", lambda _: "never")
+    check_all(store)
+    with pytest.raises(DataError, match="checksum"):
+        TargetStore.open(tmp_path / "s")
 
 
 def test_a_flipped_bit_is_found_wherever_it_is(tmp_path):

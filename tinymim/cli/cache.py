@@ -40,7 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     work.add_argument("--device", help="cpu, cuda or cuda:N; default a GPU if there is one")
     work.add_argument("--amp", choices=("bf16", "fp16"), help="precision of the teacher; default float32")
     work.add_argument(
-        "--chunk", type=int, metavar="RECORDS", help="of a file, which is what a kill loses; default 4096"
+        "--chunk",
+        type=int,
+        metavar="RECORDS",
+        help="of a file, which is what a kill loses; default 4096, more for millions of photos",
     )
     work.add_argument(
         "--part", metavar="I/N", help="only the I-th of N parts; in a Slurm array its task is the default"

@@ -12,7 +12,7 @@ import numpy as np
 from tinymim.errors import ConfigError
 from tinymim.progress import Progress, clock
 from tinymim.store.job import UNREADABLE, Item, Job, about
-from tinymim.store.layout import HEADER, Chunk, Layout, logits_arrays
+from tinymim.store.layout import HEADER, Chunk, Layout, check_same, logits_arrays, sorted_keys
 from tinymim.store.places import open_place
 from tinymim.store.targets import missing_chunks, read_header
 from tinymim.store.writer import TargetWriter, make_header
@@ -97,12 +97,20 @@ def make_plan(
         ConfigError: the store at ``out`` is another one.
     """
     place = open_place(out)
-    if chunk is None and place.exists(HEADER):
-        chunk = read_header(place)["chunk"]
-    arrays, encoded = logits_arrays(job.topk), [key.encode("utf-8", "surrogateescape") for key in job.keys]
+    found = read_header(place) if place.exists(HEADER) else None
+    encoded = sorted_keys(job.keys)
     header = make_header(
-        encoded, arrays, kind="logits", epochs=epochs, seed=job.seed, pairs=job.replay.mixes, chunk=chunk, about={}
+        encoded,
+        logits_arrays(job.topk),
+        kind="logits",
+        epochs=epochs,
+        seed=job.seed,
+        pairs=job.replay.mixes,
+        chunk=found["chunk"] if found and chunk is None else chunk,
+        about=about(job, data),
     )
+    if found:
+        check_same(found, header, place.url)
     layout = Layout(header, "the plan")
     missing = sum(len(each.rows) for each in missing_chunks(place, layout))
     return Plan(
@@ -153,7 +161,7 @@ def cache_targets(
         job: Photos and teacher.
         data: The photos, for the header.
         epochs: Views of each photo.
-        chunk: Records of a chunk; None: at most 4,096.
+        chunk: Records of a chunk; None: see :class:`TargetWriter`.
         part: Number (from 0) and count of static parts; None: whatever is free.
 
     Raises:

@@ -21,9 +21,9 @@ from tinymim.data.photo_files import list_photos, photo_names
 from tinymim.data.photos import leave_signals_to_the_main_process
 from tinymim.data.pixels import UnreadablePhoto
 from tinymim.data.replay import Replay, view_seed
-from tinymim.data.shards import base, file_bytes
+from tinymim.data.shards import base
 from tinymim.errors import CheckFailed, ConfigError, DataError
-from tinymim.files import describe_files
+from tinymim.files import writable
 from tinymim.models.logit_teacher import LogitTeacher, load_logit_teacher
 from tinymim.store.layout import sorted_keys
 
@@ -212,5 +212,5 @@ def about(job: Job, data: str | Path) -> dict[str, Any]:
         **({"class_names": [*job.teacher.class_names]} if job.teacher.class_names else {}),
         "augmentation": job.replay.settings,
         "precision": job.precision,
-        "data": describe_files(base(data), job.photos, file_bytes),
+        "data": {"folder": writable(base(data).resolve().name)},
     }

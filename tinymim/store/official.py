@@ -20,8 +20,8 @@ from tinymim.errors import ConfigError, DataError
 from tinymim.files import atomic_folder, write_json
 from tinymim.folders import hold
 from tinymim.progress import Progress
-from tinymim.records import TargetHeader
 from tinymim.schema import read_json
+from tinymim.store.header import TargetHeader
 from tinymim.store.layout import identity, logits_arrays
 from tinymim.store.targets import TargetStore, missing_chunks
 from tinymim.store.writer import TargetWriter

@@ -217,11 +217,15 @@ class RemotePlace:
             with suppress(Exception):
                 self.fs.rm_file(path)
 
+        def renew() -> None:
+            with suppress(Exception):  # the next one may succeed; else the chunk is written twice, with the same bytes
+                self.fs.pipe_file(path, note())
+
         for _ in range(2):
             try:
                 self.fs.makedirs(os.path.dirname(path), exist_ok=True)
                 self.fs.pipe_file(path, note(), mode="create")
-                return Claim(release, lambda: self.fs.pipe_file(path, note()))
+                return Claim(release, renew)
             except FileExistsError:
                 if self._alive(path):
                     return None
@@ -308,6 +312,7 @@ def open_place(url: str | os.PathLike[str], copies: str | Path | None = None) ->
         ConfigError: an unknown protocol.
     """
     text = os.fspath(url)
-    if text.startswith("file://"):
-        return LocalPlace(text.removeprefix("file://"))
+    for local in ("file://", "local://"):
+        if text.startswith(local):
+            return LocalPlace(text.removeprefix(local))
     return RemotePlace(text, copies) if "://" in text else LocalPlace(text)

@@ -10,13 +10,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from tinymim.errors import DataError
-from tinymim.records import TargetHeader
 from tinymim.schema import parse
+from tinymim.store.header import TargetHeader
 from tinymim.store.layout import HEADER, KEYS, Chunk, Keys, Layout, Mapped, folder_of
 from tinymim.store.places import Place, open_place
 
 Opened = TypeVar("Opened")
-OPEN = 2048  # chunks that one process keeps mapped (Linux allows 65,530 maps)
+OPEN = 512  # chunks that one process keeps mapped: each holds a file descriptor, of 1024 that are usual
 
 
 class NoTargets(DataError):
@@ -40,6 +40,7 @@ class TargetStore:
         expected = {"keys_sha256": header["keys_sha256"]}
         self.keys = self._mapped(KEYS, lambda path: Keys(path, self.layout.photos, expected))
         self._open: OrderedDict[tuple[int, int], Mapped] = OrderedDict()
+        self._checked = set[tuple[int, int]]()
         self._rows: tuple[int, np.ndarray] | None = None
 
     @classmethod
@@ -139,14 +140,16 @@ class TargetStore:
             return read(self.place.local(name))  # the copy was damaged, or of a store that lay at this URL before
 
     def _chunk(self, epoch: int, number: int) -> Mapped:
-        if (known := self._open.get((epoch, number))) is not None:
+        if (found := self._open.get((epoch, number))) is not None:
             self._open.move_to_end((epoch, number))
-            return known
+            return found
         chunk = self.layout.at(epoch, number)
         shape = [replace(array, shape=(len(chunk.rows), *array.shape)) for array in self.layout.arrays]
         remedy = f"remove {chunk.name} from {self.place.url} and run the same tinymim cache again: it writes it anew"
         expected = self.layout.expected(chunk)
-        mapped = self._mapped(chunk.name, lambda path: Mapped(path, shape, expected, remedy))
+        known = (epoch, number) in self._checked  # its checksum need not be compared again
+        mapped = self._mapped(chunk.name, lambda path: Mapped(path, shape, expected, remedy, checked=known))
+        self._checked.add((epoch, number))
         self._open[epoch, number] = mapped
         if len(self._open) > OPEN:
             self._open.popitem(last=False)

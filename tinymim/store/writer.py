@@ -12,10 +12,11 @@ import numpy as np
 from tinymim.errors import ConfigError, TinyMIMError
 from tinymim.files import versions
 from tinymim.folders import NoLocks
-from tinymim.records import TargetHeader
+from tinymim.store.header import TargetHeader
 from tinymim.store.layout import (
     CHUNK,
     CHUNK_BYTES,
+    CHUNKS,
     HEADER,
     KEYS,
     Array,
@@ -42,7 +43,8 @@ def make_header(
 ) -> TargetHeader:
     """The header of a new store; ``chunk``: records of a chunk, None for the default, always even."""
     if chunk is None:
-        chunk = max(1, min(CHUNK, CHUNK_BYTES // max(1, sum(array.bytes for array in arrays))))
+        most = CHUNK_BYTES // max(1, sum(array.bytes for array in arrays))
+        chunk = max(1, min(max(CHUNK, -(-len(keys) // CHUNKS)), most))
     return {
         "format": "tinymim.targets",
         "version": 1,
@@ -70,7 +72,7 @@ class TargetWriter:
         kind: What the targets are, e.g. "logits".
         seed: Of the views.
         pairs: Whether the photos of rows 2i and 2i + 1 are mixed with each other.
-        chunk: Records of a chunk; None: at most 4,096 and 16 MiB.
+        chunk: Records of a chunk; None: 4,096, more if an epoch had over 256 chunks, at most 64 MiB.
         about: More of the header: teacher, topk, classes, augmentation, precision, data.
 
     Raises:
