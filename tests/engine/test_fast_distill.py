@@ -140,7 +140,9 @@ def test_the_student_is_a_classifier_for_other_commands(made, stored, tmp_path, 
         (tmp_path / "labelled" / label).symlink_to(made / "photos" / name)
     scored = evaluate_classifier(stored.student, data=tmp_path / "labelled", workers=0, device="cpu")
     assert scored.scores["imagenet"]["photos"] == 13
-    more = run(made, tmp_path / "more", "store", init_from=stored.student, max_steps=1)
+    more = run(
+        made, tmp_path / "more", "store", teacher=str(made / "teacher.pth"), init_from=stored.student, max_steps=1
+    )
     assert losses(more)[0] < losses(stored)[0] - 0.1  # head and all
     capsys.readouterr()
     run(made, tmp_path / "less", "store", init_from=tuned.classifier, max_steps=1)
@@ -172,6 +174,7 @@ def test_a_tinyvit_from_a_store(made, tmp_path):
         ("nowhere", {}, "no target store"),
         ("photos", {}, "no target store"),
         ("store", dict(teacher="timm/vit_tiny_patch16_224"), "made with the teacher teacher.pth"),
+        ("store", dict(teacher="other/teacher.pth"), r"made with the teacher teacher.pth \(sha256"),
         ("store", dict(cfg_options=dict(topk=5)), "made with topk 4"),
         ("store", dict(cfg_options=dict(classes=1000)), "made with classes 9"),
         ("store", dict(img_size=64), "use --img-size 32,"),
@@ -205,8 +208,12 @@ def test_refused_before_anything_is_written(made, store, more, words, tmp_path):
         header = json.loads((folder / name / "store.json").read_text()) | change
         (folder / name / "store.json").write_text(json.dumps(header))
     paths = {key: str(folder / value) for key, value in more.items() if key in ("data", "val_data")}
-    if more.get("teacher") == "teacher.pth":
-        paths["teacher"] = str(made / "teacher.pth")
+    if str(more.get("teacher")).endswith("teacher.pth"):
+        paths["teacher"] = str(folder / more["teacher"])
+        (folder / "other").mkdir()
+        save_classifier(
+            Classifier(ViT(img_size=32, embed_dim=32, depth=1, num_heads=2), 9), folder / "other/teacher.pth", CLASSES
+        )
     with pytest.raises(TinyMIMError, match=words):
         run(folder, tmp_path / "run", store, **more | paths)
     assert not (tmp_path / "run").exists()

@@ -98,7 +98,8 @@ class FastDistill(Method):
         }
         if recipe.store:
             stored = StoredLogits(TargetStore.open(recipe.store))
-            stored.check_recipe(recipe)
+            with torch.random.fork_rng(devices=[]):  # the new head is the same whatever is loaded before it
+                stored.check_recipe(recipe)
             given: dict[str, Any] = dict(stored=stored, topk=stored.topk, augmentation={**stored.augmentation, **own})
             return cls(student, stored.classes, temperature=recipe.temperature, **given)
         if not recipe.teacher:
@@ -108,7 +109,7 @@ class FastDistill(Method):
                 "write a store (tinymim cache --teacher timm/NAME --data FOLDER --out STORE) and add --store STORE; or "
                 "add --teacher timm/NAME, which then runs beside the student",
             )
-        with torch.random.fork_rng(devices=[]):  # the new head is that of a run from a store
+        with torch.random.fork_rng(devices=[]):
             teacher = load_logit_teacher(recipe.teacher, weights=recipe.teacher_weights, pretrained=pretrained)
         for name, wanted in (("classes", recipe.classes), ("topk", recipe.topk)):
             if wanted is not None and (wanted > teacher.classes or (name == "classes" and wanted != teacher.classes)):

@@ -4,6 +4,7 @@ Legend: K = classes whose probabilities are kept.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tinymim.errors import ConfigError, DataError
+from tinymim.models.logit_teacher import load_logit_teacher
 from tinymim.store.layout import encode_keys, sorted_keys
 from tinymim.store.targets import NoTargets, TargetStore
 
@@ -50,13 +52,17 @@ class StoredLogits:
         self.teacher = StoredTeacher(**header.get("teacher", {"name": "unknown", "sha256": None}))
 
     def check_recipe(self, recipe: Any) -> None:
-        """Refuse a recipe that names another teacher, K or number of classes.
+        """Refuse a recipe that names another teacher, K or number of classes; a file is compared by its tensors.
 
         Raises:
             ConfigError: it does.
         """
+        teacher, sha256 = self.teacher
+        if recipe.teacher and Path(recipe.teacher).is_file():
+            same = load_logit_teacher(recipe.teacher).sha256 == sha256
+            teacher = recipe.teacher if same else f"{teacher} (sha256 {str(sha256)[:12]})"
         for name, wanted, found, fix in (
-            ("the teacher", recipe.teacher, self.teacher.name, "leave --teacher out"),
+            ("the teacher", recipe.teacher, teacher, "leave --teacher out"),
             ("topk", recipe.topk, self.topk, f"--cfg-options topk={self.topk}"),
             ("classes", recipe.classes, self.classes, f"--cfg-options classes={self.classes}"),
         ):
