@@ -23,6 +23,8 @@ STUDENTS = [  # name, arguments, recipe -> config
     ("tinymim_vit_base", {}, None, "upernet_tinymim_b_light"),
     ("hiera_tiny_224", {}, None, "upernet_hiera_tiny"),
     ("tiny_vit_5m_224", {}, None, "upernet_tinyvit_5m"),
+    ("tiny_vit_11m_224", {}, None, "upernet_tinyvit_11m"),
+    ("tiny_vit_21m_384", {}, None, "upernet_tinyvit_21m"),
 ]
 
 

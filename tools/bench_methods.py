@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""A step of every method on ViT-T in turns: time and memory of MAE, D-MAE, D2-MAE and TinyMIM.
+"""A step of every method on ViT-T in turns: time and memory of MAE, D-MAE, D2-MAE, TinyMIM, fast distillation.
 
 python tools/bench_methods.py --size 224 --batch 32
 """

@@ -33,6 +33,18 @@ def test_two_methods(tmp_path, capsys):
     assert "| D2-MAE |" in (tmp_path / "steps.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
+def test_fast_distillation_from_a_store_and_beside_the_teacher(tmp_path):
+    """The teacher's forward pass is what the store saves."""
+    names = ["fast distillation", "fast distillation, from a store"]
+    words = ["--size", "32", "--batch", "2", "--rounds", "2", "--seconds", "0", "--device", "cpu"]
+    assert method_step.main([*words, "--precision", "fp32", "--methods", *names, "--out", str(tmp_path / "steps")]) == 0
+    rows = json.loads((tmp_path / "steps.json").read_text(encoding="utf-8"))["rows"]
+    assert [row["name"] for row in rows] == names
+    assert rows[1]["peak_mib"] < rows[0]["peak_mib"] - 200  # ViT-B's weights
+    assert rows[1]["ms"] < rows[0]["ms"]
+
+
 @pytest.mark.parametrize("words", [["--size", "40"], ["--rounds", "0"], ["--batch", "0"]])
 def test_bad_input(words, capsys, tmp_path):
     assert method_step.main([*words, "--out", str(tmp_path / "steps")]) == 2

@@ -21,6 +21,7 @@ import torch
 import tinymim
 from tests.end_to_end.workshop import (
     ARTEFACTS,
+    CACHE,
     DECODER,
     DEPTH,
     HEAD,
@@ -30,6 +31,7 @@ from tests.end_to_end.workshop import (
     ROOT,
     STUDENT,
     SWIN,
+    TINYVIT,
     UNITS,
     WIDTH,
     Workshop,
@@ -58,6 +60,8 @@ WORDS = {
     "B=0.5": "{distilled}/student.pth=0.5",
     "runs/t/student.pth": "{distilled}/student.pth",
     "runs/finetune_base/classifier.pth": "{finetuned}/classifier.pth",
+    "runs/tv/classifier.pth": "{tinyvit}/classifier.pth",
+    "tiny_vit_5m_22k_distill.pth": "{tinyvit}/classifier.pth",
     "runs/seg/segmentor.pth": "{segmented}/segmentor.pth",
     "runs/det/detector.pth": "{detected}/detector.pth",
     "train2017": "{OBJECTS}/photos",
@@ -75,6 +79,9 @@ WORDS = {
     "STUDY": "{STUDY}",
     "pseudo": "{pseudo}",
     "pseudo=0.5": "{pseudo}=0.5",
+    "store/": "{stored}",
+    "STORE": "{stored}",
+    "logits/": "{published}",
     "best.tune/": "{tuned}/best.tune",
     "STUDENT": "{distilled}/student.pth",
     "SEQUENCES": "{sequences}",
@@ -95,6 +102,7 @@ OUTPUT = (
     "--markdown",
     "--web",
     "--masks",
+    "--to-official",
     "--generate",
 )  # their words stay: the folder is new
 WINDOWS = "model.test_cfg.crop_size=(64,64) model.test_cfg.stride=(42,42)"
@@ -109,6 +117,10 @@ TINY = {  # verb -> options
     "distill": f"--teacher {{pretrained}}/student.pth {JOB} --cfg-options {STUDENT} target_block=2",
     "distill dmae": f"--teacher {{pretrained}}/student.pth {JOB} --cfg-options {STUDENT} {DECODER}",
     "distill --chain": f"--chain {{pretrained}}/student.pth:small:tiny {JOB} --cfg-options {STUDENT}",
+    "distill store": f"--student tinymim_vit_tiny {JOB} --cfg-options {STUDENT}",
+    "cache": f"--teacher {{finetuned}}/classifier.pth {CACHE} --topk 2",
+    "cache --check": "--teacher {finetuned}/classifier.pth --workers 0 --device cpu",
+    "cache STORE": "",
     "finetune": f"{JOB} --cfg-options {STUDENT}",
     "segment": f"--cfg-options {HEAD} {WINDOWS} {SMALL} {PLAIN}",
     "segment linear": f"--cfg-options {LINEAR} {WINDOWS} {SMALL}",
@@ -118,6 +130,8 @@ TINY = {  # verb -> options
     "distill swin": f"--teacher {{swin}}/student.pth {UNITS} --cfg-options {SWIN}",
     "segment hiera": f"--student {{hiera_student}}/student.pth --cfg-options {LEVELS} {WINDOWS} {SMALL}",
     "segment swin": f"--student {{swin_student}}/student.pth --cfg-options {LEVELS} {WINDOWS} {SMALL}",
+    "finetune tinyvit": f"{UNITS} --cfg-options {TINYVIT}",
+    "segment tinyvit": f"--student {{tinyvit}}/classifier.pth --cfg-options {LEVELS} {WINDOWS} {SMALL}",
     "segment --test": "",
     "analyse": "--img-size 32 --limit 8",
     "detect": f"{JOB.replace('--img-size 32', '--img-size 64')} --cfg-options {STUDENT} channels=8",
@@ -146,6 +160,7 @@ NOT_RUN = {  # start of a line -> what is checked in its place
     "ruff": "nothing: it is about this repository",
     "pytest": "nothing: it is this test",
     "python tests/compare_commits.py": "that the file exists",
+    "python tools/bench_containers.py": "that the file exists: tests/benchmarks/test_containers.py runs it",
     "python tools/bench_distill.py": "that the file exists: tests/benchmarks/test_distill_step.py runs it",
 }
 INSTEAD = {
@@ -190,12 +205,18 @@ def kind_of(words: list[str]) -> str:
         return "distill --chain"
     if verb == "distill" and any("mae_tiny_from" in word and "tinymim" not in word for word in words):
         return "distill dmae"
-    option = {"segment": "--test", "detect": "--test", "bench": "--compare"}.get(verb)
+    if verb == "distill" and "--store" in words:
+        return "distill store"
+    if verb == "cache" and not {"--teacher", "--check"} & {*words}:
+        return "cache STORE"
+    option = {"cache": "--check", "segment": "--test", "detect": "--test", "bench": "--compare"}.get(verb)
     if option in words:
         return f"{verb} {option}"
     for family in ("hiera", "swin"):
         if verb in ("pretrain", "distill", "segment") and any(f"_{family}_" in f"_{w}_" for w in words if "/" not in w):
             return f"{verb} {family}"
+    if verb in ("finetune", "segment") and any("tinyvit_" in word for word in words):
+        return f"{verb} tinyvit"
     if verb == "track":
         plain = "track" if words[2].startswith("--") else "track FILE"
         return next((f"track {word}" for word in ("--test", "--generate") if word in words), plain)
@@ -217,13 +238,18 @@ def tiny(shop: Workshop, line: str) -> list[str]:
         option = word if word.startswith("--") else option
         if option in given:
             continue
-        if word != option and option not in OUTPUT:
+        if word != option and (option not in OUTPUT or (option == "--out" and reads_store(words))):
             word = WORDS.get(word) or next((new for old, new in PATTERNS.items() if re.fullmatch(old, word)), word)
             assert not re.fullmatch(r"[A-Z_]{3,}|(runs|data|imagenet)/.*|timm/.*", word), (
                 f"{word}: say in WORDS what it is"
             )
         kept.append(word)
     return shop.fill(shlex.join([*kept, *extra]))
+
+
+def reads_store(words: list[str]) -> bool:
+    """Whether the --out of a line is a store that is there."""
+    return words[1] == "cache" and ("--check" in words or not {"--teacher", "--from-official"} & {*words})
 
 
 def instead(line: str) -> bool:
@@ -343,7 +369,8 @@ def test_next_lines(shop, tmp_path):
         for i, word in enumerate(words):
             option = word if word.startswith("--") else option
             path = copy / word
-            if option in OUTPUT and path.exists() and word != option and "--resume" not in words:  # of another line
+            continues = "--resume" in words or (words[1] == "cache" and option == "--out")
+            if option in OUTPUT and path.exists() and word != option and not continues:  # of another line
                 words[i] = str(path.with_stem(f"{path.stem}-{len(seen)}"))
             elif option not in OUTPUT and path.suffix == ".onnx" and not path.exists():  # of the line before it
                 words[i] = str(shop["exported"] / "seg.onnx")

@@ -26,7 +26,9 @@ DECODER = "decoder.dim=16 decoder.depth=1 decoder.heads=2"
 JOB = "--img-size 32 --batch-size 8 --epochs 1 --max-steps 2 --workers 0 --device cpu"
 UNITS = JOB.replace("--img-size 32", "--img-size 64")  # masked by units of 32 pixels
 HIERA = "student_args.embed_dim=16 student_args.stages=[1,1,1,1] decoder.dim=24"
+TINYVIT = "student_args.embed_dims=[16,32,64,64] student_args.depths=[1,1,1,1] student_args.num_heads=[1,2,2,4]"
 SWIN = "student_args.embed_dim=12 student_args.depths=[1,1,2,1] student_args.num_heads=[1,2,2,4]"
+CACHE = "--img-size 32 --epochs 2 --batch-size 8 --workers 0 --device cpu"
 JOB_OF_TRACKER = (
     "--img-size 64 --template-size 32 --batch-size 4 --max-steps 2 --workers 0 --device cpu "
     "--cfg-options channels=8 samples=8"
@@ -83,6 +85,26 @@ chain
 finetuned
     tinymim finetune --student {distilled}/student.pth --data {CLASSES}/train --val-data {CLASSES}/val --out {here}
         JOB --cfg-options STUDENT
+stored
+    tinymim cache --teacher {finetuned}/classifier.pth --data {PHOTOS} --out {here} CACHE
+planned
+    tinymim cache --teacher {finetuned}/classifier.pth --data {PHOTOS} --out {here} CACHE --plan
+part of a store
+    tinymim cache --teacher {finetuned}/classifier.pth --data {PHOTOS} --out {here} CACHE --chunk 16 --part 1/2
+store checked
+    tinymim cache --check --teacher {finetuned}/classifier.pth --data {PHOTOS} --workers 0 --device cpu --out {stored}
+store told
+    tinymim cache --out {stored}
+published
+    tinymim cache --out {stored} --to-official {here}
+from published
+    tinymim cache --from-official {published} --out {here}
+from store
+    tinymim distill --recipe tinyvit_5m_from_store --store {stored} --data {PHOTOS} --student tinymim_vit_tiny --out
+        {here} JOB --cfg-options STUDENT
+tinyvit
+    tinymim finetune --recipe tinyvit_5m_1k --data {CLASSES}/train --val-data {CLASSES}/val --out {here} UNITS
+        --cfg-options TINYVIT
 segmented
     tinymim segment upernet_tinymim_demo --data-root {LABELLED} --student {distilled}/student.pth --work-dir {here}
         --cfg-options HEAD
@@ -165,8 +187,8 @@ def read_writers() -> dict[str, str]:
     """Name -> command line."""
     names = re.findall(r"^(\S.*)\n((?: .*\n)+)", WRITERS, re.MULTILINE)
     words = {"JOB": JOB, "STUDENT": STUDENT, "DECODER": DECODER, "HEAD": HEAD}
-    words |= {"UNITS": UNITS, "HIERA": HIERA, "SWIN": SWIN}
-    words |= {"JOB_OF_TRACKER": JOB_OF_TRACKER}
+    words |= {"UNITS": UNITS, "HIERA": HIERA, "SWIN": SWIN, "TINYVIT": TINYVIT}
+    words |= {"JOB_OF_TRACKER": JOB_OF_TRACKER, "CACHE": CACHE}
     return {
         name: " ".join(words.get(word, word) for line in command.splitlines() for word in line.split())
         for name, command in names

@@ -418,6 +418,7 @@ def test_published_schedule():
 
 
 PUBLISHED = sorted({*recipe_names("pretrain"), *recipe_names("distill")} - {"tinymim_tiny_small_data"})
+PUBLISHED = [name for name in PUBLISHED if not name.startswith("tinyvit_")]  # tests/engine/test_fast_distill.py
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -58,7 +58,7 @@ def test_from_teacher_to_student(recipe, photos, teachers, tmp_path, capsys):
     assert main(line) == 0
     said = capsys.readouterr().out
     assert f"next:    tinymim segment {SEGMENT[recipe]} --data-root FOLDER --student {tmp_path}/run/student.pth" in said
-    assert "finetune" not in said
+    assert f"next:    tinymim finetune --student {tmp_path}/run/student.pth --data TRAIN --val-data VAL" in said
     assert "sees the whole photo" not in said  # SimMIM's mask token came with the teacher
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert all({"pixel", "attention", "loss"} <= set(row) for row in rows if "lr" in row)

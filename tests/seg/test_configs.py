@@ -26,7 +26,7 @@ def test_every_promised_file_is_there():
     sizes = [f"upernet_tinymim_{size}{light}" for size in "tsb" for light in ("", "_light")]
     heads = [f"{head}_tinymim_t{data}" for head in ("fpn", "linear", "segformer") for data in ("", "_camvid")]
     camvid = [f"upernet_tinymim_t_{kind}" for kind in ("light_camvid", "64_camvid", "64_camvid_512")]
-    models = ("hiera_tiny", "swin_tiny", "tinyvit_5m")
+    models = ("hiera_tiny", "swin_tiny", "tinyvit_5m", "tinyvit_11m", "tinyvit_21m", "tinyvit_5m_light")
     levels = [f"upernet_{model}{data}" for model in models for data in ("", "_camvid")]
     camvid += ["linear_dinov2_s_camvid", "linear_tinymim_t_small_data", "fpn_mae_lite_t"]
     assert {*sizes, *heads, *camvid, *levels, *OTHERS, "upernet_tinymim_star_t", "upernet_tinymim_demo"} == set(NAMES)
@@ -127,11 +127,14 @@ def test_configs_import_nothing_and_build_a_model_that_runs(name):
 def test_hierarchical_models_share_the_plain_models_settings(name):
     """Only the backbone and the widths behind it differ."""
     data = "_light_camvid" if name.endswith("camvid") else ""
+    data = {"upernet_tinyvit_5m_light": "", "upernet_tinyvit_5m_light_camvid": "_64_camvid"}.get(name, data)
     reference, cfg = find_config(f"upernet_tinymim_t{data}").to_dict(), find_config(name).to_dict()
     for each in (reference, cfg):
         each["model"].pop("backbone")
         for head in ("decode_head", "auxiliary_head"):
             each["model"][head].pop("in_channels")
+            if name == "upernet_tinyvit_5m_light":
+                each["model"][head].pop("channels")
     assert cfg == reference
 
 

@@ -30,7 +30,7 @@ from tinymim.benchmarks.published_step import (
 )
 from tinymim.benchmarks.step_profile import ProfiledTurns, mark
 from tinymim.benchmarks.turns import Turns
-from tinymim.data.photos import list_photos
+from tinymim.data.photos import collate, list_photos
 from tinymim.distill import taps
 from tinymim.distill.relations import relation_kl, relation_logits, relation_losses
 from tinymim.distill.targets import Relation
@@ -103,6 +103,7 @@ class Held(Dataset[Any]):
 
     def __init__(self, photos: Any, count: int) -> None:
         self.items, self.length = [photos[(0, i)] for i in range(count)], len(photos)
+        self.collate = getattr(photos, "collate", collate)
 
     def __len__(self) -> int:
         return self.length

@@ -1,4 +1,5 @@
-"""A step of every method on ViT-T in turns: MAE, D-MAE with and without its map of heads, D2-MAE, TinyMIM.
+"""A step of every method on ViT-T in turns: MAE, D-MAE with and without its map of heads, D2-MAE, TinyMIM, fast
+distillation beside the teacher and from a store.
 
 Each is the command's own job in a process of its own; teachers have random weights, one batch is used again and again.
 Times are medians of turns, ratios are to MAE's step in the same rounds.
@@ -16,12 +17,16 @@ from tinymim.cli import run_command
 from tinymim.errors import ConfigError
 from tinymim.files import write_json, write_text
 
+FAST: dict[str, Any] = {"student": "tinymim_vit_tiny", "student_args": {"num_heads": 12}}
+VIEWS, TOPK, CLASSES = 512, 100, 1000  # of the store that is made: a step uses up one view of each photo
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> recipe and what it changes; all: 12 heads, as MAE-Lite
     "MAE": ("mae_lite_tiny", {}),
     "D-MAE": ("dmae_tiny_from_mae_base", {}),
     "D-MAE, heads as they are": ("dmae_tiny_from_mae_base", {"head_map": False}),
     "D2-MAE": ("d2mae_tiny_from_mae_base", {}),
     "TinyMIM, relations": ("tinymim_tiny_from_mae_base", {"student_args": {"num_heads": 12}, "color_jitter": None}),
+    "fast distillation": ("tinyvit_5m_from_store", {**FAST, "teacher": "timm/vit_base_patch16_224"}),
+    "fast distillation, from a store": ("tinyvit_5m_from_store", FAST),
 }
 
 
@@ -71,6 +76,9 @@ def step(setup: MethodSetup, pipe: Any) -> None:
     settings: Any = PretrainSettings if masked_only else DistillSettings
     kind: Any = type("Measured", (InTurns, PretrainJob if masked_only else DistillJob), {})
     with tempfile.TemporaryDirectory() as folder:
+        stored = setup.recipe.endswith("from_store") and "teacher" not in setup.changes
+        if stored:
+            write_store(Path(folder) / "store", setup.photos, setup.size)
         changes = {"precision": setup.precision, "micro_batch": setup.batch, "watch_every": 0, **setup.changes}
         job = kind(
             setup.recipe,
@@ -79,7 +87,8 @@ def step(setup: MethodSetup, pipe: Any) -> None:
                 out=Path(folder) / "run",
                 img_size=setup.size,
                 batch_size=setup.batch,
-                epochs=1e6,
+                epochs=VIEWS if stored else 1e6,
+                **({"store": Path(folder) / "store"} if stored else {}),
                 save_every=10**9,
                 workers=0,
                 device=setup.device,
@@ -88,6 +97,26 @@ def step(setup: MethodSetup, pipe: Any) -> None:
         )
         job.batch, job.turns = setup.batch, turns_on(setup, pipe)  # type: ignore[arg-type]
         job.run()
+
+
+def write_store(out: Path, photos: str, size: int) -> None:
+    """A store of random targets for the photos of a folder, with TinyViT's views."""
+    import numpy as np
+
+    from tinymim.data.photo_files import list_photos, photo_names
+    from tinymim.data.replay import Replay
+    from tinymim.distill.fast_distill import DEFAULTS
+    from tinymim.store.layout import logits_arrays
+    from tinymim.store.writer import TargetWriter
+
+    keys = photo_names(photos, list_photos(photos)).values()
+    about = {"topk": TOPK, "classes": CLASSES, "augmentation": Replay(img_size=size, **DEFAULTS).settings}
+    with TargetWriter(out, keys, arrays=logits_arrays(TOPK), epochs=VIEWS, about=about) as writer:
+        shape = (len(keys), TOPK)
+        indices = np.broadcast_to(np.arange(TOPK, dtype=np.uint16), shape)
+        record: dict[str, np.ndarray] = {"seed": np.arange(len(keys), dtype=np.int32), "indices": indices}
+        for chunk in writer.work():
+            writer.write(chunk, record | {"values": np.full(shape, 1 / (2 * TOPK), np.float16)})
 
 
 def run(args: argparse.Namespace) -> int:
@@ -159,7 +188,8 @@ def markdown(results: dict[str, Any]) -> str:
         numbers = [f"{row['ms']:.0f}", f"{row['images_per_s']:.1f}", ratio, f"{row['peak_mib']:.0f}"]
         lines.append([row["name"], *numbers])
     about = (
-        f"ViT-T (12 heads), {results['size']} pixels, batch {results['batch']}, {results['precision']}; teacher ViT-B; "
+        f"ViT-T (12 heads), {results['size']} pixels, batch {results['batch']}, {results['precision']}; teacher ViT-B, "
+        f"from a store {4 + 4 * TOPK} bytes a view; "
         f"{results['rounds']} rounds in turns; {results['device']}, {results['threads']} threads, PyTorch "
         f"{results['environment']['versions']['torch']}; commit {results['commit']}.\n"
     )

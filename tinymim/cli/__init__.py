@@ -21,6 +21,7 @@ UNSEEN = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]"
 VERBS = {
     "demo": "photos to a deployed, measured segmentor in minutes (start here)",
     "pretrain": "pre-train a masked autoencoder (MAE) as a teacher",
+    "cache": "run a teacher once over every view and keep its predictions, to distil from",
     "distill": "distil a small student from a masked-image-modelling teacher",
     "finetune": "train a classifier on a student, with mixing, layer decay or a teacher",
     "segment": "train a segmentor on a student, or score one with --test",
@@ -103,13 +104,16 @@ def _exit_code(
         return 130
 
 
+YES_OR_NO = ("reduce_zero_label", "squash")  # options for which False is another answer than None
+
+
 def spelled(args: argparse.Namespace, *names: str) -> str:
     """The given options as text for a command to paste: " --mode slide --limit 10"."""
     usual = {"runtime": "onnxruntime", "provider": "cpu", "split": "val", "batch_size": 64, "workers": 2}
     words: list[str] = []
     for name in names:
         value, option = getattr(args, name, None), "--" + name.replace("_", "-")
-        if value is None or value == usual.get(name) or (value is False and name != "reduce_zero_label"):
+        if value is None or value == usual.get(name) or (value is False and name not in YES_OR_NO):
             continue
         if isinstance(value, bool):
             words.append(option if value else f"--no-{option[2:]}")

@@ -7,6 +7,7 @@ from tinymim.cli._run import add_run_arguments, run_verb
 NEXT = [
     "tinymim eval {student} --data {val}",
     "{segment}",
+    "tinymim-export --onnx classifier.onnx --checkpoint {student} --part classifier",
 ]
 
 

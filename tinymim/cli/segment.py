@@ -163,8 +163,8 @@ def train(args: argparse.Namespace) -> int:
 
     data = {name: getattr(args, name) for name in DATA}
     if args.dry_run:
-        shared = {name: getattr(args, name) for name in (*LENGTH, *TEACHING)}
-        cost = estimate_segmentor(args.config, **shared, **data)
+        given = {name: getattr(args, name) for name in ("student", *LENGTH, *TEACHING)}
+        cost = estimate_segmentor(args.config, **given, **data)
         if is_first_process():
             print(cost)
         return 0

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from tinymim.compat import use_device
 from tinymim.distill.method import find_method
 from tinymim.engine.compiling import compile_student
-from tinymim.engine.hooks import MonitorHook, SaveHook
+from tinymim.engine.hooks import MonitorHook, SaveHook, StatisticsHook
 from tinymim.engine.log_backends import check_backends, log_hooks
 from tinymim.engine.model import Trainable, pick_precision
 from tinymim.engine.parallel import average, check_strategy, shard, together, whole_encoder
@@ -184,8 +184,8 @@ class Job(ABC):
             self.state,
             {"micro_batch": plan.micro_batch, "compiled": self.compiled, "by_rows": by_rows},
         )
-        logged = log_hooks(self.backends, self.folder)
-        hooks = [*self.hooks_before(optimizer), self.monitor, *self.hooks_after(), *logged, saver]
+        hooks = [StatisticsHook(self.model.learned), *self.hooks_before(optimizer), self.monitor]
+        hooks += [*self.hooks_after(), *log_hooks(self.backends, self.folder), saver]
         on_first_process(
             lambda: open_folder(
                 self.opened,

@@ -121,7 +121,7 @@ def load_recipe(name: str, overrides: dict[str, Any] | None = None, verb: str | 
         raise ConfigError(f"cannot apply {changes}", str(error), "see --print-config for the keys") from error
     for key in recipe:
         if key not in known and key != "custom_imports" and key not in added:
-            raise unknown_key(key, known)
+            raise _unknown_key(key, known, kind)
     for key, value in not_literal(recipe.to_dict()):
         raise ConfigError(
             f"{key} is a {type(value).__name__}: {value!r:.80}",
@@ -130,6 +130,19 @@ def load_recipe(name: str, overrides: dict[str, Any] | None = None, verb: str | 
         )
     _check(recipe)
     return recipe
+
+
+def _unknown_key(key: str, known: Config, kind: Any) -> ConfigError:
+    """The error for a key that a recipe of this method does not have; it names recipes that do."""
+    methods = {name: find_method(Config.fromfile(FOLDER / f"{name}.py").method) for name in recipe_names(kind.verb)}
+    having = [name for name, method in methods.items() if key in method.keys]
+    if not having:
+        return unknown_key(key, known)
+    return ConfigError(
+        f"unknown key {key!r} in a {kind.name} recipe",
+        f"recipes with this key are {', '.join(having)}",
+        f"choose one of these with --recipe, or leave {key} out",
+    )
 
 
 def split_added(options: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:

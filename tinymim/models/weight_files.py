@@ -9,6 +9,7 @@ import os
 import pickle
 import re
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from tinymim.errors import CheckpointError, DataError
 from tinymim.schema import parse
 
+STAND_IN = "inert"  # the module that stand-ins say they are of
 OBJECTS = 64  # kinds of unknown objects in one pickle: each costs another pass over the file
 AGAIN = "download or copy it again and compare its size and sha256 with the source"
 SAVE = "give a .pth of tensors (torch.save(model.state_dict(), ...)) or a .safetensors file"
@@ -117,23 +119,29 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def torch_load(path: Path) -> Any:
-    """``torch.load`` with ``weights_only=True``; every global it would refuse becomes an :class:`Inert`.
+    """``torch.load`` with ``weights_only=True``; every global it would refuse becomes an :class:`Inert`, or a plain
+    dictionary or list where the pickle fills it as one (a configuration of yacs).
 
     Raises:
         CheckpointError: see :func:`open_weights`.
     """
     _check_container(path)
     unsafe: set[str] = set()
+    filled: dict[str, type] = {}
     while True:
         # torch's message leaves "builtins." out, its table of allowed names does not
         names = unsafe | {f"builtins.{name}" for name in unsafe if "." not in name}
-        stand_ins = [(type("Inert", (Inert,), {}), name) for name in sorted(names)]
+        stand_ins = [(_stand_in(name, filled.get(name)), name) for name in sorted(names)]
         try:
             with torch.serialization.safe_globals(stand_ins):  # type: ignore[arg-type]
                 content = torch.load(path, map_location="cpu", weights_only=True)
             _check_bytes(content, path)
             return content
         except pickle.UnpicklingError as error:
+            fills = re.search(rf"(SETITEMS?|lists).* but got <class '{STAND_IN}\.([\w.]+)'>", str(error))
+            if fills and fills[2] not in filled:
+                filled[fills[2]] = list if fills[1] == "lists" else OrderedDict
+                continue
             found = re.search(r"GLOBAL ([\w.]+)", str(error))
             if found is None or found[1] in unsafe or len(unsafe) == OBJECTS:
                 raise CheckpointError(
@@ -146,6 +154,14 @@ def torch_load(path: Path) -> Any:
             raise
         except Exception as error:  # a parser of foreign bytes
             raise _damaged(path, error) from error
+
+
+def _stand_in(name: str, plain: type | None) -> type:
+    """A class for the objects of another one: each is an :class:`Inert`, or an empty object of a plain type."""
+    body: dict[str, Any] = {"__module__": STAND_IN}
+    if plain is not None:
+        body["__new__"] = lambda cls, *args, **kwargs: plain()
+    return type(name, (Inert,), body)
 
 
 def _check_container(path: Path) -> None:
