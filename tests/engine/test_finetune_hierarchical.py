@@ -157,7 +157,8 @@ def test_two_processes_keep_one_model(folders, tmp_path, strategy):
         StepLoop.run_iter = stop
         run(folder)
 
-    assert [each.code for each in launch(2, lambda _: run("whole") and 0, tmp_path / "said", seconds=200)] == [0, 0]
+    ended = launch(2, lambda _: run("whole") and 0, tmp_path / "said", seconds=200)
+    assert [each.code for each in ended] == [0, 0], ended[0].text
     assert {each.code for each in launch(2, lambda _: cut("cut"), tmp_path / "said", seconds=200)} == {7}
     ended = launch(2, lambda _: run("cut", resume=True) and 0, tmp_path / "said", seconds=200)
     assert [each.code for each in ended] == [0, 0], ended[0].text
