@@ -1,6 +1,7 @@
 """Hierarchical students by command: fine-tuning, scores, resume, processes, and on to a segmentor in INT8."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -150,13 +151,14 @@ def test_two_processes_keep_one_model(folders, tmp_path, strategy):
         def stop(self, *args, **kwargs):
             taken.append(1)
             if len(taken) == 3:
-                raise SystemExit(7)
+                os._exit(7)
             return step(self, *args, **kwargs)
 
         StepLoop.run_iter = stop
         run(folder)
 
-    assert [each.code for each in launch(2, lambda _: run("whole") and 0, tmp_path / "said", seconds=200)] == [0, 0]
+    ended = launch(2, lambda _: run("whole") and 0, tmp_path / "said", seconds=200)
+    assert [each.code for each in ended] == [0, 0], ended[0].text
     assert {each.code for each in launch(2, lambda _: cut("cut"), tmp_path / "said", seconds=200)} == {7}
     ended = launch(2, lambda _: run("cut", resume=True) and 0, tmp_path / "said", seconds=200)
     assert [each.code for each in ended] == [0, 0], ended[0].text

@@ -110,9 +110,11 @@ def check_authors_file(name, path):
     assert ours.backbone.config["name"] == name
     size = timm.get_pretrained_cfg(name).input_size[-1]
     assert ours.backbone.img_size == (size, size)
+    own = {key.removeprefix("backbone."): value for key, value in ours.state_dict().items()}
+    assert all(torch.equal(value, own[key]) for key, value in theirs.state_dict().items() if "tracked" not in key)
     images = torch.randn(1, 3, size, size)
     with torch.no_grad():
-        torch.testing.assert_close(ours(images), theirs(images), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(ours(images), theirs(images), rtol=1e-3, atol=1e-4)
 
 
 def test_the_authors_tinyvit_loads_head_included_and_nothing_of_it_is_run(tmp_path, capsys):
@@ -125,10 +127,8 @@ def test_the_authors_tinyvit_loads_head_included_and_nothing_of_it_is_run(tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
-def test_other_files_of_authors_and_timm_load_head_included(name, tmp_path):
+def test_other_files_of_authors_load_head_included(name, tmp_path):
     check_authors_file(name, tmp_path / "theirs.pth")
-    torch.save(timm.create_model(name).state_dict(), tmp_path / "timm.pth")
-    assert load_classifier(tmp_path / "timm.pth")[0].num_classes == 1000
 
 
 @pytest.mark.slow

@@ -119,6 +119,24 @@ def test_dry_run(scenes, small, tmp_path, capsys, monkeypatch):
     assert f"{few.flop_per_crop * 4 / 1e18:.3g} EFLOP" in str(few)
 
 
+def test_a_dry_run_measures_the_crop_and_the_student(scenes, small, tmp_path):
+    """Crops larger than the preprocessor's size are not padded; a hierarchical student decides its backbone."""
+    from tinymim.models import create_model, save_student
+    from tinymim.seg import estimate_segmentor
+
+    crop = {"train_dataloader.dataset.pipeline.3.crop_size": (96, 32), "train_dataloader.batch_size": 2}
+    cost = estimate_segmentor("upernet_tinymim_demo", data_root=scenes, cfg_options=small(**crop))
+    assert cost.size == (96, 64)
+    shape = dict(embed_dims=(16, 32, 64, 64), depths=(1, 1, 1, 1), num_heads=(1, 2, 2, 4))
+    save_student(create_model("tiny_vit_5m_224", img_size=64, **shape), tmp_path / "student.pth")
+    own = {**crop, "model.data_preprocessor.size": (64, 64), "model.decode_head.channels": 16}
+    own |= {"model.auxiliary_head.channels": 16}
+    name = "upernet_tinyvit_5m_light_camvid"
+    cost = estimate_segmentor(name, data_root=scenes, student=tmp_path / "student.pth", cfg_options=own)
+    assert cost.size == (96, 64)
+    assert cost.parameters < 500_000
+
+
 def test_bad_input_exits_2_with_three_parts(scenes, small, tmp_path, capsys):
     assert train_seg.main(["upernet_tinymim_demo", "--data-root", str(tmp_path / "absent")]) == 2
     error = capsys.readouterr().err

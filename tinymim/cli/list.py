@@ -39,9 +39,7 @@ def run(args: argparse.Namespace) -> int:
         print("models (tinymim.create_model, --student):")
         for m in MODELS:
             print(f"  {m.name:24} width {m.width}, {m.heads} heads, {m.blocks} blocks, {m.millions:.1f} M")
-        print(
-            f"backbones by timm's names (finetune and detect --model, TinyMIMBackbone(name=...)): {', '.join(BACKBONES)}"
-        )
+        print(f"backbones by timm's names (finetune --model, TinyMIMBackbone(name=...)): {', '.join(BACKBONES)}")
     if args.what in (None, "teachers"):
         print("teachers (--teacher), the block that is read by default, licence of the weights:")
         for t in TEACHERS:

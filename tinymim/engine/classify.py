@@ -82,8 +82,11 @@ class ClassifyModel(Trainable):
     ) -> None:
         super().__init__(autocast)
         self.network = network
-        self.ema = None if ema_decay is None else ModelEmaV3(network, decay=ema_decay, use_warmup=True)
-        if self.ema is not None:
+        self.ema = None
+        if ema_decay is not None:
+            # under fsdp, statistics of batch norm are whole beside sharded weights: one tensor at a time
+            foreach = not any(buffer.is_floating_point() for buffer in network.buffers())
+            self.ema = ModelEmaV3(network, decay=ema_decay, use_warmup=True, foreach=foreach)
             self.ema.requires_grad_(False)  # never in the loss: DistributedDataParallel would wait for its gradients
         self.criterion = LabelSmoothingCrossEntropy(smoothing)
         self.teacher = None if teacher is None else teacher.model
