@@ -1,9 +1,9 @@
 """Labelled photo folders in ADE20K layout: which label belongs to which photo, and what the label ids mean.
 
-``images/{training,validation}/NAME.jpg`` beside ``annotations/{training,validation}/NAME.png`` (8- or 16-bit ids). What
-the ids mean comes from ``dataset.json`` {classes, palette, ignore: [ids], zero_is_ignored}; without it from the options
-``--ignore-label`` / ``--reduce-zero-label``; without those from ADE20K's own file names or a scan of all labels; the
-result is printed. 255 is always ignored. NumPy and Pillow only.
+``images/{training,validation}/NAME.jpg`` beside ``annotations/{training,validation}/NAME.png`` (8- or 16-bit ids, or
+RGB in the colours of dataset.json). What the ids mean comes from ``dataset.json`` {classes, palette, ignore: [ids],
+zero_is_ignored, ignore_palette}; without it from the options ``--ignore-label`` / ``--reduce-zero-label``; without those
+from ADE20K's own file names or a scan of all labels; the result is printed. 255 is always ignored. NumPy and Pillow only.
 """
 
 import colorsys
@@ -19,8 +19,10 @@ from tinymim.data.dataset_json import LARGEST_ID, MOST_CLASSES, Palette, read_me
 from tinymim.data.label_files import (
     IGNORED,
     RARE,
+    ColourIds,
     Pair,
     check_sizes,
+    count_ids,
     find_pairs,
     made_up_ids,
     ranges,
@@ -40,6 +42,7 @@ class Layout:
 
     Attributes:
         source: Where the meaning was read: "dataset.json", "options", "ade20k" (file names) or "scan".
+        colour_ids: Ids of label files that hold colours, by the palette of dataset.json.
     """
 
     root: Path
@@ -50,6 +53,7 @@ class Layout:
     ignore: tuple[int, ...]
     zero_is_ignored: bool
     source: str
+    colour_ids: ColourIds = ()
 
     def __str__(self) -> str:
         words = "0 ignored, the rest shifted down by one, " if self.zero_is_ignored else ""
@@ -84,7 +88,12 @@ class Layout:
 
     def counted(self, label: Path) -> frozenset[int]:
         """Ids of a label file that are not ignored."""
-        return unique_ids(label) - self.ignored
+        return unique_ids(label, self.colour_ids) - self.ignored
+
+    def count(self, label: Path) -> dict[int, int]:
+        """Pixels of a label file by training id; those that are ignored are not counted."""
+        found = count_ids(label, self.colour_ids)
+        return {i - self.zero_is_ignored: pixels for i, pixels in found.items() if i not in self.ignored}
 
     def name(self, split: str, photo: Path) -> str:
         """A photo below its split's folder, without suffix: "0001" or "seq05/0001"."""
@@ -132,7 +141,7 @@ class Layout:
         Raises:
             DataError: unreadable, not single-channel, or an undefined id.
         """
-        raw, table = read_ids(Path(path)), self.id_table()
+        raw, table = read_ids(Path(path), self.colour_ids), self.id_table()
         last = len(table) - 1
         ids = table[raw if raw.dtype == np.uint8 else np.where((raw < 0) | (raw > last), last, raw)]
         if (ids < 0).any():
@@ -205,9 +214,12 @@ def read_layout(
             "put photos there and their labels of the same name under annotations/",
         )
     palette: Palette | None = None
+    colour_ids: ColourIds = ()
     if (root / "dataset.json").is_file():
         source = "dataset.json"
-        classes, palette, ignore, zero = read_meaning(root / "dataset.json")
+        classes, palette, ignore, zero, void = read_meaning(root / "dataset.json")
+        if palette:
+            colour_ids = (*zip(palette, range(zero, len(palette) + zero), strict=True), *((c, IGNORED) for c in void))
         if (extra and not set(extra) <= {*ignore, IGNORED}) or reduce_zero_label not in (None, zero):
             raise DataError(
                 "the options contradict dataset.json",
@@ -222,7 +234,7 @@ def read_layout(
         source = "scan" if ignore_label is None and reduce_zero_label is None else "options"
         zero, ignore = bool(reduce_zero_label), extra
         classes = _count_classes(root, [*train, *val], ignore, zero)
-    layout = Layout(root, train, val, classes, palette or colours(len(classes)), ignore, zero, source)
+    layout = Layout(root, train, val, classes, palette or colours(len(classes)), ignore, zero, source, colour_ids)
     _check_labels(layout)
     return layout
 
@@ -319,13 +331,15 @@ def _check_labels(layout: Layout) -> None:
     for split, folder in _SPLITS.items():
         pairs = getattr(layout, split)
         for _, label in spread(pairs):
-            found = unique_ids(label)
+            found = unique_ids(label, layout.colour_ids)
             if wrong := [i for i in found if not 0 <= i < len(table) or table[i] < 0]:
                 raise layout._wrong_id(label, max(wrong))
             ids |= found
         if pairs:
             counted[folder] = frozenset().union(*(layout.counted(label) for _, label in spread(pairs)))
-    if ids == {0, IGNORED} and all(unique_ids(label) <= ids for _, label in [*layout.train, *layout.val]):
+    if ids == {0, IGNORED} and all(
+        unique_ids(label, layout.colour_ids) <= ids for _, label in [*layout.train, *layout.val]
+    ):
         raise _binary(layout.root)
     for folder, classes in counted.items():
         if len(classes) == 1:
