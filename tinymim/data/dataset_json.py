@@ -30,6 +30,12 @@ class Meaning(NamedTuple):
     zero_is_ignored: bool
     ignore_palette: Palette = ()
 
+    @property
+    def colour_ids(self) -> tuple[tuple[tuple[int, int, int], int], ...]:
+        """(RGB, id) of label files in colours; 255 is what does not count. None without a palette."""
+        first, void = int(self.zero_is_ignored), ((colour, 255) for colour in self.ignore_palette)
+        return (*((colour, i) for i, colour in enumerate(self.palette, first)), *void) if self.palette else ()
+
 
 def read_meaning(path: str | Path) -> Meaning:
     """Read and check a ``dataset.json`` (UTF-8, with or without a byte order mark).

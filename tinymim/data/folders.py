@@ -2,8 +2,9 @@
 
 ``images/{training,validation}/NAME.jpg`` beside ``annotations/{training,validation}/NAME.png`` (8- or 16-bit ids, or
 RGB in the colours of dataset.json). What the ids mean comes from ``dataset.json`` {classes, palette, ignore: [ids],
-zero_is_ignored, ignore_palette}; without it from the options ``--ignore-label`` / ``--reduce-zero-label``; without those
-from ADE20K's own file names or a scan of all labels; the result is printed. 255 is always ignored. NumPy and Pillow only.
+zero_is_ignored, ignore_palette}; without it from the options ``--ignore-label`` / ``--reduce-zero-label``; without
+those from ADE20K's own file names or a scan of all labels; the result is printed. 255 is always ignored. NumPy and
+Pillow only.
 """
 
 import colorsys
@@ -217,9 +218,8 @@ def read_layout(
     colour_ids: ColourIds = ()
     if (root / "dataset.json").is_file():
         source = "dataset.json"
-        classes, palette, ignore, zero, void = read_meaning(root / "dataset.json")
-        if palette:
-            colour_ids = (*zip(palette, range(zero, len(palette) + zero), strict=True), *((c, IGNORED) for c in void))
+        meaning = read_meaning(root / "dataset.json")
+        (classes, palette, ignore, zero, _), colour_ids = meaning, meaning.colour_ids
         if (extra and not set(extra) <= {*ignore, IGNORED}) or reduce_zero_label not in (None, zero):
             raise DataError(
                 "the options contradict dataset.json",

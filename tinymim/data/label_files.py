@@ -37,9 +37,9 @@ def read_ids(path: Path, colour_ids: ColourIds = ()) -> np.ndarray:
     try:
         with Image.open(path) as image:
             if image.format == "JPEG":
-                raise _jpeg(path)
+                raise jpeg(path)
             if colour_ids and image.mode in ("RGB", "RGBA"):
-                return _ids_of_colours(np.asarray(image), path, colour_ids)
+                return ids_of_colours(np.asarray(image), path, colour_ids)
             if image.mode not in ("L", "P", "1", "I", "I;16", "I;16B"):
                 raise DataError(
                     f"{path} is not a label map (its mode is {image.mode})",
@@ -57,7 +57,7 @@ def read_ids(path: Path, colour_ids: ColourIds = ()) -> np.ndarray:
     return ids.astype(np.uint8) if ids.dtype == bool else ids // times if times > 1 else ids
 
 
-def _ids_of_colours(pixels_HWC: np.ndarray, path: Path, colour_ids: ColourIds) -> np.ndarray:
+def ids_of_colours(pixels_HWC: np.ndarray, path: Path, colour_ids: ColourIds) -> np.ndarray:
     """uint8 (H, W): the ids of RGB or RGBA pixels.
 
     Raises:
@@ -85,8 +85,8 @@ def _ids_of_colours(pixels_HWC: np.ndarray, path: Path, colour_ids: ColourIds) -
             f"{path} holds the colour {colour} at the pixel x={x}, y={y}",
             f"{wrong_HW.sum()} of its pixels have no colour of dataset.json"
             + (", or are transparent" if len(colour) == 4 and colour[3] < 255 else ""),
-            'name it under "palette" or, if it is no class, "ignore_palette"; masks must be resized by nearest neighbour '
-            "only",
+            'name it under "palette" or, if it is no class, "ignore_palette"; masks must be resized by nearest '
+            "neighbour only",
         )
     return np.asarray(values, np.uint8)[places_HW]
 
@@ -141,11 +141,20 @@ def find_pairs(images: Path, labels: Path) -> list[Pair]:
     Raises:
         DataError: a photo without label, or two photos or two labels of one name.
     """
-    photos = sorted(map(Path, photo_paths(images))) if images.is_dir() else []
+    pairs, problems = match_labels(images, labels)
+    if problems:
+        raise problems[0]
+    return pairs
+
+
+def match_labels(images: Path, labels: Path) -> tuple[list[Pair], list[DataError]]:
+    """The pairs of :func:`find_pairs`, and what it refuses."""
+    problems: list[DataError] = []
     names: dict[Path, Path] = {}
-    for photo in photos:
+    for photo in sorted(map(Path, photo_paths(images))) if images.is_dir() else []:
         if (other := names.setdefault(photo.with_suffix(""), photo)) is not photo:
-            raise _share_a_name("photos", other, photo, "they would share one label")
+            problems.append(_share_a_name("photos", other, photo, "they would share one label"))
+    photos = [*names.values()]
     found: dict[Path, Path] = {}
     others: dict[Path, Path] = {}
     for path in map(Path, sorted(photo_paths(labels)) if photos and labels.is_dir() else []):
@@ -153,30 +162,33 @@ def find_pairs(images: Path, labels: Path) -> list[Pair]:
         if path.suffix.lower() != ".png":
             others[key] = path
         elif (other := found.setdefault(key, path)) is not path:
-            raise _share_a_name("labels", other, path, "only one can be the label of their photo")
+            problems.append(_share_a_name("labels", other, path, "only one can be the label of their photo"))
     keys = [photo.relative_to(images).with_suffix("") for photo in photos]
     for key in keys:  # two linked folders of photos may share one of labels, which was searched once
         if key not in found and (path := labels / f"{key}.png").is_file():
             found[key] = path
     if without := [(photo, key) for photo, key in zip(photos, keys, strict=True) if key not in found]:
         photo, key = without[0]
-        if key in others:
-            raise _jpeg(others[key])
-        raise DataError(
-            f"{len(without)} of {len(photos)} photos in {images} have no label, the first is {photo.name}",
-            f"{labels / key}.png does not exist",
-            "add the label (same name, .png) or remove the photo",
+        problems.append(
+            jpeg(others[key])
+            if key in others
+            else DataError(
+                f"{len(without)} of {len(photos)} photos in {images} have no label, the first is {photo.name}",
+                f"{labels / key}.png does not exist",
+                "add the label (same name, .png) or remove the photo",
+            )
         )
-    if spare := sorted(set(found) - set(keys)):
+    elif spare := sorted(set(found) - set(keys)):
         tell(f"{len(spare)} labels in {labels} have no photo and are left out, the first is {found[spare[0]].name}")
-    return [(photo, found[key]) for photo, key in zip(photos, keys, strict=True)]
+    return [(photo, found[key]) for photo, key in zip(photos, keys, strict=True) if key in found], problems
 
 
 def _share_a_name(what: str, one: Path, other: Path, why: str) -> DataError:
     return DataError(f"two {what} have one name: {one} and {other.name}", why, "rename or remove one of them")
 
 
-def _jpeg(path: Path) -> DataError:
+def jpeg(path: Path) -> DataError:
+    """The error for a label that is no PNG."""
     return DataError(
         f"the label {path} is no PNG",
         "labels are read from PNG files; JPEG changes ids along every border, and they cannot be read back",
