@@ -126,6 +126,9 @@ h3 { font-size: 1rem; margin: 22px 0 6px; }
 .course { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(45%, 160px), 1fr)); gap: 8px; }
 .course { margin-bottom: 16px; }
 .course img { width: 100%; display: block; }
+.overlays { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 240px), 1fr)); gap: 14px; }
+.overlays img { display: block; width: 100%; border-radius: 7px; }
+.overlays span { display: block; font-size: .8rem; color: var(--soft); overflow-wrap: anywhere; }
 .photos { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 18px 28px; }
 .trio { display: grid; grid-template-columns: repeat(3, 1fr); gap: 6px; }
 .trio span { font-size: .8rem; color: var(--soft); white-space: nowrap; }

@@ -18,7 +18,7 @@ SPLITS = {"training": "train", "train": "train", "validation": "val", "val": "va
 
 
 class FlatPair(NamedTuple):
-    """A photo and its label; ``name`` is the photo's below its split, without suffix; ``split`` may be None: not told."""
+    """A photo and its label; ``name`` is the photo's below its split, without suffix; ``split`` None: not told."""
 
     name: str
     split: str | None

@@ -136,6 +136,16 @@ class Layout:
         table[: len(ours)] = [ours.index(c) for c in theirs]
         return table, "its classes are in another order than the folder's; they were matched by name"
 
+    def check_ids(self, label: Path) -> None:
+        """Refuse a label file with ids that are neither classes nor ignored.
+
+        Raises:
+            DataError: it holds one, or cannot be read.
+        """
+        table = self.id_table()
+        if wrong := [i for i in unique_ids(label, self.colour_ids) if not 0 <= i < len(table) or table[i] < 0]:
+            raise self._wrong_id(label, max(wrong))
+
     def read_label(self, path: str | Path) -> np.ndarray:
         """Label file as uint8 (H, W): training ids 0 .. classes - 1, and 255 where ignored.
 
@@ -205,7 +215,6 @@ def read_layout(
             f"it must hold images/{{training,validation}} and annotations/{{training,validation}}{hint}",
             "give the folder that holds images/ and annotations/ (README: Your labelled photos)",
         )
-    extra = _ignored_ids(ignore_label)
     pairs = {split: find_pairs(root / IMAGES / folder, root / LABELS / folder) for split, folder in _SPLITS.items()}
     train, val = pairs["train"], pairs["val"]
     if not train and not val:
@@ -214,6 +223,25 @@ def read_layout(
             "images/training and images/validation are missing or empty",
             "put photos there and their labels of the same name under annotations/",
         )
+    layout = give_meaning(root, train, val, ignore_label=ignore_label, reduce_zero_label=reduce_zero_label)
+    check_labels(layout)
+    return layout
+
+
+def give_meaning(
+    root: Path,
+    train: list[Pair],
+    val: list[Pair],
+    *,
+    ignore_label: int | Sequence[int] | None = None,
+    reduce_zero_label: bool | None = None,
+) -> Layout:
+    """What the ids of a folder's pairs mean; the labels are not checked, see :func:`check_labels`.
+
+    Raises:
+        DataError: a bad ``dataset.json``, options that contradict it, or, without it, ids that cannot be counted.
+    """
+    extra = _ignored_ids(ignore_label)
     palette: Palette | None = None
     colour_ids: ColourIds = ()
     if (root / "dataset.json").is_file():
@@ -234,9 +262,7 @@ def read_layout(
         source = "scan" if ignore_label is None and reduce_zero_label is None else "options"
         zero, ignore = bool(reduce_zero_label), extra
         classes = _count_classes(root, [*train, *val], ignore, zero)
-    layout = Layout(root, train, val, classes, palette or colours(len(classes)), ignore, zero, source, colour_ids)
-    _check_labels(layout)
-    return layout
+    return Layout(root, train, val, classes, palette or colours(len(classes)), ignore, zero, source, colour_ids)
 
 
 def _ignored_ids(ignore_label: int | Sequence[int] | None) -> tuple[int, ...]:
@@ -321,20 +347,18 @@ def _is_ade20k(root: Path, pairs: list[Pair]) -> bool:
     return named or any((root / f"objectInfo150.{kind}").is_file() for kind in ("txt", "csv"))
 
 
-def _check_labels(layout: Layout) -> None:
+def check_labels(layout: Layout) -> None:
     """Look at labels of each split, evenly spread: ids without a class, and splits that hold a single class.
 
     Raises:
         DataError: an id without class, or the labels are masks of 0 and 255, whose foreground would be ignored.
     """
-    table, counted, ids = layout.id_table(), dict[str, frozenset[int]](), set[int]()
+    counted, ids = dict[str, frozenset[int]](), set[int]()
     for split, folder in _SPLITS.items():
         pairs = getattr(layout, split)
         for _, label in spread(pairs):
-            found = unique_ids(label, layout.colour_ids)
-            if wrong := [i for i in found if not 0 <= i < len(table) or table[i] < 0]:
-                raise layout._wrong_id(label, max(wrong))
-            ids |= found
+            layout.check_ids(label)
+            ids |= unique_ids(label, layout.colour_ids)
         if pairs:
             counted[folder] = frozenset().union(*(layout.counted(label) for _, label in spread(pairs)))
     if ids == {0, IGNORED} and all(

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from tinymim.data.formats.base import FIX, Sample, Source, class_ids, paint, photos_by_stem, register_format, split_of
 from tinymim.data.photo_files import tell
@@ -91,6 +90,8 @@ def _yaml(folder: Path) -> Path | None:
 
 def _names(file: Path) -> list[str]:
     """Names of the classes, by their numbers."""
+    import yaml
+
     try:
         if file.stat().st_size > LARGEST:
             raise ValueError(f"it has {file.stat().st_size} bytes")
