@@ -58,6 +58,7 @@ class Findings:
         kinds: Kind of label file -> how many.
         problems: What training refuses.
         notes: What it may mistake, or passes over.
+        in_colours: Whether the labels are masks in colours that no palette names, or of 0 and 255.
     """
 
     folder: Path
@@ -71,6 +72,7 @@ class Findings:
     kinds: Counter[str] = field(default_factory=Counter)
     problems: list[DataError] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    in_colours: bool = False
 
     @property
     def summary(self) -> str:
@@ -92,8 +94,9 @@ class Findings:
         """
         folder = shlex.quote(str(self.folder))
         new = shlex.quote(f"{self.folder.resolve().name}-ade20k")
-        if self.kind in FORMATS:
-            return [f"tinymim data {folder} --from {self.kind} --out {new}"]
+        if self.kind in FORMATS or self.in_colours:
+            kind = "rgb-masks" if self.in_colours else self.kind
+            return [f"tinymim data {folder} --from {kind} --out {new}"]
         if self.problems:
             return [f"tinymim data {folder}{options}"]
         if self.kind == "flat":
@@ -214,6 +217,7 @@ def _look_at_labels(found: Findings, ignore_label: int | Sequence[int] | None, r
     progress.close()
     found.problems += [_all(same) for same in errors.values()]
     found.pairs = good
+    found.in_colours = not colour_ids and any(kind.startswith("RGB") for kind in found.kinds)
     if others:
         found.notes.append(
             f"{len(others)} palette labels show other colours than dataset.json, e.g. {others[0]}: their pixels are "
@@ -279,6 +283,9 @@ def _look_at_classes(
     counts: dict[str, Counter[int]] = {split: Counter() for split in found.pairs}
     photos: dict[str, Counter[int]] = {split: Counter() for split in found.pairs}
     empty: list[Path] = []
+    if layout is None or found.problems:
+        labels = [label for each in found.pairs.values() for _, label in each]
+        found.in_colours |= {i for label in labels for i in count_ids(label, colour_ids)} == {0, IGNORED}
     for split, each in found.pairs.items():
         for _, label in each:
             ids = count_ids(label, colour_ids)
@@ -326,8 +333,8 @@ def _remarks(found: Findings, empty: list[Path]) -> list[str]:
     for row in found.classes:
         if row.name.casefold().replace("_", " ").strip() in NO_CLASS:
             notes.append(
-                f"{row.name!r} is trained as a class ({100 * max(row.shares.values()):.1f} % of the pixels); if it means "
-                '"no class", list its id as "ignore" in dataset.json'
+                f"{row.name!r} is trained as a class ({100 * max(row.shares.values()):.1f} % of the pixels); if it "
+                'means "no class", list its id as "ignore" in dataset.json'
             )
     if found.kind == "labelled" and all(found.pairs.values()):
         only = {
@@ -369,21 +376,25 @@ def _look_at_photos(found: Findings) -> None:
         found.notes.append(f"{len(damaged)} photos cannot be read, {used}: e.g. {damaged[0].what} ({damaged[0].why})")
     if len(damaged) == len(found.photos):
         found.problems.append(_all([*damaged]))
-    same = _same_bytes(found.photos)
-    if twice := [(a, b) for a, b in same if {split_of.get(a), split_of.get(b)} == {"train", "val"}]:
+    twice = []
+    for same in _same_bytes(found.photos):
+        first = {split_of.get(photo): photo for photo in same[::-1]}
+        if "train" in first and "val" in first:
+            twice.append((first["train"], first["val"]))
+        else:
+            found.notes.append(f"{len(same)} photos have one content: {same[0]}, {same[1]}" + " ..." * (len(same) > 2))
+    if twice:
         found.notes.append(
             f"{len(twice)} photos are in training and in validation, e.g. {twice[0][0]} and {twice[0][1]}: "
             "scores are too good"
         )
-    elif same:
-        found.notes.append(f"{len(same)} photos are there twice, e.g. {same[0][0]} and {same[0][1]}")
     if thumbs["train"] and thumbs["val"]:
         alike = _alike(np.stack(thumbs["train"]), np.stack(thumbs["val"]))
         pairs = [(owners["train"][a], owners["val"][b]) for a, b in alike]
-        if pairs := [pair for pair in pairs if pair not in twice and pair[::-1] not in twice]:
+        if pairs := [pair for pair in pairs if pair not in twice]:
             found.notes.append(
-                f"{len(pairs)} validation photos look the same as a training photo, e.g. {pairs[0][0]} and {pairs[0][1]}: "
-                "copies, or frames of one video, make scores too good"
+                f"{len(pairs)} validation photos look the same as a training photo, e.g. {pairs[0][0]} and "
+                f"{pairs[0][1]}: copies, or frames of one video, make scores too good"
             )
 
 
@@ -399,20 +410,16 @@ def _seen(photo: Path) -> tuple[tuple[int, int], np.ndarray] | UnreadablePhoto:
     return size, np.asarray(image.convert("L").resize((THUMB, THUMB), Image.Resampling.BOX), np.float32).ravel()
 
 
-def _same_bytes(photos: Iterable[Path]) -> list[tuple[Path, Path]]:
-    """Pairs of files of the same content; only files of one size are read."""
+def _same_bytes(photos: Iterable[Path]) -> list[list[Path]]:
+    """Files of one content, where there are several; only files of one size are read."""
     sizes: dict[int, list[Path]] = defaultdict(list)
     for photo in photos:
         sizes[photo.stat().st_size].append(photo)
-    pairs = []
-    for paths in sizes.values():
-        first: dict[bytes, Path] = {}
-        for path in paths if len(paths) > 1 else []:
-            with open(path, "rb") as file:
-                other = first.setdefault(hashlib.file_digest(file, "sha256").digest(), path)
-            if other is not path:
-                pairs.append((other, path))
-    return pairs
+    found: dict[bytes, list[Path]] = defaultdict(list)
+    for path in (path for paths in sizes.values() if len(paths) > 1 for path in paths):
+        with open(path, "rb") as file:
+            found[hashlib.file_digest(file, "sha256").digest()].append(path)
+    return [paths for paths in found.values() if len(paths) > 1]
 
 
 def _alike(train_ND: np.ndarray, val_MD: np.ndarray) -> list[tuple[int, int]]:
