@@ -90,7 +90,7 @@ SPOILT = {
     "bad dataset.json": (lambda r: (r / "dataset.json").write_text("{", "utf-8"), "not valid JSON", 1),
     "all ignored": (lambda r: edit(label(r, 4), lambda ids: ids * 0 + 255), "1 labels are ignored all over", 0),
     "damaged photo": (
-        lambda r: photo_of(r, 2).write_bytes(photo_of(r, 2).read_bytes()[:600]),
+        lambda r: photo_of(r, 3).write_bytes(photo_of(r, 3).read_bytes()[:600]),
         "1 photos cannot be read, training passes over them",
         0,
     ),
