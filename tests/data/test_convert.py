@@ -1,5 +1,6 @@
 """``tinymim data --split`` and ``--from``: known masks written in each format, converted, compared."""
 
+import functools
 import json
 import os
 import shutil
@@ -44,10 +45,11 @@ def photo(path: Path, seed: int = 0) -> Path:
     return path
 
 
-def polygons(mask: np.ndarray) -> list[list[float]]:
-    """Outlines through the centres of the border pixels, as tools that annotate write them."""
-    found, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    return [(each.reshape(-1, 2) + 0.5).ravel().tolist() for each in found if len(each) > 2]
+def polygons(mask: np.ndarray, fine: int = 8) -> list[list[float]]:
+    """Outlines of a mask, drawn ``fine`` times as large: 8 follows the borders of its pixels, 1 their centres."""
+    large = np.kron(mask.astype(np.uint8), np.ones((fine, fine), np.uint8))
+    found, _ = cv2.findContours(large, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    return [((each.reshape(-1, 2) + 0.5) / fine).ravel().tolist() for each in found]
 
 
 def areas(ids: np.ndarray) -> list[tuple[int, np.ndarray]]:
@@ -172,7 +174,7 @@ def converted(layout) -> list[np.ndarray]:
     return [layout.read_label(every[i]) for i in sorted(every)]
 
 
-def known(source: Path) -> list[str]:
+def recognised(source: Path) -> list[str]:
     """The formats that a folder looks like."""
     return [name for name, each in formats.FORMATS.items() if each.known_by and each.known_by(source)]
 
@@ -194,7 +196,7 @@ def test_the_formats_of_the_options_are_those_that_register():
 def test_masks_come_back_exactly(tmp_path, format, write, classes, expected, val):
     made = masks()
     source = write(tmp_path / "in ä", made)
-    assert known(source) == ([] if format == "rgb-masks" else [format])
+    assert recognised(source) == ([] if format == "rgb-masks" else [format])
     done = convert(source, format, tmp_path / "out")
     assert (len(done.layout.classes), len(done.layout.val), done.layout.source) == (classes, val, "dataset.json")
     assert done.linked == len(made)
@@ -202,14 +204,16 @@ def test_masks_come_back_exactly(tmp_path, format, write, classes, expected, val
         assert np.array_equal(found, expected(ids))
 
 
+@pytest.mark.parametrize("fine", [8, 1])
 @pytest.mark.parametrize(
     ("format", "write"), [("coco", write_coco), ("yolo-seg", write_yolo), ("labelme", write_labelme)]
 )
-def test_polygons_come_back_but_for_their_border(tmp_path, format, write):
-    """Pixels that differ touch a border of the known mask, and are fewer than half of those that do."""
+def test_polygons_come_back(tmp_path, monkeypatch, format, write, fine):
+    """Exactly where they follow the borders of pixels; through the centres half a pixel is lost, at borders only."""
+    monkeypatch.setattr(f"{__name__}.polygons", functools.partial(polygons, fine=fine))
     made = masks()
     source = write(tmp_path / "in", made)
-    assert known(source) == [format]
+    assert recognised(source) == [format]
     done = convert(source, format, tmp_path / "out")
     assert sorted(done.layout.classes) == sorted(NAMES)
     order = np.array([done.layout.classes.index(name) for name in NAMES])
@@ -217,9 +221,8 @@ def test_polygons_come_back_but_for_their_border(tmp_path, format, write):
         known = order[ids].astype(np.uint8)
         border = cv2.dilate(known, np.ones((3, 3))) != cv2.erode(known, np.ones((3, 3)))
         differ = found != known
-        assert set(np.unique(found)) == set(np.unique(known))
         assert not (differ & ~border).any()
-        assert differ.sum() < 0.5 * border.sum()
+        assert differ.sum() <= (0 if fine > 1 else 0.3 * border.sum())
 
 
 def test_smaller_objects_lie_on_top_whatever_their_order(tmp_path):

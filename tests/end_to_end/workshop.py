@@ -140,6 +140,10 @@ detected
         --max-steps 1 --workers 0 --device cpu --out {here} --cfg-options STUDENT channels=8
 packed
     tinymim data --pack {PHOTOS} --out {here}
+looked at
+    tinymim data {LABELLED} --page {here}/data.html
+split again
+    tinymim data {LABELLED}/images --split 0.2 --out {here}
 sequences
     tinymim track --generate {here} --sequences 2 --frames 6 --size 64 80
 tracked

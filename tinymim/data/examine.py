@@ -24,7 +24,7 @@ from tinymim.data.formats import FORMATS
 from tinymim.data.label_files import IGNORED, ColourIds, Pair, check_sizes, count_ids, match_labels
 from tinymim.data.photo_files import IMAGES, LABELS, overheard, photo_paths
 from tinymim.data.pixels import UnreadablePhoto, open_photo, photo_size
-from tinymim.errors import DataError
+from tinymim.errors import DataError, TinyMIMError
 from tinymim.progress import Progress
 
 SPLITS = {"train": "training", "val": "validation"}
@@ -70,7 +70,7 @@ class Findings:
     ignored: dict[str, float] = field(default_factory=dict)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
-    problems: list[DataError] = field(default_factory=list)
+    problems: list[TinyMIMError] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     in_colours: bool = False
 
@@ -94,11 +94,11 @@ class Findings:
         """
         folder = shlex.quote(str(self.folder))
         new = shlex.quote(f"{self.folder.resolve().name}-ade20k")
+        if self.problems and not self.in_colours:
+            return [f"tinymim data {folder}{options}"]
         if self.kind in FORMATS or self.in_colours:
             kind = "rgb-masks" if self.in_colours else self.kind
             return [f"tinymim data {folder} --from {kind} --out {new}"]
-        if self.problems:
-            return [f"tinymim data {folder}{options}"]
         if self.kind == "flat":
             return [f"tinymim data {folder} --split 0.2 --out {new}"]
         photos = folder if self.kind == "photos" else shlex.quote(str(self.folder / IMAGES / "training"))
@@ -157,8 +157,17 @@ def _find(folder: Path) -> Findings:
     else:
         kind = next((name for name, each in FORMATS.items() if each.known_by and each.known_by(folder)), None)
         flat = None if kind else find_flat(folder)
-        if kind or not flat or not (flat.pairs or flat.problems):
-            found = Findings(folder, kind or "photos", {}, _photos(folder))
+        if kind:
+            found = Findings(folder, kind, {}, [])
+            try:
+                source = FORMATS[kind].read(folder, False)
+                found.photos = [sample.photo for sample in source.samples]
+                found.notes += [f"classes: {_some(source.classes)}", *source.notes]
+            except TinyMIMError as error:
+                found.problems.append(error)
+                found.photos = _photos(folder)
+        elif not flat or not (flat.pairs or flat.problems):
+            found = Findings(folder, "photos", {}, _photos(folder))
         else:
             labels = {*flat.labels}
             photos = _photos(folder / IMAGES if (folder / IMAGES).is_dir() else folder)
@@ -249,7 +258,7 @@ def _kind(label: Path, colour_of: dict[int, tuple[int, int, int]]) -> tuple[str,
     return mode, any(c != colour_of[i] and c in colour_of.values() for i, c in shown.items())
 
 
-def _all(errors: list[DataError]) -> DataError:
+def _all(errors: Sequence[DataError]) -> DataError:
     """One error for files that have the same problem."""
     first = errors[0]
     more = f" (and {len(errors) - 1} more files like it)" if len(errors) > 1 else ""
@@ -375,7 +384,7 @@ def _look_at_photos(found: Findings) -> None:
         used = "training passes over them" if found.kind == "labelled" else "they cannot be used"
         found.notes.append(f"{len(damaged)} photos cannot be read, {used}: e.g. {damaged[0].what} ({damaged[0].why})")
     if len(damaged) == len(found.photos):
-        found.problems.append(_all([*damaged]))
+        found.problems.append(_all(damaged))
     twice = []
     for same in _same_bytes(found.photos):
         first = {split_of.get(photo): photo for photo in same[::-1]}
