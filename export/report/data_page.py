@@ -36,12 +36,15 @@ def data_page(found: Findings, path: Path, lines: Sequence[str]) -> Path:
         numbers.append(("classes", str(len(found.layout.classes)), f"read from {found.layout.source}", ""))
     bad = len(found.problems)
     verdict = ("training refuses", f"{bad} problem" + "s" * (bad > 1), "see below", "bad")
-    numbers.append(verdict if bad else ("training refuses", "nothing", f"{len(found.notes)} remarks below", "good"))
-    problems = join(
-        html('<p class="verdict bad">{}.<br>Why: {}.<br>To do: {}.</p>', e.what[:1].upper() + e.what[1:], e.why, e.fix)
-        for e in found.problems
+    numbers.append(
+        verdict
+        if bad
+        else ("training refuses", "nothing", "remarks are below" if found.notes else "and there is no remark", "good")
     )
-    notes = join(html('<p class="verdict remark">{}.</p>', note[:1].upper() + note[1:]) for note in found.notes)
+    problems = join(
+        html('<p class="verdict bad">{}.<br>Why: {}.<br>To do: {}.</p>', e.what, e.why, e.fix) for e in found.problems
+    )
+    notes = join(html('<p class="verdict remark">{}.</p>', note) for note in found.notes)
     pictures, legend = _pictures(found)
     return write_report(
         path,

@@ -365,6 +365,10 @@ def test_what_is_wrong_in_the_others_is_told(tmp_path):
     Image.fromarray(np.full((H, W), 30, np.uint8)).save(voc / "SegmentationClass" / "2007_1.png")
     with pytest.raises(DataError, match="holds the id 30"):
         convert(voc, "voc", tmp_path / "out")
+    (voc / "labels.txt").write_bytes("Straße\nLöwe".encode("latin-1"))
+    with pytest.raises(DataError, match=r"cannot use .*labels\.txt"):
+        convert(voc, "voc", tmp_path / "out")
+    (voc / "labels.txt").unlink()
     (voc / "SegmentationClass" / "2007_1.png").unlink()
     with pytest.raises(DataError, match="2007_1 is listed"):
         convert(voc, "voc", tmp_path / "out")

@@ -1,6 +1,7 @@
 """``tinymim data``: look at a folder before training, split or convert it, or pack its photos into .tar shards."""
 
 import argparse
+import os
 import re
 import shlex
 from pathlib import Path
@@ -111,6 +112,9 @@ def _look(args: argparse.Namespace) -> int:
         raise ConfigError(f"--page {page}", "it is a page in HTML", f"e.g. --page {page.with_suffix('.html')}")
     if page.is_dir():
         raise ConfigError(f"{page} is a folder", "the page would be a file there", "choose another --page")
+    above = next(folder for folder in page.absolute().parents if folder.exists())
+    if not os.access(above, os.W_OK):
+        raise ConfigError(f"cannot write {page}", f"{above} may not be written to", "choose another --page")
     found = examine(args.folder, ignore_label=args.ignore_label, reduce_zero_label=args.reduce_zero_label)
     print(writable(found.summary))
     splits = [*found.pairs]

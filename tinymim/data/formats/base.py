@@ -14,6 +14,7 @@ from tinymim.data.photo_files import photo_paths
 from tinymim.errors import ConfigError, DataError, TinyMIMError
 
 BACKGROUND = "background"
+LARGEST = 8 << 20  # bytes of a text file
 Shape = Any  # polygons [[x, y, x, y, ...], ...] in pixels, or COCO's run lengths {"size": [H, W], "counts": ...}
 FIX = "correct it, or export it again with the tool that made it"
 
@@ -200,6 +201,20 @@ def photos_by_stem(folder: Path) -> dict[str, Path]:
                 "rename or remove one of them",
             )
     return found
+
+
+def text_of(file: Path) -> str:
+    """A text file, UTF-8 with or without a byte order mark.
+
+    Raises:
+        DataError: it cannot be read, has another encoding, or more than 8 MiB.
+    """
+    try:
+        if file.stat().st_size > LARGEST:
+            raise ValueError(f"it has {file.stat().st_size} bytes, at most {LARGEST} are expected")
+        return file.read_text("utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot use {file}", str(error), FIX) from None
 
 
 def need_folder(source: Path, example: str) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from tinymim.data.dataset_json import MOST_CLASSES, read_meaning
 from tinymim.data.flat import find_flat
-from tinymim.data.formats.base import FIX, Sample, Source, need_folder, register_format
+from tinymim.data.formats.base import FIX, Sample, Source, need_folder, register_format, text_of
 from tinymim.data.label_files import IGNORED, ColourIds, ids_of_colours
 from tinymim.errors import DataError
 from tinymim.progress import Progress
@@ -111,7 +111,7 @@ def _lines(file: Path, between: str) -> list[tuple[str, Colour]]:
     """ "name,r,g,b" or "name:r,g,b:parts:actions" a line, after a heading that starts with "#" or "name"."""
     found: list[tuple[str, Colour]] = []
     try:
-        for line in file.read_text("utf-8-sig").splitlines():
+        for line in text_of(file).splitlines():
             name, _, rest = (part.strip() for part in line.partition(between))
             if not name or name.startswith("#") or name.casefold() in ("name", "class"):
                 continue

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from tinymim.data.dataset_json import MOST_CLASSES
-from tinymim.data.formats.base import FIX, Sample, Source, photos_by_stem, register_format
+from tinymim.data.formats.base import FIX, Sample, Source, photos_by_stem, register_format, text_of
 from tinymim.data.label_files import IGNORED, read_ids
 from tinymim.errors import DataError
 
@@ -97,13 +97,13 @@ def read(source: Path, ignore_unlabelled: bool) -> Source:
 
 def _listed(root: Path, word: str) -> list[str]:
     file = root / "ImageSets" / "Segmentation" / f"{word}.txt"
-    return [line.strip() for line in file.read_text("utf-8-sig").splitlines() if line.strip()] if file.is_file() else []
+    return [line.strip() for line in text_of(file).splitlines() if line.strip()] if file.is_file() else []
 
 
 def _classes(root: Path) -> tuple[str, ...]:
     for name in ("class_names.txt", "labels.txt"):
         if (root / name).is_file():
-            lines = [line.strip() for line in (root / name).read_text("utf-8-sig").splitlines() if line.strip()]
+            lines = [line.strip() for line in text_of(root / name).splitlines() if line.strip()]
             names = ["background" if line == "_background_" else line for line in lines if line != "__ignore__"]
             if not 2 <= len(set(names)) == len(names) <= MOST_CLASSES:
                 raise DataError(f"the classes of {root / name}", f"2 to {MOST_CLASSES} different names are needed", FIX)

@@ -10,12 +10,20 @@ from typing import Any
 
 import numpy as np
 
-from tinymim.data.formats.base import FIX, Sample, Source, class_ids, paint, photos_by_stem, register_format, split_of
+from tinymim.data.formats.base import (
+    FIX,
+    Sample,
+    Source,
+    class_ids,
+    paint,
+    photos_by_stem,
+    register_format,
+    split_of,
+    text_of,
+)
 from tinymim.data.photo_files import tell
 from tinymim.data.pixels import photo_size
 from tinymim.errors import DataError
-
-LARGEST = 8 << 20  # bytes of a text file
 
 
 def is_yolo(folder: Path) -> bool:
@@ -93,9 +101,7 @@ def _names(file: Path) -> list[str]:
     import yaml
 
     try:
-        if file.stat().st_size > LARGEST:
-            raise ValueError(f"it has {file.stat().st_size} bytes")
-        found: Any = yaml.safe_load(file.read_text("utf-8-sig"))
+        found: Any = yaml.safe_load(text_of(file))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise DataError(f"cannot use {file}", f"it is no YAML ({error})", FIX) from None
     names = found.get("names") if isinstance(found, dict) else None
@@ -109,13 +115,7 @@ def _names(file: Path) -> list[str]:
 def _objects(label: Path, ids: list[int]) -> list[tuple[int, np.ndarray]]:
     """(id, points (N, 2) as shares of width and height) of a .txt file."""
     found = []
-    try:
-        if label.stat().st_size > LARGEST:
-            raise ValueError(f"it has {label.stat().st_size} bytes")
-        lines = label.read_text("utf-8-sig").splitlines()
-    except ValueError as error:
-        raise DataError(f"cannot use {label}", str(error), FIX) from None
-    for i, line in enumerate(lines, 1):
+    for i, line in enumerate(text_of(label).splitlines(), 1):
         words = line.split()
         if not words:
             continue
