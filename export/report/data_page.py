@@ -1,5 +1,6 @@
 """``data.html``: what is in a folder of photos and labels, before anything is trained. No torch."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -110,7 +111,7 @@ def _pictures(found: Findings) -> tuple[Html, Html]:
                 continue  # told among what is refused
             seen[np.unique(ids_HW)] = True
             image = _under(image, ids_HW, found.layout.palette)
-        name = photo.relative_to(found.folder).as_posix()
+        name = os.path.relpath(photo, found.folder)
         cells.append(html('<div><img src="{}" alt="{}"><span>{}</span></div>', data_uri(image), name, name))
     names = [
         html("<span>{}{}</span>", swatch(row.colour), row.name) for i, row in enumerate(found.classes[:255]) if seen[i]

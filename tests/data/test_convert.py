@@ -530,7 +530,7 @@ def test_the_command_writes_and_says_what_comes_next(tmp_path, capsys, monkeypat
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--split", "0.2"], "no FOLDER is given"),
+        (["--split", "0.2"], "FOLDER or --pack is missing"),
         (["in", "--split", "0.2"], "--out is missing"),
         (["in", "--out", "new"], "--split, --from or --pack is missing"),
         (["in", "--seed", "3"], "--seed without --split or --from"),

@@ -11,6 +11,7 @@ from PIL import Image
 
 from tests.data.test_convert import flat, masks, photo, write_coco, write_rgb
 from tinymim import cli
+from tinymim.data.convert import split_folder
 from tinymim.data.examine import examine
 from tinymim.demo.scenes import write_scenes
 from tinymim.errors import DataError
@@ -197,6 +198,8 @@ def test_other_folders_and_what_comes_next(scenes, tmp_path):
     binary = examine(tmp_path / "binary")
     assert "are masks of 0 and 255" in told(binary)
     assert "--from rgb-masks" in binary.next_lines()[0]
+    with pytest.raises(DataError, match=r"masks of 0 and 255(?s:.*)--from rgb-masks"):
+        split_folder(tmp_path / "binary", tmp_path / "new")
     shutil.rmtree(scenes / "images" / "validation")
     assert "--split 0.2" in examine(scenes).next_lines()[0]
     (tmp_path / "nothing").mkdir()

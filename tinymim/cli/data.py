@@ -84,7 +84,9 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("--pack and other work", "it is done alone", "tinymim data --pack FOLDER --out SHARDS")
     if args.pack is None and args.folder is None:
         raise ConfigError(
-            "nothing to do", "no FOLDER is given", "tinymim data FOLDER, or tinymim data --pack FOLDER --out SHARDS"
+            "nothing to do",
+            "FOLDER or --pack is missing",
+            "tinymim data FOLDER, or tinymim data --pack FOLDER --out SHARDS",
         )
     writes = next((f"--{name}" for name in ("pack", "split") if getattr(args, name) is not None), None)
     writes = "--from" if args.format else writes

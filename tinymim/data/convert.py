@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shlex
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -78,10 +79,16 @@ def split_folder(
     progress, classes = Progress("labels", len(flat.pairs)), []
     for i, (_, _, photo, label) in enumerate(flat.pairs, 1):
         check_sizes([(photo, label)], training=False)
-        classes.append({*count_ids(label, colour_ids)} - {IGNORED})
+        classes.append({*count_ids(label, colour_ids)})
         progress.update(i)
     progress.close()
-    chosen, notes = choose_validation(classes, share, seed), []
+    if set().union(*classes) == {0, IGNORED} and not colour_ids:
+        raise DataError(
+            f"the labels of {folder} are masks of 0 and 255",
+            "255 is always ignored: one class would be left",
+            f"tinymim data {shlex.quote(str(folder))} --from rgb-masks --out {shlex.quote(str(out))}",
+        )
+    chosen, notes = choose_validation([each - {IGNORED} for each in classes], share, seed), []
     if frames := frames_of_videos([pair.name for pair in flat.pairs]):
         notes.append(
             f"{frames} of {len(flat.pairs)} names are numbered in a row: if they are frames of videos, near-identical "
@@ -129,8 +136,6 @@ def convert(
     if format not in FORMATS:
         raise ConfigError(f"--from {format}", f"known are {', '.join(FORMATS)}", did_you_mean(format, FORMATS))
     source, out = _request(source, out, SHARE if share is None else share)
-    if not source.exists():
-        raise ConfigError(f"nothing at {source}", f"--from {format} reads {FORMATS[format].about}", "check the path")
     found = FORMATS[format].read(source, ignore_unlabelled)
     told = {sample.split for sample in found.samples}
     if told == {"train", "val"} and share is not None:

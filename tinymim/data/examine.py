@@ -434,10 +434,13 @@ def _same_bytes(photos: Iterable[Path]) -> list[list[Path]]:
 def _alike(train_ND: np.ndarray, val_MD: np.ndarray) -> list[tuple[int, int]]:
     """(training, validation) places of photos whose thumbnails differ by less than ``ALIKE`` on average."""
     found = []
+    progress = Progress("compare", len(val_MD))
     for j, thumb_D in enumerate(val_MD):
+        progress.update(j + 1)
         if thumb_D.std() < FLAT:
             continue
         differences_N = np.abs(train_ND - thumb_D).mean(1)
         if differences_N.min() < ALIKE:
             found.append((int(differences_N.argmin()), j))
+    progress.close()
     return found
