@@ -83,10 +83,10 @@ def ids_of_colours(pixels_HWC: np.ndarray, path: Path, colour_ids: ColourIds) ->
         colour = tuple(pixels_HWC[y, x].tolist())
         raise DataError(
             f"{path} holds the colour {colour} at the pixel x={x}, y={y}",
-            f"{wrong_HW.sum()} of its pixels have no colour of dataset.json"
+            f"{wrong_HW.sum()} of its pixels have a colour that no class has"
             + (", or are transparent" if len(colour) == 4 and colour[3] < 255 else ""),
-            'name it under "palette" or, if it is no class, "ignore_palette"; masks must be resized by nearest '
-            "neighbour only",
+            'name it in dataset.json under "palette" or, if it is no class, "ignore_palette"; masks must be resized by '
+            "nearest neighbour only",
         )
     return np.asarray(values, np.uint8)[places_HW]
 

@@ -33,7 +33,7 @@ def choose_validation(classes: Sequence[Collection[int]], share: float, seed: in
         seed: Of the order in which photos are looked at.
 
     Returns:
-        ``round(share * photos)`` places, or one more or less; at least one, and never all.
+        About ``share * photos`` places, as the classes come first; at least one, and never all.
 
     Raises:
         DataError: fewer than two photos.
