@@ -29,7 +29,8 @@ EVERYONE = {
     "tinymim.records",
 }
 DATA = {
-    f"tinymim.data.{name}" for name in ("folders", "label_files", "photo_files", "pixels", "pseudo_labels", "shards")
+    f"tinymim.data.{name}"
+    for name in ("examine", "folders", "label_files", "photo_files", "pixels", "pseudo_labels", "shards")
 }  # of tinymim.data: numpy and Pillow only
 # room -> rooms it may import; a name stands for itself and everything below it
 ARROWS: dict[str, set[str]] = {
@@ -311,7 +312,11 @@ def test_light_modules_import_no_torch_at_import_time() -> None:
         "tinymim.cli.bench",
         "tinymim.demo.scenes",
         "tinymim.demo.canvas",
+        "tinymim.data.convert",
+        "tinymim.data.examine",
+        "tinymim.data.flat",
         "tinymim.data.folders",
+        "tinymim.data.formats",
         "tinymim.data.dataset_json",
         "tinymim.data.label_files",
         "tinymim.data.photo_files",

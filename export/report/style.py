@@ -30,9 +30,10 @@ h2 { font-size: 1.25rem; margin: 0 0 4px; letter-spacing: -.01em; }
 section { margin-top: 44px; }
 .lead { color: var(--soft); max-width: 70ch; margin: 0 0 24px; }
 .note { color: var(--soft); max-width: 78ch; margin: 0 0 16px; font-size: .94rem; }
-.verdict { border-left: 4px solid var(--good); padding: 1px 0 1px 12px; margin: 10px 0 0; }
+.verdict { overflow-wrap: anywhere; border-left: 4px solid var(--good); padding: 1px 0 1px 12px; margin: 10px 0 0; }
 .cards + .verdict { margin-top: 18px; }
 .verdict.bad { border-color: var(--bad); }
+.verdict.remark { border-color: var(--c4); }
 
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(158px, 1fr)); gap: 12px; }
 .card, figure, .flow > div, .scroll {
@@ -126,6 +127,9 @@ h3 { font-size: 1rem; margin: 22px 0 6px; }
 .course { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(45%, 160px), 1fr)); gap: 8px; }
 .course { margin-bottom: 16px; }
 .course img { width: 100%; display: block; }
+.overlays { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 240px), 1fr)); gap: 14px; }
+.overlays img { display: block; width: 100%; border-radius: 7px; }
+.overlays span { display: block; font-size: .8rem; color: var(--soft); overflow-wrap: anywhere; }
 .photos { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 18px 28px; }
 .trio { display: grid; grid-template-columns: repeat(3, 1fr); gap: 6px; }
 .trio span { font-size: .8rem; color: var(--soft); white-space: nowrap; }

@@ -30,7 +30,7 @@ NOT_UTF8 = os.fsdecode(b"q\xff.png")
 @pytest.fixture(autouse=True)
 def said(capsys):
     """What was told since the test began."""
-    photo_files.tell.cache_clear()
+    photo_files.print_once.cache_clear()
     return lambda: capsys.readouterr().out
 
 

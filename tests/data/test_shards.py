@@ -33,7 +33,7 @@ ODD = ["b/z.png", "b.c/a.png", "b/é ü.png", "a/.hidden.png", "top.png", "b/" +
 
 @pytest.fixture(autouse=True)
 def said(capsys):
-    photo_files.tell.cache_clear()
+    photo_files.print_once.cache_clear()
     return lambda: capsys.readouterr().out
 
 
@@ -341,8 +341,8 @@ def test_packing_is_all_or_nothing(tmp_path, monkeypatch):
     """A disk that fails while writing, or gives back other bytes: no shards; what a killed pack left is used up."""
     (tmp_path / "photos").mkdir()
     write_photos(tmp_path / "photos", 3)
-    (tmp_path / ".shards.part/shards").mkdir(parents=True)
-    (tmp_path / ".shards.part/shards/photos-00000.tar").write_bytes(b"half")
+    (tmp_path / ".shards.part/new").mkdir(parents=True)
+    (tmp_path / ".shards.part/new/photos-00000.tar").write_bytes(b"half")
     from tinymim.data import pack as packing
 
     def spoil(shards, digests):

@@ -47,6 +47,8 @@ WORDS = {
     "PHOTOS": "{PHOTOS}",
     "FOLDER": "{LABELLED}",
     "ADE20K": "{LABELLED}",
+    "FLAT": "{FLAT}",
+    "COCO": "{OBJECTS}",
     "imagenet/train": "{CLASSES}/train",
     "imagenette/train": "{CLASSES}/train",
     "imagenet/val": "{CLASSES}/val",
@@ -96,6 +98,7 @@ PATTERNS = {
 }  # chains and headline rows, in the order of their hops
 OUTPUT = (
     "--out",
+    "--page",
     "--onnx",
     "--work-dir",
     "--json",
@@ -170,6 +173,7 @@ INSTEAD = {
 }
 MENTIONS = (  # names of commands
     "tinymim analyse",
+    "tinymim data",
     "tinymim detect",
     "tinymim track",
     "tinymim segment --test",

@@ -162,6 +162,10 @@ detected
         --max-steps 1 --workers 0 --device cpu --out {here} --cfg-options STUDENT channels=8
 packed
     tinymim data --pack {PHOTOS} --out {here}
+looked at
+    tinymim data {LABELLED} --page {here}/data.html
+split
+    tinymim data {FLAT} --split 0.2 --out {here}
 sequences
     tinymim track --generate {here} --sequences 2 --frames 6 --size 64 80
 tracked
@@ -273,6 +277,13 @@ def _classes(shop: Workshop) -> None:
         (folder / photo.name).write_bytes(photo.read_bytes())
 
 
+def _flat(shop: Workshop) -> None:
+    (shop.root / "FLAT").mkdir()
+    for folder in ("images", "annotations"):
+        for path in (shop["LABELLED"] / folder / "training").iterdir():
+            (shop.root / "FLAT" / path.name).write_bytes(path.read_bytes())
+
+
 def _objects(shop: Workshop) -> None:
     write_coco(shop.root / "OBJECTS", 4)
 
@@ -294,6 +305,7 @@ INPUTS: dict[str, Callable[[Workshop], str | None]] = {
     "PHOTOS": _photos,
     "LABELLED": _labelled,
     "CLASSES": _classes,
+    "FLAT": _flat,
     "OBJECTS": _objects,
     "STUDY": _study,
 }

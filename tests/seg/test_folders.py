@@ -192,7 +192,7 @@ def test_labels_with_every_pixel_ignored(tmp_path):
 @pytest.fixture(autouse=True)
 def said(capsys):
     """What was told since the test began."""
-    photo_files.tell.cache_clear()
+    photo_files.print_once.cache_clear()
     return lambda: capsys.readouterr().out
 
 

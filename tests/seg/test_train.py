@@ -204,7 +204,7 @@ def test_a_wrong_label_id_met_in_training_names_the_file(scenes, small, tmp_path
     root = shutil.copytree(scenes, tmp_path / "scenes")
     for label in (root / "annotations" / "training").iterdir():
         Image.fromarray(np.full((80, 96), 77, np.uint8)).save(label)
-    monkeypatch.setattr("tinymim.data.folders._check_labels", lambda layout: None)
+    monkeypatch.setattr("tinymim.data.folders.check_labels", lambda layout: None)
     options = small(**{"train_dataloader.num_workers": workers, "train_dataloader.persistent_workers": workers > 0})
     with pytest.raises(DataError, match=r"\.png holds the label id 77") as caught:
         train_segmentor(DEMO, work_dir=tmp_path / "run", data_root=root, cfg_options=options)

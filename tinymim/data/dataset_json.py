@@ -21,12 +21,20 @@ class Meaning(NamedTuple):
         palette: RGB of each class, 0 to 255; None: not given.
         ignore: Ids that do not count.
         zero_is_ignored: Whether the classes start at id 1.
+        ignore_palette: RGB of the pixels of label files in colours that do not count.
     """
 
     classes: tuple[str, ...]
     palette: Palette | None
     ignore: tuple[int, ...]
     zero_is_ignored: bool
+    ignore_palette: Palette = ()
+
+    @property
+    def colour_ids(self) -> tuple[tuple[tuple[int, int, int], int], ...]:
+        """(RGB, id) of label files in colours; 255 is what does not count. None without a palette."""
+        first, void = int(self.zero_is_ignored), ((colour, 255) for colour in self.ignore_palette)
+        return (*((colour, i) for i, colour in enumerate(self.palette, first)), *void) if self.palette else ()
 
 
 def read_meaning(path: str | Path) -> Meaning:
@@ -51,7 +59,8 @@ def _meaning(path: Path) -> Meaning:
         raise ValueError(f"it is not valid JSON ({error})") from error
     if not isinstance(found, dict):
         raise ValueError('it has no list of "classes"')
-    known = {"classes": list, "palette": list, "ignore": list, "zero_is_ignored": bool, "name": str, "description": str}
+    known = {"classes": list, "palette": list, "ignore": list, "zero_is_ignored": bool, "ignore_palette": list}
+    known |= {"name": str, "description": str}
     if unknown := sorted(set(found) - set(known)):
         raise ValueError(f"unknown entries: {', '.join(unknown)}")
     for key, kind in known.items():
@@ -65,12 +74,21 @@ def _meaning(path: Path) -> Meaning:
     palette, zero = found.get("palette"), found.get("zero_is_ignored", False)
     if palette is not None and not (len(palette) == len(classes) and all(map(_is_colour, palette))):
         raise ValueError(f'"palette" needs one [red, green, blue] of 0 to 255 for each of the {len(classes)} classes')
+    void = found.get("ignore_palette", [])
+    if not all(map(_is_colour, void)):
+        raise ValueError('"ignore_palette" is a list of [red, green, blue] of 0 to 255')
+    if both := [colour for colour in void if colour in (palette or [])]:
+        raise ValueError(f'the colour {both[0]} stands in "palette" and in "ignore_palette"')
     if {*range(zero, len(classes) + zero)} <= {*ignore}:
         raise ValueError('"ignore" lists the id of every class, so no pixel would count')
     if len(classes) == 1:
         raise ValueError(f"its only class is {classes[0]!r}; name the background, too, e.g. as class 0")
-    colours = None if palette is None else tuple((c[0], c[1], c[2]) for c in palette)
-    return Meaning(tuple(classes), colours, tuple(ignore), zero)
+    colours = None if palette is None else _colours(palette)
+    return Meaning(tuple(classes), colours, tuple(ignore), zero, _colours(void))
+
+
+def _colours(found: list[Any]) -> Palette:
+    return tuple((c[0], c[1], c[2]) for c in found)
 
 
 def _check_classes(classes: list[Any]) -> None:

@@ -1,9 +1,10 @@
 """Labelled photo folders in ADE20K layout: which label belongs to which photo, and what the label ids mean.
 
-``images/{training,validation}/NAME.jpg`` beside ``annotations/{training,validation}/NAME.png`` (8- or 16-bit ids). What
-the ids mean comes from ``dataset.json`` {classes, palette, ignore: [ids], zero_is_ignored}; without it from the options
-``--ignore-label`` / ``--reduce-zero-label``; without those from ADE20K's own file names or a scan of all labels; the
-result is printed. 255 is always ignored. NumPy and Pillow only.
+``images/{training,validation}/NAME.jpg`` beside ``annotations/{training,validation}/NAME.png`` (8- or 16-bit ids, or
+RGB in the colours of dataset.json). What the ids mean comes from ``dataset.json`` {classes, palette, ignore: [ids],
+zero_is_ignored, ignore_palette}; without it from the options ``--ignore-label`` / ``--reduce-zero-label``; without
+those from ADE20K's own file names or a scan of all labels; the result is printed. 255 is always ignored. NumPy and
+Pillow only.
 """
 
 import colorsys
@@ -19,8 +20,10 @@ from tinymim.data.dataset_json import LARGEST_ID, MOST_CLASSES, Palette, read_me
 from tinymim.data.label_files import (
     IGNORED,
     RARE,
+    ColourIds,
     Pair,
     check_sizes,
+    count_ids,
     find_pairs,
     made_up_ids,
     ranges,
@@ -40,6 +43,7 @@ class Layout:
 
     Attributes:
         source: Where the meaning was read: "dataset.json", "options", "ade20k" (file names) or "scan".
+        colour_ids: Ids of label files that hold colours, by the palette of dataset.json.
     """
 
     root: Path
@@ -50,6 +54,7 @@ class Layout:
     ignore: tuple[int, ...]
     zero_is_ignored: bool
     source: str
+    colour_ids: ColourIds = ()
 
     def __str__(self) -> str:
         words = "0 ignored, the rest shifted down by one, " if self.zero_is_ignored else ""
@@ -84,7 +89,12 @@ class Layout:
 
     def counted(self, label: Path) -> frozenset[int]:
         """Ids of a label file that are not ignored."""
-        return unique_ids(label) - self.ignored
+        return unique_ids(label, self.colour_ids) - self.ignored
+
+    def count(self, label: Path) -> dict[int, int]:
+        """Pixels of a label file by training id; those that are ignored are not counted."""
+        found = count_ids(label, self.colour_ids)
+        return {i - self.zero_is_ignored: pixels for i, pixels in found.items() if i not in self.ignored}
 
     def name(self, split: str, photo: Path) -> str:
         """A photo below its split's folder, without suffix: "0001" or "seq05/0001"."""
@@ -126,13 +136,23 @@ class Layout:
         table[: len(ours)] = [ours.index(c) for c in theirs]
         return table, "its classes are in another order than the folder's; they were matched by name"
 
+    def check_ids(self, label: Path) -> None:
+        """Refuse a label file with ids that are neither classes nor ignored.
+
+        Raises:
+            DataError: it holds one, or cannot be read.
+        """
+        table = self.id_table()
+        if wrong := [i for i in unique_ids(label, self.colour_ids) if not 0 <= i < len(table) or table[i] < 0]:
+            raise self._wrong_id(label, max(wrong))
+
     def read_label(self, path: str | Path) -> np.ndarray:
         """Label file as uint8 (H, W): training ids 0 .. classes - 1, and 255 where ignored.
 
         Raises:
             DataError: unreadable, not single-channel, or an undefined id.
         """
-        raw, table = read_ids(Path(path)), self.id_table()
+        raw, table = read_ids(Path(path), self.colour_ids), self.id_table()
         last = len(table) - 1
         ids = table[raw if raw.dtype == np.uint8 else np.where((raw < 0) | (raw > last), last, raw)]
         if (ids < 0).any():
@@ -195,7 +215,6 @@ def read_layout(
             f"it must hold images/{{training,validation}} and annotations/{{training,validation}}{hint}",
             "give the folder that holds images/ and annotations/ (README: Your labelled photos)",
         )
-    extra = _ignored_ids(ignore_label)
     pairs = {split: find_pairs(root / IMAGES / folder, root / LABELS / folder) for split, folder in _SPLITS.items()}
     train, val = pairs["train"], pairs["val"]
     if not train and not val:
@@ -204,10 +223,31 @@ def read_layout(
             "images/training and images/validation are missing or empty",
             "put photos there and their labels of the same name under annotations/",
         )
+    layout = give_meaning(root, train, val, ignore_label=ignore_label, reduce_zero_label=reduce_zero_label)
+    check_labels(layout)
+    return layout
+
+
+def give_meaning(
+    root: Path,
+    train: list[Pair],
+    val: list[Pair],
+    *,
+    ignore_label: int | Sequence[int] | None = None,
+    reduce_zero_label: bool | None = None,
+) -> Layout:
+    """What the ids of a folder's pairs mean; the labels are not checked, see :func:`check_labels`.
+
+    Raises:
+        DataError: a bad ``dataset.json``, options that contradict it, or, without it, ids that cannot be counted.
+    """
+    extra = _ignored_ids(ignore_label)
     palette: Palette | None = None
+    colour_ids: ColourIds = ()
     if (root / "dataset.json").is_file():
         source = "dataset.json"
-        classes, palette, ignore, zero = read_meaning(root / "dataset.json")
+        meaning = read_meaning(root / "dataset.json")
+        (classes, palette, ignore, zero, _), colour_ids = meaning, meaning.colour_ids
         if (extra and not set(extra) <= {*ignore, IGNORED}) or reduce_zero_label not in (None, zero):
             raise DataError(
                 "the options contradict dataset.json",
@@ -222,9 +262,7 @@ def read_layout(
         source = "scan" if ignore_label is None and reduce_zero_label is None else "options"
         zero, ignore = bool(reduce_zero_label), extra
         classes = _count_classes(root, [*train, *val], ignore, zero)
-    layout = Layout(root, train, val, classes, palette or colours(len(classes)), ignore, zero, source)
-    _check_labels(layout)
-    return layout
+    return Layout(root, train, val, classes, palette or colours(len(classes)), ignore, zero, source, colour_ids)
 
 
 def _ignored_ids(ignore_label: int | Sequence[int] | None) -> tuple[int, ...]:
@@ -309,23 +347,23 @@ def _is_ade20k(root: Path, pairs: list[Pair]) -> bool:
     return named or any((root / f"objectInfo150.{kind}").is_file() for kind in ("txt", "csv"))
 
 
-def _check_labels(layout: Layout) -> None:
+def check_labels(layout: Layout) -> None:
     """Look at labels of each split, evenly spread: ids without a class, and splits that hold a single class.
 
     Raises:
         DataError: an id without class, or the labels are masks of 0 and 255, whose foreground would be ignored.
     """
-    table, counted, ids = layout.id_table(), dict[str, frozenset[int]](), set[int]()
+    counted, ids = dict[str, frozenset[int]](), set[int]()
     for split, folder in _SPLITS.items():
         pairs = getattr(layout, split)
         for _, label in spread(pairs):
-            found = unique_ids(label)
-            if wrong := [i for i in found if not 0 <= i < len(table) or table[i] < 0]:
-                raise layout._wrong_id(label, max(wrong))
-            ids |= found
+            layout.check_ids(label)
+            ids |= unique_ids(label, layout.colour_ids)
         if pairs:
             counted[folder] = frozenset().union(*(layout.counted(label) for _, label in spread(pairs)))
-    if ids == {0, IGNORED} and all(unique_ids(label) <= ids for _, label in [*layout.train, *layout.val]):
+    if ids == {0, IGNORED} and all(
+        unique_ids(label, layout.colour_ids) <= ids for _, label in [*layout.train, *layout.val]
+    ):
         raise _binary(layout.root)
     for folder, classes in counted.items():
         if len(classes) == 1:

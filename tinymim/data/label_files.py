@@ -2,8 +2,9 @@
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from PIL import Image
@@ -18,25 +19,33 @@ CHECKED_LABELS = 400  # labels looked at before work starts; every label is chec
 LOOKED_AT = 60  # labels looked at for ids that resizing or JPEG made up
 RARE = 0.0005  # of the pixels
 Pair = tuple[Path, Path]
+ColourIds = tuple[tuple[tuple[int, int, int], int], ...]  # (RGB, id), ...
 # what PNG's grey values of 2 and 4 bits are multiplied by when Pillow reads them: ids are the values themselves
 _FEW_BITS: dict[object, int] = {"L;2": 85, "L;4": 17}
 
 
-def read_ids(path: Path) -> np.ndarray:
+def read_ids(path: Path, colour_ids: ColourIds = ()) -> np.ndarray:
     """Ids of a label file, (H, W): unsigned, or int32 where the file has 32 bits.
 
+    Args:
+        path: The file.
+        colour_ids: What the colours of an RGB file mean; without it such a file is refused.
+
     Raises:
-        DataError: unreadable, a JPEG, or not single-channel.
+        DataError: unreadable, a JPEG, not single-channel, or a colour that has no id.
     """
     try:
         with Image.open(path) as image:
             if image.format == "JPEG":
-                raise _jpeg(path)
+                raise jpeg(path)
+            if colour_ids and image.mode in ("RGB", "RGBA"):
+                return ids_of_colours(np.asarray(image), path, colour_ids)
             if image.mode not in ("L", "P", "1", "I", "I;16", "I;16B"):
                 raise DataError(
                     f"{path} is not a label map (its mode is {image.mode})",
-                    "a label has one channel of class ids; colours cannot be read back",
-                    "save it as a single-channel 8-bit PNG",
+                    "a label has one channel of class ids; colours are read where dataset.json has a palette",
+                    'save it as a single-channel 8-bit PNG, or name the colours of the classes as "palette" in '
+                    "dataset.json",
                 )
             times = max((_FEW_BITS.get(str(tile[-1]), 1) for tile in image.tile), default=1)
             ids = np.asarray(image)
@@ -48,6 +57,40 @@ def read_ids(path: Path) -> np.ndarray:
     return ids.astype(np.uint8) if ids.dtype == bool else ids // times if times > 1 else ids
 
 
+def ids_of_colours(pixels_HWC: np.ndarray, path: Path, colour_ids: ColourIds) -> np.ndarray:
+    """uint8 (H, W): the ids of RGB or RGBA pixels.
+
+    Raises:
+        DataError: two ids have one colour, a pixel has another colour than these, or is transparent.
+    """
+    ids = dict(colour_ids)
+    if len(ids) < len(colour_ids):
+        twice = Counter(colour for colour, _ in colour_ids).most_common(1)[0][0]
+        raise DataError(
+            f"{path} is a picture in colours, and two classes have the colour {twice}",
+            "which of them its pixels are cannot be known",
+            'give every class a colour of its own as "palette" in dataset.json',
+        )
+    wide_HWC = pixels_HWC.astype(np.int32)
+    codes_HW = wide_HWC[..., 0] << 16 | wide_HWC[..., 1] << 8 | wide_HWC[..., 2]
+    known, values = zip(*sorted((r << 16 | g << 8 | b, i) for (r, g, b), i in ids.items()), strict=True)
+    places_HW = np.searchsorted(known, codes_HW).clip(max=len(known) - 1)
+    wrong_HW = np.asarray(known)[places_HW] != codes_HW
+    if pixels_HWC.shape[-1] == 4:
+        wrong_HW |= pixels_HWC[..., 3] < 255
+    if wrong_HW.any():
+        y, x = np.unravel_index(int(wrong_HW.argmax()), wrong_HW.shape)
+        colour = tuple(pixels_HWC[y, x].tolist())
+        raise DataError(
+            f"{path} holds the colour {colour} at the pixel x={x}, y={y}",
+            f"{wrong_HW.sum()} of its pixels have a colour that no class has"
+            + (", or are transparent" if len(colour) == 4 and colour[3] < 255 else ""),
+            'name it in dataset.json under "palette" or, if it is no class, "ignore_palette"; masks must be resized by '
+            "nearest neighbour only",
+        )
+    return np.asarray(values, np.uint8)[places_HW]
+
+
 def save_mask(ids_HW: np.ndarray, path: str | Path, palette: Sequence[Sequence[int]]) -> None:
     """Write a mask as 8-bit palette PNG: pixel values are class ids, viewers show the colours. Atomic."""
     image = Image.fromarray(ids_HW)
@@ -57,23 +100,29 @@ def save_mask(ids_HW: np.ndarray, path: str | Path, palette: Sequence[Sequence[i
 
 
 @functools.lru_cache(maxsize=600_000)
-def _of_version(read: Callable[[Path], object], path: Path, modified: int, size: int) -> object:
-    return read(path)
+def _of_version(read: Callable[..., object], path: Path, modified: int, size: int, *more: object) -> object:
+    return read(path, *more)
 
 
-def _cached(read: Callable[[Path], object], path: Path) -> object:
+def _cached(read: Callable[..., object], path: Path, *more: object) -> object:
     """What ``read`` finds in a file, cached while the file does not change."""
     stat = path.stat()
-    return _of_version(read, path, stat.st_mtime_ns, stat.st_size)
+    return _of_version(read, path, stat.st_mtime_ns, stat.st_size, *more)
 
 
-def unique_ids(path: Path) -> frozenset[int]:
+def unique_ids(path: Path, colour_ids: ColourIds = ()) -> frozenset[int]:
     """Ids in a label file, cached while the file does not change."""
-    return _cached(_unique, path)  # type: ignore[return-value]
+    return frozenset(count_ids(path, colour_ids))
 
 
-def _unique(path: Path) -> frozenset[int]:
-    return frozenset(np.unique(read_ids(path)).tolist())
+def count_ids(path: Path, colour_ids: ColourIds = ()) -> Mapping[int, int]:
+    """Ids in a label file and the pixels of each, cached while the file does not change; see :func:`read_ids`."""
+    return _cached(_count, path, colour_ids)  # type: ignore[return-value]
+
+
+def _count(path: Path, colour_ids: ColourIds) -> Mapping[int, int]:
+    ids, counts = np.unique(read_ids(path, colour_ids), return_counts=True)
+    return MappingProxyType(dict(zip(ids.tolist(), counts.tolist(), strict=True)))
 
 
 def _label_size(path: Path) -> tuple[int, int]:
@@ -92,11 +141,20 @@ def find_pairs(images: Path, labels: Path) -> list[Pair]:
     Raises:
         DataError: a photo without label, or two photos or two labels of one name.
     """
-    photos = sorted(map(Path, photo_paths(images))) if images.is_dir() else []
+    pairs, problems = match_labels(images, labels)
+    if problems:
+        raise problems[0]
+    return pairs
+
+
+def match_labels(images: Path, labels: Path) -> tuple[list[Pair], list[DataError]]:
+    """The pairs of :func:`find_pairs`, and what it refuses."""
+    problems: list[DataError] = []
     names: dict[Path, Path] = {}
-    for photo in photos:
+    for photo in sorted(map(Path, photo_paths(images))) if images.is_dir() else []:
         if (other := names.setdefault(photo.with_suffix(""), photo)) is not photo:
-            raise _share_a_name("photos", other, photo, "they would share one label")
+            problems.append(_share_a_name("photos", other, photo, "they would share one label"))
+    photos = [*names.values()]
     found: dict[Path, Path] = {}
     others: dict[Path, Path] = {}
     for path in map(Path, sorted(photo_paths(labels)) if photos and labels.is_dir() else []):
@@ -104,30 +162,33 @@ def find_pairs(images: Path, labels: Path) -> list[Pair]:
         if path.suffix.lower() != ".png":
             others[key] = path
         elif (other := found.setdefault(key, path)) is not path:
-            raise _share_a_name("labels", other, path, "only one can be the label of their photo")
+            problems.append(_share_a_name("labels", other, path, "only one can be the label of their photo"))
     keys = [photo.relative_to(images).with_suffix("") for photo in photos]
     for key in keys:  # two linked folders of photos may share one of labels, which was searched once
         if key not in found and (path := labels / f"{key}.png").is_file():
             found[key] = path
     if without := [(photo, key) for photo, key in zip(photos, keys, strict=True) if key not in found]:
         photo, key = without[0]
-        if key in others:
-            raise _jpeg(others[key])
-        raise DataError(
-            f"{len(without)} of {len(photos)} photos in {images} have no label, the first is {photo.name}",
-            f"{labels / key}.png does not exist",
-            "add the label (same name, .png) or remove the photo",
+        problems.append(
+            jpeg(others[key])
+            if key in others
+            else DataError(
+                f"{len(without)} of {len(photos)} photos in {images} have no label, the first is {photo.name}",
+                f"{labels / key}.png does not exist",
+                "add the label (same name, .png) or remove the photo",
+            )
         )
-    if spare := sorted(set(found) - set(keys)):
+    elif spare := sorted(set(found) - set(keys)):
         tell(f"{len(spare)} labels in {labels} have no photo and are left out, the first is {found[spare[0]].name}")
-    return [(photo, found[key]) for photo, key in zip(photos, keys, strict=True)]
+    return [(photo, found[key]) for photo, key in zip(photos, keys, strict=True) if key in found], problems
 
 
 def _share_a_name(what: str, one: Path, other: Path, why: str) -> DataError:
     return DataError(f"two {what} have one name: {one} and {other.name}", why, "rename or remove one of them")
 
 
-def _jpeg(path: Path) -> DataError:
+def jpeg(path: Path) -> DataError:
+    """The error for a label that is no PNG."""
     return DataError(
         f"the label {path} is no PNG",
         "labels are read from PNG files; JPEG changes ids along every border, and they cannot be read back",

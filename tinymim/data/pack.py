@@ -8,8 +8,6 @@ many small files (network drives, object stores) serves a few large ones far fas
 import contextlib
 import hashlib
 import io
-import os
-import shutil
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,12 +17,12 @@ from pathlib import Path
 from PIL import Image
 
 from tinymim.cores import cores
+from tinymim.data.new_folder import check_new, new_folder
 from tinymim.data.photo_files import list_photos, packed, photo_names
 from tinymim.data.pixels import UnreadablePhoto, open_photo, photo_size
 from tinymim.data.shards import LARGEST, SUFFIX, file_bytes, matches, read_file, read_shard
 from tinymim.errors import ConfigError, DataError
 from tinymim.files import atomic_path, file_error
-from tinymim.folders import hold
 from tinymim.progress import Progress
 
 MAX_SIZE, QUALITY = 512 * 10**6, 90
@@ -78,7 +76,7 @@ def pack(
     folder, out = Path(folder), Path(out)
     _check(folder, out, max_size, img_size, quality)
     photos = list_photos(folder, option="--pack")
-    with _beside(out) as part, contextlib.ExitStack() as tar:
+    with new_folder(out) as part, contextlib.ExitStack() as tar:
         writer = _Writer(part, max_size, tar)
         left_out, before = [], 0
         names = photo_names(folder, photos)
@@ -100,35 +98,11 @@ def pack(
             raise DataError(f"no photo of {folder} can be read", f"{len(left_out)} are damaged", "check the folder")
         _verify(shards, writer.digests)
         written = sum(path.stat().st_size for path in shards)
-        try:
-            os.rename(part, out)
-        except OSError as error:
-            raise file_error(f"cannot write {out}", error) from error
     return Packed(out, len(shards), len(writer.digests), before, written, left_out)
 
 
-@contextlib.contextmanager
-def _beside(out: Path) -> Iterator[Path]:
-    """A new folder beside ``out`` for the block, of this process alone; what a killed one left is removed."""
-    part = out.with_name(f".{out.name}.part")
-    try:
-        with hold(part):
-            shutil.rmtree(part / "shards", ignore_errors=True)
-            try:
-                yield part / "shards"
-            finally:
-                shutil.rmtree(part / "shards", ignore_errors=True)
-    finally:
-        with contextlib.suppress(OSError):  # held by another process
-            part.rmdir()
-
-
 def _check(folder: Path, out: Path, max_size: int, img_size: int | None, quality: int) -> None:
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        free = next(name for i in range(2, 10_000) if not (name := out.with_name(f"{out.name}-{i}")).exists())
-        raise ConfigError(f"{out} is there already", "shards are written to a new folder", f"use --out {free}")
-    if packed(folder) is None and matches(folder) is None and out.resolve().is_relative_to(folder.resolve()):
-        raise ConfigError(f"{out} is inside {folder}", "it would lie among the photos", "choose a folder next to it")
+    check_new(out, folder if packed(folder) is None and matches(folder) is None else None, "shards are")
     if max_size < 1:
         raise ConfigError(f"--max-size {max_size}", "a shard has bytes", "e.g. --max-size 512MB")
     if img_size is not None and img_size < 16:

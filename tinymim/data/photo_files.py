@@ -5,10 +5,11 @@ label maps of a labelled folder (``annotations/`` beside ``images/``). Only regu
 looks like a photo and is left out is told in one line.
 """
 
+import contextlib
 import functools
 import multiprocessing
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from tinymim.data.shards import COMPRESSED, base, find_shards, matches, read_shard, shard_names, split_path
@@ -210,9 +211,31 @@ def subfolders(folder: str | Path) -> list[str]:
         raise DataError(f"cannot read the folder {folder}", why, "check the path and its permissions") from error
 
 
-@functools.cache
+_listening: list[list[str]] = []
+
+
+@contextlib.contextmanager
+def overheard() -> Iterator[list[str]]:
+    """Remarks about the data that the block makes, in place of printing them."""
+    remarks: list[str] = []
+    _listening.append(remarks)
+    try:
+        yield remarks
+    finally:
+        _listening.pop()
+
+
 def tell(text: str) -> None:
     """Print a remark about the data once: of several processes on the first, of data workers in the first, too."""
+    if not _listening:
+        print_once(text)
+    elif text not in _listening[-1]:
+        _listening[-1].append(text)
+
+
+@functools.cache
+def print_once(text: str) -> None:
+    """What :func:`tell` does unless somebody listens."""
     if int(os.environ.get("RANK", 0)) == 0 and multiprocessing.current_process().name.endswith(("MainProcess", "-1")):
         print(f"note: {writable(text)}", flush=True)
 

@@ -10,7 +10,7 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 
 from tinymim import compat
 from tinymim.data.folders import Layout
-from tinymim.data.label_files import read_ids, spread
+from tinymim.data.label_files import spread
 from tinymim.errors import ConfigError
 from tinymim.seg.config import heads, say
 from tinymim.seg.known import registered
@@ -228,10 +228,8 @@ def class_weights(layout: Layout) -> list[float]:
     """
     pixels = np.zeros(len(layout.classes), np.int64)
     for _, path in _counted(layout):
-        ids, counts = np.unique(read_ids(path), return_counts=True)
-        for number, count in zip(ids.tolist(), counts.tolist(), strict=True):
-            if number not in layout.ignored:
-                pixels[number - layout.zero_is_ignored] += count
+        for number, count in layout.count(path).items():
+            pixels[number] += count
     share = pixels / max(pixels.sum(), 1)
     weights = 1 / np.log(1.02 + share)
     return [round(float(weight), 4) for weight in weights / (share * weights).sum()]
