@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 from tinymim.errors import ConfigError
 from tinymim.models.backbone import PLAIN
 from tinymim.models.registry import SIZES
-from tinymim.models.vit import ViT
 
 Config = dict[str, Any]
 RATIO, LEAST_RATIO = 0.5, 1.0  # step and smallest value of the expansion of MBConv and MLP
@@ -37,7 +36,7 @@ class Factor(NamedTuple):
 
 
 def kind_of(config: Mapping[str, Any]) -> str:
-    """"vit" or "tiny_vit".
+    """ "vit" or "tiny_vit".
 
     Raises:
         ConfigError: a model of another kind.

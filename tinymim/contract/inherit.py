@@ -9,7 +9,6 @@ smaller inherits every tensor as it is. The rule is ours (the paper does not tel
 Legend: axes are named after what they count and where, e.g. ``width 2``, ``heads 1.0``; None: kept whole.
 """
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -115,13 +114,13 @@ TINY_VIT = (
         ("heads {0}.{1}", None, "channels {0}.{1}", "width {0}"),
         _stage_heads(3, last=True),
     ),
-    Dimensions(
-        rf"{BLOCK}attn\.qkv\.bias", ("heads {0}.{1}", None, "channels {0}.{1}"), _stage_heads(3, last=False)
-    ),
+    Dimensions(rf"{BLOCK}attn\.qkv\.bias", ("heads {0}.{1}", None, "channels {0}.{1}"), _stage_heads(3, last=False)),
     Dimensions(
         rf"{BLOCK}attn\.proj\.weight", ("width {0}", "heads {0}.{1}", "channels {0}.{1}"), _stage_heads(1, last=False)
     ),
-    Dimensions(rf"{BLOCK}attn\.attention_biases", ("heads {0}.{1}", f"{FIRST}rows {{0}}", f"{FIRST}columns {{0}}"), _window),
+    Dimensions(
+        rf"{BLOCK}attn\.attention_biases", ("heads {0}.{1}", f"{FIRST}rows {{0}}", f"{FIRST}columns {{0}}"), _window
+    ),
     Dimensions(rf"{BLOCK}mlp\.fc1\.weight", ("hidden {0}.{1}", "width {0}")),
     Dimensions(rf"{BLOCK}mlp\.fc1\.bias", ("hidden {0}.{1}",)),
     Dimensions(rf"{BLOCK}mlp\.fc2\.weight", ("width {0}", "hidden {0}.{1}")),
