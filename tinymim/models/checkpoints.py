@@ -26,6 +26,7 @@ from tinymim.models.formats import (
     read_checkpoint,
     rename,
 )
+from tinymim.models.hierarchical import name_of, native_size
 from tinymim.models.position import resize_position, resize_relative_table
 from tinymim.models.stored import build_stored
 from tinymim.models.vit import ARGUMENTS, IMAGENET_MEAN, IMAGENET_STD, SHAPE
@@ -344,23 +345,27 @@ def model_from_checkpoint(
         say: Print what was loaded.
 
     Returns:
-        A :class:`~tinymim.models.ViT`, or the backbone that one of our files names, in evaluation mode; and the file.
+        A :class:`~tinymim.models.ViT`, the backbone that one of our files names, or the hierarchical model of timm's
+        with exactly the file's tensors, in evaluation mode; and the file.
 
     Raises:
         CheckpointError: the backbone or its head count is unknown.
     """
     checkpoint = read_checkpoint(path)
-    if "name" in checkpoint.config:
-        model = build_stored(checkpoint.config, checkpoint.state, checkpoint.path)
+    config = dict(checkpoint.config)
+    if not config and (name := name_of(checkpoint.state)):
+        config = {"name": name, "img_size": native_size(name)}
+    if "name" in config:
+        model = build_stored(config, checkpoint.state, checkpoint.path)
         load_weights(model, checkpoint, say=say)
         return model.eval(), checkpoint
     check_plain(key for key in rename(checkpoint.state, set()) if not key.endswith(TABLE))
-    config = dict(checkpoint.config) or infer_config(checkpoint.state)
+    config = config or infer_config(checkpoint.state) or {}
     if not config:
         raise CheckpointError(
             f"{path} holds no vision transformer that this reader knows",
             f"its first tensors are {', '.join(list(checkpoint.state)[:3])}",
-            "give a ViT checkpoint (MAE, TinyMIM, BEiT, timm names or ours)",
+            "give a ViT checkpoint (MAE, TinyMIM, BEiT, timm names or ours), or one of timm's Hiera, Swin, TinyViT",
         )
     stored = config.get("num_heads") or checkpoint.num_heads
     if stored is None and num_heads is None:

@@ -1,59 +1,82 @@
-"""A classifier on our ViT, under timm's key names, as in MAE's and TinyMIM's fine-tuning (TinyMIM*-T: our reading).
+"""A classifier on any backbone, under timm's key names: plain ViTs as in MAE's and TinyMIM's fine-tuning (TinyMIM*-T:
+our reading), hierarchical models as timm's own.
 
-Legend: B = batch, P = prefix tokens (class, distillation), N = patches, D = width, K = classes.
+Legend: B = batch, P = prefix tokens (class, distillation), N = patches, D = width, H, W = rows and columns of a map,
+K = classes.
 """
 
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor, nn
 
 from tinymim.compat import is_first_process
-from tinymim.errors import CheckpointError, ConfigError
+from tinymim.errors import CheckpointError
 from tinymim.files import versions
-from tinymim.models.backbone import Layers, decay_groups
-from tinymim.models.checkpoints import model_from_checkpoint, save_torch, unfinished
-from tinymim.models.formats import Checkpoint, describe
+from tinymim.models.backbone import Backbone, Layers, decay_groups
+from tinymim.models.checkpoints import check_values, model_from_checkpoint, save_torch, unfinished
+from tinymim.models.formats import Checkpoint, State, describe
 from tinymim.models.vit import IMAGENET_MEAN, IMAGENET_STD, ViT
 
-HEADS = ("fc_norm", "head", "head_dist")
+AUTHORS = (  # names of a hierarchical classifier's parts in its authors' files -> timm's
+    (r"^norm_head\.", "head.norm."),  # TinyViT
+    (r"^head\.projection\.", "head.fc."),  # Hiera
+    (r"^head\.(weight|bias)$", r"head.fc.\1"),  # TinyViT, Swin
+)
 
 
 class Classifier(nn.Module):
-    """ViT -> mean of the patch tokens -> LayerNorm -> linear layer; the ViT's own final norm is left out, as published.
+    """Backbone -> mean over the photo -> LayerNorm -> linear layer.
 
-    With a distillation token there is a second linear layer on it, and the logits of the two are averaged in evaluation
-    (DeiT, arXiv 2012.12877, section 3). The authors' code of TinyMIM*-T is not published; its files hold ``conv1x1``,
-    ``fc_norm``, ``head`` and ``head_dist``. Our reading: ``conv1x1`` (LayerNorm, Linear to 1280, GELU) acts on every
-    token, as in their segmentation code, and one ``fc_norm`` of that width precedes both heads.
+    A plain ViT's patch tokens are averaged, and its own final norm is left out, as published. With a distillation token
+    there is a second linear layer on it, and the logits of the two are averaged in evaluation (DeiT, arXiv 2012.12877,
+    section 3). The authors' code of TinyMIM*-T is not published; its files hold ``conv1x1``, ``fc_norm``, ``head`` and
+    ``head_dist``. Our reading: ``conv1x1`` (LayerNorm, Linear to 1280, GELU) acts on every token, as in their
+    segmentation code, and one ``fc_norm`` of that width precedes both heads.
+
+    Of any other backbone the map of the last stage is averaged. One with ``norm_first`` has the norm before the mean
+    (Swin); ``norm_eps`` is the norm's epsilon.
 
     Args:
-        backbone: The ViT; its parameters are shared, it is not changed.
+        backbone: The backbone; its parameters are shared, it is not changed.
         num_classes: K.
 
-    Raises:
-        ConfigError: the backbone is not a ViT.
+    Attributes:
+        head_dist: The second linear layer, or None.
     """
 
-    def __init__(self, backbone: ViT, num_classes: int) -> None:
+    head_dist: nn.Linear | None = None
+
+    def __init__(self, backbone: Backbone, num_classes: int) -> None:
         super().__init__()
-        if not isinstance(backbone, ViT):
-            raise ConfigError(
-                f"a classifier cannot be built on a {type(backbone).__name__}",
-                "it reads the patch tokens of a plain vision transformer",
-                "choose e.g. tinymim_vit_tiny",
-            )
-        self.backbone = backbone.without_norm() if backbone.config["last_dim"] is None else backbone
         self.num_classes = num_classes
+        self.backbone: Any = backbone
+        if not isinstance(backbone, ViT):
+            width, eps = backbone.stage_info[-1].width, getattr(backbone, "norm_eps", 1e-6)
+            first = getattr(backbone, "norm_first", False)
+            self.norm = nn.LayerNorm(width, eps=eps) if first else nn.Identity()
+            self.head = _MapHead(nn.Identity() if first else nn.LayerNorm(width, eps=eps), _linear(width, num_classes))
+            return
+        if backbone.config["last_dim"] is None:
+            self.backbone = backbone.without_norm()
         width = backbone.num_features
         self.fc_norm = nn.LayerNorm(width, eps=1e-6)
         self.head = _linear(width, num_classes)
         self.head_dist = _linear(width, num_classes) if backbone.dist_token is not None else None
 
+    @property
+    def last_layer(self) -> nn.Linear:
+        """The linear layer of the class head: a row for each class."""
+        return self.head.fc if isinstance(self.head, _MapHead) else self.head
+
     def answers(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Images (B, 3, H, W), normalised -> logits (B, K) of the class head and of the second head (None without)."""
+        if isinstance(self.head, _MapHead):
+            return self.head(self.norm(self.backbone.forward_map(images).permute(0, 2, 3, 1))), None
         x_BTD = self.backbone(images)
         logits_BK = self.head(self.fc_norm(x_BTD[:, self.backbone.num_prefix_tokens :].mean(dim=1)))
         return logits_BK, None if self.head_dist is None else self.head_dist(self.fc_norm(x_BTD[:, 1]))
@@ -69,11 +92,12 @@ class Classifier(nn.Module):
         The backbone defines the layers and what takes no weight decay; the heads are the last layer.
         """
         layers = Layers(self.backbone)
-        groups = decay_groups(
-            self.named_parameters(),
-            lambda name: layers.of(name.removeprefix("backbone.")),
-            self.backbone.no_weight_decay(),
-        )
+
+        def layer(name: str) -> int:
+            inner = name.removeprefix("backbone.")
+            return layers.above if inner == name else layers.of(inner)
+
+        groups = decay_groups(self.named_parameters(), layer, self.backbone.no_weight_decay())
         return [
             {
                 "params": group.params,
@@ -82,6 +106,17 @@ class Classifier(nn.Module):
             }
             for group in sorted(groups, key=lambda group: (group.layer, not group.decayed))
         ]
+
+
+class _MapHead(nn.Module):
+    """Maps (B, H, W, D) -> logits (B, K), under the names of timm's classifier heads."""
+
+    def __init__(self, norm: nn.Module, fc: nn.Linear) -> None:
+        super().__init__()
+        self.norm, self.fc = norm, fc
+
+    def forward(self, x_BHWD: Tensor) -> Tensor:
+        return self.fc(self.norm(x_BHWD.mean(dim=(1, 2))))
 
 
 def _linear(width: int, num_classes: int) -> nn.Linear:
@@ -123,7 +158,8 @@ def save_classifier(
 
 
 def load_classifier(path: str | os.PathLike[str], *, num_heads: int | None = None) -> tuple[Classifier, Checkpoint]:
-    """Build the classifier of a file: ours, or the published fine-tuned layouts (TinyMIM-FT, TinyMIM-FT-Tstar).
+    """Build the classifier of a file: ours, the published fine-tuned layouts (TinyMIM-FT, TinyMIM-FT-Tstar), or a
+    hierarchical model of timm's, also under its authors' names.
 
     Args:
         path: The file.
@@ -136,40 +172,130 @@ def load_classifier(path: str | os.PathLike[str], *, num_heads: int | None = Non
         CheckpointError: the file holds no classifier, or one with another head layout.
     """
     backbone, checkpoint = model_from_checkpoint(path, num_heads=num_heads, say=False)
-    state = checkpoint.state
-    if "head.weight" not in state or "fc_norm.weight" not in state:
+    heads = stored_heads(backbone, checkpoint)
+    if heads is None:
         raise CheckpointError(
             f"{path} holds no classifier",
-            "a fine-tuned model has head.weight and fc_norm.weight (mean of the patch tokens)",
+            "a fine-tuned model has head.weight and fc_norm.weight (mean of the patch tokens), a hierarchical one "
+            "timm's norm and head.fc.weight",
             f"train one: tinymim finetune --student {path} --data TRAIN --val-data VAL "
             "(a segmentor.pth is scored by tinymim segment --test)",
         )
-    model = Classifier(backbone, len(state["head.weight"]))
-    fill_heads(model, state)
+    model = Classifier(backbone, len(heads[_last(heads)]))
+    fill_heads(model, heads)
     if is_first_process():
         print(
-            f"loaded the classifier {path}: {describe(state, checkpoint.config)}, {model.num_classes} classes",
+            f"loaded the classifier {path}: {describe(checkpoint.state, backbone.config)}, {model.num_classes} classes",
             *(f"  note: {note}" for note in unfinished(checkpoint)),
             sep="\n",
         )
     return model.eval(), checkpoint
 
 
-def fill_heads(model: Classifier, state: dict[str, Tensor]) -> None:
-    """Copy ``fc_norm``, ``head`` and ``head_dist`` into a classifier.
+def stored_heads(backbone: Backbone, checkpoint: Checkpoint) -> State | None:
+    """The tensors of a file that :class:`Classifier` adds to its backbone, under its names; None: it is no classifier.
+
+    Args:
+        backbone: The backbone of the file, or of its kind.
+        checkpoint: The file.
+    """
+    if isinstance(backbone, ViT):
+        heads = {k: v for k, v in checkpoint.state.items() if k.startswith(("fc_norm.", "head.", "head_dist."))}
+        return heads if {"head.weight", "fc_norm.weight"} <= heads.keys() else None
+    heads = {}
+    for key, value in checkpoint.state.items():
+        for pattern, text in AUTHORS:
+            key = re.sub(pattern, text, key)
+        if key.startswith("norm.") and not getattr(backbone, "norm_first", False):
+            key = f"head.{key}"  # Hiera
+        if key.startswith(("norm.", "head.")):
+            heads[key] = value
+    return heads if "head.fc.weight" in heads and any(".norm." in f".{key}" for key in heads) else None
+
+
+def _last(heads: State) -> str:
+    """The rows of the classes among the tensors of a classifier's heads."""
+    return "head.fc.weight" if "head.fc.weight" in heads else "head.weight"
+
+
+def fill_heads(model: Classifier, heads: State) -> None:
+    """Copy the tensors of a file's classifier into one of as many classes.
+
+    Args:
+        model: The classifier.
+        heads: As :func:`stored_heads` returns them.
 
     Raises:
-        CheckpointError: one of them is missing or has another shape.
+        CheckpointError: one of them is missing, has another shape, or holds no finite numbers.
     """
-    own = {k: v for k, v in model.state_dict().items() if k.startswith(HEADS)}
+    own = {k: v for k, v in model.state_dict().items() if not k.startswith("backbone.")}
     for key, value in own.items():
-        if key not in state or state[key].shape != value.shape:
-            found = tuple(state[key].shape) if key in state else "absent"
+        if key not in heads or heads[key].shape != value.shape:
+            found = tuple(heads[key].shape) if key in heads else "absent"
             raise CheckpointError(
                 f"{key} is {found} in the file and {tuple(value.shape)} in the classifier",
                 "the file's head has another layout (possibly of unpublished code)",
                 "fine-tune its encoder again: tinymim finetune --student FILE",
             )
+        check_values(key, heads[key], "")
     with torch.no_grad():
         for key, value in own.items():
-            value.copy_(state[key])
+            value.copy_(heads[key])
+
+
+def start_from_classes(
+    model: Classifier, checkpoint: Checkpoint, classes: Sequence[str], rows: Sequence[int] | None = None
+) -> str:
+    """Start a classifier's heads from a file's: a class from its row in the file, one that is not there from their mean.
+
+    So the authors start on ImageNet-1k from ImageNet-22k (TinyViT, Swin).
+
+    Args:
+        model: The classifier, on the file's encoder.
+        checkpoint: The file.
+        classes: Names of the K classes.
+        rows: The file's row of each class, -1: it has none. None: by name. A file without names has those of the
+            ImageNet set with so many classes (WordNet ids), as timm lists them.
+
+    Returns:
+        A line that says what was found.
+
+    Raises:
+        CheckpointError: the file is no classifier of this kind, its classes are unknown, or it has none of these.
+    """
+    heads = stored_heads(model.backbone, checkpoint)
+    if heads is None:
+        raise CheckpointError(
+            f"{checkpoint.path} holds no classifier whose classes could be taken over",
+            "the recipe starts from its rows (head=by_class)",
+            "give a classifier as --student, or start with new rows: --cfg-options head=",
+        )
+    count = len(heads[_last(heads)])
+    if rows is None:
+        subset = infer_imagenet_subset({"num_classes": count})
+        known = checkpoint.meta.get("classes") or (ImageNetInfo(subset).label_names() if subset else [])
+        places = {name: row for row, name in enumerate(known[:count])}
+        rows = [places.get(name, -1) for name in classes]
+    index = torch.tensor(rows)
+    found = index[index >= 0]
+    if not len(found) or int(found.max()) >= count:
+        few = ", ".join(classes[:3])
+        raise CheckpointError(
+            f"none of the {len(classes)} classes of the photos ({few}, ...) is among the {count} of {checkpoint.path}"
+            if not len(found)
+            else f"row {int(found.max())} of a file of {count} classes",
+            "sub-folders of ImageNet are named by wnid (n01440764); our own files store the names of their classes",
+            "name the row of each class: --cfg-options head=ROWS.txt (a number a line, -1: none), or start with new "
+            "rows: --cfg-options head=",
+        )
+
+    def pick(value: Tensor) -> Tensor:
+        mean = value[found].mean(dim=0, keepdim=True)
+        return torch.cat([value, mean])[index.where(index >= 0, torch.tensor(count))]
+
+    perclass = ("head.weight", "head.bias", "head.fc.weight", "head.fc.bias", "head_dist.weight", "head_dist.bias")
+    if model.head_dist is not None and "head_dist.weight" not in heads:  # both heads start alike
+        heads |= {key.replace("head.", "head_dist."): heads[key] for key in ("head.weight", "head.bias")}
+    fill_heads(model, {key: pick(value) if key in perclass else value for key, value in heads.items()})
+    lost = f"; {len(rows) - len(found)} start from their mean" if len(found) < len(rows) else ""
+    return f"{len(found)} of {len(rows)} classes start from their rows in {checkpoint.path}{lost}"

@@ -1,12 +1,12 @@
 """timm's hierarchical models as backbones: Hiera, TinyViT (arXiv 2207.10666) and Swin, by timm's names.
 
-Four levels at strides 4, 8, 16 and 32, for images of any height and width: ``hiera.py``, ``swin.py``, and TinyViT here,
-whose windows are padded with zeros, as in timm. Tensors keep timm's names; there is no classifier, and no norm after
-the last stage.
+Four levels at strides 4, 8, 16 and 32, for images of any height and width: ``hiera.py``, ``swin.py``, ``tinyvit.py``.
+Tensors keep timm's names; there is no classifier, and no norm after the last stage: ``classifier.py`` adds them.
 
 Legend: B = batch, D = width, H, W = a grid's rows and columns.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,13 +18,14 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.tiny_vit import TinyVit
 from torch import Tensor, nn
 
-from tinymim.errors import ConfigError
-from tinymim.models import hiera, swin
+from tinymim.errors import CheckpointError, ConfigError
+from tinymim.models import hiera, swin, tinyvit
 from tinymim.models.backbone import Shell, Stage, from_config, pick_taps, register_backbone
 from tinymim.models.draws import draw_by_rows
-from tinymim.models.hiera import recompute
 
 State = dict[str, Tensor]
+HEADS = ("head.", "norm.", "encoder_norm.", "norm_head.")  # of a classifier, or of pre-training
+COUNTER = "num_batches_tracked"  # of batch norm; nothing reads it
 
 
 class Family(NamedTuple):
@@ -32,6 +33,7 @@ class Family(NamedTuple):
 
     Attributes:
         prefix: Start of timm's names.
+        mark: Pattern of a tensor's name that only such models have, under timm's names or the authors'.
         kind: timm's class.
         blocks: Model -> number of blocks of each stage.
         run: (model, images padded to ``multiple``, number of stages) -> maps (B, D, H, W) of the stages.
@@ -39,11 +41,15 @@ class Family(NamedTuple):
         parts_after: (model, stage) -> modules that no map up to this stage depends on.
         adapt: (model, a file's tensors, the config that it stores) -> tensors resized to the model, names of these.
         multiple: Images are padded to a multiple of so many pixels.
+        norm_eps: Epsilon of a classifier's norm.
+        norm_first: Whether a classifier's norm comes before the mean over the map.
+        may_differ: Arguments that a file and a model need not agree on.
         sized: Whether timm's class accepts ``img_size``.
         arguments: Further keywords of timm's class.
     """
 
     prefix: str
+    mark: str
     kind: type[nn.Module]
     blocks: Callable[[Any], Sequence[int]]
     run: Callable[[Any, Tensor, int], list[Tensor]]
@@ -51,63 +57,15 @@ class Family(NamedTuple):
     parts_after: Callable[[Any, int], Sequence[nn.Module]]
     adapt: Callable[[Any, State, dict[str, Any]], tuple[State, list[str]]]
     multiple: int
+    norm_eps: float
+    norm_first: bool = False
+    may_differ: tuple[str, ...] = ()
     sized: bool = True
     arguments: Mapping[str, Any] = {}
 
 
-# TinyViT ----------------------------------------------------------------------------------------------------------
-
-
-def _tinyvit_block(block: Any) -> Callable[[Tensor], Tensor]:
-    """A block of windowed attention as a function (B, H, W, D) -> the same; without timm's branches on the size, so
-    that one traced graph is right at every size.
-    """
-
-    def run(x_BHWD: Tensor) -> Tensor:
-        B, H, W, D = x_BHWD.shape
-        side = block.window_size
-        rows, columns = (H + side - 1) // side, (W + side - 1) // side
-        x = F.pad(x_BHWD, (0, 0, 0, columns * side - W, 0, rows * side - H))
-        x = x.reshape(B, rows, side, columns, side, D).transpose(2, 3).reshape(-1, side * side, D)
-        x = block.attn(x).reshape(B, rows, columns, side, side, D).transpose(2, 3)
-        x = x.reshape(B, rows * side, columns * side, D)[:, :H, :W]
-        x = x_BHWD + block.drop_path1(x)
-        x = block.local_conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return x + block.drop_path2(block.mlp(x))
-
-    return run
-
-
-def _run_tinyvit(model: Any, images: Tensor, stages: int) -> list[Tensor]:
-    _forget_biases(model)
-    x_BDHW, maps = model.patch_embed(images), []
-    for i, stage in enumerate(model.stages[:stages]):
-        if i == 0:  # convolutions
-            for block in stage.blocks:
-                x_BDHW = recompute(model, block, x_BDHW)
-        else:
-            x_BHWD = stage.downsample(x_BDHW).permute(0, 2, 3, 1)
-            for block in stage.blocks:
-                x_BHWD = recompute(model, _tinyvit_block(block), x_BHWD)
-            x_BDHW = x_BHWD.permute(0, 3, 1, 2).contiguous()
-        maps.append(x_BDHW)
-    _forget_biases(model)
-    return maps
-
-
-def _forget_biases(model: Any) -> None:
-    """Clear timm's cache of each block's bias table, which breaks copies, traced graphs and gradients."""
-    for stage in model.stages[1:]:
-        for block in stage.blocks:
-            block.attn.attention_bias_cache = {}
-
-
 def _without_norm(model: Any) -> None:
     model.norm = nn.Identity()  # none of the levels uses it
-
-
-def _nothing_to_adapt(model: Any, state: State, config: dict[str, Any]) -> tuple[State, list[str]]:
-    return state, []
 
 
 def _adapt_hiera(model: Any, state: State, config: dict[str, Any]) -> tuple[State, list[str]]:
@@ -123,6 +81,7 @@ def _adapt_swin(model: Any, state: State, config: dict[str, Any]) -> tuple[State
 FAMILIES = (
     Family(
         "hiera_",
+        r"^pos_embed_win$|^blocks\.\d+\.proj\.",
         Hiera,
         hiera.stage_lengths,
         hiera.run_hiera,
@@ -130,20 +89,25 @@ FAMILIES = (
         lambda model, stage: model.blocks[model.stage_ends[stage] + 1 :],
         _adapt_hiera,
         multiple=32,
+        norm_eps=1e-6,
     ),
     Family(
         "tiny_vit_",
+        r"^(stages|layers)\.\d+\.blocks\.\d+\.local_conv\.",
         TinyVit,
         lambda model: model.depths,
-        _run_tinyvit,
-        _forget_biases,
+        tinyvit.run_tinyvit,
+        tinyvit.forget_biases,
         lambda model, stage: model.stages[stage + 1 :],
-        _nothing_to_adapt,
+        lambda model, state, config: tinyvit.adapt(model, state),
         multiple=1,
+        norm_eps=1e-5,
+        may_differ=("name", "window_sizes"),  # shapes tell the rest, and tables are resized
         sized=False,
     ),
     Family(
         "swin_",
+        r"^layers\.\d+\.blocks\.\d+\.attn\.relative_position_bias_table$",
         SwinTransformer,
         lambda model: [len(stage.blocks) for stage in model.layers],
         swin.run_swin,
@@ -151,6 +115,8 @@ FAMILIES = (
         lambda model, stage: model.layers[stage + 1 :],
         _adapt_swin,
         multiple=4,
+        norm_eps=1e-5,
+        norm_first=True,
         arguments={"strict_img_size": False},
     ),
 )
@@ -199,7 +165,8 @@ class Hierarchical(Shell):
         super().__init__(model)
         self.family = family
         self.config = {"name": name, "img_size": size} | options
-        self.must_match = ("name", *options)
+        self.must_match = tuple(key for key in ("name", *options) if key not in family.may_differ)
+        self.norm_eps, self.norm_first = family.norm_eps, family.norm_first
         self.img_size, self.num_prefix_tokens = size, 0
         counts = list(family.blocks(model))
         self.depth = sum(counts)
@@ -282,5 +249,32 @@ class Hierarchical(Shell):
         Raises:
             CheckpointError: positions on a grid that is neither stored nor square.
         """
-        state = {key: value for key, value in state.items() if not key.startswith(("head.", "norm.", "encoder_norm."))}
+        state = {key: value for key, value in state.items() if not key.startswith(HEADS)}
         return self.family.adapt(self.inner, state, config)
+
+
+def name_of(state: State) -> str | None:
+    """timm's name of the model of :data:`FAMILIES` with exactly these tensors, under timm's names or the authors'.
+
+    Args:
+        state: An encoder's tensors; a classifier's do not count.
+    """
+    family = next((each for each in FAMILIES if any(re.search(each.mark, key) for key in state)), None)
+    state = {key: value for key, value in state.items() if not key.endswith(COUNTER)}
+    for name in timm.list_models(f"{family.prefix}*") if family else ():
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            model = Hierarchical(name, img_size=native_size(name))
+        own = {key: value.shape for key, value in model.state_dict().items() if not key.endswith(COUNTER)}
+        try:
+            its, resized = model.adapt_state(state, {})
+        except CheckpointError:
+            continue
+        if not resized and {key: value.shape for key, value in its.items()} == own:
+            return name
+    return None
+
+
+def native_size(name: str) -> int:
+    """Side (pixels) of the photos that timm's weights of this name were trained on."""
+    cfg = timm.get_pretrained_cfg(name)
+    return int(cfg.input_size[-1]) if cfg is not None else 224

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from tinymim.errors import ConfigError, did_you_mean
-from tinymim.models import hierarchical  # noqa: F401  (registers its names)
 from tinymim.models.backbone import backbone_names, build_backbone, register_backbone
 from tinymim.models.checkpoints import load_weights, stored_shape
 from tinymim.models.formats import describe, read_checkpoint
+from tinymim.models.hierarchical import name_of  # (registers its names)
 from tinymim.models.vit import ViT
 
 __all__ = ["create_model", "model_names"]
@@ -85,7 +85,8 @@ def create_model_for(
     """Build a named model; with a file of weights, in the file's shape and with its weights.
 
     Args:
-        name: As for :func:`create_model`; a file's width, depth and patch size override it.
+        name: As for :func:`create_model`; a file's width, depth and patch size override it. A plain ViT's name also
+            gives way to another backbone that the file holds.
         file: Weights of an encoder, or None.
         img_size: Pixels at which the position embedding is stored.
         num_heads: Heads per block; None: the file's, else the model's. A number other than the file's regroups the same
@@ -96,13 +97,19 @@ def create_model_for(
         CheckpointError: no such file, or one that does not fit.
         ConfigError: an unknown head count, or arguments that contradict the file.
     """
-    if file is None or name not in SIZES:
-        heads = {"num_heads": num_heads} if num_heads else {}
-        model = create_model(name, img_size=img_size, **{**arguments, **heads})
-        if file is not None:
-            load_weights(model, file)
-        return model
+    heads = {"num_heads": num_heads} if num_heads else {}
+    if file is None:
+        return create_model(name, img_size=img_size, **{**arguments, **heads})
     checkpoint = read_checkpoint(file)
+    known = checkpoint.config.get("name") or (None if checkpoint.config else name_of(checkpoint.state))
+    if name not in SIZES or known:
+        if name in SIZES:
+            print(f"note: {file} is {known}, which is used, not {name}")
+            name = known
+        shape = {key: value for key, value in checkpoint.config.items() if key not in ("name", "img_size")}
+        model = create_model(name, img_size=img_size, **{**(shape if name == known else {}), **arguments, **heads})
+        load_weights(model, checkpoint)
+        return model
     shape = stored_shape(checkpoint)
     stored = shape.pop("num_heads", None)
     named = {"depth": 12, **SIZES[name], **arguments}
