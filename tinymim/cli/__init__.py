@@ -27,6 +27,7 @@ VERBS = {
     "detect": "train a detector (Mask R-CNN) on a student, or score one with --test",
     "track": "train a tracker on a student, score one with --test, follow a target in a video",
     "data": "pack photos into .tar shards, which every --data of photos reads",
+    "contract": "shrink a model step by step to limits of parameters, multiply-adds, milliseconds",
     "study": "a table of distillation variants x seeds, next to the paper's",
     "bench": "measure .onnx files: latency, memory, where the milliseconds go",
     "eval": "score a segmentor .onnx in mIoU, or a classifier on ImageNet-1k, -A, -R, -C",

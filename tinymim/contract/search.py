@@ -364,7 +364,8 @@ class Contraction:
         took = "" if best["latency_ms"] is None else f", {best['latency_ms']:.4g} ms"
         print(
             f"step {best['step']}: {best['change']} is the best of {len(rows)}: "
-            f"{best['params'] / 1e6:.2f} M parameters, {best['macs'] / 1e9:.3f} G multiply-adds{took}, score {best['score']:.4g}",
+            f"{best['params'] / 1e6:.2f} M parameters, {best['macs'] / 1e9:.3f} G multiply-adds{took}, "
+            f"score {best['score']:.4g}",
             flush=True,
         )
 
