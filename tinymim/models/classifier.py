@@ -49,7 +49,7 @@ class Classifier(nn.Module):
         head_dist: The second linear layer, or None.
     """
 
-    head_dist: nn.Linear | None = None
+    head_dist: nn.Linear | None
 
     def __init__(self, backbone: Backbone, num_classes: int) -> None:
         super().__init__()
@@ -60,6 +60,7 @@ class Classifier(nn.Module):
             first = getattr(backbone, "norm_first", False)
             self.norm = nn.LayerNorm(width, eps=eps) if first else nn.Identity()
             self.head = _MapHead(nn.Identity() if first else nn.LayerNorm(width, eps=eps), _linear(width, num_classes))
+            self.head_dist = None
             return
         if backbone.config["last_dim"] is None:
             self.backbone = backbone.without_norm()
@@ -246,7 +247,7 @@ def fill_heads(model: Classifier, heads: State) -> None:
 def start_from_classes(
     model: Classifier, checkpoint: Checkpoint, classes: Sequence[str], rows: Sequence[int] | None = None
 ) -> str:
-    """Start a classifier's heads from a file's: a class from its row in the file, one that is not there from their mean.
+    """Start a classifier's heads from a file's: a class from its row there, others from the mean of these rows.
 
     So the authors start on ImageNet-1k from ImageNet-22k (TinyViT, Swin).
 
