@@ -23,6 +23,14 @@ STUDENTS = [  # name, arguments, recipe -> config
     ("tinymim_vit_base", {}, None, "upernet_tinymim_b_light"),
     ("hiera_tiny_224", {}, None, "upernet_hiera_tiny"),
     ("tiny_vit_5m_224", {}, None, "upernet_tinyvit_5m"),
+    ("tiny_vit_21m_224", {}, None, "upernet_tinyvit_5m"),
+    (
+        "tiny_vit_5m_224",
+        dict(embed_dims=[48, 64, 96, 128], depths=[1, 1, 2, 1], num_heads=[1, 2, 3, 4], mlp_ratio=3.5),
+        None,
+        "upernet_tinyvit_5m",
+    ),
+    ("tinymim_vit_tiny", dict(mlp_ratio=3.0), None, "linear_tinymim_t"),
 ]
 
 

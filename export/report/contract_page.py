@@ -5,11 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from tinymim_export.report.markup import Html
-from tinymim_export.report.page import Section, charts, commands, environment_table, table, write_report
+from tinymim_export.report.page import Section, commands, environment_table, table, write_report
 from tinymim_export.report.plots import ScatterPoint, number, scatter
 from tinymim_export.tables import billions, millions
 
-AXES = (("params", 1e6, "million parameters"), ("macs", 1e9, "billion multiply-adds"), ("latency_ms", 1.0, "ms"))
+AXES = (
+    ("params", 1e6, "million parameters", "smaller"),
+    ("macs", 1e9, "billion multiply-adds", "smaller"),
+    ("latency_ms", 1.0, "ms", "faster"),
+)
 
 
 def write_contract(
@@ -18,7 +22,7 @@ def write_contract(
     limits: object,
     chosen: Sequence[Mapping[str, Any]],
     rows: Sequence[Mapping[str, Any]],
-    next_lines: Iterable[str],
+    next_lines: Iterable[tuple[str, str]],
     machine: dict[str, Any],
 ) -> Path:
     """Write ``report.html`` of a search.
@@ -29,7 +33,7 @@ def write_contract(
         limits: As text.
         chosen: The start and the best candidate of each step: rows of candidates.jsonl.
         rows: All of them.
-        next_lines: Commands to paste.
+        next_lines: (what it does, the command).
         machine: What it ran on.
     """
     last, first = chosen[-1], chosen[0]
@@ -42,14 +46,14 @@ def write_contract(
         folder / "report.html",
         folder.name,
         lead,
-        Section("Score against cost", [charts(*_figures(score, chosen, rows))], _note(score)),
+        Section("Score against cost", _figures(score, chosen, rows), _note(score)),
         Section("Chosen in each step", [table(*_steps(score, chosen, rows), kind="numbers")]),
         Section(
             "The model",
             [table(["argument", "start", "found"], _arguments(first["config"], last["config"]))],
             "Without a classifier, as tinymim-export counts the file.",
         ),
-        Section("Next", [commands(("", line) for line in next_lines)]),
+        Section("Next", [commands(next_lines)]),
         Section("Machine", [environment_table(machine)]),
     )
 
@@ -65,7 +69,7 @@ def _figures(score: str, chosen: Sequence[Mapping[str, Any]], rows: Sequence[Map
     """One scatter plot for each cost that was measured."""
     figures = []
     best = {(row["step"], row["factor"]) for row in chosen}
-    for key, unit, label in AXES:
+    for key, unit, label, less in AXES:
         points = [
             ScatterPoint(
                 row["change"],
@@ -77,7 +81,7 @@ def _figures(score: str, chosen: Sequence[Mapping[str, Any]], rows: Sequence[Map
             for row in rows
             if row["score"] is not None and row[key] is not None
         ]
-        figures.append(scatter(f"{score} and {label}", points, label, score))
+        figures.append(scatter(f"{score} and {label}", points, label, score, less=less))
     return figures
 
 
@@ -93,7 +97,7 @@ def _steps(
         others = sorted((r["score"], r["change"]) for r in same if r["score"] is not None and r is not row)
         line = [str(row["step"]), row["change"], millions(row["params"]), billions(row["macs"])]
         line += [number(row["latency_ms"])] if timed else []
-        line += [number(row["score"]), f"{others[-1][1]}: {number(others[-1][0])}" if others else ""]
+        line += [f"{row['score']:.4f}", f"{others[-1][1]}: {others[-1][0]:.4f}" if others else ""]
         lines.append([*line, f"{sum(each['seconds'] for each in same) / 60:.1f}"])
     return head, lines
 

@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
     lines = _next_lines(args, score, result)
     page = write_contract(result.out, score.name, limits, result.chosen, result.rows, lines, environment())
     print(f"student: {result.student}\nreport:  {page}")
-    print("\n".join(f"next:    {line}" for line in lines))
+    print("\n".join(f"next:    {line}" for _, line in lines))
     return 0
 
 
@@ -216,21 +216,21 @@ def _latency(args: argparse.Namespace) -> Callable[[Path], float]:
 def _dry_run(args: argparse.Namespace, search: Any, score: Any) -> int:
     """Print what a search would do and take."""
     from tinymim.contract.factors import smallest
+    from tinymim.contract.limits import in_words
+    from tinymim.contract.search import count
 
-    params, macs = search.count(search.config)
-    least = search.count(smallest(search.config))
+    params, macs = count(search.config)
+    least = count(smallest(search.config))
     over = search.limits.over(params, macs)
     found = search.neighbours(search.first(), None, 1) if over else []
     steps = math.ceil(sum(over.values()) / (-math.log(1 - args.shrink) * max(len(over), 1)))
     print(
-        f"start: {params / 1e6:.2f} M parameters, {macs / 1e9:.3f} G multiply-adds; limits: {search.limits}; "
-        f"the smallest of its kind: {least[0] / 1e6:.3g} M, {least[1] / 1e9:.3g} G"
+        f"start: {in_words(params)} parameters, {in_words(macs)} multiply-adds; limits: {search.limits}; "
+        f"the smallest of its kind: {in_words(least[0])}, {in_words(least[1])}"
     )
     for candidate in found:
-        print(
-            f"  {candidate.change:<18} {candidate.params / 1e6:8.2f} M parameters {candidate.macs / 1e9:8.3f} G "
-            "multiply-adds"
-        )
+        counts = f"{in_words(candidate.params):>10} parameters {in_words(candidate.macs):>10} multiply-adds"
+        print(f"  {candidate.change:<18} {counts}")
     if search.limits.latency_ms is not None:
         print("a limit of latency is not in this plan: it may take more steps, and half a minute for each candidate")
     if args.data is None:
@@ -258,8 +258,8 @@ def _write_recipe(args: argparse.Namespace, score: Any, result: Any) -> None:
     write_text(result.out / "recipe.py", head + "".join(f"{key} = {value!r}\n" for key, value in recipe.items()))
 
 
-def _next_lines(args: argparse.Namespace, score: Any, result: Any) -> list[str]:
-    """What to type now."""
+def _next_lines(args: argparse.Namespace, score: Any, result: Any) -> list[tuple[str, str]]:
+    """(What it does, what to type now)."""
     from tinymim.cli._next import segment_line
 
     out, data = shlex.quote(str(result.out)), shlex.quote(str(args.data))
@@ -267,8 +267,6 @@ def _next_lines(args: argparse.Namespace, score: Any, result: Any) -> list[str]:
     if args.val_data:
         train += f" --val-data {shlex.quote(str(args.val_data))}"
     train += f" --{'student' if score.verb == 'finetune' else 'init-from'} {out}/student.pth --out {out}/trained"
-    return [
-        train,
-        segment_line(result.student),
-        f"tinymim-export --onnx {out}/backbone.onnx --checkpoint {out}/student.pth --part backbone",
-    ]
+    export = f"tinymim-export --onnx {out}/backbone.onnx --checkpoint {out}/student.pth --part backbone"
+    segment = segment_line(result.student)
+    return [("Train it", train), ("Train a segmentor on it", segment), ("Export it", export)]

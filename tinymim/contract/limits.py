@@ -32,6 +32,11 @@ def amount(text: str, option: str, *, time: bool = False) -> float:
     return value
 
 
+def in_words(count: float) -> str:
+    """A count in millions or billions: ``5.4 M``, ``1.3 G``."""
+    return f"{count / 1e9:.4g} G" if count >= 1e8 else f"{count / 1e6:.4g} M"
+
+
 @dataclass(frozen=True)
 class Limits:
     """What a model must come down to; None: no limit.
@@ -58,8 +63,8 @@ class Limits:
 
     def __str__(self) -> str:
         words = {
-            "parameters": None if self.params is None else f"{self.params / 1e6:.4g} M",
-            "multiply-adds": None if self.macs is None else f"{self.macs / 1e9:.4g} G",
+            "parameters": None if self.params is None else in_words(self.params),
+            "multiply-adds": None if self.macs is None else in_words(self.macs),
             "milliseconds": None if self.latency_ms is None else f"{self.latency_ms:.4g}",
         }
         return ", ".join(f"{value} {name}" for name, value in words.items() if value is not None)

@@ -9,6 +9,7 @@ parent. Everything is determined by the arguments, but for measured times.
 """
 
 import contextlib
+import functools
 import json
 import math
 import multiprocessing
@@ -26,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tinymim.contract.factors import Config, Factor, factors, smallest, written_out
 from tinymim.contract.inherit import inherit
-from tinymim.contract.limits import Limits
+from tinymim.contract.limits import Limits, in_words
 from tinymim.contract.records import Row, Search
 from tinymim.engine.model import NonFiniteLoss
 from tinymim.errors import CheckFailed, CheckpointError, ConfigError
@@ -98,8 +99,13 @@ def count(config: Config) -> tuple[int, int]:
     """Parameters and multiply-adds of one image, of the backbone without a classifier, as
     :mod:`tinymim_export.graph.cost` counts them; nothing is computed.
     """
+    return _count(json.dumps(config))
+
+
+@functools.cache
+def _count(config: str) -> tuple[int, int]:
     with torch.device("meta"):
-        model = from_config(config).eval()
+        model = from_config(json.loads(config)).eval()
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             model.forward_map(torch.zeros(1, 3, *model.img_size))
     return sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2
@@ -141,7 +147,6 @@ class Contraction:
         self.start, self.limits, self.out = start.eval(), limits, Path(out)
         self.score, self.latency, self.shrink, self.parallel = score, latency, shrink, parallel
         self.config = written_out(start)
-        self.counts: dict[str, tuple[int, int]] = {}
         self.settings = {"limits": asdict(limits), "shrink": shrink, "config": self.config, **(settings or {})}
         self._check_limits()
 
@@ -150,13 +155,13 @@ class Contraction:
             raise ConfigError(
                 "no limits", "nothing says how small the model must become", "e.g. --params 5.4M --macs 1.3G"
             )
-        if self.limits.latency_ms is None and not self.limits.over(*self.count(self.config)):
-            raise self._nothing_to_do(*self.count(self.config), None)
-        least = self.count(smallest(self.config))
+        if self.limits.latency_ms is None and not self.limits.over(*count(self.config)):
+            raise self._nothing_to_do(*count(self.config), None)
+        least = count(smallest(self.config))
         if self.limits.over(*least):
             raise ConfigError(
                 f"no model of this kind keeps {self.limits}",
-                f"the smallest one has {least[0] / 1e6:.4g} M parameters and {least[1] / 1e9:.4g} G multiply-adds",
+                f"the smallest one has {in_words(least[0])} parameters and {in_words(least[1])} multiply-adds",
                 "raise the limits, or start from another kind of model",
             )
 
@@ -164,16 +169,9 @@ class Contraction:
         took = "" if ms is None else f", {ms:.4g} ms"
         return ConfigError(
             f"the start keeps {self.limits}",
-            f"it has {params / 1e6:.4g} M parameters, {macs / 1e9:.4g} G multiply-adds{took} (without a classifier)",
+            f"it has {in_words(params)} parameters, {in_words(macs)} multiply-adds{took} (without a classifier)",
             "nothing to do: lower a limit, or start from a larger model",
         )
-
-    def count(self, config: Config) -> tuple[int, int]:
-        """:func:`count`, once for each config."""
-        key = json.dumps(config)
-        if key not in self.counts:
-            self.counts[key] = count(config)
-        return self.counts[key]
 
     # candidates ------------------------------------------------------------------------------------------------------
 
@@ -208,7 +206,7 @@ class Contraction:
     def _shrunk(self, about: Any, ms: float | None, factor: Factor, aim: float, step: int) -> Candidate | None:
         config: Config | None = about["config"]
         while config is not None and (config := factor.shrink(config)) is not None:
-            params, macs = self.count(config)
+            params, macs = count(config)
             guess = None if ms is None else ms * macs / about["macs"]
             if sum(self.limits.over(params, macs, guess).values()) <= aim + 1e-9:
                 change = f"{factor.name} {factor.value(about['config']):g} -> {factor.value(config):g}"
@@ -218,7 +216,7 @@ class Contraction:
 
     def first(self) -> Candidate:
         """The start as a candidate."""
-        return Candidate(0, "start", "start", self.config, *self.count(self.config), self.out / "candidates/00-start")
+        return Candidate(0, "start", "start", self.config, *count(self.config), self.out / "candidates/00-start")
 
     # the search ------------------------------------------------------------------------------------------------------
 
@@ -364,7 +362,7 @@ class Contraction:
         took = "" if best["latency_ms"] is None else f", {best['latency_ms']:.4g} ms"
         print(
             f"step {best['step']}: {best['change']} is the best of {len(rows)}: "
-            f"{best['params'] / 1e6:.2f} M parameters, {best['macs'] / 1e9:.3f} G multiply-adds{took}, "
+            f"{in_words(best['params'])} parameters, {in_words(best['macs'])} multiply-adds{took}, "
             f"score {best['score']:.4g}",
             flush=True,
         )
