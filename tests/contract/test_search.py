@@ -70,7 +70,7 @@ def test_steps_lead_to_the_limits(start, tmp_path, capsys):
     assert f"step 1: {result.chosen[1]['change']} is the best of" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("stop", [1, 2, 6])
+@pytest.mark.parametrize("stop", [1, 6])
 def test_a_stopped_search_goes_on(start, tmp_path, stop):
     whole = Contraction(start, LIMITS, out=tmp_path / "whole", score=Scored())
     whole.run()
@@ -127,9 +127,9 @@ def test_candidates_without_a_score_are_not_chosen(start, tmp_path):
     assert why["D"] == "36 channels: 12 heads do not fit"
     assert why["E"] is None
     assert result.chosen[1]["factor"] in {"E", "M"}
+    bad = Scored(**dict.fromkeys("NDEM", math.nan))
     with pytest.raises(CheckFailed, match="could be chosen") as error:
-        bad = dict.fromkeys("NDEM", math.nan)
-        Contraction(start, Limits(params=9e4), out=tmp_path / "b", score=Scored(**bad)).run()
+        Contraction(start, Limits(params=9e4), out=tmp_path / "b", score=bad).run()
     assert "its score is nan" in error.value.why
 
 
@@ -170,7 +170,7 @@ def test_latency_is_a_limit(start, tmp_path):
     with pytest.raises(ConfigError, match="nothing to do"):
         Contraction(start, Limits(latency_ms=900), out=tmp_path / "b", score=Scored(), latency=by_width).run()
     score = Scored()
-    with pytest.raises(ConfigError, match="no model of this kind takes 0.1 ms"):
+    with pytest.raises(ConfigError, match=r"no model of this kind takes 0\.1 ms"):
         Contraction(start, Limits(latency_ms=0.1), out=tmp_path / "c", score=score, latency=by_width).run()
     assert not score.calls
     assert not (tmp_path / "c").exists()

@@ -34,9 +34,9 @@ def segment_line(file: str | Path, work_dir: str = "runs/seg") -> str:
     if family := _family(config):
         known, name, _ = family
         changes = {} if key == known else {"backbone.name": key}
-        if arguments := {each: config[each] for each in config if each not in ("name", "img_size")}:
+        changes |= {f"backbone.{each}": config[each] for each in config if each not in ("name", "img_size")}
+        if changes:
             widths = [stage.width for stage in outline(config).stage_info]
-            changes |= {f"backbone.{each}": value for each, value in arguments.items()}
             changes |= {"decode_head.in_channels": widths, "auxiliary_head.in_channels": widths[2]}
     elif config.get("dist_token"):
         name = "upernet_tinymim_star_t"
