@@ -34,7 +34,7 @@ def segment_line(file: str | Path, work_dir: str = "runs/seg") -> str:
     if family := _family(config):
         known, name, _ = family
         changes = {} if key == known else {"backbone.name": key}
-        changes |= {f"backbone.{each}": config[each] for each in config if each not in ("name", "img_size")}
+        changes |= {f"backbone.{key}": value for key, value in config.items() if key not in ("name", "img_size")}
         if changes:
             widths = [stage.width for stage in outline(config).stage_info]
             changes |= {"decode_head.in_channels": widths, "auxiliary_head.in_channels": widths[2]}
@@ -53,8 +53,13 @@ def segment_line(file: str | Path, work_dir: str = "runs/seg") -> str:
         changes |= {"backbone.out_indices": f"[{depth - 1}]"}
         changes |= {"decode_head.in_channels": key, "decode_head.channels": key}
     line = f"tinymim segment {name} --data-root FOLDER --student {shlex.quote(str(file))} --work-dir {work_dir}"
-    options = " ".join(f"model.{option}={str(value).replace(' ', '')}" for option, value in changes.items())
+    options = " ".join(f"model.{option}={_word(value)}" for option, value in changes.items())
     return line + (f" --cfg-options {options}" if options else "")
+
+
+def _word(value: object) -> str:
+    """A value of ``--cfg-options`` that needs no quotes."""
+    return str([*value] if isinstance(value, list | tuple) else value).replace(" ", "")
 
 
 def outline(config: Mapping[str, Any]) -> Any:
