@@ -26,7 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--from", dest="source", default=None, metavar="FILE.onnx", help="start at this FP32 file, not at --checkpoint")
     add("--onnx", default=None, metavar="FILE", help="file to write")
     add("--config", default=None, help="mmseg_configs/...; segmentor.pth holds its own")
-    add("--part", choices=["backbone", "segmentor"], default=None, help="default: what the file holds")
+    add(
+        "--part",
+        choices=["backbone", "classifier", "segmentor"],
+        default=None,
+        help="default: the segmentor, or of other files the backbone",
+    )
     add(
         "--size",
         nargs=2,

@@ -82,7 +82,7 @@ def open_run(
         with contextlib.suppress(TinyMIMError, OSError):
             if run.fresh and not run.begun:
                 _remove(path for path in list(out.iterdir()) if path.name != LOCK and path not in run._found)
-        _drop(out, lock, made)
+        let_go(out / LOCK, lock, made)
 
 
 @contextlib.contextmanager
@@ -99,7 +99,7 @@ def hold(folder: str | Path, option: str = "--out") -> Iterator[None]:
         remove_dead_parts(folder, deep=True)
         yield
     finally:
-        _drop(folder, lock, made)
+        let_go(folder / LOCK, lock, made)
 
 
 def remove_dead_parts(folder: str | os.PathLike[str], *, deep: bool = False) -> None:
@@ -229,6 +229,52 @@ def _remove(paths: Iterable[Path]) -> None:
             raise file_error(f"cannot remove {path}", error) from error
 
 
+class NoLocks(ConfigError):
+    """A file system on which processes cannot exclude each other."""
+
+
+def try_hold(path: Path, option: str = "--out") -> int | None:
+    """Take the lock of a file, created if missing; it ends with this process. None: another process holds it.
+
+    Returns:
+        What :func:`let_go` takes.
+
+    Raises:
+        ConfigError: the file cannot be written.
+        NoLocks: its file system has no locks.
+    """
+    import fcntl
+
+    for _ in range(40):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
+        except FileNotFoundError:  # the folder was removed meanwhile by a process that has ended
+            continue
+        except OSError as error:
+            why = str(error.strerror or error)
+            raise ConfigError(f"cannot write {path}", why, f"choose another {option}") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(lock), os.stat(path)):
+                _held.add(lock)
+                return lock
+        except BlockingIOError:
+            os.close(lock)
+            return None
+        except FileNotFoundError:  # its owner removed it meanwhile
+            pass
+        except OSError as error:
+            os.close(lock)
+            why, fix = (
+                str(error.strerror or error),
+                f"choose another {option}, or give each process its part: --part 1/4",
+            )
+            raise NoLocks(f"{path} cannot be locked", why, fix) from error
+        os.close(lock)
+    return None
+
+
 _held: set[int] = set()  # file descriptors of locks
 
 
@@ -288,14 +334,14 @@ def _take(out: Path, option: str) -> tuple[int, str]:
     return lock, left
 
 
-def _drop(out: Path, lock: int, made: Iterable[Path]) -> None:
+def let_go(path: Path, lock: int, made: Iterable[Path] = ()) -> None:
     """Remove a lock's file while it is held (who opened it meanwhile sees that it is gone), then let go of it.
 
     Of the folders that were made for it, those that are still empty are removed.
     """
     if lock not in _held:  # a forked child
         return
-    for remove in ((out / LOCK).unlink, *(path.rmdir for path in made)):
+    for remove in (path.unlink, *(folder.rmdir for folder in made)):
         with contextlib.suppress(OSError):
             remove()
     _held.discard(lock)

@@ -439,6 +439,44 @@ class Demo(TypedDict):
     stages: dict[str, DemoStage]
 
 
+class StoredArray(TypedDict):
+    """An array of every record of a target store."""
+
+    name: str
+    dtype: str
+    shape: Annotated[list[Pixels], Limits(0, 4)]
+
+
+class StoredTeacher(TypedDict):
+    """Who gave the targets of a store."""
+
+    name: str
+    sha256: str | None
+
+
+class TargetHeader(TypedDict, total=False):
+    """store.json of a target store."""
+
+    format: Required[Literal["tinymim.targets"]]
+    version: Required[Literal[1]]
+    kind: Required[str]
+    arrays: Required[Annotated[list[StoredArray], Limits(1, 64)]]
+    photos: Required[Annotated[int, Limits(1, 2**32)]]
+    epochs: Required[Annotated[int, Limits(1, 2**20)]]
+    chunk: Required[Annotated[int, Limits(1, 2**24)]]
+    seed: Required[Count]
+    pairs: Required[bool]
+    keys_sha256: Required[str]
+    teacher: StoredTeacher
+    topk: Count
+    classes: Count
+    class_names: list[str]
+    augmentation: dict[str, Any]
+    precision: str
+    data: dict[str, Any]
+    versions: dict[str, str]
+
+
 def read_env(folder: str | Path) -> dict[str, Any]:
     """env.json of a run folder; {} where there is none.
 

@@ -84,10 +84,10 @@ def export(
     """Export a checkpoint to ONNX and verify it; the file appears at ``onnx`` only if it passes.
 
     Args:
-        checkpoint: ``segmentor.pth``, ``tracker.pth``, ``student.pth`` or any ViT file that we can read.
+        checkpoint: ``segmentor.pth``, ``tracker.pth``, ``classifier.pth``, ``student.pth`` or any that we can read.
         onnx: File to write.
         config: MMSegmentation configuration; None: the one stored in ``segmentor.pth``.
-        part: "segmentor" or "backbone"; None: decided by the checkpoint.
+        part: "segmentor", "backbone" or "classifier"; None: a segmentor if the file is one, else the backbone.
         size: Height and width (pixels) fixed in the file; None: the size that photos or windows come to by the
             configuration (a ViT's img_size), dynamic where whole photos come to different sizes.
         dynamic: Leave height and width dynamic.
@@ -111,10 +111,10 @@ def export(
         given |= {"--photos": photos, "--output mask": output == "mask"}
         return ExportResult(**export_tracker(checkpoint, onnx, opset=opset, seed=seed, refused=given))
     loaded = load_torch_model(checkpoint, config=config, part=part, num_heads=num_heads)
-    if loaded.part == "backbone" and output == "mask":
+    if loaded.part != "segmentor" and output == "mask":
         raise ConfigError(
-            "a backbone cannot output a mask",
-            "it has features, not classes",
+            f"a {loaded.part} cannot output a mask",
+            "it has no class for each pixel",
             "leave --output out, or use --part segmentor",
         )
     at, dynamic = size or loaded.size, dynamic or (size is None and loaded.free)

@@ -89,8 +89,8 @@ def pieces(loaded: TorchModel, size: tuple[int, int]) -> Pieces:
     """
     model: Any = copy.deepcopy(loaded.model).to("meta")
     image = torch.zeros(1, 3, *size, device="meta")
-    if loaded.outputs == ("features",):
-        return Pieces({"backbone": _piece(model, image)}, [])
+    if loaded.outputs in (("features",), ("class_logits",)):
+        return Pieces({loaded.part: _piece(model, image)}, [])
     parts: dict[str, Piece] = {}
     graph = PyramidGraph(model)
     with torch.no_grad():

@@ -15,11 +15,12 @@ from tinymim.errors import CheckpointError, ConfigError
 from tinymim.files import sha256_file
 from tinymim.models import Backbone, model_from_checkpoint, read_checkpoint
 from tinymim.models.checkpoints import describe
+from tinymim.models.classifier import load_classifier
 from tinymim_export.graph.contract import Preparation, contract, fixed_input, prepared
 from tinymim_export.graph.wrappers import as_list
 from tinymim_export.runtime.metadata import first_line
 
-PARTS = ("segmentor", "backbone")
+PARTS = ("segmentor", "backbone", "classifier")
 
 
 @dataclass
@@ -27,9 +28,10 @@ class TorchModel:
     """A PyTorch model as trained, and the metadata of a file made from it.
 
     Args:
-        model: A bare backbone, TinyMIMBackbone or EncoderDecoder in evaluation mode; never modified.
-        part: "segmentor" or "backbone".
-        outputs: Output names of the reference forward: ("logits",), ("features",) or ("level0", ..).
+        model: A bare backbone, TinyMIMBackbone, EncoderDecoder or Classifier in evaluation mode; never modified.
+        part: "segmentor", "backbone" or "classifier".
+        outputs: Output names of the reference forward: ("logits",), ("features",), ("level0", ..) or
+            ("class_logits",).
         reference: Images (N, 3, H, W), normalised -> tuple of tensors, one per output, by the model's own code.
         size: Height and width (pixels) that the configuration trains or tests at.
         contract: mean, std (0-255 scale, RGB), classes, palette, resize, ... for the metadata.
@@ -88,7 +90,7 @@ def load_torch_model(
     Args:
         checkpoint: ``student.pth``, ``segmentor.pth``, an MMEngine ``iter_N.pth`` or any ViT file that we can read.
         config: MMSegmentation configuration; None: the one stored in ``segmentor.pth``.
-        part: "segmentor" or "backbone"; None: decided by the file.
+        part: "segmentor", "backbone" or "classifier"; None: a segmentor if the file is one, else the backbone.
         num_heads: Heads per block for foreign ViT files, which do not store them.
 
     Raises:
@@ -111,6 +113,8 @@ def load_torch_model(
             f"tinymim segment upernet_tinymim_t --student {checkpoint}",
         )
     sha: dict[str, Any] = {"checkpoint_sha256": sha256_file(checkpoint), "config_sha256": None}
+    if part == "classifier":
+        return _classifier(checkpoint, config, num_heads, sha)
     cfg = None if config is None else _read_config(config)
     if cfg is not None:
         sha["config_sha256"] = sha256_file(cfg.filename)
@@ -134,6 +138,21 @@ def _plain(checkpoint: Path, num_heads: int | None, meta: dict[str, Any], sha: d
         [] if told else ["the checkpoint does not say how photos are normalised: ImageNet's mean and std are written"]
     )
     return TorchModel(model, "backbone", ("features",), reference, model.img_size, about, notes=notes)
+
+
+def _classifier(checkpoint: Path, config: str | Path | None, num_heads: int | None, sha: dict[str, Any]) -> TorchModel:
+    """A whole classifier; its output ``class_logits`` is (N, K)."""
+    if config is not None:
+        raise ConfigError(
+            "--config with --part classifier", "a classifier is described by its own file", "leave --config out"
+        )
+    model, found = load_classifier(checkpoint, num_heads=num_heads)
+    about = contract(None, model.backbone.stage_info[-1].stride, meta=found.meta) | sha
+    about["classes"] = found.meta.get("classes")
+    scored = {None: "", True: "resized to a square", False: "cropped in the middle"}[found.meta.get("eval_squash")]
+    notes = [f"when the classifier was scored, photos were {scored}"] if scored else []
+    size = model.backbone.img_size
+    return TorchModel(model, "classifier", ("class_logits",), lambda x: (model(x),), size, about, notes=notes)
 
 
 def _backbone_of_config(checkpoint: Path, cfg: Any, sha: dict[str, Any]) -> TorchModel:

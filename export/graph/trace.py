@@ -18,7 +18,14 @@ from torch import Tensor, nn
 from tinymim.errors import ConfigError, TinyMIMError
 from tinymim_export.graph.cost import Pieces, pieces
 from tinymim_export.graph.torch_model import TorchModel
-from tinymim_export.graph.wrappers import FeatureGraph, PyramidGraph, SegmentorGraph, SwapChannels, make_exportable
+from tinymim_export.graph.wrappers import (
+    ClassifierGraph,
+    FeatureGraph,
+    PyramidGraph,
+    SegmentorGraph,
+    SwapChannels,
+    make_exportable,
+)
 from tinymim_export.runtime.metadata import first_line, strip
 
 OPSET = 20  # the newest that ONNX Runtime's static INT8 quantisation supports (21 and later break it)
@@ -127,6 +134,8 @@ def _wrap(model: Any, loaded: TorchModel, output: str, unread: list[str]) -> nn.
                 "use --output logits and take the argmax yourself",
             )
         return SegmentorGraph(model, output, unread)
+    if loaded.part == "classifier":
+        return ClassifierGraph(model)
     if loaded.outputs == ("features",):
         return FeatureGraph(model)
     return PyramidGraph(model)
@@ -138,7 +147,8 @@ def _finish(
     """Keep the real outputs, turn the others into named inner tensors, remove debugging data."""
     taps, levels = ([n for n in names if n.startswith(word)] for word in ("tap", "level"))
     stages = {
-        "backbone": taps or levels or ["features"],
+        "classifier": [n for n in names if n == "class_logits"],
+        "backbone": taps or levels or [n for n in names if n == "features"],
         "pyramid": levels if taps else [],
         "head": [n for n in names if n == "scores"],
         "upsampling": [n for n in names if n in ("logits", "mask")][-1:],

@@ -94,6 +94,17 @@ class FeatureGraph(nn.Module):
         return {"features": self.model.forward_map(image)}
 
 
+class ClassifierGraph(nn.Module):
+    """A classifier: image -> ``class_logits`` (N, K)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        return {"class_logits": self.model(image)}
+
+
 class SwapChannels(nn.Module):
     """A graph for RGB around one for BGR, or the other way round."""
 

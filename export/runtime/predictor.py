@@ -78,7 +78,7 @@ class Predictor:
         if meta.get("part", "segmentor") != "segmentor":
             raise ConfigError(
                 f"{self.name} is a {meta['part']}",
-                "it gives features, not classes",
+                "it gives features, not classes" if meta["part"] == "backbone" else "it gives no class for each pixel",
                 "use the file of a segmentor (tinymim-export --checkpoint segmentor.pth)",
             )
         self.classes: list[str] | None = meta.get("classes")

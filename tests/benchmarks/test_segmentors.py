@@ -72,6 +72,7 @@ def compared(tmp_path_factory):
     return folder / "out", arguments
 
 
+@pytest.mark.slow
 def test_the_table_joins_training_export_score_and_timing(compared):
     out, _ = compared
     results = json.loads((out / "compare.json").read_text())
@@ -92,6 +93,7 @@ def test_the_table_joins_training_export_score_and_timing(compared):
     assert "stretched to 64x64; 2 steps of 2 crops of 48x48" in text
 
 
+@pytest.mark.slow
 def test_finished_stages_are_kept_and_another_budget_is_refused(compared, monkeypatch, capsys):
     out, arguments = compared
     before = {path: path.stat().st_mtime_ns for path in out.glob("*/seed0/*.*")}
@@ -105,6 +107,7 @@ def test_finished_stages_are_kept_and_another_budget_is_refused(compared, monkey
     assert "was trained with steps=2" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_pictures_show_the_labels_and_every_file(compared):
     out, _ = compared
     with Image.open(out / "pictures.png") as sheet:

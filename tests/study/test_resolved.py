@@ -133,6 +133,7 @@ def test_a_recipe_that_cannot_be_is_said_at_once():
             named(**options)
 
 
+@pytest.mark.slow
 def test_every_committed_result_is_one_of_its_study():
     """The names of its stages follow from what the tree says today. Has a recipe key come? See verbs.ADDED."""
     assert COMMITTED

@@ -25,7 +25,7 @@ from scipy import stats
 from tinymim.cli import main
 from tinymim.data.photo_files import list_photos
 from tinymim.engine import load_recipe
-from tinymim.errors import CheckpointError, ConfigError, TinyMIMError
+from tinymim.errors import CheckpointError, ConfigError, DataError, TinyMIMError
 from tinymim.study import run as study_run
 from tinymim.study.definition import FOLDER, load_study, make_trials, slug, study_names
 from tinymim.study.run import command, open_stages
@@ -432,6 +432,7 @@ def test_a_stage_is_its_settings(folders, one, other, seed, another):
 DINOV2 = ("table06_features", "table07_relations", "table12_masking", "table13_drop_path")  # with a real teacher, too
 OURS = [  # not row by row as in the paper
     "dmae_dinov2",
+    "fast_distill",
     "segmentation_steps_dinov2",
     "small_data",
     "table08_09_strategies_dinov2",
@@ -467,7 +468,9 @@ def test_shipped_studies(name, folders):
         numbers = [cell.paper["finetune.top1" if name.endswith("_dinov2") else study.scores[0]] for cell in study.cells]
         assert numbers == PAPER[name.removesuffix("_small").removesuffix("_dinov2")][rows.get(name, slice(None))]
     (folders / "weights.pth").touch()
-    data = find_data(str(folders / "photos"), None, str(folders / "segments"), str(folders / "weights.pth"))
+    (folders / "store.json").touch()
+    words = str(folders / "photos"), None, str(folders / "segments"), str(folders / "weights.pth"), str(folders)
+    data = find_data(*words)
     for stage in open_stages(make_trials(study, study.cells, study.seeds[:1], data, Path("out"))):
         words = command(stage)
         if stage.verb == "segment":
@@ -505,6 +508,25 @@ def test_weights_of_the_teacher_enter_the_name_of_a_stage(folders, tmp_path, cap
     argv = ["study", "small_data", "--data", str(folders / "photos"), "--seg-data", str(folders / "segments")]
     assert main([*argv, "--out", str(tmp_path / "out"), "--dry-run"]) == 2
     assert "add --teacher-weights FILE" in capsys.readouterr().err
+
+
+def test_a_store_enters_the_name_of_a_stage(folders, tmp_path):
+    """By its header: in the study of fast distillation the teacher's own runs keep their names."""
+    study, names = load_study("fast_distill"), []
+    (tmp_path / "teacher.pth").write_text("a")
+    for text in ("a", "b"):
+        (tmp_path / "store.json").write_text(text)
+        words = str(folders / "photos"), None, str(folders / "segments"), str(tmp_path / "teacher.pth"), str(tmp_path)
+        trials = make_trials(study, study.cells, [0], find_data(*words), tmp_path)
+        names.append([trial.stages["distill"].folder.name for trial in trials[:2]])
+        assert trials[0].stages["distill"].options["store"] == str(tmp_path)
+        assert "distill" not in trials[2].stages
+        for trial in trials:
+            [command(stage) for stage in trial.stages.values()]
+    assert names[0][0] != names[1][0]
+    assert names[0][1] == names[1][1]
+    with pytest.raises(DataError, match="no target store"):
+        find_data(None, None, None, None, str(tmp_path / "none"))
 
 
 @pytest.mark.parametrize("form", ["", "_small"])

@@ -21,6 +21,7 @@ UNSEEN = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]"
 VERBS = {
     "demo": "photos to a deployed, measured segmentor in minutes (start here)",
     "pretrain": "pre-train a masked autoencoder (MAE) as a teacher",
+    "cache": "run a teacher once over every view and keep its predictions, to distil from",
     "distill": "distil a small student from a masked-image-modelling teacher",
     "finetune": "train a classifier on a student, with mixing, layer decay or a teacher",
     "segment": "train a segmentor on a student, or score one with --test",

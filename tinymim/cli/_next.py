@@ -12,7 +12,9 @@ CONFIGS: dict[int | str | None, str] = {  # width of a plain backbone -> config
 }
 FAMILIES = {  # start of timm's names -> name that its config has, config, recipe that such a model can teach
     "hiera_": ("hiera_tiny_224", "upernet_hiera_tiny", "hiera_tiny_from_hiera_base"),
-    "tiny_vit_": ("tiny_vit_5m_224", "upernet_tinyvit_5m", None),
+    "tiny_vit_5m": ("tiny_vit_5m_224", "upernet_tinyvit_5m", None),
+    "tiny_vit_11m": ("tiny_vit_11m_224", "upernet_tinyvit_11m", None),
+    "tiny_vit_21m": ("tiny_vit_21m_224", "upernet_tinyvit_21m", None),
     "swin_": ("swin_tiny_patch4_window7_224", "upernet_swin_tiny", "d2simmim_swin_tiny_from_swin_small"),
 }
 HEADS = {192: 3, 384: 6, 768: 12}  # of the configs
@@ -93,5 +95,4 @@ def after(verb: str, file: str | Path, data: str | Path) -> list[str]:
         taught = f"tinymim distill --recipe {recipe} --teacher {student} --data {shlex.quote(str(data))}"
         return ([taught] if recipe else []) + ([segment_line(file)] if family else [])
     lines = [segment_line(file), f"tinymim finetune --student {student} --data TRAIN --val-data VAL"]
-    lines = lines[:1] if family else lines  # only plain models are fine-tuned
     return [*lines, f"tinymim-export --onnx backbone.onnx --checkpoint {student} --part backbone"]

@@ -5,7 +5,8 @@ import shlex
 
 from tinymim.cli import spelled
 
-CLASSIFIER = ("imagenet_a", "imagenet_r", "imagenet_c", "img_size", "num_heads", "batch_size", "workers", "device")
+SETS = ("imagenet_a", "imagenet_r", "imagenet_c")
+CLASSIFIER = (*SETS, "img_size", "squash", "num_heads", "batch_size", "workers", "device")
 ENGINE = ("mode", "resize_to_file", "mean", "std", "runtime", "provider", "precision", "threads")
 
 
@@ -33,6 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ):
         classifier.add_argument(f"--imagenet-{name}", metavar="FOLDER", help=f"ImageNet-{name.upper()}: {text}")
     classifier.add_argument("--img-size", type=int, help="side in pixels; default: the size it was fine-tuned at")
+    classifier.add_argument(
+        "--squash",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="resize whole photos to a square, no crop; default: as it was fine-tuned (TinyViT at 384 and 512: yes)",
+    )
     classifier.add_argument("--num-heads", type=int, help="heads per block, for a file that does not store them")
     classifier.add_argument("--batch-size", type=int, default=64, help="photos per forward pass")
     classifier.add_argument("--workers", type=int, default=2, help="data-loading processes")

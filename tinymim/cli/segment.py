@@ -137,7 +137,8 @@ def train(args: argparse.Namespace) -> int:
 
     data = {name: getattr(args, name) for name in DATA}
     if args.dry_run:
-        cost = estimate_segmentor(args.config, teacher_segmentor=args.teacher_segmentor, pseudo=args.pseudo, **data)
+        given = {name: getattr(args, name) for name in ("student", "teacher_segmentor", "pseudo")}
+        cost = estimate_segmentor(args.config, **given, **data)
         if is_first_process():
             print(cost)
         return 0

@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--teacher-weights", metavar="FILE", help="weights of the teacher, for studies with a timm teacher of a file"
     )
+    parser.add_argument("--store", metavar="FOLDER", help="what tinymim cache wrote, for studies of stored targets")
     parser.add_argument("--out", type=Path, default=Path("runs/studies"), help="folder of all studies")
     parser.add_argument("--only", nargs="+", metavar="CELL", help="only these cells")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="default: the study's")
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     seeds = list(dict.fromkeys(args.seeds or study.seeds))
     if min(seeds) < 0:
         raise ConfigError(f"the seed {min(seeds)}", "seeds are numbers from 0", "use e.g. --seeds 0 1 2")
-    data = find_data(args.data, args.val_data, args.seg_data, args.teacher_weights)
+    data = find_data(args.data, args.val_data, args.seg_data, args.teacher_weights, args.store)
     remove_dead_parts(args.out, deep=True)
 
     def write_tables(failed: Collection[Path] = ()) -> list[Path]:

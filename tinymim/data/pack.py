@@ -19,9 +19,9 @@ from pathlib import Path
 from PIL import Image
 
 from tinymim.cores import cores
-from tinymim.data.photo_files import list_photos, packed
+from tinymim.data.photo_files import list_photos, packed, photo_names
 from tinymim.data.pixels import UnreadablePhoto, open_photo, photo_size
-from tinymim.data.shards import LARGEST, SUFFIX, base, file_bytes, matches, read_file, read_shard, split_path
+from tinymim.data.shards import LARGEST, SUFFIX, file_bytes, matches, read_file, read_shard
 from tinymim.errors import ConfigError, DataError
 from tinymim.files import atomic_path, file_error
 from tinymim.folders import hold
@@ -81,7 +81,7 @@ def pack(
     with _beside(out) as part, contextlib.ExitStack() as tar:
         writer = _Writer(part, max_size, tar)
         left_out, before = [], 0
-        names = _names(folder, photos)
+        names = photo_names(folder, photos)
         progress = Progress("pack", len(photos))
         with ThreadPoolExecutor(cores()) as threads:
             for first in range(0, len(photos), _AT_ONCE):
@@ -135,13 +135,6 @@ def _check(folder: Path, out: Path, max_size: int, img_size: int | None, quality
         raise ConfigError(f"--img-size {img_size}", "photos of at least 16 pixels are useful", "e.g. --img-size 512")
     if not 1 <= quality <= 100:
         raise ConfigError(f"--quality {quality}", "JPEG's goes from 1 to 100", f"e.g. --quality {QUALITY}")
-
-
-def _names(folder: Path, photos: list[Path]) -> dict[Path, str]:
-    """Photo -> its path below the folder, or in its shard."""
-    if packed(folder) is None:
-        return {path: path.relative_to(base(folder)).as_posix() for path in photos}
-    return {path: where[1] for path in photos if (where := split_path(path))}
 
 
 def _content(path: Path, img_size: int | None, quality: int) -> tuple[bytes | None, int, bool]:

@@ -8,10 +8,10 @@ looks like a photo and is left out is told in one line.
 import functools
 import multiprocessing
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path, PurePosixPath
 
-from tinymim.data.shards import COMPRESSED, find_shards, matches, read_shard, shard_names
+from tinymim.data.shards import COMPRESSED, base, find_shards, matches, read_shard, shard_names, split_path
 from tinymim.errors import DataError
 from tinymim.files import writable
 
@@ -80,6 +80,13 @@ def _named(named: list[str], pattern: Path, option: str, labels: bool) -> list[P
             _refuse_labels(Path(path), option)
         photos += photo_paths(path, labels=labels)
     return sorted(map(Path, dict.fromkeys(photos)))
+
+
+def photo_names(folder: str | Path, photos: Sequence[Path]) -> dict[Path, str]:
+    """Photo -> its path below the folder that ``--data`` names, with ``/``; of shards its name in its shard."""
+    if packed(folder) is None:
+        return {path: path.relative_to(base(folder)).as_posix() for path in photos}
+    return {path: where[1] for path in photos if (where := split_path(path))}
 
 
 def packed(folder: str | Path) -> list[str] | None:

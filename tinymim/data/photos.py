@@ -241,6 +241,7 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
         start: First step (resume).
         rank: Number of this process.
         world: Number of processes.
+        order: Epoch -> order of the photos; None: shuffled.
     """
 
     def __init__(
@@ -253,8 +254,9 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
         start: int = 0,
         rank: int = 0,
         world: int = 1,
+        order: Callable[[int], np.ndarray] | None = None,
     ) -> None:
-        self.num_photos, self.batch_size, self.steps = num_photos, batch_size, steps
+        self.num_photos, self.batch_size, self.steps, self.order = num_photos, batch_size, steps, order
         self.seed, self.start, self.rank, self.world = seed, start, rank, world
 
     def __len__(self) -> int:
@@ -267,6 +269,7 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
         for step in range(self.start, self.steps):
             if step // per_epoch != epoch:
                 epoch = step // per_epoch
-                order = np.random.default_rng([self.seed, epoch]).permutation(self.num_photos)
+                shuffled = np.random.default_rng([self.seed, epoch]).permutation
+                order = shuffled(self.num_photos) if self.order is None else self.order(epoch)
             first = step % per_epoch * self.batch_size + self.rank * own
             yield [(epoch, int(i)) for i in order[first : first + own]]

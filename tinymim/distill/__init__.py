@@ -2,6 +2,7 @@
 
 from tinymim.distill.d2mae import D2MAE
 from tinymim.distill.dmae import DMAE
+from tinymim.distill.fast_distill import FastDistill
 from tinymim.distill.features import class_token_kl, feature_loss, whiten
 from tinymim.distill.hiera_mae import HieraDMAE
 from tinymim.distill.mae import MaskedPretraining
@@ -14,12 +15,14 @@ from tinymim.distill.taps import qkv_at, read
 from tinymim.distill.targets import Target, parse_target
 from tinymim.distill.tinymim import TinyMIM
 from tinymim.lazy import import_all
+from tinymim.store.targets import TargetStore
 
 __all__ = [
     "D2MAE",
     "DMAE",
     "METHODS",
     "D2SimMIM",
+    "FastDistill",
     "HieraDMAE",
     "LiveTeacher",
     "MaskedPretraining",
@@ -27,6 +30,7 @@ __all__ = [
     "SeveralTeachers",
     "Target",
     "TargetSource",
+    "TargetStore",
     "TinyMIM",
     "class_token_kl",
     "feature_loss",

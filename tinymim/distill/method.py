@@ -16,7 +16,8 @@ Its recipe sets ``method = "my_method"`` and, if the file is not part of the pac
 ``custom_imports = dict(imports=["my_module"])``.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from tinymim.distill.recipe_keys import Key
 from tinymim.errors import ConfigError
+from tinymim.models.checkpoints import load_weights, save_student
 from tinymim.models.teachers import Teacher
 from tinymim.models.vit import IMAGENET_MEAN, IMAGENET_STD
 
@@ -107,6 +109,11 @@ class Method(nn.Module):
         student: The network that is kept.
         teachers: The frozen models that the targets come from, for the records; empty if there are none.
         calibrates: Whether :meth:`calibrate` needs to be called.
+        augmentation: Arguments of :class:`tinymim.data.replay.Replay`: the training views are made by it, from seeds.
+            None: the run's own random crops and colour jitter.
+        stored: With ``augmentation``, the seeds and targets of photos (:class:`tinymim.data.replayed.Targets`); its
+            ``check(keys, epochs)`` refuses photos that it does not have. The targets arrive as ``extra`` of
+            :meth:`losses`. None: seeds that follow from the run's.
         per_photo: Called by the data workers for each photo; returns tensors that the method needs besides the pixels
             (e.g. targets from a store). They arrive, stacked, as ``extra`` of :meth:`losses`. None: no extra tensors.
     """
@@ -121,6 +128,8 @@ class Method(nn.Module):
     teachers: Sequence[Teacher] = ()
     per_photo: PerPhoto | None = None
     calibrates = False
+    augmentation: Mapping[str, Any] | None = None
+    stored: Any = None
 
     @classmethod
     def from_recipe(cls, recipe: Any, student: Any, *, pretrained: bool = True) -> "Method":
@@ -164,6 +173,35 @@ class Method(nn.Module):
         Args:
             dtype: The type of autocast in this run; float32 without.
         """
+
+    def example(self, photo: Path | None) -> Mapping[str, Tensor]:
+        """The tensors that a photo adds to ``extra``, for measuring memory and time.
+
+        Args:
+            photo: One of the photos, or None.
+        """
+        return {} if self.per_photo is None or photo is None else self.per_photo(photo, 0)
+
+    @property
+    def kept(self) -> nn.Module:
+        """The network that is saved: the student, or one that the student is part of."""
+        return self.student
+
+    def start_from(self, file: str | os.PathLike[str]) -> None:
+        """Initialise what is saved from a checkpoint (``--init-from``).
+
+        Raises:
+            CheckpointError: it does not fit.
+        """
+        load_weights(self.student, file)
+
+    def save(self, network: Any, path: Path, meta: dict[str, Any]) -> None:
+        """Write :attr:`kept`, given with whole weights, and what is known of it."""
+        save_student(network, path, meta)
+
+    def undecayed(self) -> Iterable[str]:
+        """Names, or last parts of names, of parameters of more than one dimension without weight decay."""
+        return ()
 
     @property
     def learned(self) -> nn.Module:

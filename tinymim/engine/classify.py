@@ -40,6 +40,7 @@ class ClassifyModel(Trainable):
         distillation: "hard" or "soft".
         alpha: Weight of the teacher (DeiT: 0.5).
         tau: Temperature of soft distillation (DeiT's published runs: 1).
+        frozen_bn: Batch norm normalises by its running statistics in training, too, and keeps them.
         autocast: torch.bfloat16 or None.
     """
 
@@ -54,6 +55,10 @@ class ClassifyModel(Trainable):
         "mixup_prob": Number(1.0, most=1),
         "switch_prob": Number(0.5, most=1),  # probability of cutmix instead of mixup
         "smoothing": Number(0.1, most=1, below=True),
+        "head": Kind(example="by_class"),  # None: new; by_class: rows of the student file's classes; or a file of rows
+        "frozen_bn": Choice(None, (None, False, True)),  # batch norm keeps the student's running statistics
+        "clip_grad": Number(None, above=True),  # largest norm of the gradients
+        "eval_squash": Choice(None, (None, False, True)),  # score whole photos, resized to a square; None: a crop
         "ema": Number(None, most=1, below=True, off=True),  # decay of a running average of the weights, e.g. 0.9999
         "teacher": Kind(),  # timm/NAME with a classifier, or a classifier.pth: DeiT's distillation
         "teacher_weights": Kind(example="FILE"),  # weights file for a timm teacher
@@ -72,6 +77,7 @@ class ClassifyModel(Trainable):
         distillation: str = "hard",
         alpha: float = 0.5,
         tau: float = 1.0,
+        frozen_bn: bool = False,
         autocast: torch.dtype | None = None,
     ) -> None:
         super().__init__(autocast)
@@ -82,7 +88,8 @@ class ClassifyModel(Trainable):
         self.criterion = LabelSmoothingCrossEntropy(smoothing)
         self.teacher = None if teacher is None else teacher.model
         self.view = None if teacher is None else teacher.view
-        self.distillation, self.alpha, self.tau = distillation, alpha, tau
+        self.distillation, self.alpha, self.tau, self.frozen_bn = distillation, alpha, tau, frozen_bn
+        self.train()
 
     @property
     def encoder(self) -> Classifier:
@@ -99,11 +106,13 @@ class ClassifyModel(Trainable):
             prepare_frozen(self.teacher, dtype)
 
     def train(self, mode: bool = True) -> "ClassifyModel":
-        """Training mode for the classifier; teacher and average stay in evaluation mode."""
+        """Training mode for the classifier; teacher, average and frozen batch norm stay in evaluation mode."""
         super().train(mode)
-        for frozen in (self.teacher, self.ema):
-            if frozen is not None:
-                frozen.eval()
+        still = [part for part in (self.teacher, self.ema) if part is not None]
+        if self.frozen_bn:
+            still += [part for part in self.network.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+        for part in still:
+            part.eval()
         return self
 
     def forward(self, image: Tensor, label: Tensor, mode: str = "loss") -> dict[str, Tensor]:  # type: ignore[override]

@@ -89,6 +89,7 @@ def evaluate_classifier(
     imagenet_r: str | Path | None = None,
     imagenet_c: str | Path | None = None,
     img_size: int | None = None,
+    squash: bool | None = None,
     num_heads: int | None = None,
     batch_size: int = 64,
     workers: int = 2,
@@ -104,6 +105,7 @@ def evaluate_classifier(
         imagenet_r: Official folder.
         imagenet_c: Official folder, with or without the groups of its archives.
         img_size: Side, pixels; None: the size it was fine-tuned at.
+        squash: Resize whole photos to a square instead of cropping them; None: as it was fine-tuned.
         num_heads: Heads per block, for a file that does not store it.
         batch_size: Photos per pass.
         workers: Data-loading processes.
@@ -133,6 +135,7 @@ def evaluate_classifier(
             "fine-tune it with tinymim finetune, which writes them into the file",
         )
     size = img_size or int(model.backbone.img_size[0])
+    squash = bool(found.meta.get("eval_squash")) if squash is None else squash
 
     def predict(images_B3HW: Tensor) -> Tensor:
         return model(images_B3HW.to(place))
@@ -141,7 +144,7 @@ def evaluate_classifier(
     scores: dict[str, Any] = {}
     if imagenet_c is None or any((data, imagenet_a, imagenet_r)):
         scores = evaluate_folders(
-            predict, imagenet=data, a=imagenet_a, r=imagenet_r, transform=eval_transform(size), **shared
+            predict, imagenet=data, a=imagenet_a, r=imagenet_r, transform=eval_transform(size, squash=squash), **shared
         )
     if imagenet_c is not None:
         crop = create_transform(size, is_training=False, interpolation="bicubic", crop_pct=1.0)

@@ -23,7 +23,8 @@ from tinymim.engine.session import data_workers
 from tinymim.engine.settings import FinetuneSettings
 from tinymim.errors import ConfigError
 from tinymim.files import describe_file, describe_files, write_json
-from tinymim.models.classifier import Classifier, save_classifier
+from tinymim.models.checkpoints import read_checkpoint
+from tinymim.models.classifier import Classifier, save_classifier, start_from_classes
 from tinymim.models.registry import create_model_for
 from tinymim.models.teachers import LabelTeacher, load_label_teacher
 
@@ -72,6 +73,14 @@ class FinetuneJob(Job):
     settings: FinetuneSettings
     model: ClassifyModel
 
+    def check_recipe(self) -> None:
+        if self.config.head is not None and self.settings.student is None and not self.settings.resume:
+            raise ConfigError(
+                f"head={self.config.head} without a student",
+                "the recipe starts from the rows of another classifier",
+                "add --student FILE (a classifier.pth, or timm's or the authors' file), or --cfg-options head=",
+            )
+
     def read_data(self) -> int:
         s = self.settings
         self.train = read_class_folder(s.data)
@@ -108,6 +117,7 @@ class FinetuneJob(Job):
     def make_model(self, autocast: torch.dtype | None) -> ClassifyModel:
         config, student = self.config, self.settings.student
         self.network = build_classifier(config, len(self.train.classes), None if student is None else str(student))
+        self.started = "" if config.head is None or student is None else self.start_head(str(student))
         self.teacher = _teacher(config, self.network, self.train, pretrained=not self.settings.dry_run)
         return ClassifyModel(
             self.network,
@@ -117,15 +127,21 @@ class FinetuneJob(Job):
             distillation=config.distillation,
             alpha=config.alpha,
             tau=config.tau,
+            frozen_bn=bool(config.frozen_bn),
             autocast=autocast,
         )
 
+    def start_head(self, student: str) -> str:
+        """Start the classifier from the student file's classes; return a line about it."""
+        rows = None if self.config.head == "by_class" else read_rows(self.config.head, len(self.train.classes))
+        return start_from_classes(self.network, read_checkpoint(student), self.train.classes, rows)
+
     @property
     def patch_size(self) -> int:
-        return int(self.network.backbone.patch_size)
+        return int(self.network.backbone.stage_info[0].stride)
 
     def describe(self) -> str:
-        lines = [str(self.train), str(self.arithmetic)]
+        lines = [str(self.train), str(self.arithmetic), *([self.started] if self.started else [])]
         names = self.train.classes
         if self.held_out is not None and (lacking := sorted({*range(len(names))} - {*self.held_out.labels.tolist()})):
             lines.append(
@@ -144,7 +160,11 @@ class FinetuneJob(Job):
         if self.held_out is None:
             return None
         return DataLoader(
-            LabelledPhotos(self.held_out.files, self.held_out.labels, eval_transform(self.config.img_size)),
+            LabelledPhotos(
+                self.held_out.files,
+                self.held_out.labels,
+                eval_transform(self.config.img_size, squash=bool(self.config.eval_squash)),
+            ),
             sampler=[(0, i) for i in range(self.rank, len(self.held_out.files), self.world)],  # type: ignore[arg-type]
             batch_size=max(self.arithmetic.micro_batch, 1),
             num_workers=(workers := data_workers(self.config, self.place)),
@@ -192,6 +212,7 @@ class FinetuneJob(Job):
             "steps": self.arithmetic.steps,
             "step": step,
             "eval_size": self.config.img_size,
+            "eval_squash": bool(self.config.eval_squash),
         }
         save_classifier(network, path, self.train.classes, meta)
 
@@ -230,6 +251,34 @@ def build_classifier(config: Config, num_classes: int, student: str | None) -> C
     )
     backbone.set_grad_checkpointing(bool(config.grad_checkpointing))
     return Classifier(backbone, num_classes)
+
+
+def read_rows(path: str, count: int) -> list[int]:
+    """A text file of one whole number a line: the row of each class in another classifier, -1 for none.
+
+    Args:
+        path: The file, e.g. the TinyViT authors' ``imagenet_1kto22k.txt``.
+        count: Number of classes.
+
+    Raises:
+        ConfigError: no such file, or other content.
+    """
+    try:
+        lines = Path(path).read_text("utf-8-sig").split()
+        rows = [int(line) for line in lines]
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"head={path} cannot be read as rows of classes",
+            str(error),
+            "use head=by_class, or a text file with one whole number a line",
+        ) from None
+    if len(rows) != count or min(rows, default=0) < -1:
+        raise ConfigError(
+            f"{path} has {len(rows)} numbers from {min(rows, default=0)} for {count} classes",
+            "it must have the row of each class, in the order of the sorted sub-folders, and -1 for none",
+            "correct the file, or use head=by_class",
+        )
+    return rows
 
 
 def _teacher(config: Config, network: Classifier, photos: ClassFolder, *, pretrained: bool) -> LabelTeacher | None:
@@ -285,8 +334,13 @@ def train_transform(config: Config) -> Any:
         ) from None
 
 
-def eval_transform(img_size: int) -> Any:
-    """timm's evaluation view: short side 256 for 224 pixels (above 224: no margin), central crop, bicubic (MAE)."""
+def eval_transform(img_size: int, *, squash: bool = False) -> Any:
+    """timm's evaluation view: short side 256 for 224 pixels (above 224: no margin), central crop, bicubic (MAE).
+
+    ``squash``: the whole photo resized to a square, without a crop (timm's ``crop_mode="squash"``; TinyViT at 384).
+    """
+    if squash:
+        return create_transform(img_size, is_training=False, interpolation="bicubic", crop_pct=1.0, crop_mode="squash")
     return create_transform(
         img_size, is_training=False, interpolation="bicubic", crop_pct=224 / 256 if img_size <= 224 else 1.0
     )

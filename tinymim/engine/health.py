@@ -177,7 +177,7 @@ class HealthHook(Hook):
                 file.write(json.dumps({"step": runner.iter, **values}) + "\n")
 
     def _health_values(self, model: PretrainModel, pixels: Tensor) -> dict[str, float]:
-        encoder: Any = model.encoder
+        encoder: Any = model.method.student
         views = model.views(pixels)
         own = views[0]
         values: dict[str, float] = {}
@@ -224,7 +224,7 @@ class HealthHook(Hook):
                     pixels = torch.stack([item["image"] for item, _ in items]).to(device).float() / 255
                     yield model.views(pixels)[0]
 
-        encoder: Any = model.encoder
+        encoder: Any = model.method.student
         features = embed(encoder, batches())
         return features, torch.tensor(labels)
 

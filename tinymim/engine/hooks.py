@@ -34,6 +34,29 @@ class ScheduleHook(Hook):
             group["lr"] = rate
 
 
+@HOOKS.register_module()
+class StatisticsHook(Hook):
+    """After every step each process has the mean of all running statistics of batch norm.
+
+    So all score, save and resume the same model, as they have the same weights. In training each still normalises by
+    the photos of its own pass: several processes do not give the losses of one, as without batch norm.
+
+    Args:
+        learned: What is trained.
+    """
+
+    def __init__(self, learned: torch.nn.Module) -> None:
+        norms = [part for part in learned.modules() if isinstance(part, torch.nn.modules.batchnorm._BatchNorm)]
+        self.values = [value for norm in norms for value in (norm.running_mean, norm.running_var) if value is not None]
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        if get_world_size() > 1 and self.values:
+            flat = torch.cat(self.values)
+            all_reduce(flat, "mean")
+            for own, mean in zip(self.values, flat.split([len(value) for value in self.values]), strict=True):
+                own.copy_(mean)
+
+
 class Waits:
     """Shares of the time that steps waited for data; the first step, which starts the data workers, is not counted.
 

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from tinymim.compat import use_device
 from tinymim.distill.method import find_method
 from tinymim.engine.compiling import compile_student
-from tinymim.engine.hooks import MonitorHook, SaveHook
+from tinymim.engine.hooks import MonitorHook, SaveHook, StatisticsHook
 from tinymim.engine.model import Trainable, pick_precision
 from tinymim.engine.parallel import average, check_strategy, shard, together, whole_encoder
 from tinymim.engine.plan import Plan, make_plan, measure, micro_batch, padding
@@ -182,7 +182,8 @@ class Job(ABC):
             self.state,
             {"micro_batch": plan.micro_batch, "compiled": self.compiled, "by_rows": by_rows},
         )
-        hooks = [*self.hooks_before(optimizer), self.monitor, *self.hooks_after(), saver]
+        hooks = [StatisticsHook(self.model.learned), *self.hooks_before(optimizer), self.monitor]
+        hooks += [*self.hooks_after(), saver]
         on_first_process(
             lambda: open_folder(
                 self.opened,

@@ -1,8 +1,8 @@
 """The model that MMEngine's Runner trains: one of our methods as a BaseModel, uint8 photos in, named losses out."""
 
 import weakref
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -137,8 +137,8 @@ class PretrainModel(Trainable):
 
     @property
     def encoder(self) -> nn.Module:
-        """The network that is kept: the student."""
-        return self.method.student
+        """See :attr:`tinymim.distill.method.Method.kept`."""
+        return self.method.kept
 
     @property
     def learned(self) -> nn.Module:
@@ -187,18 +187,23 @@ class PretrainModel(Trainable):
         views = ["image"] if config.color_jitter is None else ["image", "student_image"]
         shape = (count, 3, config.img_size, config.img_size)
         batch = {k: torch.randint(0, 256, shape, dtype=torch.uint8, device=place) for k in views}
-        if self.method.per_photo is not None and self.photo is not None:
-            for name, value in self.method.per_photo(self.photo, 0).items():
-                batch[name] = torch.stack([value] * count).to(place)
+        for name, value in self.method.example(self.photo).items():
+            batch[name] = torch.stack([value] * count).to(place)
         return batch
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: matrices with weight decay, 1-D parameters without (the class token is decayed, as published)."""
-    named = [p for p in model.parameters() if p.requires_grad]
+def parameter_groups(model: nn.Module, weight_decay: float, undecayed: Iterable[str] = ()) -> list[dict[str, Any]]:
+    """Two groups: matrices with weight decay; 1-D parameters without, and those whose names end in ``undecayed``.
+
+    (The class token is decayed in pre-training, as published.)
+    """
+    free = tuple(f".{name}" for name in undecayed)
+    named = [
+        (p, p.ndim > 1 and not f".{name}".endswith(free)) for name, p in model.named_parameters() if p.requires_grad
+    ]
     return [
-        {"params": [p for p in named if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in named if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p, decayed in named if decayed], "weight_decay": weight_decay},
+        {"params": [p for p, decayed in named if not decayed], "weight_decay": 0.0},
     ]
 
 
@@ -233,8 +238,21 @@ def cpu_has_bf16() -> bool:
 def saved_bytes_per_image(model: Trainable, batch: dict[str, Tensor]) -> int:
     """:func:`saved_bytes` that one more image costs: of a batch, less those of the batch without its last image."""
     fewer = {key: value[:-1] for key, value in batch.items()}
-    more = saved_bytes(model, lambda: model(**batch)["loss"])
-    return max(more - saved_bytes(model, lambda: model(**fewer)["loss"]), 1)
+    with kept_buffers(model):
+        more = saved_bytes(model, lambda: model(**batch)["loss"])
+        return max(more - saved_bytes(model, lambda: model(**fewer)["loss"]), 1)
+
+
+@contextmanager
+def kept_buffers(model: nn.Module) -> Iterator[None]:
+    """Passes inside the block leave no trace in the running statistics of batch norm."""
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in before:
+                buffer.copy_(value)
 
 
 class _Saved:

@@ -12,7 +12,7 @@ from mmengine.config import Config
 from tinymim.compat import is_first_process, launched_processes
 from tinymim.cores import free_memory
 from tinymim.engine.cost import TrainingCost, measure_cost
-from tinymim.engine.model import Trainable, saved_bytes_per_image
+from tinymim.engine.model import Trainable, kept_buffers, saved_bytes_per_image
 from tinymim.engine.scaling import scaling_table
 from tinymim.errors import ConfigError
 
@@ -138,14 +138,14 @@ def time_passes(config: Config, model: Trainable, sizes: list[int], place: str) 
         moments are left out, and large ones where :data:`PATIENCE` is short.
     """
     model.train()
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     moments = torch.empty(2 * trained if place == "cuda" else 0, device=place)
 
     def seconds(n: int) -> float:
         return _common(_pass_seconds(model, config, n, place), torch.distributed.ReduceOp.MAX, place)
 
-    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if place == "cuda" else []):
+    devices = [torch.cuda.current_device()] if place == "cuda" else []
+    with torch.random.fork_rng(devices=devices), kept_buffers(model):
         seconds(sizes[0])  # warm up
         each = seconds(sizes[0]) / sizes[0]
         found: dict[int, list[float]] = {
@@ -164,8 +164,6 @@ def time_passes(config: Config, model: Trainable, sizes: list[int], place: str) 
     del moments
     model.zero_grad(set_to_none=True)
     model.last_batch = {}
-    for name, buffer in model.named_buffers():
-        buffer.copy_(buffers[name])
     return {n: statistics.median(times) / n for n, times in found.items() if times}
 
 

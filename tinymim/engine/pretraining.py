@@ -1,5 +1,6 @@
 """``pretrain`` and ``distill``, the jobs on photos without labels, and their result."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from tinymim.analysis.probes import trained_depth
+from tinymim.data.photo_files import photo_names
 from tinymim.data.photos import Photos, collate_readable, list_photos
+from tinymim.data.replay import Replay
+from tinymim.data.replayed import ReplayedPhotos
 from tinymim.data.shards import file_bytes
 from tinymim.distill.teachers import named_teachers
 from tinymim.engine.build import build_method
@@ -19,9 +23,8 @@ from tinymim.engine.hooks import ScheduleHook
 from tinymim.engine.job import Job, run_job
 from tinymim.engine.model import PretrainModel, parameter_groups
 from tinymim.engine.settings import DistillSettings, PretrainSettings
-from tinymim.errors import ConfigError
+from tinymim.errors import ConfigError, DataError
 from tinymim.files import describe_file, describe_files
-from tinymim.models import load_weights, save_student
 
 CALIBRATION = 32  # photos, spread over the list, that a teacher is quantised with
 FEW, SMALL_DATA = 20_000, "tinymim_tiny_small_data"  # photos up to which a dry run proposes the recipe
@@ -104,7 +107,9 @@ class PretrainJob(Job):
     def make_model(self, autocast: torch.dtype | None) -> PretrainModel:
         self.method, self.teachers = build_method(self.config, pretrained=not self.settings.dry_run)
         if self.settings.init_from and self.state is None:
-            load_weights(self.method.student, self.settings.init_from)
+            self.method.start_from(self.settings.init_from)
+        if self.method.augmentation is not None:
+            self.check_views(self.method.augmentation)
         model = PretrainModel(self.method, autocast=autocast, photo=self.files[0])
         if self.method.calibrates:
             if self.place != "cpu":
@@ -127,8 +132,59 @@ class PretrainJob(Job):
     def patch_size(self) -> int:
         return int(self.method.student.patch_size)
 
-    def photos(self, train: bool = True, files: list[Path] | None = None) -> Photos:
-        """Crops of the training photos, or views of the held-out ones or of those given."""
+    def check_views(self, augmentation: Mapping[str, Any]) -> None:
+        """Refuse photos and settings with which the views of stored targets, or pairs of views, cannot be made.
+
+        Raises:
+            ConfigError: colour jitter, held-out photos of a store, another augmentation than its own, or pairs that
+                would be torn apart.
+            DataError: photos or epochs that are not in the store, or views that are not ours.
+        """
+        plan, stored = self.arithmetic, self.method.stored
+        if stored is not None and {*stored.augmentation} != {*Replay().settings}:
+            raise DataError(
+                f"the views of {stored.source} cannot be made again",
+                f"they are of another program: {stored.augmentation}",
+                "write a store with tinymim cache",
+            )
+        self.replay = replay = Replay(**augmentation)
+        if self.config.color_jitter:
+            raise ConfigError(
+                f"color_jitter={self.config.color_jitter} for views that are made from seeds",
+                "teacher and student see the same pixels",
+                "use --cfg-options color_jitter=None",
+            )
+        if stored is not None and self.held_out:
+            raise ConfigError(
+                f"--val-data {self.settings.val_data} and stored targets",
+                "the store holds none of held-out photos",
+                "leave --val-data out; labelled photos are scored with --probe-data FOLDER",
+            )
+        for name, value in replay.settings.items() if stored is not None else ():
+            if value != (found := Replay(**stored.augmentation).settings[name]):
+                text = "none" if found is None else str(found).replace(" ", "")
+                words = {"img_size": f"--img-size {text}", "scale": f"--cfg-options crop_scale={text}"}
+                raise ConfigError(
+                    f"{stored.source} was made with {name} {found}, and the run has {value}",
+                    "its targets belong to other views",
+                    f"use {words.get(name, f'--cfg-options {name}={text}')}, or another --store",
+                )
+        share = plan.batch // self.world
+        if replay.mixes and share % 2 and (self.world > 1 or plan.batch < plan.photos):
+            raise ConfigError(
+                f"{share} photos per process cannot be mixed",
+                "they are mixed in pairs",
+                f"use --batch-size {self.world * max(share // 2 * 2, 2)}",
+            )
+        self.keys = photo_names(self.settings.data, self.files)
+        if stored is not None:
+            stored.check([*self.keys.values()], -(-plan.steps // plan.steps_per_epoch))
+
+    def photos(self, train: bool = True, files: list[Path] | None = None) -> Photos | ReplayedPhotos:
+        """Views of the training photos, or central crops of the held-out ones or of those given."""
+        if train and self.method.augmentation is not None:
+            stored = self.method.stored
+            return ReplayedPhotos(self.files, self.keys, self.replay, stored, seed=self.config.seed)
         return Photos(
             files or (self.files if train else self.held_out),
             img_size=self.config.img_size,
@@ -154,7 +210,7 @@ class PretrainJob(Job):
         )
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        return parameter_groups(self.model, self.config.weight_decay)
+        return parameter_groups(self.model, self.config.weight_decay, self.method.undecayed())
 
     def hooks_before(self, optimizer: torch.optim.Optimizer) -> list[Hook]:
         plan = self.arithmetic
@@ -165,15 +221,16 @@ class PretrainJob(Job):
         return health_hooks(self.folder, self.config, every, self.held_out or self.files, self.probe)
 
     def inputs(self) -> dict[str, Any]:
-        start = self.settings.init_from
+        start, stored = self.settings.init_from, self.method.stored
         return {
+            **({} if stored is None else {"store": {"file": stored.source, "sha256": stored.sha256}}),
             "teacher": [{"file": t.name, "sha256": t.sha256} for t in self.teachers],
             "init_from": describe_file(start) if start and Path(start).is_file() else None,
             "data": describe_files(self.settings.data, self.files, file_bytes),
         }
 
     def save(self, network: nn.Module, path: Path, step: int) -> None:
-        student: Any = network
+        student: Any = self.method.student
         meta = {
             "name": self.config.student,
             "recipe": Path(self.recipe).stem,
@@ -183,7 +240,7 @@ class PretrainJob(Job):
             "relations": self.method.learned_relations(),
             "steps": self.arithmetic.steps,
         }
-        save_student(student, path, {**meta, "step": step, "trained_depth": trained_depth(student)})
+        self.method.save(network, path, {**meta, "step": step, "trained_depth": trained_depth(student)})
 
     def result(self, seconds: float) -> RunResult:
         steps, learned = self.arithmetic.steps, self.method.learned_relations()

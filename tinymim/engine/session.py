@@ -30,7 +30,7 @@ from tinymim.literals import read_literal_file
 from tinymim.records import read_env
 
 HEALTH_KEYS = {"watch_every", "probe_data", "probe_photos", "tensorboard"}
-FILES = {"teacher", "teacher_weights", "student_file"}  # may have moved on resume: env.json has their sha256
+FILES = {"teacher", "teacher_weights", "store", "student_file"}  # may have moved on resume: env.json has their sha256
 MAY_CHANGE = {"workers", "data", "val_data", *FILES, *HEALTH_KEYS}  # on resume; other changes would change the numbers
 SAID = {"lr", "precision", "strategy", "world"}  # may change, too, and is said; two are our advice against NaN
 # keys that are newer than some runs, and what those did: resumed, they go on with it
@@ -64,11 +64,11 @@ def open_folder(
         changed: Whether ``config.py`` is written again, as settings have changed since.
 
     Raises:
-        ConfigError: the run was started with another teacher or student.
+        ConfigError: the run was started with another teacher, store or student.
     """
     folder, resume = opened.path, not opened.fresh
     before = read_env(folder).get("inputs", {}) if resume else {}
-    for key in ("teacher", "student"):
+    for key in ("teacher", "store", "student"):
         old, new = ([item.get("sha256") for item in _each(given.get(key))] for given in (before, inputs))
         if old and anew and key == "student" and not new:
             raise ConfigError(
@@ -177,7 +177,9 @@ def train_loader(
     photos: Any, plan: Plan, config: Config, place: str, *, start: int, rank: int, world: int
 ) -> DataLoader:
     """This process's share of every batch of a plan, from step ``start`` on; keys are (epoch, index)."""
-    sampler = StepSampler(len(photos), plan.batch, plan.steps, seed=config.seed, start=start, rank=rank, world=world)
+    order = getattr(photos, "order", None)
+    share = dict(start=start, rank=rank, world=world)
+    sampler = StepSampler(len(photos), plan.batch, plan.steps, seed=config.seed, order=order, **share)
     return DataLoader(
         photos,
         batch_sampler=sampler,

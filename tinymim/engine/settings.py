@@ -139,6 +139,7 @@ class DistillSettings(PretrainSettings):
         teacher_weights: File for a timm teacher; for several teachers one each, "-" for none.
         targets: Words of :mod:`tinymim.distill.targets`.
         teacher_heads: Heads per block, for a teacher file that does not store it.
+        store: What ``tinymim cache`` wrote, instead of a teacher (fast distillation).
     """
 
     default_recipe = "tinymim_tiny_from_mae_base"
@@ -163,11 +164,15 @@ class DistillSettings(PretrainSettings):
     teacher_heads: int | None = option(
         "heads per block, for a teacher file that does not store it", recipe="teacher_heads", type=int
     )
+    store: str | Path | None = option(
+        "targets that tinymim cache wrote, instead of a teacher (recipes tinyvit_*)", metavar="FOLDER"
+    )
 
     def overrides(self) -> dict[str, Any]:
         from tinymim.distill.teachers import named_teachers
 
-        return {**named_teachers(self.teacher, self.teacher_weights), **super().overrides()}
+        store = None if self.store is None else str(self.store)
+        return {**named_teachers(self.teacher, self.teacher_weights), "store": store, **super().overrides()}
 
 
 @dataclass(kw_only=True)

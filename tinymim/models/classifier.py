@@ -49,6 +49,7 @@ class Classifier(nn.Module):
         head_dist: The second linear layer, or None.
     """
 
+    head: Any  # the linear layer, or a _MapHead around it
     head_dist: nn.Linear | None
 
     def __init__(self, backbone: Backbone, num_classes: int) -> None:
@@ -72,7 +73,7 @@ class Classifier(nn.Module):
     @property
     def last_layer(self) -> nn.Linear:
         """The linear layer of the class head: a row for each class."""
-        return self.head.fc if isinstance(self.head, _MapHead) else self.head
+        return self.head.fc if isinstance(self.head, _MapHead) else self.head  # type: ignore[no-any-return]
 
     def answers(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Images (B, 3, H, W), normalised -> logits (B, K) of the class head and of the second head (None without)."""

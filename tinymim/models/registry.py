@@ -105,7 +105,7 @@ def create_model_for(
     if name not in SIZES or known:
         if name in SIZES:
             print(f"note: {file} is {known}, which is used, not {name}")
-            name = known
+            name = str(known)
         shape = {key: value for key, value in checkpoint.config.items() if key not in ("name", "img_size")}
         model = create_model(name, img_size=img_size, **{**(shape if name == known else {}), **arguments, **heads})
         load_weights(model, checkpoint)

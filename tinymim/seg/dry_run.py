@@ -25,6 +25,7 @@ from tinymim.seg.config import (
 )
 from tinymim.seg.distillation import load_teacher, set_teacher
 from tinymim.seg.loss import tile_losses
+from tinymim.seg.shape import take_shape
 
 
 class SegCost(TrainingCost):
@@ -50,6 +51,7 @@ def estimate_segmentor(
     config: str | Path | Config,
     *,
     data_root: str | Path | None = None,
+    student: str | Path | None = None,
     teacher_segmentor: str | Path | None = None,
     pseudo: str | Path | None = None,
     device: str | None = None,
@@ -62,6 +64,7 @@ def estimate_segmentor(
     Args:
         config: As in :func:`tinymim.seg.train_segmentor`.
         data_root: Labelled folder, for the number of classes; default: the config's.
+        student: As in :func:`tinymim.seg.train_segmentor`; it decides the shape of a hierarchical backbone.
         teacher_segmentor: As in :func:`tinymim.seg.train_segmentor`: its passes and weights count.
         pseudo: As in :func:`tinymim.seg.train_segmentor`; it is checked, and changes no cost.
         device: As in :func:`tinymim.seg.train_segmentor`.
@@ -74,6 +77,7 @@ def estimate_segmentor(
     """
     cfg = find_config(config)
     merge_options(cfg, cfg_options)
+    take_shape(cfg, student, None)
     layout = set_data(cfg, data_root, ignore_label, reduce_zero_label, splits=())
     set_teacher(cfg, teacher_segmentor)
     set_pseudo(cfg, layout, pseudo)
@@ -86,7 +90,7 @@ def estimate_segmentor(
     tile_losses(model)
     if teacher is not None:
         teacher.teach(model)
-    height, width = cfg.model.data_preprocessor.size
+    height, width = crop_size(cfg)
 
     def loss(count: int) -> torch.Tensor:
         photos = [torch.randint(0, 256, (3, height, width), dtype=torch.uint8) for _ in range(count)]
@@ -109,3 +113,13 @@ def estimate_segmentor(
     )
     frozen = 0 if teacher is None else sum(p.nbytes for p in teacher.model.parameters()) / 2**30
     return SegCost(**{**vars(cost), "gib": cost.gib + frozen})
+
+
+def crop_size(cfg: Config) -> tuple[int, int]:
+    """Height and width (pixels) of a training batch: the pipeline's crops, padded to the size of the preprocessor."""
+    padded = cfg.model.data_preprocessor.get("size") or (0, 0)
+    pipeline = cfg.train_dataloader.dataset.get("pipeline", cfg.get("train_pipeline", []))
+    crops = [step["crop_size"] for step in pipeline if step.get("type") == "RandomCrop"]
+    crop = crops[-1] if crops else (0, 0)
+    sides = [(each, each) if isinstance(each, int) else each for each in (padded, crop)]
+    return max(sides[0][0], sides[1][0]), max(sides[0][1], sides[1][1])

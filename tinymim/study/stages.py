@@ -33,6 +33,7 @@ DATA = {  # reference -> its options
     "segment_photos": ("--seg-data FOLDER",),
     "all_photos": ("--data FOLDER", "--seg-data FOLDER"),
     "teacher_weights": ("--teacher-weights FILE",),
+    "store": ("--store FOLDER",),
 }
 WORDS = {
     "photos": "training photos",
@@ -41,6 +42,7 @@ WORDS = {
     "segment_photos": "training photos of the labelled folder",
     "all_photos": "training photos, with those of the labelled folder",
     "teacher_weights": "weights of the teacher",
+    "store": "stored targets",
 }
 PRODUCTS = {"segment": "segmentor", "finetune": "classifier"}  # verb -> its file; of the others a student
 FILES = ("teacher", "teacher_weights")  # recipe keys that may name a file
@@ -106,7 +108,11 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> ConfigError:
 
 
 def find_data(
-    photos: str | None, val_photos: str | None, segments: str | None, teacher_weights: str | None = None
+    photos: str | None,
+    val_photos: str | None,
+    segments: str | None,
+    teacher_weights: str | None = None,
+    store: str | None = None,
 ) -> dict[str, Folder]:
     """The data folders of a command line, by the word that a study uses for them.
 
@@ -115,10 +121,11 @@ def find_data(
         val_photos: Validation photos.
         segments: Folder in ADE20K layout.
         teacher_weights: A weight file.
+        store: What ``tinymim cache`` wrote; its header stands for its content.
 
     Raises:
         CheckpointError: no such file.
-        DataError: a folder that is missing or holds no photo.
+        DataError: a folder that is missing or holds no photo, or no store.
     """
     folders: dict[str, str | Path] = {"segments": segments} if segments else {}
     if photos and val_photos:
@@ -155,6 +162,14 @@ def find_data(
         if not file.is_file():
             raise CheckpointError(f"no file at {teacher_weights}", "it does not exist", "check --teacher-weights")
         found["teacher_weights"] = Folder(file, {"folder": file.name, "files": 1, "list_sha256": sha256_file(file)})
+    if store:
+        header = Path(store).resolve() / "store.json"
+        if not header.is_file():
+            raise DataError(
+                f"no target store at {store}", "there is no store.json", "write one: tinymim cache, and check --store"
+            )
+        about = {"folder": header.parent.name, "files": 1, "list_sha256": sha256_file(header)}
+        found["store"] = Folder(header.parent, about)
     return found
 
 

@@ -1,0 +1,8 @@
+# UperNet on TinyViT-21M (20.6 M), otherwise as upernet_tinyvit_5m.py. --student accepts timm's files, the authors' or
+# one of our students, of any windows: their tables of attention biases are resized.
+_base_ = ["upernet_tinyvit_5m.py"]
+model = dict(
+    backbone=dict(name="tiny_vit_21m_224"),
+    decode_head=dict(in_channels=[96, 192, 384, 576]),
+    auxiliary_head=dict(in_channels=384),
+)

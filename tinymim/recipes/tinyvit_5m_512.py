@@ -1,0 +1,5 @@
+"""TinyViT-5M at 512 pixels, from 384. The paper has it for 21M only: its settings, and windows as there."""
+
+_base_ = "./tinyvit_5m_384.py"
+student_args = dict(window_sizes=(16, 16, 32, 16))
+img_size = 512

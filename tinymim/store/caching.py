@@ -1,0 +1,210 @@
+"""``tinymim cache``: a teacher looks once at every photo in every epoch, and its largest probabilities are kept."""
+
+import os
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tinymim.errors import ConfigError
+from tinymim.progress import Progress, clock
+from tinymim.store.job import UNREADABLE, Item, Job, about
+from tinymim.store.layout import HEADER, Chunk, Layout, logits_arrays
+from tinymim.store.places import open_place
+from tinymim.store.targets import missing_chunks, read_header
+from tinymim.store.writer import TargetWriter, make_header
+
+IMAGENET_22K = (14_197_122, 90)  # photos; epochs of TinyViT's distillation
+TIMED = 8.0  # seconds a plan takes to time the teacher, about
+
+
+@dataclass
+class Plan:
+    """What a store will take.
+
+    Attributes:
+        records: In all.
+        record_bytes: Bytes of one.
+        keys_bytes: Bytes of the index.
+        missing: Records not written yet.
+        free: Bytes that the disk has left; None: unknown.
+        rate: Photos per second of this machine; None: not timed.
+        words: The first lines to print.
+    """
+
+    records: int
+    record_bytes: int
+    keys_bytes: int
+    missing: int
+    free: int | None
+    rate: float | None
+    words: str
+
+    def print(self) -> None:
+        """GiB, hours, and the same for ImageNet-22k."""
+        print(self.words)
+        size = self.records * self.record_bytes + self.keys_bytes
+        room = "" if self.free is None else f"; free: {_size(self.free)}"
+        print(f"size:    {_size(size)}: {self.record_bytes} bytes a view, {_size(self.keys_bytes)} of keys{room}")
+        if self.missing < self.records:
+            print(
+                f"there:   {self.records - self.missing:,} records; {_size(self.missing * self.record_bytes)} to write"
+            )
+        if self.rate:
+            print(f"speed:   {self.rate:.1f} images/s here: {_hours(self.missing / self.rate)} for what is missing")
+        photos, epochs = IMAGENET_22K
+        hours = f", {_hours(photos * epochs / self.rate)} on one such machine" if self.rate else ""
+        print(
+            f"compare: ImageNet-22k ({photos:,} photos, {epochs} epochs) at this K: "
+            f"{_size(photos * epochs * self.record_bytes)}{hours}",
+            flush=True,
+        )
+
+    def check_room(self, out: str) -> None:
+        """Refuse a disk that is too small.
+
+        Raises:
+            ConfigError: it is.
+        """
+        needed = self.missing * self.record_bytes + self.keys_bytes
+        if self.free is not None and needed > self.free:
+            raise ConfigError(
+                f"the disk of {out} is too small",
+                f"{_size(needed)} are to be written, {_size(self.free)} are free",
+                "choose another --out, or a smaller --topk or --epochs",
+            )
+
+
+def _size(number: int) -> str:
+    if number >= 2**27:
+        return f"{number / 2**30:,.2f} GiB"
+    return f"{number / 2**20:,.2f} MiB" if number >= 2**17 else f"{number / 2**10:,.2f} KiB"
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:,.1f} hours" if seconds >= 3600 else clock(seconds)
+
+
+def make_plan(
+    job: Job, out: str | os.PathLike[str], data: str | Path, *, epochs: int, chunk: int | None, timed: bool
+) -> Plan:
+    """What a store takes; with ``timed`` the speed of a few batches. Nothing is written.
+
+    Raises:
+        ConfigError: the store at ``out`` is another one.
+    """
+    place = open_place(out)
+    if chunk is None and place.exists(HEADER):
+        chunk = read_header(place)["chunk"]
+    arrays, encoded = logits_arrays(job.topk), [key.encode("utf-8", "surrogateescape") for key in job.keys]
+    header = make_header(
+        encoded, arrays, kind="logits", epochs=epochs, seed=job.seed, pairs=job.replay.mixes, chunk=chunk, about={}
+    )
+    layout = Layout(header, "the plan")
+    missing = sum(len(each.rows) for each in missing_chunks(place, layout))
+    return Plan(
+        records=len(job.keys) * epochs,
+        record_bytes=layout.record_bytes,
+        keys_bytes=sum(map(len, encoded)) + 8 * len(encoded),
+        missing=missing,
+        free=place.free(),
+        rate=_rate(job) if timed else None,
+        words=f"store:   {place.url}: {len(job.keys):,} photos x {epochs} epochs, the {job.topk} most probable of "
+        f"{job.teacher.classes:,} classes of {job.teacher.name}",
+    )
+
+
+def _rate(job: Job) -> float:
+    """Photos per second: views and teacher together, without the first batch."""
+    order = np.random.default_rng(0).permutation(len(job.keys))
+
+    def batches() -> Iterator[list[Item]]:
+        for at in range(10**6):
+            yield [(0, int(order[(at * job.batch_size + i) % len(order)])) for i in range(job.batch_size)]
+
+    began, seen = 0.0, 0
+    for number, record in enumerate(job.records(batches())):
+        now = time.monotonic()
+        if number == 0:
+            began = first = now
+            continue
+        seen += len(record["seed"])
+        if now - began > TIMED or number == 50:
+            return seen / (now - first)
+    raise AssertionError("the batches do not end")
+
+
+def cache_targets(
+    out: str | os.PathLike[str],
+    job: Job,
+    data: str | Path,
+    *,
+    epochs: int = 300,
+    chunk: int | None = None,
+    part: tuple[int, int] | None = None,
+) -> int:
+    """Write what a store still lacks and no other process has claimed; the chunks left to others.
+
+    Args:
+        out: The store: a folder, or a URL for fsspec.
+        job: Photos and teacher.
+        data: The photos, for the header.
+        epochs: Views of each photo.
+        chunk: Records of a chunk; None: at most 4,096.
+        part: Number (from 0) and count of static parts; None: whatever is free.
+
+    Raises:
+        ConfigError: the store is another one, or the disk is too small.
+        TinyMIMError: the disk is full; what is written stays.
+    """
+    make_plan(job, out, data, epochs=epochs, chunk=chunk, timed=False).check_room(os.fspath(out))
+    with TargetWriter(
+        out,
+        job.keys,
+        arrays=logits_arrays(job.topk),
+        epochs=epochs,
+        seed=job.seed,
+        pairs=job.replay.mixes,
+        chunk=chunk,
+        about=about(job, data),
+    ) as writer:
+        layout = writer.layout
+        mine = sum(len(each.rows) for each in missing_chunks(writer.place, layout, part))
+        total = len(job.keys) * layout.epochs
+        progress, done = Progress("cache", total, start=total - mine), total - mine
+        damaged = set[str]()
+        queue: deque[tuple[Chunk, list[Item]]] = deque()
+
+        def batches() -> Iterator[list[Item]]:
+            for each in writer.work(part):
+                rows = [(each.epoch, int(position)) for position in layout.photos_of(each)]
+                for at in range(0, len(rows), job.batch_size):
+                    queue.append((each, rows[at : at + job.batch_size]))
+                    yield queue[-1][1]
+
+        records: list[dict[str, np.ndarray]] = []
+        try:
+            for record in job.records(batches()):
+                now, items = queue.popleft()
+                records.append(record)
+                writer.renew()
+                damaged.update(job.keys[items[i][1]] for i in np.flatnonzero(record["seed"] == UNREADABLE))
+                if sum(len(each["seed"]) for each in records) == len(now.rows):
+                    writer.write(now, {name: np.concatenate([each[name] for each in records]) for name in records[0]})
+                    records = []
+                done += len(items)
+                progress.update(done, images=len(items), waited=job.waited)
+        except KeyboardInterrupt:
+            print("\nnote: what is written stays; the same command goes on", flush=True)
+            raise
+        finally:
+            progress.close()
+        left = len(missing_chunks(writer.place, layout))
+    for key in sorted(damaged)[:5]:
+        print(f"warning: {key} cannot be read: it has no targets")
+    if len(damaged) > 5:
+        print(f"warning: {len(damaged) - 5} more cannot be read")
+    return left
