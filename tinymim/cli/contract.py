@@ -89,8 +89,8 @@ def run(args: argparse.Namespace) -> int:
         None if args.latency is None else amount(args.latency, "--latency", time=True),
     )
     _check(args)
-    start, source = _open_start(args)
-    score = _scorer(args, start)
+    start, classes, source = _open_start(args)
+    score = _scorer(args, getattr(start, "backbone", start))
     timed = {"runtime": args.runtime, "precision": args.precision, "threads": args.threads, "seconds": args.seconds}
     search = Contraction(
         start,
@@ -100,6 +100,7 @@ def run(args: argparse.Namespace) -> int:
         latency=None if limits.latency_ms is None else _latency(args),
         shrink=args.shrink,
         parallel=args.parallel,
+        classes=classes,
         settings={"start": source, "score": score.described(), **({} if limits.latency_ms is None else timed)},
     )
     if args.dry_run:
@@ -140,15 +141,18 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError("--store and --teacher", "the store is the teacher", "leave one out")
 
 
-def _open_start(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
-    """The model to shrink, at ``--img-size``; and what names it in the search's settings."""
+def _open_start(args: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
+    """The model to shrink, at ``--img-size``, a classifier if its file is one; the names of its classes; and what names
+    it in the search's settings.
+    """
     import torch
 
     from tinymim import create_model, load_weights
     from tinymim.contract.factors import kind_of
+    from tinymim.contract.weights import with_heads
     from tinymim.errors import ConfigError
     from tinymim.files import describe_file
-    from tinymim.models import model_from_checkpoint
+    from tinymim.models import model_from_checkpoint, read_checkpoint
     from tinymim.models.backbone import backbone_names, from_config
 
     size = {} if args.img_size is None else {"img_size": args.img_size}
@@ -158,7 +162,9 @@ def _open_start(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
         model = create_model(args.start, checkpoint=args.weights, **size)
         if args.weights is None:
             print(f"note: {args.start} has random weights (--weights FILE loads some): nothing learned is inherited")
-        return model.eval(), {"name": args.start, "weights": args.weights and describe_file(args.weights)}
+        file = None if args.weights is None else read_checkpoint(args.weights)
+        model, classes = (with_heads(model, file), file.meta.get("classes")) if file else (model, None)
+        return model.eval(), classes, {"name": args.start, "weights": args.weights and describe_file(args.weights)}
     if args.weights is not None:
         raise ConfigError(f"--weights with --from {args.start}", "a file has its own weights", "leave --weights out")
     model, checkpoint = model_from_checkpoint(args.start, num_heads=args.num_heads)
@@ -172,7 +178,7 @@ def _open_start(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
             "candidates are trained on square crops",
             "add --img-size S",
         )
-    return model.eval(), describe_file(args.start)
+    return with_heads(model, checkpoint).eval(), checkpoint.meta.get("classes"), describe_file(args.start)
 
 
 def _scorer(args: argparse.Namespace, start: Any) -> Any:
@@ -180,10 +186,14 @@ def _scorer(args: argparse.Namespace, start: Any) -> Any:
     from tinymim.contract.factors import kind_of
     from tinymim.contract.score import RecipeScore
 
-    recipe = args.recipe
-    if recipe is None:
-        plain = kind_of(start.config) == "vit"
-        recipe = "tinymim_tiny_from_mae_base" if plain else "tinyvit_5m_from_store" if args.store else "finetune_tiny"
+    taught = args.store or args.teacher
+    recipe = args.recipe or (
+        "tinymim_tiny_from_mae_base"
+        if kind_of(start.config) == "vit" and not args.store
+        else "tinyvit_5m_from_store"
+        if taught
+        else "tinyvit_5m_1k"
+    )
     given = {name: getattr(args, name) for name in TRAINING if getattr(args, name) is not None}
     score = RecipeScore(recipe, {"data": "", **given, "max_steps": args.steps})
     score.check()

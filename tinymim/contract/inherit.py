@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tinymim.contract.factors import Config, kind_of
 from tinymim.models.backbone import from_config
+from tinymim.models.classifier import Classifier
 
 State = Mapping[str, Tensor]
 FIRST = "first "  # of these axes the first entries are kept
@@ -66,6 +67,12 @@ VIT = (
     Dimensions(r"blocks\.(\d+)\.mlp\.fc1\.bias", ("hidden {0}",)),
     Dimensions(r"blocks\.(\d+)\.mlp\.fc2\.weight", ("width", "hidden {0}")),
 )
+HEADS = (  # of a classifier on a plain model
+    Dimensions(r"fc_norm\.\w+", ("width",)),
+    Dimensions(r"head(?:_dist)?\.weight", (None, "width")),
+    Dimensions(r"head(?:_dist)?\.bias", (None,)),
+)
+WIDE_HEADS = (Dimensions(r"(?:fc_norm|head|head_dist)\.\w+", ()),)  # on last_dim, which stays
 
 
 def _stage_heads(parts: int, last: bool) -> Callable[[Config, Sequence[str]], tuple[int, ...]]:
@@ -125,6 +132,9 @@ TINY_VIT = (
     Dimensions(rf"{BLOCK}mlp\.fc1\.bias", ("hidden {0}.{1}",)),
     Dimensions(rf"{BLOCK}mlp\.fc2\.weight", ("width {0}", "hidden {0}.{1}")),
     Dimensions(r".+\.num_batches_tracked", ()),
+    Dimensions(r"head\.norm\.\w+", ("width 3",)),
+    Dimensions(r"head\.fc\.weight", (None, "width 3")),
+    Dimensions(r"head\.fc\.bias", (None,)),
 )
 # blocks: (pattern of a name before its block's number, the number, the rest), what a block adds to the stream
 PLACES = {"vit": r"(blocks\.)(\d+)(\..+)", "tiny_vit": r"(stages\.\d+\.blocks\.)(\d+)(\..+)"}
@@ -136,7 +146,7 @@ def inherit(config: Config, parent: Any, parent_config: Config) -> Any:
 
     Args:
         config: Of the smaller model, from :mod:`tinymim.contract.factors`.
-        parent: The larger model.
+        parent: The larger model, or a classifier on it: then the smaller one is a classifier of the same classes, too.
         parent_config: Its config, with every factor written out.
 
     Returns:
@@ -144,22 +154,26 @@ def inherit(config: Config, parent: Any, parent_config: Config) -> Any:
     """
     with torch.random.fork_rng(devices=[]):
         child: Any = from_config(config)
+        if isinstance(parent, Classifier):
+            child = Classifier(child, parent.num_classes)
     kind = kind_of(config)
-    table = VIT if kind == "vit" else TINY_VIT
-    source = _without_blocks(parent.state_dict(), child.state_dict(), PLACES[kind])
-    target = child.state_dict()
+    table = TINY_VIT if kind == "tiny_vit" else (*VIT, *(WIDE_HEADS if config["last_dim"] else HEADS))
+    inner = "backbone." if isinstance(parent, Classifier) else ""
+    target = {name.removeprefix(inner): value for name, value in child.state_dict().items()}
+    state = {name.removeprefix(inner): value for name, value in parent.state_dict().items()}
+    source = _without_blocks(state, target, PLACES[kind])
     apart = {name: _apart(name, value, parent_config, table) for name, value in source.items()}
     sizes: dict[str, int] = {}
     for name, value in target.items():
         shaped, axes = _apart(name, value, config, table)
-        sizes |= {axis: size for axis, size in zip(axes, shaped.shape, strict=True) if axis is not None}
+        sizes |= {axis: size for axis, size in zip(axes, shaped.shape, strict=False) if axis is not None}
     kept = {axis: _largest(axis, size, apart.values()) for axis, size in sizes.items()}
-    state = {}
-    for name, (value, axes) in apart.items():
-        for dimension, axis in enumerate(axes):
-            value = value if axis is None else value.index_select(dimension, kept[axis])
-        state[name] = value.reshape(target[name].shape)
-    child.load_state_dict(state)
+    with torch.no_grad():
+        for name, own in target.items():
+            value, axes = apart[name]
+            for dimension, axis in enumerate(axes):
+                value = value if axis is None else value.index_select(dimension, kept[axis])
+            own.copy_(value.reshape(own.shape))
     return child.eval()
 
 

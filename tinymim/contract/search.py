@@ -29,12 +29,14 @@ from tinymim.contract.factors import Config, Factor, factors, smallest, written_
 from tinymim.contract.inherit import inherit
 from tinymim.contract.limits import Limits, in_words
 from tinymim.contract.records import Row, Search
+from tinymim.contract.weights import open_model, save_model
 from tinymim.engine.model import NonFiniteLoss
 from tinymim.errors import CheckFailed, CheckpointError, ConfigError
 from tinymim.files import environment, sha256_file, write_json, write_text
 from tinymim.folders import hold
-from tinymim.models import model_from_checkpoint, save_student
+from tinymim.models import read_checkpoint
 from tinymim.models.backbone import from_config
+from tinymim.models.classifier import Classifier
 from tinymim.progress import Progress
 from tinymim.schema import parse, read_json
 
@@ -115,7 +117,7 @@ class Contraction:
     """A search.
 
     Args:
-        start: The model to shrink, with its weights; its ``img_size`` is the size that is counted.
+        start: The model to shrink, with its weights, or a classifier on it; its ``img_size`` is counted at.
         limits: What it must come down to.
         out: Folder of the search; one that was stopped goes on.
         score: Candidate -> a number, higher is better.
@@ -123,6 +125,7 @@ class Contraction:
         shrink: Share that a step takes off every quantity whose limit does not hold yet, on average.
         parallel: Candidates scored at a time, in processes.
         settings: Whatever else the scores depend on, as JSON values: a folder with others is refused.
+        classes: Names of a classifier's classes.
 
     Raises:
         ConfigError: no limits, or limits that the start keeps already or that no model of its kind can keep.
@@ -139,14 +142,16 @@ class Contraction:
         shrink: float = 0.2,
         parallel: int = 1,
         settings: dict[str, Any] | None = None,
+        classes: Sequence[str] | None = None,
     ) -> None:
         if not 0 < shrink < 1:
             raise ConfigError(f"--shrink {shrink}", "it is the share that a step takes off", "e.g. --shrink 0.2")
         if parallel < 1:
             raise ConfigError(f"--parallel {parallel}", "at least one candidate is scored at a time", "--parallel 1")
         self.start, self.limits, self.out = start.eval(), limits, Path(out)
+        self.classes = classes
         self.score, self.latency, self.shrink, self.parallel = score, latency, shrink, parallel
-        self.config = written_out(start)
+        self.config = written_out(start.backbone if isinstance(start, Classifier) else start)
         self.settings = {"limits": asdict(limits), "shrink": shrink, "config": self.config, **(settings or {})}
         self._check_limits()
 
@@ -287,12 +292,13 @@ class Contraction:
                 "it was removed or changed since: the next step takes its weights from it",
                 f"restore it, or remove {self.out} and search again",
             )
-        return model_from_checkpoint(file, say=False)[0]
+        model, self.classes = open_model(file)
+        return model
 
     def _prepare(self, candidate: Candidate, network: Any, parent: Row | None) -> tuple[float | None, str | None]:
         """Write a candidate's first weights, measure it; its latency, and why it is not worth a score."""
         model = inherit(candidate.config, network, self.config if parent is None else parent["config"])
-        save_student(model, candidate.student, {"recipe": None, "contracted": candidate.change})
+        save_model(model, candidate.student, self.classes, {"contracted": candidate.change})
         if self.latency is None:
             return None, None
         ms = self.latency(candidate.student)
@@ -308,7 +314,7 @@ class Contraction:
         assert self.latency is not None
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "smallest.pth"
-            save_student(inherit(smallest(self.config), self.start, self.config), file)
+            save_model(inherit(smallest(self.config), self.start, self.config), file, self.classes)
             ms = self.latency(file)
         if self.limits.latency_ms is not None and ms > self.limits.latency_ms:
             raise ConfigError(
@@ -369,9 +375,10 @@ class Contraction:
 
     def _finish(self, chosen: list[Row]) -> ContractResult:
         file = self.out / "student.pth"
-        model, stored = model_from_checkpoint(self._folder(chosen[-1]) / "student.pth", say=False)
-        kept: dict[str, Any] = {key: stored.meta[key] for key in KEPT if key in stored.meta}
-        save_student(model, file, {**kept, "contracted": [row["change"] for row in chosen[1:]]})
+        meta = read_checkpoint(self._folder(chosen[-1]) / "student.pth").meta
+        kept = {key: meta[key] for key in KEPT if key in meta}
+        kept["contracted"] = [row["change"] for row in chosen[1:]]
+        save_model(self._weights(chosen[-1]), file, self.classes, kept)
         write_json(
             self.out / RESULT,
             {
