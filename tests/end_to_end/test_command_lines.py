@@ -101,12 +101,15 @@ PLAIN = "model.backbone.rel_pos_bias=False model.backbone.init_values=None model
 LINEAR = " ".join(word for word in HEAD.split() if "_head." not in word)
 LINEAR += f" model.backbone.rel_pos_bias=False model.backbone.init_values=None model.backbone.out_indices=[{DEPTH - 1}]"
 LINEAR += f" model.decode_head.in_channels={WIDTH} model.decode_head.channels={WIDTH}"
+FOUND = " ".join(w for w in LINEAR.split() if not re.search(r"(embed_dim|depth|num_heads|out_indices|channels)=", w))
 LEVELS = " ".join(word for word in HEAD.split() if not re.search(r"backbone\.(?!img_size)|in_channels", word))
 TINY = {  # verb -> options
     "pretrain": f"{JOB} --cfg-options {STUDENT} decoder.dim=16 decoder.depth=1 decoder.heads=2",
     "distill": f"--teacher {{pretrained}}/student.pth {JOB} --cfg-options {STUDENT} target_block=2",
     "distill dmae": f"--teacher {{pretrained}}/student.pth {JOB} --cfg-options {STUDENT} {DECODER}",
     "distill --chain": f"--chain {{pretrained}}/student.pth:small:tiny {JOB} --cfg-options {STUDENT}",
+    "distill found": JOB,
+    "contract": "--from {distilled}/student.pth --params 38k --batch-size 8 --workers 0 --device cpu --dry-run",
     "finetune": f"{JOB} --cfg-options {STUDENT}",
     "segment": f"--cfg-options {HEAD} {WINDOWS} {SMALL} {PLAIN}",
     "segment linear": f"--cfg-options {LINEAR} {WINDOWS} {SMALL}",
@@ -116,6 +119,7 @@ TINY = {  # verb -> options
     "distill swin": f"--teacher {{swin}}/student.pth {UNITS} --cfg-options {SWIN}",
     "segment hiera": f"--student {{hiera_student}}/student.pth --cfg-options {LEVELS} {WINDOWS} {SMALL}",
     "segment swin": f"--student {{swin_student}}/student.pth --cfg-options {LEVELS} {WINDOWS} {SMALL}",
+    "segment found": f"--cfg-options {FOUND} {WINDOWS} {SMALL}",
     "segment --test": "",
     "analyse": "--img-size 32 --limit 8",
     "detect": f"{JOB.replace('--img-size 32', '--img-size 64')} --cfg-options {STUDENT} channels=8",
@@ -184,6 +188,8 @@ def kind_of(words: list[str]) -> str:
     if words[0] == "tinymim-export":
         return next((f"tinymim-export {word}" for word in ("--tune", "--web") if word in words), words[0])
     verb = words[1]
+    if verb in ("distill", "segment") and any("contracted/" in word for word in words):
+        return f"{verb} found"
     if verb == "distill" and ("--chain" in words or "tinymim_chain" in words):
         return "distill --chain"
     if verb == "distill" and any("mae_tiny_from" in word and "tinymim" not in word for word in words):

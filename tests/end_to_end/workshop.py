@@ -83,6 +83,9 @@ chain
 finetuned
     tinymim finetune --student {distilled}/student.pth --data {CLASSES}/train --val-data {CLASSES}/val --out {here}
         JOB --cfg-options STUDENT
+contracted
+    tinymim contract --from {distilled}/student.pth --params 38k --teacher {pretrained}/student.pth --data {PHOTOS}
+        --steps 1 --shrink 0.1 --batch-size 8 --workers 0 --device cpu --out {here} --cfg-options target_block=2
 segmented
     tinymim segment upernet_tinymim_demo --data-root {LABELLED} --student {distilled}/student.pth --work-dir {here}
         --cfg-options HEAD

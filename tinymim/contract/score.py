@@ -88,6 +88,8 @@ class RecipeScore:
         verb, run = self.verb, candidate.folder / "run"
         weights = {"student" if verb == "finetune" else "init_from": candidate.student}
         settings = {**self.job_settings(candidate.config), **weights, "out": run}
+        if verb == "finetune" and candidate.step:  # its parent was trained on these classes: the head goes on, too
+            settings["cfg_options"] = {"head": "by_class", **settings["cfg_options"]}
         job = JOBS[verb]
         settings["resume"] = (run / "config.py").is_file()  # a search that was stopped goes on within a candidate
         result: Any = job(self.recipe, job.settings_type(**settings)).run()
