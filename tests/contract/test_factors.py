@@ -10,6 +10,7 @@ from tinymim.contract.search import count
 from tinymim.errors import ConfigError
 from tinymim.models import ViT, create_model
 from tinymim.models.backbone import from_config
+from tinymim.models.classifier import Classifier
 
 TINY = dict(embed_dims=[32, 64, 64, 128], depths=[2, 1, 2, 1], num_heads=[1, 2, 2, 4], mlp_ratio=2.0)
 MODELS = {
@@ -61,6 +62,20 @@ def test_a_model_that_is_not_smaller_inherits_everything(name):
     assert all(torch.equal(value, child.state_dict()[key]) for key, value in model.state_dict().items())
     images = torch.rand(2, 3, 64, 64)
     assert torch.equal(child.forward_map(images), model.forward_map(images))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_classifier_keeps_its_head(name):
+    model = drawn(MODELS[name]())
+    config, images = written_out(model), torch.rand(2, 3, 64, 64)
+    whole = drawn(Classifier(model, 5))
+    assert torch.equal(inherit(config, whole, config)(images), whole(images))
+    for factor in factors(config):
+        if (smaller := factor.shrink(config)) is not None:
+            child = inherit(smaller, whole, config)
+            assert child(images).shape == (2, 5)
+            assert {*child.last_layer.weight.flatten().tolist()} <= {*whole.last_layer.weight.flatten().tolist()}
+            assert torch.equal(child.last_layer.bias, whole.last_layer.bias)
 
 
 def test_hidden_units_and_blocks_with_the_largest_norm_stay():

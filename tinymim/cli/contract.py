@@ -204,6 +204,7 @@ def _latency(args: argparse.Namespace) -> Callable[[Path], float]:
     """File of a student -> median milliseconds of its exported file."""
 
     def measure(student: Path) -> float:
+        from tinymim.data.photo_files import list_photos
         from tinymim_export.bench.latency import bench
         from tinymim_export.graph.convert import export
         from tinymim_export.precision.quantize import quantize
@@ -213,7 +214,8 @@ def _latency(args: argparse.Namespace) -> Callable[[Path], float]:
             export(student, file, part="backbone")
             if args.precision == "int8":
                 file = file.with_name("int8.onnx")
-                quantize(file.with_name("backbone.onnx"), file, precision="int8", calibration=args.data)
+                count = min(64, -(-len(list_photos(args.data)) // 2))  # the others compare the files
+                quantize(file.with_name("backbone.onnx"), file, precision="int8", calibration=args.data, count=count)
             compute_type = "bf16" if args.precision == "bf16" else None
             found = bench(
                 file, runtime=args.runtime, compute_type=compute_type, threads=args.threads, seconds=args.seconds

@@ -42,6 +42,7 @@ from tinymim.schema import parse, read_json
 
 LOG, SETTINGS, RESULT = "candidates.jsonl", "search.json", "result.json"
 KEPT = ("teacher", "teacher_sha256", "relations", "trained_depth")  # of what a scored student's file says of itself
+CHOICE = 3  # candidates of a step, at least, if there are as many factors that bring it nearer to the limits
 LEAST = 1e-3  # share of a step, in logarithms, below which no factor is worth a step
 
 
@@ -183,7 +184,8 @@ class Contraction:
     def neighbours(self, parent: Row | Candidate, ms: float | None, step: int) -> list[Candidate]:
         """One candidate for each factor that alone does the step's share of the way to the limits.
 
-        Where none does, the share is halved. A latency is estimated from multiply-adds until it is measured.
+        Where fewer than :data:`CHOICE` do, the share is halved, for more to choose from. A latency is estimated
+        from multiply-adds until it is measured.
 
         Args:
             parent: The model to shrink.
@@ -196,12 +198,15 @@ class Contraction:
         about: Any = parent if isinstance(parent, dict) else asdict(parent)
         over = self.limits.over(about["params"], about["macs"], ms)
         share = -math.log(1 - self.shrink) * len(over)
-        while share > LEAST:
+        most: list[Candidate] = []
+        while share > LEAST and len(most) < CHOICE:
             aim = max(0.0, sum(over.values()) - share)
-            found = [self._shrunk(about, ms, factor, aim, step) for factor in factors(about["config"])]
-            if any(found):
-                return [candidate for candidate in found if candidate is not None]
+            tried = (self._shrunk(about, ms, factor, aim, step) for factor in factors(about["config"]))
+            found = [candidate for candidate in tried if candidate is not None]
+            most = found if len(found) > len(most) else most
             share = min(share, sum(over.values())) / 2
+        if most:
+            return most
         raise CheckFailed(
             f"step {step}: no factor brings the model nearer to {self.limits}",
             "each is at its smallest, or changes only what keeps its limit",
