@@ -21,6 +21,7 @@ MODELS = {
     "star": lambda: create_model("tinymim_vit_star_tiny", img_size=32, depth=2, embed_dim=48),
     "tiny_vit": lambda: create_model("tiny_vit_5m_224", img_size=224, **TINY),
 }
+PLAIN = [name for name in MODELS if name != "tiny_vit"]
 SMALLEST = {("star", "E"), *(("tiny_vit", name) for name in ("N2", "N4", "W4"))}
 
 
@@ -33,7 +34,7 @@ def drawn(model):
     return model.eval()
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*PLAIN, pytest.param("tiny_vit", marks=pytest.mark.slow)])
 def test_every_factor_makes_a_smaller_model_that_runs(name):
     model = drawn(MODELS[name]())
     config = written_out(model)

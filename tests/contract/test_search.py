@@ -12,7 +12,7 @@ from tinymim.errors import CheckFailed, CheckpointError, ConfigError, DataError
 from tinymim.files import sha256_file
 from tinymim.models import ViT, model_from_checkpoint
 
-LIMITS = Limits(params=4e4, macs=2e5)
+LIMITS = Limits(params=6e4, macs=3e5)
 
 
 @pytest.fixture
