@@ -177,6 +177,29 @@ def test_latency_is_a_limit(start, tmp_path):
     assert not (tmp_path / "c").exists()
 
 
+def test_a_candidate_that_cannot_be_measured_is_not_chosen(start, tmp_path):
+    def measured(file):
+        config = model_from_checkpoint(file, say=False)[0].config
+        if config["num_heads"] < 3:  # the smallest model, too
+            raise CheckFailed("INT8 differs", "too much", "use fp32")
+        return by_width(file)
+
+    result = Contraction(
+        start, Limits(latency_ms=12.0), out=tmp_path / "out", score=Scored(), latency=measured, shrink=0.1
+    ).run()
+    refused = [row for row in result.rows if row["why"] == "INT8 differs: too much"]
+    assert refused
+    assert {row["factor"] for row in refused} == {"D"}
+    with pytest.raises(CheckFailed, match="INT8 differs"):
+        Contraction(
+            ViT(img_size=32, embed_dim=32, depth=2, num_heads=2),
+            Limits(latency_ms=1.0),
+            out=tmp_path / "b",
+            score=Scored(),
+            latency=measured,
+        ).run()
+
+
 @pytest.mark.slow
 def test_candidates_in_parallel_give_the_same_search(start, tmp_path):
     one = Contraction(start, LIMITS, out=tmp_path / "one", score=depth_first).run()

@@ -306,7 +306,12 @@ class Contraction:
         save_model(model, candidate.student, self.classes, {"contracted": candidate.change})
         if self.latency is None:
             return None, None
-        ms = self.latency(candidate.student)
+        try:
+            ms = self.latency(candidate.student)
+        except (CheckFailed, ConfigError) as error:  # of this candidate: the start was measured the same way
+            if parent is None:
+                raise
+            return None, f"{error.what}: {error.why}"
         over = self.limits.over(candidate.params, candidate.macs, ms)
         if parent is None and not over:
             raise self._nothing_to_do(candidate.params, candidate.macs, ms)
@@ -320,7 +325,10 @@ class Contraction:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "smallest.pth"
             save_model(inherit(smallest(self.config), self.start, self.config), file, self.classes)
-            ms = self.latency(file)
+            try:
+                ms = self.latency(file)
+            except (CheckFailed, ConfigError):  # too small for INT8, say; if it is not that, the start says so next
+                return
         if self.limits.latency_ms is not None and ms > self.limits.latency_ms:
             raise ConfigError(
                 f"no model of this kind takes {self.limits.latency_ms:.4g} ms",
