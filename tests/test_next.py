@@ -25,6 +25,14 @@ STUDENTS = [  # name, arguments, recipe -> config
     ("tiny_vit_5m_224", {}, None, "upernet_tinyvit_5m"),
     ("tiny_vit_11m_224", {}, None, "upernet_tinyvit_11m"),
     ("tiny_vit_21m_384", {}, None, "upernet_tinyvit_21m"),
+    ("tiny_vit_21m_224", {}, None, "upernet_tinyvit_21m"),
+    (
+        "tiny_vit_5m_224",
+        dict(embed_dims=[48, 64, 96, 128], depths=[1, 1, 2, 1], num_heads=[1, 2, 3, 4], mlp_ratio=3.5),
+        None,
+        "upernet_tinyvit_5m",
+    ),
+    ("tinymim_vit_tiny", dict(mlp_ratio=3.0), None, "linear_tinymim_t"),
 ]
 
 

@@ -202,11 +202,12 @@ def pareto_front(points: Sequence[ScatterPoint]) -> list[ScatterPoint]:
     return front
 
 
-def scatter(title: str, points: Sequence[ScatterPoint], xlabel: str, ylabel: str) -> Html:
+def scatter(title: str, points: Sequence[ScatterPoint], xlabel: str, ylabel: str, *, less: str = "faster") -> Html:
     """A figure: points with whiskers and labels, and the Pareto front (small x, large y) as a dashed staircase.
 
     The x axis is logarithmic where values span more than a factor of 8. Labels that fit nowhere without covering
     another are left to the point's tooltip. Points that are not finite are left out; without any: empty text.
+    ``less``: what a small x is.
     """
     points = [p for p in points if math.isfinite(p.x) and math.isfinite(p.y)]
     if not points:
@@ -260,7 +261,7 @@ def scatter(title: str, points: Sequence[ScatterPoint], xlabel: str, ylabel: str
     first = sorted(points, key=lambda p: (not p.mark, p not in front, p.x))
     out += _labels(first, px, py, (LEFT, TOP, WIDE - RIGHT, bottom), lines)
     keys = [html('<span><i style="background:var(--c{})"></i>{}</span>', i % 8, g) for i, g in enumerate(groups) if g]
-    keys.append(html("<span>dashed: no measured point is both faster and better</span>"))
+    keys.append(html("<span>dashed: no measured point is both {} and better</span>", less))
     return html(
         '<figure><figcaption>{}</figcaption><div class="keys">{}</div><div class="wide">{}</svg></div></figure>',
         title,

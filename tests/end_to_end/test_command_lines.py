@@ -114,6 +114,7 @@ PLAIN = "model.backbone.rel_pos_bias=False model.backbone.init_values=None model
 LINEAR = " ".join(word for word in HEAD.split() if "_head." not in word)
 LINEAR += f" model.backbone.rel_pos_bias=False model.backbone.init_values=None model.backbone.out_indices=[{DEPTH - 1}]"
 LINEAR += f" model.decode_head.in_channels={WIDTH} model.decode_head.channels={WIDTH}"
+FOUND = " ".join(w for w in LINEAR.split() if not re.search(r"(embed_dim|depth|num_heads|out_indices|channels)=", w))
 LEVELS = " ".join(word for word in HEAD.split() if not re.search(r"backbone\.(?!img_size)|in_channels", word))
 TINY = {  # verb -> options
     "pretrain": f"{JOB} --cfg-options {STUDENT} decoder.dim=16 decoder.depth=1 decoder.heads=2",
@@ -124,6 +125,8 @@ TINY = {  # verb -> options
     "cache": f"--teacher {{finetuned}}/classifier.pth {CACHE} --topk 2",
     "cache --check": "--teacher {finetuned}/classifier.pth --workers 0 --device cpu",
     "cache STORE": "",
+    "distill found": JOB,
+    "contract": "--from {distilled}/student.pth --params 38k --batch-size 8 --workers 0 --device cpu --dry-run",
     "finetune": f"{JOB} --cfg-options {STUDENT}",
     "segment": f"--cfg-options {HEAD} {WINDOWS} {SMALL} {PLAIN}",
     "segment linear": f"--cfg-options {LINEAR} {WINDOWS} {SMALL}",
@@ -135,6 +138,7 @@ TINY = {  # verb -> options
     "segment swin": f"--student {{swin_student}}/student.pth --cfg-options {LEVELS} {WINDOWS} {SMALL}",
     "finetune tinyvit": f"{UNITS} --cfg-options {TINYVIT}",
     "segment tinyvit": f"--student {{tinyvit}}/classifier.pth --cfg-options {LEVELS} {WINDOWS} {SMALL}",
+    "segment found": f"--cfg-options {FOUND} {WINDOWS} {SMALL}",
     "segment --test": "",
     "analyse": "--img-size 32 --limit 8",
     "detect": f"{JOB.replace('--img-size 32', '--img-size 64')} --cfg-options {STUDENT} channels=8",
@@ -205,6 +209,8 @@ def kind_of(words: list[str]) -> str:
     if words[0] == "tinymim-export":
         return next((f"tinymim-export {word}" for word in ("--tune", "--web") if word in words), words[0])
     verb = words[1]
+    if verb in ("distill", "segment") and any("contracted/" in word for word in words):
+        return f"{verb} found"
     if verb == "distill" and ("--chain" in words or "tinymim_chain" in words):
         return "distill --chain"
     if verb == "distill" and any("mae_tiny_from" in word and "tinymim" not in word for word in words):

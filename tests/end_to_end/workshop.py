@@ -105,6 +105,9 @@ from store
 tinyvit
     tinymim finetune --recipe tinyvit_5m_1k --data {CLASSES}/train --val-data {CLASSES}/val --out {here} UNITS
         --cfg-options TINYVIT
+contracted
+    tinymim contract --from {distilled}/student.pth --params 38k --teacher {pretrained}/student.pth --data {PHOTOS}
+        --steps 1 --shrink 0.1 --batch-size 8 --workers 0 --device cpu --out {here} --cfg-options target_block=2
 segmented
     tinymim segment upernet_tinymim_demo --data-root {LABELLED} --student {distilled}/student.pth --work-dir {here}
         --cfg-options HEAD

@@ -28,6 +28,7 @@ VERBS = {
     "detect": "train a detector (Mask R-CNN) on a student, or score one with --test",
     "track": "train a tracker on a student, score one with --test, follow a target in a video",
     "data": "look at a folder before training, split or convert it, or pack photos into shards",
+    "contract": "shrink a model step by step to limits of parameters, multiply-adds, milliseconds",
     "study": "a table of distillation variants x seeds, next to the paper's",
     "bench": "measure .onnx files: latency, memory, where the milliseconds go",
     "eval": "score a segmentor .onnx in mIoU, or a classifier on ImageNet-1k, -A, -R, -C",

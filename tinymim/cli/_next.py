@@ -36,9 +36,13 @@ def segment_line(file: str | Path, work_dir: str = "runs/seg") -> str:
     if family := _family(config):
         known, name, _ = family
         changes = {} if key == known else {"backbone.name": key}
+        changes |= {f"backbone.{key}": value for key, value in config.items() if key not in ("name", "img_size")}
+        if changes:
+            widths = [stage.width for stage in outline(config).stage_info]
+            changes |= {"decode_head.in_channels": widths, "auxiliary_head.in_channels": widths[2]}
     elif config.get("dist_token"):
         name = "upernet_tinymim_star_t"
-    elif (key in HEADS and depth == 12) or not isinstance(key, int):
+    elif (key in HEADS and depth == 12 and config.get("mlp_ratio", 4.0) == 4.0) or not isinstance(key, int):
         name = CONFIGS.get(key, CONFIGS[192])
         if found.meta.get("recipe") == "tinymim_tiny_small_data":
             name = "linear_tinymim_t_small_data"
@@ -46,12 +50,28 @@ def segment_line(file: str | Path, work_dir: str = "runs/seg") -> str:
             changes = {"backbone.num_heads": config.get("num_heads")}
     else:
         name = "linear_tinymim_t"
-        changes = {f"backbone.{each}": config[each] for each in ("embed_dim", "depth", "num_heads")}
+        shape = ("embed_dim", "depth", "num_heads", *(["mlp_ratio"] if config.get("mlp_ratio", 4.0) != 4.0 else []))
+        changes = {f"backbone.{each}": config[each] for each in shape}
         changes |= {"backbone.out_indices": f"[{depth - 1}]"}
         changes |= {"decode_head.in_channels": key, "decode_head.channels": key}
     line = f"tinymim segment {name} --data-root FOLDER --student {shlex.quote(str(file))} --work-dir {work_dir}"
-    options = " ".join(f"model.{option}={value}" for option, value in changes.items())
+    options = " ".join(f"model.{option}={_word(value)}" for option, value in changes.items())
     return line + (f" --cfg-options {options}" if options else "")
+
+
+def _word(value: object) -> str:
+    """A value of ``--cfg-options`` that needs no quotes."""
+    return str([*value] if isinstance(value, list | tuple) else value).replace(" ", "")
+
+
+def outline(config: Mapping[str, Any]) -> Any:
+    """The backbone of a config without weights."""
+    import torch
+
+    from tinymim.models.backbone import from_config
+
+    with torch.device("meta"):
+        return from_config(config)
 
 
 def _family(config: Mapping[str, Any]) -> tuple[str, str, str | None] | None:
