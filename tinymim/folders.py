@@ -12,6 +12,7 @@ from typing import Any
 
 from tinymim.errors import ConfigError, DataError, TinyMIMError
 from tinymim.files import HOST, file_error
+from tinymim.progress import say
 from tinymim.schema import read_json
 
 LOCK = ".tinymim.lock"  # "PID HOST", and " new" as long as all that is in the folder may be removed
@@ -169,7 +170,7 @@ def _check(out: Path, left: str, resume: bool, overwrite: bool, option: str) -> 
         raise ConfigError(f"cannot read the folder {out}", str(error.strerror), f"choose another {option}") from error
     if killed:
         if resume:
-            print(f"note: {out} was stopped before its first checkpoint; it starts again at step 0", flush=True)
+            say(f"note: {out} was stopped before its first checkpoint; it starts again at step 0")
         return True
     if resume and not used:
         raise ConfigError(f"{out} holds no run to resume", "the folder is missing or empty", "leave --resume out")
@@ -326,7 +327,7 @@ def _take(out: Path, option: str) -> tuple[int, str]:
                 f"{out} is in use", f"{who} is writing to it", f"wait for it or stop it, or choose another {option}"
             ) from None
         except (ImportError, OSError) as error:  # not on this system, or not on this file system
-            print(f"note: {out} cannot be locked ({error}): run no other command on it meanwhile", flush=True)
+            say(f"note: {out} cannot be locked ({error}): run no other command on it meanwhile")
         with contextlib.suppress(OSError):
             if os.path.samestat(os.fstat(lock), os.stat(path)):
                 break

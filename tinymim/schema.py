@@ -29,6 +29,7 @@ from typing import (
 )
 
 from tinymim.errors import DataError
+from tinymim.progress import say
 
 LARGEST = 32 * 2**20  # bytes of a JSON file, or of one value
 LONGEST_LINE, LARGEST_LOG = 2**20, 2**30  # bytes of a line of metrics.jsonl, and of the file
@@ -150,7 +151,7 @@ def read_lines(path: str | Path) -> Iterator[dict[str, Any]]:
     if damaged and not read:
         raise DataError(f"cannot use {path}", "none of its lines is a record of numbers", FIX)
     if damaged:
-        print(f"note: {damaged} damaged line(s) of {path} left out (a killed run leaves one)", flush=True)
+        say(f"note: {damaged} damaged line(s) of {path} left out (a killed run leaves one)")
 
 
 def _text(path: Path, fix: str, largest: int = LARGEST) -> str:

@@ -19,6 +19,7 @@ import numpy as np
 
 from tinymim.errors import ConfigError, TinyMIMError
 from tinymim.files import cores
+from tinymim.progress import say
 from tinymim_export.bench.explain import gpus, machine
 from tinymim_export.bench.results import JsonResult
 from tinymim_export.bench.stats import bootstrap_median, distinguishable, drift, ratio_interval, unsteady
@@ -318,7 +319,7 @@ def _child(argv: Sequence[str]) -> None:
     once = open_engine(path, **json.loads(how)).timer(tuple(json.loads(shape)))
     for _ in range(3):
         once()
-    print(own_peak_mib())
+    say(own_peak_mib())
 
 
 if __name__ == "__main__":

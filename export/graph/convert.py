@@ -8,6 +8,7 @@ from typing import Any
 
 from tinymim.errors import ConfigError
 from tinymim.files import atomic_path, sha256_file, versions, write_json
+from tinymim.progress import say
 from tinymim.track.stored import read_tracker_meta
 from tinymim_export.graph.contract import fixed_input
 from tinymim_export.graph.cost import describe, measure_cost
@@ -120,7 +121,7 @@ def export(
     at, dynamic = size or loaded.size, dynamic or (size is None and loaded.free)
     loaded.require_size(at, dynamic=dynamic)
     mode = "dynamic height and width" if dynamic else "fixed size"
-    print(f"exporting the {loaded.part} at {at[0]}x{at[1]}, {mode}, opset {opset}", flush=True)
+    say(f"exporting the {loaded.part} at {at[0]}x{at[1]}, {mode}, opset {opset}")
     traced = trace(loaded, at, dynamic=dynamic, output=output, opset=opset)
     cost = measure_cost(loaded, at, traced.boundaries, traced.pieces)
     proto = traced.proto
@@ -130,10 +131,9 @@ def export(
     with atomic_path(onnx) as temporary:
         temporary.write_bytes(proto.SerializeToString(deterministic=True))
         proto = load_proto(temporary)  # verify the file as written
-        print(
+        say(
             "verifying against PyTorch: error <= 1e-4 of the largest value, cosine >= 0.999999"
             + (", equal pixels >= 99.9 %, also of the model's own test_step" if loaded.part == "segmentor" else ""),
-            flush=True,
         )
         parity = compare(proto, loaded, file=onnx.name, photos=photos, seed=seed)
         if loaded.part == "segmentor":

@@ -18,6 +18,7 @@ from tinymim.compat import use_cores
 from tinymim.errors import CheckpointError, ConfigError, DataError
 from tinymim.files import atomic_path, sha256_file, versions
 from tinymim.models.stored import FIX
+from tinymim.progress import say
 from tinymim.track.stored import TrackerGraph, load_tracker
 from tinymim_export.comparison import ParityResult, Row, figures
 from tinymim_export.graph.trace import to_onnx
@@ -68,7 +69,7 @@ def export_tracker(
     graph, about = _load(checkpoint)
     config = about["tracker"]
     sides = _sides(config)
-    print(f"exporting the tracker, template {sides[0]}, search crop {sides[1]} pixels, opset {opset}", flush=True)
+    say(f"exporting the tracker, template {sides[0]}, search crop {sides[1]} pixels, opset {opset}")
     inputs = {name: torch.zeros(2, 3, side, side) for name, side in zip(INPUTS, sides, strict=True)}
     proto = to_onnx(graph, inputs, {name: {0: "batch"} for name in INPUTS}, list(OUTPUTS), opset)
     cost = _cost(graph, sides)
@@ -76,7 +77,7 @@ def export_tracker(
     with atomic_path(onnx) as temporary:
         temporary.write_bytes(proto.SerializeToString(deterministic=True))
         proto = load_proto(temporary)  # verify the file as written
-        print("verifying against PyTorch: error <= 1e-4 of the largest value, cosine >= 0.999999", flush=True)
+        say("verifying against PyTorch: error <= 1e-4 of the largest value, cosine >= 0.999999")
         parity = _compare(proto, graph, onnx.name, seed)
         parity.print()
         parity.require()

@@ -17,7 +17,7 @@ import numpy as np
 from tinymim.data.photo_files import IMAGES, LABELS, list_photos
 from tinymim.data.shards import base, read_file
 from tinymim.errors import ConfigError, DataError
-from tinymim.progress import Progress
+from tinymim.progress import Progress, say
 from tinymim_export.runtime.engines import Engine
 from tinymim_export.runtime.photos import to_input
 from tinymim_export.runtime.predictor import Predictor, read_photo
@@ -81,7 +81,7 @@ def choose_photos(folder: str | Path, count: int = 64, seed: int = 0) -> PhotoSe
         colours.append(_colours(pixels))
         seen.add(hashlib.sha256(pixels).digest())
     for name in bad:
-        print(f"warning: skipped {name}")
+        say(f"warning: skipped {name}")
     if len(chosen) < count:
         why = f"{len(chosen)} of its {len(found)} pictures can be read" if bad else f"it holds {len(found)}"
         raise DataError(

@@ -14,6 +14,7 @@ from typing import Any
 
 from tinymim.errors import CheckFailed, ConfigError
 from tinymim.files import atomic_path, environment, sha256_file, write_json
+from tinymim.progress import say
 from tinymim_export.comparison import ParityResult
 from tinymim_export.precision.agreement import compare_files, summary, tolerance_of
 from tinymim_export.precision.base import PRECISIONS, by_block, find_precision
@@ -268,10 +269,9 @@ def _agree(source: FloatFile, made: Any, file: str, photos: str | Path | None, s
     meta, pairs = proto_metadata(made), source.photo_pairs(made, photos)
     tolerance = tolerance_of(meta)
     seen = f"{len(pairs)} photos" if pairs else "noise"
-    print(
+    say(
         f"comparing with the FP32 file on {seen}: cosine >= {tolerance.cosine:g}"
         + (f", equal pixels >= {100 * tolerance.equal_pixels:g} %" if pairs else ""),
-        flush=True,
     )
     parity = compare_files(made, source.original, file=file, photos=pairs, seed=seed)
     parity.print()

@@ -15,7 +15,7 @@ import numpy as np
 
 from tinymim.errors import CheckFailed, ConfigError
 from tinymim.files import environment, write_json
-from tinymim.progress import Progress
+from tinymim.progress import Progress, say
 from tinymim_export.precision.base import find_precision
 from tinymim_export.precision.blocks import blocks_of, choose_blocks
 from tinymim_export.precision.float_file import FloatFile
@@ -275,15 +275,14 @@ def quantize_within(
     steps: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         score = _Scorer(source, data, method, {**(scoring or {}), "limit": limit}, Path(folder))
-        print(f"FP32: {100 * score.fp32.miou:.2f} % mIoU on {score.fp32.images} photos", flush=True)
+        say(f"FP32: {100 * score.fp32.miou:.2f} % mIoU on {score.fp32.images} photos")
         ranked: list[str] | None = None
         while True:
             row = score("all", precision, excluded)
             steps.append({"excluded": list(excluded), "miou": row.miou, "drop": row.drop, "sha256": row.sha256})
-            print(
+            say(
                 f"{precision} without {', '.join(excluded) or 'exclusions'}: {100 * row.miou:.2f} % mIoU, "
                 f"{100 * row.drop:.2f} lost (budget {100 * max_miou_drop:g})",
-                flush=True,
             )
             if row.drop <= max_miou_drop:
                 break

@@ -10,6 +10,7 @@ from tinymim.data.label_files import wrong_size
 from tinymim.data.photo_files import list_photos
 from tinymim.data.shards import base
 from tinymim.errors import ConfigError, DataError
+from tinymim.progress import say
 from tinymim_export.report.figures import BETTER, OTHER, WORSE, difference_image, legend
 from tinymim_export.report.lineage import BASE, Counts, File, Lineage
 from tinymim_export.report.markup import Html, html, join
@@ -64,7 +65,7 @@ def photo_rows(lineage: Lineage, folder: Path, **reading: Any) -> tuple[Html, st
     masks: dict[str, _Masks] = {}
     blocks, stretched = [], False
     for original, file in pairs[:FILES]:
-        print(f"comparing masks: {file.name} with {original.name}", flush=True)
+        say(f"comparing masks: {file.name} with {original.name}")
         sides = [masks.setdefault(f.sha256, _Masks(f)) for f in (original, file)]
         names = sides[1].predictor.classes
         order = layout.match(file.name, names)[0] if layout is not None and names else None

@@ -7,6 +7,7 @@ import numpy as np
 
 from tinymim.data.pseudo_labels import PseudoLabels, check_request, write_pseudo_labels
 from tinymim.errors import ConfigError
+from tinymim.progress import say
 from tinymim_export.runtime.predictor import Predictor, read_photo
 
 
@@ -35,7 +36,7 @@ def label_photos(
         )
     result = write_pseudo_labels(labeller, photos, out, min_confidence=min_confidence)
     for note in labeller.predictor.notes:
-        print(f"note: {note}")
+        say(f"note: {note}")
     return result
 
 

@@ -17,7 +17,7 @@ from tinymim.data.folders import IGNORED, Layout, Pair, read_layout
 from tinymim.data.label_files import save_mask, wrong_size
 from tinymim.errors import ConfigError, DataError
 from tinymim.files import environment, write_json, write_text
-from tinymim.progress import Progress
+from tinymim.progress import Progress, say
 from tinymim_export.runtime.engines import Engine
 from tinymim_export.runtime.engines.base import DEFAULT, renamed
 from tinymim_export.runtime.predictor import Predictor, read_photo
@@ -190,7 +190,7 @@ def evaluate(
     predictor = Predictor(file, mode=mode, resize_to_file=resize_to_file, mean=mean, std=std, engine=engine, **options)
     layout = read_layout(data, ignore_label=ignore_label, reduce_zero_label=reduce_zero_label)
     if layout.source != "dataset.json" and not quiet:
-        print(layout, flush=True)
+        say(layout)
     if masks is not None and Path(masks).resolve().is_relative_to(layout.root.resolve()):
         raise ConfigError(
             f"--masks {masks} lies in the data folder",

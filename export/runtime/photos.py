@@ -8,6 +8,7 @@ import numpy as np
 from tinymim.data.photo_files import list_photos
 from tinymim.data.pixels import UnreadablePhoto, open_photo
 from tinymim.errors import DataError
+from tinymim.progress import say
 
 
 def load_photos(folder: str | Path, limit: int = 4) -> list[Any]:
@@ -30,7 +31,7 @@ def load_photos(folder: str | Path, limit: int = 4) -> list[Any]:
             f"no photos in {folder}", f"none of its images can be read: {', '.join(bad[:3])}", "choose another folder"
         )
     for name in bad:
-        print(f"warning: skipped {name}")
+        say(f"warning: skipped {name}")
     return found
 
 

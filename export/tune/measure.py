@@ -15,6 +15,7 @@ import numpy as np
 
 from tinymim.errors import CheckFailed, ConfigError, DataError
 from tinymim.files import sha256_file
+from tinymim.progress import say
 from tinymim.records import Eval, Tune
 from tinymim.schema import read_json
 from tinymim_export.bench.compare import machine_differences
@@ -92,7 +93,7 @@ class Run:
     def leave_out(self, what: str, why: str) -> None:
         """Record and print a candidate that is not possible here."""
         self.left_out.append((what, why))
-        print(f"left out: {what}: {why}", flush=True)
+        say(f"left out: {what}: {why}")
 
     def make(self, name: str, build: Callable[[Path], object]) -> Path | None:
         """The file of a candidate, built once; None (and recorded) if that is not possible."""
@@ -214,7 +215,7 @@ class Run:
         if row.verdict != BASELINE:
             row.verdict, row.reasons, row.remarks = decide(row, self.budget)
         self.candidates.append(row)
-        print(f"  {len(self.candidates)}. {row}", flush=True)
+        say(f"  {len(self.candidates)}. {row}")
         self._known.pop(row.key, None)
         result = self._result()
         result.candidates = [*self.candidates, *self._known.values()]  # keep earlier results that are still to come
@@ -240,10 +241,10 @@ class Run:
         except (DataError, KeyError, TypeError):
             differing = [f"{path} cannot be read"]
         if differing:
-            print(f"note: everything is measured again, not resumed ({'; '.join(differing)})", flush=True)
+            say(f"note: everything is measured again, not resumed ({'; '.join(differing)})")
             return None
         if rows:
-            print(f"note: resuming after {len(rows)} measured candidates ({path})", flush=True)
+            say(f"note: resuming after {len(rows)} measured candidates ({path})")
         return {row.key: row for row in rows}
 
     def finish(self, onnx: Path, seconds: float) -> TuneResult:
@@ -268,7 +269,7 @@ class Run:
             )
         times: list[list[float]] = [[c.p50_ms] for c in finalists]
         if len(finalists) > 1:
-            print(f"final: {len(finalists)} candidates in turn", flush=True)
+            say(f"final: {len(finalists)} candidates in turn")
             engines = [self._target(c).open(self.folder / c.file, self.threads) for c in finalists]
             timers = [
                 engine.timer(c.shape, self.settings["seed"]) for engine, c in zip(engines, finalists, strict=True)

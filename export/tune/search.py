@@ -21,6 +21,7 @@ from tinymim.data.folders import read_layout
 from tinymim.errors import CheckFailed, ConfigError, DataError, TinyMIMError
 from tinymim.files import cores, describe_files, sha256_file
 from tinymim.folders import hold
+from tinymim.progress import say
 from tinymim_export.precision.base import PRECISIONS, by_block
 from tinymim_export.precision.calibrate import choose_photos
 from tinymim_export.precision.variants import APPROXIMATE, VARIANTS
@@ -159,7 +160,7 @@ def tune(
             for written in (folder / "tune.json", original):
                 written.unlink(missing_ok=True)
         raise
-    print(f"tuning within the budget: {budget}", flush=True)
+    say(f"tuning within the budget: {budget}")
     opened: dict[tuple[str, ...], Any] = {}
 
     def made(precision: str, graph: Sequence[str], within: bool = False) -> Path | None:
@@ -250,7 +251,7 @@ def _write_original(checkpoint: Path, out: Path, config: Any, size: tuple[int, i
     proto = load_proto(checkpoint)
     meta = proto_metadata(proto)
     if doubt := verified_note(checkpoint, meta, check_verified(checkpoint, meta)):
-        print(f"note: {doubt}", flush=True)
+        say(f"note: {doubt}")
     precision = precision_name(meta)
     if precision != "fp32" or meta.get("graph"):
         raise ConfigError(

@@ -24,6 +24,7 @@ import numpy as np
 
 from tinymim.errors import ConfigError, DataError, TinyMIMError
 from tinymim.files import write_json
+from tinymim.progress import say
 from tinymim_export.report.style import STYLE
 from tinymim_export.runtime.engines import Engine, open_engine
 from tinymim_export.runtime.metadata import check_verified, precision_name
@@ -253,7 +254,7 @@ def _npm_pack(folder: Path) -> Path:
     if npm is None:
         raise ConfigError("npm is not installed", "the page's runtime, onnxruntime-web, comes from npm", offline)
     command = [npm, "pack", f"onnxruntime-web@{ORT_WEB}", "--pack-destination", str(folder), "--fetch-retries=1"]
-    print(f"fetching onnxruntime-web {ORT_WEB} with npm", flush=True)
+    say(f"fetching onnxruntime-web {ORT_WEB} with npm")
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=NPM_SECONDS)
         said = [line for line in done.stderr.splitlines() if "error" in line.lower()] or done.stderr.splitlines()

@@ -37,7 +37,7 @@ from tinymim.folders import hold
 from tinymim.models import read_checkpoint
 from tinymim.models.backbone import from_config
 from tinymim.models.classifier import Classifier
-from tinymim.progress import Progress
+from tinymim.progress import Progress, say
 from tinymim.schema import parse, read_json
 
 LOG, SETTINGS, RESULT = "candidates.jsonl", "search.json", "result.json"
@@ -379,11 +379,10 @@ class Contraction:
 
     def _say(self, rows: Sequence[Row], best: Row) -> None:
         took = "" if best["latency_ms"] is None else f", {best['latency_ms']:.4g} ms"
-        print(
+        say(
             f"step {best['step']}: {best['change']} is the best of {len(rows)}: "
             f"{in_words(best['params'])} parameters, {in_words(best['macs'])} multiply-adds{took}, "
             f"score {best['score']:.4g}",
-            flush=True,
         )
 
     def _finish(self, chosen: list[Row]) -> ContractResult:

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from tinymim.data.shards import COMPRESSED, base, find_shards, matches, read_shard, shard_names, split_path
 from tinymim.errors import DataError
 from tinymim.files import writable
+from tinymim.progress import say
 
 SUFFIXES = (".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # in any case
 UNREAD = (".avif", ".dng", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".tar")  # left out, which is told
@@ -237,7 +238,7 @@ def tell(text: str) -> None:
 def print_once(text: str) -> None:
     """What :func:`tell` does unless somebody listens."""
     if int(os.environ.get("RANK", 0)) == 0 and multiprocessing.current_process().name.endswith(("MainProcess", "-1")):
-        print(f"note: {writable(text)}", flush=True)
+        say(f"note: {writable(text)}")
 
 
 def _is(test: Callable[[], bool]) -> bool:

@@ -32,7 +32,7 @@ from tinymim.data.shards import SUFFIX, base, file_bytes, read_file, split_path
 from tinymim.errors import ConfigError, DataError
 from tinymim.files import atomic_path, describe_files, environment, file_error, writable, write_json, write_text
 from tinymim.folders import hold
-from tinymim.progress import Progress
+from tinymim.progress import Progress, say
 from tinymim.schema import Count, check, read_lines
 
 THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)  # probabilities whose shares of the pixels are told
@@ -176,7 +176,7 @@ def write_pseudo_labels(
             os.rename(work.layout, out)
         except BaseException as error:
             if work.done and not isinstance(error, DataError):
-                print(f"\nnote: {len(work.done)} of {len(names)} photos are labelled; the same command continues")
+                say(f"\nnote: {len(work.done)} of {len(names)} photos are labelled; the same command continues")
             else:
                 work.remove()
             if isinstance(error, OSError):
@@ -303,7 +303,7 @@ class _Work:
         """
         todo = [(name, path) for name, path in names.items() if name not in self.done]
         if self.done:
-            print(f"note: {len(self.done)} of {len(names)} photos were labelled before", flush=True)
+            say(f"note: {len(self.done)} of {len(names)} photos were labelled before")
         skipped: list[str] = []
         progress, began = Progress("label", len(names), start=len(self.done)), time.monotonic()
         groups = [todo[at : at + self.labeller.at_once] for at in range(0, len(todo), self.labeller.at_once)]

@@ -25,7 +25,7 @@ from tinymim.data.imagenet import (
 )
 from tinymim.data.photos import leave_signals_to_the_main_process, read_photo
 from tinymim.errors import CheckpointError, ConfigError, DataError
-from tinymim.progress import Progress
+from tinymim.progress import Progress, say
 
 # AlexNet's errors, means over the five severities: Hendrycks & Dietterich 2019, github.com/hendrycks/robustness
 ALEXNET = {
@@ -183,7 +183,7 @@ def evaluate_folders(
     if progress:
         for kind, report in reports.items():
             for warning in report.warnings:
-                print(f"warning: {kind}: {warning}")
+                say(f"warning: {kind}: {warning}")
 
     def score(title: str, folder: Path, kind: str) -> dict[str, Any]:
         data = read_class_folder(folder, names)
@@ -232,7 +232,7 @@ def _score(
         waited = time.monotonic() - wait_start
         skipped += damaged
         if damaged and line is not None:
-            print("\n" + "\n".join(f"warning: skipped damaged photo {path}" for path in damaged))
+            say("\n" + "\n".join(f"warning: skipped damaged photo {path}" for path in damaged))
         if len(labels_B):
             logits_BK = predict(images_B3HW).float().cpu()
             _check_logits(logits_BK, len(labels_B), outputs)

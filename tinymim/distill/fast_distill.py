@@ -25,6 +25,7 @@ from tinymim.models.checkpoints import load_weights, read_checkpoint
 from tinymim.models.classifier import Classifier, fill_heads, save_classifier, stored_heads
 from tinymim.models.logit_teacher import LogitTeacher, load_logit_teacher
 from tinymim.models.vit import IMAGENET_MEAN, IMAGENET_STD
+from tinymim.progress import say
 from tinymim.store.targets import TargetStore
 
 DEFAULTS: dict[str, Any] = {
@@ -190,7 +191,7 @@ class FastDistill(Method):
         if heads and all(len(rows) == self.network.num_classes for rows in last.values()):
             fill_heads(self.network, heads)
         elif is_first_process():
-            print(f"note: {file} has no head of {self.network.num_classes} classes: the student's starts new")
+            say(f"note: {file} has no head of {self.network.num_classes} classes: the student's starts new")
 
     def save(self, network: Any, path: Path, meta: dict[str, Any]) -> None:
         """Write the classifier, with the names of its classes: the teacher's, or those of timm's set of so many."""

@@ -20,6 +20,7 @@ from tinymim.models import swin
 from tinymim.models.masked_hierarchical import Attention, SimMIM, check_family, read_swin, stored_mask_token, units
 from tinymim.models.teachers import Teacher
 from tinymim.models.vit import _init_weights
+from tinymim.progress import say
 
 SIMMIM_MASKING: dict[str, Key] = {
     "mask_ratio": Number(0.6, most=1, above=True, below=True),  # share of the mask units that are masked
@@ -201,7 +202,7 @@ class D2SimMIM(HierarchicalDistillation):
         if token is not None:
             model.register_parameter("mask_token", nn.Parameter(token, requires_grad=False))
         elif is_first_process():
-            print(f"note: {teacher.name} has no mask token (SimMIM's files have one): it sees the whole photo")
+            say(f"note: {teacher.name} has no mask token (SimMIM's files have one): it sees the whole photo")
         return model
 
     @property

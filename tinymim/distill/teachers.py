@@ -15,6 +15,7 @@ from tinymim.errors import CheckpointError, ConfigError
 from tinymim.models import create_model
 from tinymim.models.backbone import Backbone
 from tinymim.models.teachers import Teacher, default_target_block, load_teacher, state_sha256, teacher_prefix
+from tinymim.progress import say
 
 TEACHER_KEYS: Mapping[str, Key] = {
     "teacher": Kind(),  # timm/NAME or a checkpoint file
@@ -128,7 +129,7 @@ class Reading:
             return
         origin = "from the recipe" if heads_from_recipe else "of its own relations" if self.heads else "of its blocks"
         heads = method.relation_heads
-        print(
+        say(
             f"{self.teacher.name}, block {', '.join(str(t.teacher_block) for t in relations)}: relations of {heads} "
             f"heads ({origin}), {method.source.width // heads} channels each, "
             f"student {method.student.embed_dim // heads}"
@@ -172,7 +173,7 @@ def load_recipe_teacher(recipe: Any, entry: Mapping[str, Any], student: Any, *, 
     except CheckpointError:
         if pretrained or teacher_prefix(name):
             raise
-        print(f"note: {name} does not exist yet; the dry run measures a stand-in of the next larger size")
+        say(f"note: {name} does not exist yet; the dry run measures a stand-in of the next larger size")
         larger = {"tinymim_vit_tiny": "tinymim_vit_small"}.get(recipe.student, "tinymim_vit_base")
         larger = larger if len(student.stage_info) == 1 else recipe.student  # a hierarchical one in timm's own width
         stand_in = create_model(larger, img_size=recipe.img_size).eval().requires_grad_(False)

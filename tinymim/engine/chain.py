@@ -16,6 +16,7 @@ from tinymim.files import write_json
 from tinymim.folders import OpenRun, open_run
 from tinymim.models import create_model, save_student
 from tinymim.models.registry import model_names
+from tinymim.progress import say
 from tinymim.records import Chain
 from tinymim.schema import read_json
 
@@ -134,7 +135,7 @@ def distill_chain(
             started = (folder / name / "config.py").is_file()
             if is_first_process():
                 source = teacher if number == 1 else done_hops[-1]["run"]
-                print(f"hop {number} of {len(students)}: {student} from {source}")
+                say(f"hop {number} of {len(students)}: {student} from {source}")
             run = distill(
                 recipe,
                 teacher=teacher,

@@ -34,6 +34,7 @@ from tinymim.engine.model import PretrainModel
 from tinymim.engine.parallel import gathered
 from tinymim.engine.run_folder import bare
 from tinymim.errors import ConfigError
+from tinymim.progress import say
 
 HEALTH_PHOTOS = 32  # photos whose activations are measured
 BATCH = 64  # photos embedded at once
@@ -113,7 +114,7 @@ def health_hooks(out: Path, config: Config, epoch: int, photos: list[Path], prob
         )
     if config.tensorboard and is_main_process():
         if importlib.util.find_spec("tensorboard") is None:
-            print("note: tensorboard is not installed, see metrics.jsonl; pip install 'tinymim[tensorboard]'")
+            say("note: tensorboard is not installed, see metrics.jsonl; pip install 'tinymim[tensorboard]'")
         else:
             hooks.append(TensorBoardHook(out))
     return hooks
@@ -158,7 +159,7 @@ class HealthHook(Hook):
 
     def after_train(self, runner: Any) -> None:
         if text := outlier_warning(self.outliers):
-            print(text)
+            say(text)
 
     @torch.no_grad()
     def _measure(self, runner: Any) -> None:

@@ -16,7 +16,7 @@ from tinymim.engine.run_folder import DamagedPhotos, RunFolder, bare, stop_worke
 from tinymim.errors import DataError
 from tinymim.models.checkpoints import save_torch
 from tinymim.models.draws import rows_of
-from tinymim.progress import Progress
+from tinymim.progress import Progress, say
 
 FEW_STEPS, MUCH_WAITING = 20, 0.1  # a note is printed where more steps waited for a larger share of the time
 
@@ -165,11 +165,11 @@ class MonitorHook(Hook):
             losses = "  ".join(f"{k} {v:.4g}" for k, v in self.last.items())
             self.line.close(f"{runner.max_iters} steps  {losses}")
             if self.skipped:
-                print(self.skipped.summary())
+                say(self.skipped.summary())
             if self.waits.steps >= FEW_STEPS and (share := self.waits.share()) > MUCH_WAITING:
-                print(f"note: {100 * share:.0f} % of the time was waiting for photos; try {self.advice}")
+                say(f"note: {100 * share:.0f} % of the time was waiting for photos; try {self.advice}")
             if self.val_damaged:
-                print(f"warning: {len(self.val_damaged)} damaged photo(s) left out of the score, {self.val_damaged[0]}")
+                say(f"warning: {len(self.val_damaged)} damaged photo(s) left out of the score, {self.val_damaged[0]}")
 
     def close(self) -> None:
         """Stop the data workers of the validation, which stay from one to the next."""

@@ -39,6 +39,7 @@ from tinymim.engine.session import (
 from tinymim.engine.settings import Settings
 from tinymim.files import noted_output
 from tinymim.folders import OpenRun, open_run
+from tinymim.progress import say
 from tinymim.records import read_env
 
 
@@ -153,7 +154,7 @@ class Job(ABC):
             plan.notes += [how] if how else []
         plan.notes += padding(self.config.img_size, self.patch_size)
         if self.rank == 0:
-            print(self.describe())
+            say(self.describe())
 
     def loop(self) -> float:
         """Train; return the seconds of all sessions."""

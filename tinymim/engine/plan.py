@@ -15,6 +15,7 @@ from tinymim.engine.cost import TrainingCost, measure_cost
 from tinymim.engine.model import Trainable, kept_buffers, saved_bytes_per_image
 from tinymim.engine.scaling import scaling_table
 from tinymim.errors import ConfigError
+from tinymim.progress import say
 
 TRIED, ROUNDS, PATIENCE = 4, 3, 90.0  # numbers of images per pass that "auto" times, how often, seconds in all
 
@@ -209,7 +210,7 @@ def measure(model: Trainable, config: Config, plan: Plan, place: str) -> Trainin
         timed=min(plan.micro_batch, 8),
     )
     if is_first_process():
-        print(cost)
+        say(cost)
         flop, backward, parameters = cost.flop_per_image, cost.backward_flop_per_image, cost.parameters
-        print(scaling_table(flop, backward, parameters, batch=plan.batch, steps=plan.steps))
+        say(scaling_table(flop, backward, parameters, batch=plan.batch, steps=plan.steps))
     return cost

@@ -25,6 +25,7 @@ from mmengine.model import is_model_wrapper
 from tinymim.errors import CheckpointError, TinyMIMError
 from tinymim.files import atomic_path, file_error, sha256_file
 from tinymim.models.checkpoints import save_torch
+from tinymim.progress import say
 from tinymim.records import read_env
 
 CHECKPOINTS = {"step": "step_{:08d}.pth", "iter": "iter_{}.pth"}  # our format, and MMEngine's
@@ -127,7 +128,7 @@ class DamagedPhotos(dict[str, int]):
         for path in paths:
             self[path] = self.get(path, 0) + 1
             if self[path] == 1:
-                print(f"\nwarning: skipped damaged photo {path} (another one is used; {len(self)} so far)", flush=True)
+                say(f"\nwarning: skipped damaged photo {path} (another one is used; {len(self)} so far)")
 
     def summary(self) -> str:
         """The line for the end of the run; "" if no photo was damaged."""
@@ -178,12 +179,12 @@ class RunFolder:
         for path in reversed(self.checkpoints()):
             if why := _damage(path):
                 damaged[path] = why
-                print(f"warning: the checkpoint {path} is damaged ({why})", flush=True)
+                say(f"warning: the checkpoint {path} is damaged ({why})")
                 continue
             for other in damaged:
                 other.unlink()
             match = self._match(path)
-            print(f"resuming at step {int(match[1]) if match else 0}", flush=True)
+            say(f"resuming at step {int(match[1]) if match else 0}")
             return path
         if damaged:
             raise CheckpointError(
@@ -191,7 +192,7 @@ class RunFolder:
                 "every checkpoint is damaged: " + "; ".join(f"{path.name}: {why}" for path, why in damaged.items()),
                 "restore one from a backup, or start the run again with --overwrite",
             )
-        print(f"note: {self.path} was stopped before its first checkpoint; it starts again at step 0", flush=True)
+        say(f"note: {self.path} was stopped before its first checkpoint; it starts again at step 0")
         return None
 
     def check_here(self) -> None:

@@ -27,6 +27,7 @@ from tinymim.errors import CheckpointError, ConfigError
 from tinymim.files import atomic_path, write_env
 from tinymim.folders import OpenRun
 from tinymim.literals import read_literal_file
+from tinymim.progress import say
 from tinymim.records import read_env
 
 HEALTH_KEYS = {"watch_every", "probe_data", "probe_photos", "tensorboard"}
@@ -133,7 +134,7 @@ def resume_state(folder: Path, settings: dict[str, Any]) -> tuple[dict[str, Any]
             "resume with the same options, or start a new run with --init-from its student.pth",
         )
     if changed and is_main_process():
-        print(f"changed since the run began: {'; '.join(changed.values())}", flush=True)
+        say(f"changed since the run began: {'; '.join(changed.values())}")
     newest = on_first_process(RunFolder(folder).newest)
     if newest is None:
         return None, bool(changed)

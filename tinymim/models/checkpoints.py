@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tinymim import progress
 from tinymim.compat import is_first_process
 from tinymim.errors import CheckpointError
 from tinymim.files import atomic_path, versions
@@ -246,7 +247,7 @@ def _copy(model: nn.Module, state: State, report: LoadReport, say: bool) -> Load
         check_values(key, state[key], report.source)
     model.load_state_dict({k: v for k, v in state.items() if k not in report.unexpected}, strict=False)
     if say and is_first_process():
-        print(report)
+        progress.say(report)
     return report
 
 

@@ -21,6 +21,7 @@ from tinymim.models.backbone import Backbone, Layers, decay_groups
 from tinymim.models.checkpoints import check_values, model_from_checkpoint, save_torch, unfinished
 from tinymim.models.formats import Checkpoint, State, describe
 from tinymim.models.vit import IMAGENET_MEAN, IMAGENET_STD, ViT
+from tinymim.progress import say
 
 AUTHORS = (  # names of a hierarchical classifier's parts in its authors' files -> timm's
     (r"^norm_head\.", "head.norm."),  # TinyViT
@@ -186,11 +187,10 @@ def load_classifier(path: str | os.PathLike[str], *, num_heads: int | None = Non
     model = Classifier(backbone, len(heads[_last(heads)]))
     fill_heads(model, heads)
     if is_first_process():
-        print(
-            f"loaded the classifier {path}: {describe(checkpoint.state, backbone.config)}, {model.num_classes} classes",
-            *(f"  note: {note}" for note in unfinished(checkpoint)),
-            sep="\n",
-        )
+        held = describe(checkpoint.state, backbone.config)
+        say(f"loaded the classifier {path}: {held}, {model.num_classes} classes")
+        for note in unfinished(checkpoint):
+            say(f"  note: {note}")
     return model.eval(), checkpoint
 
 

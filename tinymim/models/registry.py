@@ -10,6 +10,7 @@ from tinymim.models.checkpoints import load_weights, stored_shape
 from tinymim.models.formats import describe, read_checkpoint
 from tinymim.models.hierarchical import name_of  # (registers its names)
 from tinymim.models.vit import ViT
+from tinymim.progress import say
 
 __all__ = ["create_model", "model_names"]
 
@@ -104,7 +105,7 @@ def create_model_for(
     known = checkpoint.config.get("name") or (None if checkpoint.config else name_of(checkpoint.state))
     if name not in SIZES or known:
         if name in SIZES:
-            print(f"note: {file} is {known}, which is used, not {name}")
+            say(f"note: {file} is {known}, which is used, not {name}")
             name = str(known)
         shape = {key: value for key, value in checkpoint.config.items() if key not in ("name", "img_size")}
         model = create_model(name, img_size=img_size, **{**(shape if name == known else {}), **arguments, **heads})
@@ -123,7 +124,7 @@ def create_model_for(
             f"leave student_args.{wrong[0]} out: the file decides it",
         )
     if any(shape.get(key, named[key]) != named[key] for key in ("embed_dim", "depth")):
-        print(f"note: {file} is {describe(checkpoint.state, checkpoint.config)}; its shape is used, not {name}'s")
+        say(f"note: {file} is {describe(checkpoint.state, checkpoint.config)}; its shape is used, not {name}'s")
     if stored is None and shape.get("embed_dim") == named["embed_dim"]:
         stored = named["num_heads"]  # a published file, and the named model has its size
     if stored is None and num_heads is None:
@@ -133,7 +134,7 @@ def create_model_for(
             "add --num-heads N (usual: 3 at width 192, 6 at 384, 12 at 768, 16 at 1024)",
         )
     if stored and num_heads and stored != num_heads:
-        print(f"note: {file} has {stored} heads per block; its weights are regrouped to {num_heads}")
+        say(f"note: {file} has {stored} heads per block; its weights are regrouped to {num_heads}")
         checkpoint = checkpoint.regrouped(num_heads)
     shape["num_heads"] = num_heads or stored
     model = create_model(name, img_size=img_size, **{**arguments, **shape})

@@ -27,6 +27,7 @@ from tinymim.models.formats import Checkpoint, describe, rename
 from tinymim.models.timm_names import check_name, go_offline_if_unreachable
 from tinymim.models.vit import IMAGENET_MEAN, IMAGENET_STD
 from tinymim.models.weight_files import weights_file
+from tinymim.progress import say
 
 TIMM = (
     VisionTransformer,
@@ -211,7 +212,7 @@ def _timm_teacher(
         sha = sha256_file(weights_file(weights))
     own: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     for note in own.get("notes") or () if is_first_process() else ():
-        print(f"note: {name}: {note}")
+        say(f"note: {name}: {note}")
     mean, std = tuple(own.get("mean") or IMAGENET_MEAN), tuple(own.get("std") or IMAGENET_STD)
     return Teacher(model.eval().requires_grad_(False), name, mean, std, sha)
 

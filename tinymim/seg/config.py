@@ -14,7 +14,7 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 from torch import nn
 
-from tinymim import compat
+from tinymim import compat, progress
 from tinymim.data.folders import Layout, Pair, read_layout
 from tinymim.data.photo_files import tell
 from tinymim.engine.cost import check_memory
@@ -354,6 +354,6 @@ def name_run(cfg: Config) -> Config:
 
 
 def say(text: str) -> None:
-    """Print on the first process."""
+    """Log a message on the first process."""
     if compat.is_first_process():
-        print(text, flush=True)
+        progress.say(text)

@@ -140,8 +140,8 @@ class RunFolderHook(Hook):
     def before_val_epoch(self, runner: Any) -> None:
         """Average the buffers, so that all processes validate the same model; end the progress line."""
         average_buffers(runner.model)
-        if self.progress is not None and self.progress.live:
-            print(flush=True)
+        if self.progress is not None:
+            self.progress.pause()
 
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
         """Write the scores to metrics.jsonl, and into a segmentor.pth of this step."""
@@ -195,7 +195,7 @@ class RunFolderHook(Hook):
         if self.progress is not None:
             self.progress.close(f"{runner.iter} steps, {Path(runner.work_dir) / 'segmentor.pth'}")
             if runner.train_loop.skipped:
-                print(runner.train_loop.skipped.summary())
+                say(runner.train_loop.skipped.summary())
 
     def save_now(self, runner: Any, step: int) -> None:
         """Write segmentor and checkpoint after ``step`` steps, atomically; remove old checkpoints.

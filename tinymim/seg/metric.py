@@ -16,6 +16,7 @@ from tinymim.confusion import class_counts, matrix_of_ids, scores
 from tinymim.data.folders import IGNORED
 from tinymim.errors import CheckFailed
 from tinymim.files import write_json, write_text
+from tinymim.progress import say
 
 IDS = 256  # of labels and of predictions
 
@@ -184,7 +185,7 @@ class SegMetric(BaseMetric):
         matrix = total[:-1].reshape(count, count).numpy()
         self.last = SegResult.from_confusion(matrix, self.dataset_meta["classes"], size)
         if is_main_process():
-            print(self.last.summary(), flush=True)
+            say(self.last.summary())
         return {
             "mIoU": self.last.miou,
             "mAcc": self.last.macc,

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from tinymim.errors import ConfigError
-from tinymim.progress import Progress, clock
+from tinymim.progress import Progress, clock, say
 from tinymim.store.job import UNREADABLE, Item, Job, about
 from tinymim.store.layout import HEADER, Chunk, Layout, check_same, logits_arrays, sorted_keys
 from tinymim.store.places import open_place
@@ -206,13 +206,13 @@ def cache_targets(
                 done += len(items)
                 progress.update(done, images=len(items), waited=job.waited)
         except KeyboardInterrupt:
-            print("\nnote: what is written stays; the same command goes on", flush=True)
+            say("\nnote: what is written stays; the same command goes on")
             raise
         finally:
             progress.close()
         left = len(missing_chunks(writer.place, layout))
     for key in sorted(damaged)[:5]:
-        print(f"warning: {key} cannot be read: it has no targets")
+        say(f"warning: {key} cannot be read: it has no targets")
     if len(damaged) > 5:
-        print(f"warning: {len(damaged) - 5} more cannot be read")
+        say(f"warning: {len(damaged) - 5} more cannot be read")
     return left

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tinymim.errors import CheckFailed, DataError
-from tinymim.progress import Progress
+from tinymim.progress import Progress, say
 from tinymim.store.job import UNREADABLE, Item, Job, Seeds
 from tinymim.store.targets import TargetStore, missing_chunks
 
@@ -103,7 +103,7 @@ def check_targets(
     words = (
         f"largest |dp| {found['max_dp']:.2g}, mean {found['mean_dp']:.2g}, differing classes {found['differing']:.2%}"
     )
-    print(f"check:   {len(items)} of {len(store):,} records through {job.teacher.name}: {words}", flush=True)
+    say(f"check:   {len(items)} of {len(store):,} records through {job.teacher.name}: {words}")
     if found["max_dp"] > max_dp or found["differing"] > max_differing:
         raise CheckFailed(
             f"{out} is not what {job.teacher.name} gives now",
