@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from tinymim_export.tune.targets import targets
 
     add = parser.add_argument
-    add("--checkpoint", default=None, help="segmentor.pth, student.pth or any ViT checkpoint")
+    add("--checkpoint", default=None, help="segmentor.pth, student.pth, any ViT checkpoint, or hf-hub:OWNER/NAME")
     add("--from", dest="source", default=None, metavar="FILE.onnx", help="start at this FP32 file, not at --checkpoint")
     add("--onnx", default=None, metavar="FILE", help="file to write")
     add("--config", default=None, help="mmseg_configs/...; segmentor.pth holds its own")
@@ -357,6 +357,7 @@ def _sensitivity(args: argparse.Namespace, fp32: str) -> int:
 
 def _tune(args: argparse.Namespace) -> int:
     """--tune: candidates, verdicts, one winner."""
+    from tinymim.models.weight_files import weights_file
     from tinymim_export.tune.search import tune
 
     given = {
@@ -370,7 +371,7 @@ def _tune(args: argparse.Namespace) -> int:
         "output": args.output,
     }
     result = tune(
-        args.source or args.checkpoint,
+        args.source or weights_file(args.checkpoint),
         args.onnx,
         config=args.config,
         size=None if args.size is None else (args.size[0], args.size[1]),

@@ -25,6 +25,7 @@ EVERYONE = {
     "tinymim.progress",
     "tinymim.compat",
     "tinymim.confusion",
+    "tinymim.hub",
     "tinymim.schema",
     "tinymim.records",
 }
@@ -41,6 +42,7 @@ ARROWS: dict[str, set[str]] = {
     "tinymim.literals": set(),
     "tinymim.progress": set(),
     "tinymim.compat": set(),
+    "tinymim.hub": set(),
     "tinymim.confusion": {"tinymim.errors"},
     "tinymim.schema": {"tinymim.errors"},
     "tinymim.records": {"tinymim.schema"},
