@@ -6,6 +6,7 @@ Two files are fetched and read, both data: tensors, and a JSON object; pickles o
 import functools
 import os
 import re
+import shlex
 import socket
 from pathlib import Path
 
@@ -82,7 +83,7 @@ def push(folder: str | os.PathLike[str], repository: str) -> str:
         raise TinyMIMError(
             f"{folder} was not pushed to {repository}",
             f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0][:200]}",
-            f"where there is internet, after hf auth login: hf upload {repository} {folder}",
+            f"where there is internet, after hf auth login: hf upload {repository} {shlex.quote(str(folder))}",
         ) from error
 
 
