@@ -86,9 +86,7 @@ class Card:
             ("How it was made", self._made()),
             ("Notes", "\n".join(f"- {markdown(hide_paths(note))}" for note in (*self.file.notes, *self.lineage.notes))),
         ]
-        text = "\n\n".join(
-            f"## {title}\n\n{body.strip()}" if title else body.strip() for title, body in sections if body
-        )
+        parts = [(f"## {title}\n\n" if title else "") + body.strip() for title, body in sections if body]
         return "\n\n".join([f"---\n{self._front_matter()}\n---", *parts]) + "\n"
 
     def metrics(self) -> list[Metric]:

@@ -20,7 +20,15 @@ NEXT = {  # what reads a folder of each role
     "detector": "tinymim detect --test {} --data OBJECTS --annotations OBJECTS.json",
 }
 VITS = {192: "vit_tiny_patch16_224", 384: "vit_small_patch16_224"}  # width -> timm's name; others are changed to fit
-PREPROCESSING = ("input_size", "fixed_input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
+PREPROCESSING: tuple[str, ...] = (
+    "input_size",
+    "fixed_input_size",
+    "interpolation",
+    "crop_pct",
+    "crop_mode",
+    "mean",
+    "std",
+)
 PREPROCESSING += ("num_classes", "pool_size", "first_conv", "classifier", "custom_load")
 FOR_VIT = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "init_values")
 
@@ -149,7 +157,7 @@ def _timm_form(folder: Path, meta: dict[str, Any], role: str) -> tuple[dict[str,
 
     if role not in ("student", "teacher", "classifier"):
         return {}, f"it has no {role} of ours"
-    arguments = {key: value for key, value in meta["config"].items() if value is not None}
+    arguments: dict[str, Any] = {key: value for key, value in meta["config"].items() if value is not None}
     named = arguments.pop("name", "")
     if not timm.is_model(named):
         if lacking := [key for key in ("rel_pos_bias", "dist_token", "last_dim") if arguments.get(key)]:
@@ -159,11 +167,11 @@ def _timm_form(folder: Path, meta: dict[str, Any], role: str) -> tuple[dict[str,
     classes, size = [*(meta.get("classes") or ())] if role == "classifier" else [], arguments.get("img_size", 224)
     sides = [size, size] if isinstance(size, int) else [*size]
     about: dict[str, Any] = {"mean": meta["mean"], "std": meta["std"], "input_size": [3, *sides], "crop_pct": 1.0}
-    pooled = {"global_pool": "avg"} if classes else {}
+    arguments |= {"global_pool": "avg"} if classes else {}
     try:
-        bare = timm.create_model(named, num_classes=len(classes), **arguments, **pooled)
+        bare = timm.create_model(named, num_classes=len(classes), **arguments)
         more = {"tinymim": meta, "pretrained_cfg": about, **({"label_names": classes} if classes else {})}
-        save_config_for_hf(bare, str(folder / CONFIG), more, model_args=arguments | pooled)
+        save_config_for_hf(bare, str(folder / CONFIG), more, model_args=arguments)
         config = read_json(folder / CONFIG, dict[str, Any])
         known = config["pretrained_cfg"]  # of the weights that timm has under this name: only what is true of these
         config["pretrained_cfg"] = {key: known[key] for key in PREPROCESSING if key in known}
