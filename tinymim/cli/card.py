@@ -20,16 +20,8 @@ NEXT = {  # what reads a folder of each role
     "detector": "tinymim detect --test {} --data OBJECTS --annotations OBJECTS.json",
 }
 VITS = {192: "vit_tiny_patch16_224", 384: "vit_small_patch16_224"}  # width -> timm's name; others are changed to fit
-PREPROCESSING: tuple[str, ...] = (
-    "input_size",
-    "fixed_input_size",
-    "interpolation",
-    "crop_pct",
-    "crop_mode",
-    "mean",
-    "std",
-)
-PREPROCESSING += ("num_classes", "pool_size", "first_conv", "classifier", "custom_load")
+PREPROCESSING = {"input_size", "fixed_input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std"}
+PREPROCESSING |= {"num_classes", "pool_size", "first_conv", "classifier", "custom_load"}
 FOR_VIT = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "init_values")
 
 
@@ -174,7 +166,7 @@ def _timm_form(folder: Path, meta: dict[str, Any], role: str) -> tuple[dict[str,
         save_config_for_hf(bare, str(folder / CONFIG), more, model_args=arguments)
         config = read_json(folder / CONFIG, dict[str, Any])
         known = config["pretrained_cfg"]  # of the weights that timm has under this name: only what is true of these
-        config["pretrained_cfg"] = {key: known[key] for key in PREPROCESSING if key in known}
+        config["pretrained_cfg"] = {key: value for key, value in known.items() if key in PREPROCESSING}
         write_json(folder / CONFIG, config)
         theirs: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
         image = torch.randn(2, 3, *sides, generator=torch.Generator().manual_seed(0))
