@@ -79,6 +79,12 @@ ARROWS: dict[str, set[str]] = {
     "tinymim_export.tables": set(),
     "tinymim_export.runtime": {"tinymim_export.tables", *DATA},
     "tinymim_export.bench": {"tinymim_export.runtime", "tinymim_export.tables", *DATA},
+    "tinymim_export.formats": {
+        "tinymim_export.comparison",
+        "tinymim_export.precision",
+        "tinymim_export.runtime",
+        "tinymim_export.tables",
+    },
     "tinymim_export.graph": {
         "tinymim.models",
         "tinymim.seg",
