@@ -27,7 +27,7 @@ from tinymim_export.tables import markdown_table
 PHOTOS = 4
 FP32 = Tolerance(0.99999, 0.999)  # of another runtime's float32
 REFUSED = {  # known formats that no file here can be written in, and why
-    "coreml": "coremltools reads no ONNX since version 6, and the last one (9.0) is made for older PyTorch than this",
+    "coreml": "coremltools has read no ONNX since version 6, and what it writes runs on macOS only: nothing to compare",
     "executorch": "it lowers PyTorch modules, not .onnx files, and a .pte would carry none of the file's contract",
     "litert": "litert-torch 0.10 wants torch 2.14.1, another one than this; LiteRT itself reads no ONNX",
     "tensorrt": "an engine file fits one GPU only: run the .onnx by --runtime onnxruntime --provider tensorrt",

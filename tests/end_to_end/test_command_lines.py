@@ -58,6 +58,8 @@ WORDS = {
     "B=0.5": "{distilled}/student.pth=0.5",
     "runs/t/student.pth": "{distilled}/student.pth",
     "runs/finetune_base/classifier.pth": "{finetuned}/classifier.pth",
+    "runs/seg": "{segmented}",
+    "hf-hub:OWNER/NAME": "{published}",  # such a folder, as it is fetched
     "runs/seg/segmentor.pth": "{segmented}/segmentor.pth",
     "runs/det/detector.pth": "{detected}/detector.pth",
     "train2017": "{OBJECTS}/photos",
@@ -148,6 +150,10 @@ NOT_RUN = {  # start of a line -> what is checked in its place
     "python tests/compare_commits.py": "that the file exists",
     "python tools/bench_distill.py": "that the file exists: tests/benchmarks/test_distill_step.py runs it",
 }
+NOT_RUN |= dict.fromkeys(
+    ("tinymim predict seg.onnx 0", "tinymim predict seg.onnx rtsp:", "tinymim predict seg.onnx udp:"),
+    "nothing: tests/export/runtime/test_streams.py serves streams; no camera is here",
+)
 INSTEAD = {
     "--size 512 512": "--size 64 64",
     "--box 120 80 64 48": "--box 30 30 12 12",
