@@ -198,3 +198,14 @@ def test_a_folder_without_a_model_and_one_that_is_there(card: Path, tmp_path: Pa
     assert main(["card", str(card.with_name("distilled"))]) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert not [*card.parent.glob(".*.part")]
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years", "utf-8")
+    for out, why in (
+        (mine, "is no card"),
+        (card.with_name("distilled"), "holds the run"),
+        (card.parent, "holds the run"),
+    ):
+        assert main(["card", str(card.with_name("distilled")), "--out", str(out), "--overwrite"]) == 2
+        assert why in capsys.readouterr().err
+    assert (mine / "thesis.txt").is_file()

@@ -161,6 +161,7 @@ INSTEAD = {
 }
 MENTIONS = (  # names of commands
     "tinymim analyse",
+    "tinymim card",
     "tinymim detect",
     "tinymim track",
     "tinymim segment --test",

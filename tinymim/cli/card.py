@@ -9,7 +9,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tinymim.errors import CheckpointError
+from tinymim.errors import CheckpointError, ConfigError
+from tinymim.hub import CONFIG, WEIGHTS, check_repository, push
 from tinymim.schema import read_json
 
 NEXT = {  # what reads a folder of each role
@@ -44,7 +45,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the folder, say what is in it, push it if asked to."""
     from tinymim.files import atomic_folder, sha256_file, write_json
-    from tinymim.hub import CONFIG, WEIGHTS, check_repository, push
     from tinymim_export.report.artifacts import read_paths, weights_file
     from tinymim_export.report.card import Card, belonging
     from tinymim_export.report.page import hide_paths
@@ -53,15 +53,18 @@ def run(args: argparse.Namespace) -> int:
     if args.push:
         check_repository(args.push)
     source = _weights(Path(args.run))
-    out = Path(args.out or f"{source.parent if Path(args.run).is_file() else Path(args.run)}-card")
+    folder = source.parent if source.parent.name not in ("", "..") else source.parent.resolve()
+    out = Path(args.out) if args.out else folder.with_name(f"{folder.name}-card")
+    _check_out(out, source, args.overwrite)
     lineage = read_paths([source.parent, *map(Path, args.more)])
     found = weights_file(source)
     file = lineage.file(found.sha256) or found
     file.path = str(source)
     onnx, left_out = belonging(lineage, file.sha256)
     meta = read_weights(source)[1] | {"source_sha256": file.sha256}
-    if isinstance(meta.get("config"), str):  # a segmentor's: its text may travel, a home folder should not
-        meta["config"] = hide_paths(meta["config"])
+    for key in ("config", "cfg"):  # a segmentor's: its text may travel, a home folder should not
+        if isinstance(meta.get(key), str):
+            meta[key] = hide_paths(meta[key])
     with atomic_folder(out, replace=args.overwrite) as part:
         _write_weights(source, part / WEIGHTS, meta)
         config, why = _timm_form(part, meta, file.role)
@@ -92,20 +95,33 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _check_out(out: Path, source: Path, overwrite: bool) -> None:
+    """Refuse a folder that holds the run, and to replace one that is no card.
+
+    Raises:
+        ConfigError: it is one of these.
+    """
+    if source.resolve().is_relative_to(out.resolve()):
+        raise ConfigError(f"--out {out} holds the run itself", "a card has a folder of its own", "choose another --out")
+    card = all((out / name).is_file() for name in (WEIGHTS, CONFIG, "README.md"))
+    if overwrite and out.is_dir() and any(out.iterdir()) and not card:
+        raise ConfigError(f"{out} is no card", "what is in it would be lost", "choose another --out")
+
+
 def _weights(path: Path) -> Path:
     """The file of weights of a run folder, or the file itself.
 
     Raises:
         CheckpointError: there is none.
     """
-    from tinymim_export.report.artifacts import WEIGHTS
+    from tinymim_export.report.artifacts import WEIGHTS as NAMES
 
     if path.is_file() and path.suffix in (".pth", ".safetensors"):
         return path
-    if found := next((path / name for name in WEIGHTS if (path / name).is_file()), None):
+    if found := next((path / name for name in NAMES if (path / name).is_file()), None):
         return found
-    below = sorted({p.parent for name in WEIGHTS for p in path.glob(f"*/{name}")}) if path.is_dir() else []
-    why = f"none of {', '.join(WEIGHTS)} is in it" if path.is_dir() else "there is no such run folder"
+    below = sorted({p.parent for name in NAMES for p in path.glob(f"*/{name}")}) if path.is_dir() else []
+    why = f"none of {', '.join(NAMES)} is in it" if path.is_dir() else "there is no such run folder"
     fix = f"did you mean tinymim card {shlex.quote(str(below[0]))}?" if below else "give the folder of a finished run"
     raise CheckpointError(f"no model in {path}", why, fix)
 
@@ -143,7 +159,6 @@ def _timm_form(folder: Path, meta: dict[str, Any], role: str) -> tuple[dict[str,
     from timm.models._hub import save_config_for_hf
 
     from tinymim.files import write_json
-    from tinymim.hub import CONFIG
     from tinymim.models.checkpoints import model_from_checkpoint
     from tinymim.models.classifier import load_classifier
 
