@@ -20,10 +20,8 @@ NEXT = {  # what reads a folder of each role
     "tracker": "tinymim track --test {} --data SEQUENCES",
     "detector": "tinymim detect --test {} --data OBJECTS --annotations OBJECTS.json",
 }
-VITS = {192: "vit_tiny_patch16_224", 384: "vit_small_patch16_224"}  # width -> timm's name; others are changed to fit
 PREPROCESSING = {"input_size", "fixed_input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std"}
 PREPROCESSING |= {"num_classes", "pool_size", "first_conv", "classifier", "custom_load"}
-FOR_VIT = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "init_values")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -161,16 +159,14 @@ def _timm_form(folder: Path, meta: dict[str, Any], role: str) -> tuple[dict[str,
     from tinymim.files import write_json
     from tinymim.models.checkpoints import model_from_checkpoint
     from tinymim.models.classifier import load_classifier
+    from tinymim.models.timm_entries import timm_form
 
     if role not in ("student", "teacher", "classifier"):
         return {}, f"it has no {role} of ours"
-    arguments: dict[str, Any] = {key: value for key, value in meta["config"].items() if value is not None}
-    named = arguments.pop("name", "")
-    if not timm.is_model(named):
-        if lacking := [key for key in ("rel_pos_bias", "dist_token", "last_dim") if arguments.get(key)]:
-            return {}, f"its ViT has no {lacking[0]}"
-        named = VITS.get(arguments["embed_dim"], "vit_base_patch16_224")
-        arguments = {key: arguments[key] for key in FOR_VIT if key in arguments}
+    try:
+        named, arguments = timm_form(meta["config"])
+    except ConfigError as error:
+        return {}, error.why
     classes, size = [*(meta.get("classes") or ())] if role == "classifier" else [], arguments.get("img_size", 224)
     sides = [size, size] if isinstance(size, int) else [*size]
     about: dict[str, Any] = {"mean": meta["mean"], "std": meta["std"], "input_size": [3, *sides], "crop_pct": 1.0}
