@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from tinymim_export.tune.targets import targets
 
     add = parser.add_argument
-    add("--checkpoint", default=None, help="segmentor.pth, student.pth or any ViT checkpoint")
+    add("--checkpoint", default=None, help="segmentor.pth, student.pth, any ViT checkpoint, or hf-hub:OWNER/NAME")
     add("--from", dest="source", default=None, metavar="FILE.onnx", help="start at this FP32 file, not at --checkpoint")
     add("--onnx", default=None, metavar="FILE", help="file to write")
     add("--config", default=None, help="mmseg_configs/...; segmentor.pth holds its own")
@@ -60,6 +60,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="export nothing: verify this .onnx again, against --checkpoint or (other precisions) --from",
     )
+    add = parser.add_argument_group("other formats").add_argument
+    add(
+        "--format",
+        default=None,
+        metavar="NAME",
+        help="openvino: write the file in this format, to --out; docs/formats.md",
+    )
+    add("--out", default=None, metavar="FILE", help="for --format: FILE.xml of OpenVINO, with its FILE.bin")
     add = parser.add_argument_group("precision and graph").add_argument
     add("--precision", default=None, metavar="NAME", help=f"{', '.join(PRECISIONS)}; default: fp32")
     add(
@@ -114,6 +122,8 @@ def run(args: argparse.Namespace) -> int:
         return _web(args, args.onnx) if args.web is not None else code
     if args.sensitivity:
         return _with_fp32(args, _sensitivity)
+    if args.format is not None:
+        return _with_fp32(args, _format)
     if args.onnx is None:
         return _web(args, args.source)
     remove_dead_parts(Path(args.onnx).parent)
@@ -140,6 +150,12 @@ def _check(args: argparse.Namespace) -> None:
             f"{args.checkpoint} is not a checkpoint",
             "it is exported already: start there with --from",
         ),
+        (
+            args.format and (args.onnx or args.web or args.tune or args.sensitivity or args.max_miou_drop is not None),
+            "--format does one thing",
+            "it writes --out; leave --onnx, --web, --tune, --sensitivity and --max-miou-drop out",
+        ),
+        (bool(args.format) != bool(args.out), "--format and --out belong together", "one says how, the other where"),
         (
             args.sensitivity and (args.web or args.onnx),
             "--sensitivity writes no file",
@@ -218,7 +234,7 @@ def _check(args: argparse.Namespace) -> None:
             "add --checkpoint segmentor.pth",
         )
     page_only = args.web and args.source and not _reduced(args) and not args.tune
-    if args.onnx is None and not (args.verify_only or args.sensitivity or page_only):
+    if args.onnx is None and not (args.verify_only or args.sensitivity or page_only or args.format):
         raise ConfigError("--onnx is missing", "it names the file to write", "add --onnx out.onnx")
     if args.onnx is not None and args.source and not (_reduced(args) or args.tune or args.sensitivity):
         raise ConfigError(
@@ -340,6 +356,18 @@ def _reduce(args: argparse.Namespace, fp32: str) -> int:
     return 0
 
 
+def _format(args: argparse.Namespace, fp32: str) -> int:
+    """--format: the file, or one of another precision made of it, in another format."""
+    from tinymim_export.formats import convert, find_format
+
+    options = _calibration(args) | {"exclude": args.exclude_blocks or (), "photos": args.photos}
+    made = convert(fp32, args.out, format=args.format, precision=args.precision, **options)
+    made.print()
+    _write(args, made)
+    print(f"next: tinymim bench {shlex.quote(args.out)} --runtime {find_format(args.format).runtime}")
+    return 0
+
+
 def _sensitivity(args: argparse.Namespace, fp32: str) -> int:
     """--sensitivity: a table of blocks."""
     from tinymim_export.precision.sensitivity import LIMIT, sensitivity
@@ -362,7 +390,9 @@ def _sensitivity(args: argparse.Namespace, fp32: str) -> int:
 
 def _tune(args: argparse.Namespace) -> int:
     """--tune: candidates, verdicts, one winner."""
+    from tinymim.models.weight_files import weights_file
     from tinymim_export.tune.search import tune
+    from tinymim_export.tune.targets import milliseconds
 
     given = {
         "max_miou_drop": args.max_miou_drop,
@@ -375,7 +405,7 @@ def _tune(args: argparse.Namespace) -> int:
         "output": args.output,
     }
     result = tune(
-        args.source or args.checkpoint,
+        args.source or weights_file(args.checkpoint),
         args.onnx,
         config=args.config,
         size=None if args.size is None else (args.size[0], args.size[1]),
@@ -399,26 +429,6 @@ def _web(args: argparse.Namespace, onnx: str) -> int:
     made.print()
     print(f"next: {made.next}")
     return 0
-
-
-def milliseconds(text: str) -> float:
-    """``100``, ``100ms`` or ``0.1s`` as milliseconds.
-
-    Raises:
-        ConfigError: no positive time.
-    """
-    number, factor = text.strip().lower(), 1.0
-    if number.endswith("ms"):
-        number = number[:-2]
-    elif number.endswith("s"):
-        number, factor = number[:-1], 1000.0
-    try:
-        value = float(number) * factor
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise ConfigError(f"--latency-budget {text} is not a time", "it is milliseconds of one image", "e.g. 100ms")
-    return value
 
 
 def _write(args: argparse.Namespace, result: Any) -> None:

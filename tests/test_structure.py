@@ -25,6 +25,7 @@ EVERYONE = {
     "tinymim.progress",
     "tinymim.compat",
     "tinymim.confusion",
+    "tinymim.hub",
     "tinymim.schema",
     "tinymim.records",
 }
@@ -42,6 +43,7 @@ ARROWS: dict[str, set[str]] = {
     "tinymim.literals": set(),
     "tinymim.progress": set(),
     "tinymim.compat": set(),
+    "tinymim.hub": set(),
     "tinymim.confusion": {"tinymim.errors"},
     "tinymim.schema": {"tinymim.errors"},
     "tinymim.records": {"tinymim.schema"},
@@ -83,6 +85,12 @@ ARROWS: dict[str, set[str]] = {
     "tinymim_export.tables": set(),
     "tinymim_export.runtime": {"tinymim_export.tables", *DATA},
     "tinymim_export.bench": {"tinymim_export.runtime", "tinymim_export.tables", *DATA},
+    "tinymim_export.formats": {
+        "tinymim_export.comparison",
+        "tinymim_export.precision",
+        "tinymim_export.runtime",
+        "tinymim_export.tables",
+    },
     "tinymim_export.graph": {
         "tinymim.models",
         "tinymim.seg",

@@ -16,6 +16,7 @@ from typing import Any
 
 from tinymim.cores import cores
 from tinymim.errors import ConfigError, TinyMIMError, did_you_mean
+from tinymim.hub import hub_name
 
 PACKAGES = (
     "tinymim",
@@ -170,9 +171,14 @@ def writable(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def input_name(path: str | os.PathLike[str]) -> str:
+    """How records name a file: without its folders; one of the Hugging Face hub as ``OWNER/NAME@COMMIT``."""
+    return hub_name(path) or writable(Path(path).name)
+
+
 def describe_file(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Name (without folders) and sha256 of a file, as recorded in ``env.json`` for the inputs of a run."""
-    return {"file": writable(Path(path).name), "sha256": sha256_file(path)}
+    """Name and sha256 of a file, as recorded in ``env.json`` for the inputs of a run."""
+    return {"file": input_name(path), "sha256": sha256_file(path)}
 
 
 def describe_files(

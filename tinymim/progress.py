@@ -44,7 +44,7 @@ class Progress:
 
     Args:
         title: Name of the work.
-        total: Steps in all.
+        total: Steps in all; 0: nobody knows.
         start: Steps already done (resume).
         plain_every: Seconds between lines if the stream is not a terminal.
         stream: Where to write; None: standard output.
@@ -73,12 +73,12 @@ class Progress:
         self.images += images
         self.waited += waited
         now = time.monotonic()
-        if now - self.shown < self.every and step < self.total:
+        if now - self.shown < self.every and not 0 < self.total <= step:
             return
         self.shown = now
         spent = max(now - self.began, 1e-9)
-        parts = [f"{self.title} {step}/{self.total}"]
-        if step > self.first:
+        parts = [f"{self.title} {step}" + (f"/{self.total}" if self.total else "")]
+        if step > self.first and self.total:
             parts.append(f"ETA {clock(spent / (step - self.first) * (self.total - step))}")
         if self.images:
             parts.append(f"{self.images / spent:.0f} images/s")

@@ -16,6 +16,7 @@ from tinymim.files import sha256_file
 from tinymim.models import Backbone, model_from_checkpoint, read_checkpoint
 from tinymim.models.checkpoints import describe
 from tinymim.models.classifier import load_classifier
+from tinymim.models.weight_files import weights_file
 from tinymim_export.graph.contract import Preparation, contract, fixed_input, prepared
 from tinymim_export.graph.wrappers import as_list
 from tinymim_export.runtime.metadata import first_line
@@ -98,7 +99,7 @@ def load_torch_model(
         ConfigError: a configuration that cannot be read or does not fit.
     """
     use_cores()
-    checkpoint = Path(checkpoint)
+    checkpoint = weights_file(checkpoint)
     found = read_checkpoint(checkpoint)
     is_segmentor = any(name.startswith("decode_head.") for name in found.dropped)
     if part is None:

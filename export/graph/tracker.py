@@ -18,6 +18,7 @@ from tinymim.compat import use_cores
 from tinymim.errors import CheckpointError, ConfigError, DataError
 from tinymim.files import atomic_path, sha256_file, versions
 from tinymim.models.stored import FIX
+from tinymim.models.weight_files import weights_file
 from tinymim.progress import say
 from tinymim.track.stored import TrackerGraph, load_tracker
 from tinymim_export.comparison import ParityResult, Row, figures
@@ -125,7 +126,10 @@ def _load(checkpoint: str | Path) -> tuple[TrackerGraph, dict[str, Any]]:
         raise CheckpointError(f"{checkpoint} does not say how crops are normalised", "mean or std is missing", FIX)
     pixels = {key: [round(255 * float(value), 6) for value in meta[key]] for key in ("mean", "std")}
     about = {"tracker": model.config, **pixels, "channel_order": "RGB", "stride": patch, "resize": None}
-    return TrackerGraph(model).eval(), about | {"checkpoint_sha256": sha256_file(checkpoint), "classes": None}
+    return TrackerGraph(model).eval(), about | {
+        "checkpoint_sha256": sha256_file(weights_file(checkpoint)),
+        "classes": None,
+    }
 
 
 def _sides(config: dict[str, Any]) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from tinymim.files import atomic_path
 
 JPEG_SIDE = 65_000  # pixels; 65,500 with the legend
 BLOCK = 1 << 22  # pixels of a large photo that are worked on at once
+TICK = Fraction(1, 1000)  # seconds
 VIDEOS = (".mp4", ".mov", ".m4v", ".mkv", ".avi", ".webm")
 Palette = Sequence[Sequence[int]]
 
@@ -186,18 +187,23 @@ class VideoWriter:
 
     def __init__(self, path: Path, rate: Fraction) -> None:
         self.container = import_av().open(str(path), "w", format="mp4")
-        self.rate = rate
+        self.rate, self.last = rate, -1
         self.stream: Any = None
 
-    def add(self, picture_HW3: np.ndarray) -> None:
-        """Append a frame."""
+    def add(self, picture_HW3: np.ndarray, seconds: float | None = None) -> None:
+        """Append a frame: the next one at the video's rate, or one at ``seconds`` from the beginning, ever later."""
         import av
 
         even = picture_HW3[: picture_HW3.shape[0] // 2 * 2, : picture_HW3.shape[1] // 2 * 2]
         if self.stream is None:
             self.stream = self.container.add_stream("libx264", rate=self.rate, options={"crf": "20"})
             self.stream.height, self.stream.width, self.stream.pix_fmt = *even.shape[:2], "yuv420p"
+            if seconds is not None:
+                self.stream.codec_context.time_base = TICK
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")
+        if seconds is not None:
+            self.last = max(int(seconds / TICK), self.last + 1)
+            frame.pts, frame.time_base = self.last, TICK
         self.container.mux(self.stream.encode(frame))
 
     def close(self) -> None:

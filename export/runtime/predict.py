@@ -1,5 +1,6 @@
 """``tinymim predict``: write masks and overlays of photos and videos. Needs numpy, Pillow and onnxruntime only."""
 
+import contextlib
 import json
 import time
 from collections import Counter
@@ -28,6 +29,7 @@ from tinymim_export.runtime.pictures import (
     save_picture,
 )
 from tinymim_export.runtime.predictor import Predictor, read_photo
+from tinymim_export.runtime.streams import Pace, Stream, Window, is_stream, shown, write_rate
 from tinymim_export.tables import markdown_table, text_table
 
 
@@ -113,42 +115,55 @@ class PredictResult:
 def predict(
     file: str | Path,
     source: str | Path,
-    out: str | Path,
+    out: str | Path | None,
     *,
     overlay: bool = False,
     alpha: float = 0.5,
     overwrite: bool = False,
     classes: Sequence[str] | None = None,
     quiet: bool = False,
+    rate: bool = False,
+    show: bool = False,
+    seconds: float | None = None,
     **options: Any,
 ) -> PredictResult:
     """Segment photos and write masks: palette PNGs of class ids at each photo's own size.
 
     Args:
         file: The .onnx file.
-        source: A photo, a folder of photos (searched recursively), a pattern of these, or a video.
-        out: ``mask.png`` for one photo, else a folder; for a video a folder of mask frames, or ``overlay.mp4``.
+        source: A photo, a folder of photos (searched recursively), a pattern of these, a video, a camera's number, or a
+            stream's URL. A camera or a stream goes on until it ends, ``seconds`` are over, or Ctrl-C; all three keep
+            what was written.
+        out: ``mask.png`` for one photo, else a folder; for a video a folder of mask frames, or ``overlay.mp4``; None:
+            only show.
         overlay: Also write the photo with its classes overlaid in colour and a legend below it.
         alpha: Share of colour in the overlay, 0 to 1.
         overwrite: Replace files that exist.
         classes: Class names, for files without any.
         quiet: No progress line.
+        rate: Draw frames per second into overlays of a video; always drawn into those of a camera or a stream.
+        show: Show a video, camera or stream in a window.
+        seconds: End a camera or a stream after this time.
         options: Options of :class:`tinymim_export.runtime.predictor.Predictor`.
 
     Raises:
         ConfigError: options that do not fit together, or outputs that exist.
         DataError: no photo can be read.
     """
-    source, out = Path(source), Path(out)
     if not 0 <= alpha <= 1:
         raise ConfigError(f"--alpha {alpha} is not possible", "it is the share of colour, 0 to 1", "e.g. --alpha 0.5")
-    if not source.exists() and matches(source) is None:
+    out, address, live = None if out is None else Path(out), str(source), is_stream(source)
+    source = Path(source)
+    if not live and not source.exists() and matches(source) is None:
         raise DataError(f"no photo, folder or video at {source}", "it does not exist", "check the path")
-    is_video = source.suffix.lower() in VIDEOS and source.is_file()
+    is_video = live or (source.suffix.lower() in VIDEOS and source.is_file())
+    _check_video_options(is_video, live, out, rate, show, seconds)
+    jobs: list[tuple[Path, Path]] = []
     if is_video:
-        jobs: list[tuple[Path, Path]] = []
-        _check_video_out(source, out, overwrite)
+        if out is not None:
+            _check_video_out(None if live else source, out, overwrite)
     else:
+        assert out is not None
         jobs = _jobs(source, out)
         _check_photo_out(jobs, overlay, overwrite)
     predictor = Predictor(file, **options)
@@ -160,7 +175,10 @@ def predict(
         predictor.classes = list(classes)
     skipped: list[tuple[str, str]] = []
     if is_video:
-        rows = [_video(predictor, source, out, overlay, alpha, quiet)]
+        window = Window() if show else None
+        frames = Stream(address) if live else Video(source)
+        drawn = Drawing(overlay or show or (out is not None and bool(out.suffix)), alpha, rate or live, window, seconds)
+        rows = [_video(predictor, frames, shown(address) if live else str(source), out, overlay, drawn, quiet)]
     else:
         rows = _photos(predictor, source, jobs, overlay, alpha, skipped, quiet)
     engine, mode = predictor.engine, "stretched" if predictor.stretch else predictor.mode
@@ -207,14 +225,27 @@ def _check_photo_out(jobs: Sequence[tuple[Path, Path]], overlay: bool, overwrite
             _refuse_existing(path, overwrite)
 
 
-def _check_video_out(source: Path, out: Path, overwrite: bool) -> None:
+def _check_video_options(
+    is_video: bool, live: bool, out: Path | None, rate: bool, show: bool, seconds: float | None
+) -> None:
+    if out is None and not show:
+        raise ConfigError("--out is missing", "nothing would be kept", "e.g. --out masks")
+    if not is_video and (rate or show):
+        what = "--show" if show else "--fps"
+        raise ConfigError(f"{what} does not go with photos", "it is for videos, cameras, streams", "leave it out")
+    if seconds is not None and not (live and seconds > 0):
+        what, why = f"--seconds {seconds:g} is not possible", "it ends a camera or a stream, after more than no time"
+        raise ConfigError(what, why, "leave it out")
+
+
+def _check_video_out(source: Path | None, out: Path, overwrite: bool) -> None:
     if out.suffix and out.suffix.lower() != ".mp4":
         raise ConfigError(
             f"a video cannot become {out}",
             "it gives an overlay video or a folder of masks",
             "e.g. --out overlay.mp4, or --out masks",
         )
-    if out.exists() and out.samefile(source):
+    if source is not None and out.exists() and out.samefile(source):
         raise ConfigError(f"--out is the video {source} itself", "it would be lost", "choose another --out")
     _refuse_existing(out if out.suffix else out / "000001.png", overwrite)
 
@@ -272,46 +303,79 @@ def _photo(predictor: Predictor, path: Path, out: Path, alpha: float | None) -> 
     return PredictRow(str(path), str(out), over, photo.shape[:2], 1, ms, share)
 
 
-def _video(predictor: Predictor, source: Path, out: Path, overlay: bool, alpha: float, quiet: bool) -> PredictRow:
+@dataclass
+class Drawing:
+    """What is drawn of a video: ``overlays`` at all, ``alpha`` parts of colour, frames per second, in a window."""
+
+    overlays: bool
+    alpha: float
+    rate: bool
+    window: Window | None
+    seconds: float | None
+
+
+def _video(
+    predictor: Predictor, video: Video | Stream, name: str, out: Path | None, overlay: bool, how: Drawing, quiet: bool
+) -> PredictRow:
     """Write an overlay video if ``out`` is an .mp4, else a folder of masks 000001.png, ... (and overlays)."""
-    video = Video(source)
-    progress = None if quiet or not video.frames else Progress("predict", video.frames)
-    times, counts, size = [], np.zeros(256, np.int64), (0, 0)
-    to_mp4 = bool(out.suffix)
+    live = isinstance(video, Stream) and video.live
+    progress = None if quiet or not (video.frames or live) else Progress("predict", video.frames)
+    times, counts, size, pace = [], np.zeros(256, np.int64), (0, 0), Pace()
+    to_mp4, began = out is not None and bool(out.suffix), time.perf_counter()
 
     def frames() -> Any:
-        for i, photo in enumerate(video, 1):
-            began = time.perf_counter()
-            mask = predictor.mask(photo)
-            times.append(1e3 * (time.perf_counter() - began))
-            counts[:] += count_ids(mask)
-            yield i, photo, mask
-            if progress is not None:
-                progress.update(i, images=1)
+        nonlocal size
+        try:
+            for i, photo in enumerate(video, 1):
+                start = time.perf_counter()
+                mask = predictor.mask(photo)
+                times.append(1e3 * (time.perf_counter() - start))
+                counts[:] += count_ids(mask)
+                rate, size, picture = pace.tick(), photo.shape[:2], None
+                if how.overlays:
+                    picture = blend(photo, mask, _palette(predictor), how.alpha)
+                    picture = write_rate(picture, rate) if how.rate else picture
+                yield i, picture, mask
+                if progress is not None:
+                    progress.update(i, images=1)
+                over = how.seconds is not None and time.perf_counter() - began >= how.seconds
+                if over or (how.window is not None and not how.window.show(picture)):
+                    return
+        except DataError as error:
+            if not (live and times):
+                raise
+            predictor.notes.append(f"{error.what}: {error.why}")
 
-    if to_mp4:
-        with atomic_path(out) as part:
-            writer = VideoWriter(part, video.rate)
-            try:
-                for _, photo, mask in frames():
-                    size = photo.shape[:2]
-                    writer.add(blend(photo, mask, _palette(predictor), alpha))
-            finally:
-                writer.close()
-    else:
-        for i, photo, mask in frames():
-            size, path = photo.shape[:2], out / f"{i:06d}.png"
-            save_mask(mask, path, _palette(predictor))
-            if overlay:
-                save_picture(blend(photo, mask, _palette(predictor), alpha), _overlay_path(path))
+    with contextlib.ExitStack() as stack:
+        if how.window is not None:
+            stack.callback(how.window.close)
+        writer = None
+        if to_mp4:
+            writer = VideoWriter(stack.enter_context(atomic_path(out)), video.rate)  # type: ignore[arg-type]
+            stack.callback(writer.close)
+        try:
+            for i, picture, mask in stack.enter_context(contextlib.closing(frames())):
+                if writer is not None:
+                    writer.add(picture, time.perf_counter() - began if live else None)
+                elif out is not None:
+                    path = out / f"{i:06d}.png"
+                    save_mask(mask, path, _palette(predictor))
+                    if overlay:
+                        save_picture(picture, _overlay_path(path))
+        except KeyboardInterrupt:
+            if not (live and times):
+                raise
+            predictor.notes.append("ended by Ctrl-C")
     if progress is not None:
         progress.close()
     if not times:
-        raise DataError(f"{source} holds no frames", "no picture could be decoded", "convert it to .mp4")
-    over = str(out) if to_mp4 or overlay else None
+        raise DataError(f"{name} holds no frames", "no picture could be decoded", "convert it to .mp4")
+    if live and video.dropped:  # type: ignore[union-attr]
+        predictor.notes.append(f"{video.dropped} frames of {name} came while others were computed")  # type: ignore[union-attr]
+    over = str(out) if out is not None and (to_mp4 or overlay) else None
     share = {name: part for _, name, part in _ranked(predictor, counts)}
-    masks = None if to_mp4 else str(out)
-    return PredictRow(str(source), masks, over, size, len(times), float(np.median(times)), share)
+    masks = None if to_mp4 or out is None else str(out)
+    return PredictRow(name, masks, over, size, len(times), float(np.median(times)), share)
 
 
 def _percent(part: float) -> str:

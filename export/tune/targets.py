@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
+from tinymim.errors import ConfigError
 from tinymim_export.precision.base import PRECISIONS
 from tinymim_export.runtime.engines.base import RUNTIMES, Engine, engine_label, open_engine
 
@@ -45,3 +46,23 @@ def targets() -> dict[str, tuple[Target, ...]]:
             Target(engine.runtime, provider.name, word, precisions) for word in engine.compute_types or (None,)
         )
     return found
+
+
+def milliseconds(text: str) -> float:
+    """``100``, ``100ms`` or ``0.1s`` as milliseconds.
+
+    Raises:
+        ConfigError: no positive time.
+    """
+    number, factor = text.strip().lower(), 1.0
+    if number.endswith("ms"):
+        number = number[:-2]
+    elif number.endswith("s"):
+        number, factor = number[:-1], 1000.0
+    try:
+        value = float(number) * factor
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise ConfigError(f"--latency-budget {text} is not a time", "it is milliseconds of one image", "e.g. 100ms")
+    return value

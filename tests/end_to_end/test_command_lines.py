@@ -64,6 +64,8 @@ WORDS = {
     "runs/finetune_base/classifier.pth": "{finetuned}/classifier.pth",
     "runs/tv/classifier.pth": "{tinyvit}/classifier.pth",
     "tiny_vit_5m_22k_distill.pth": "{tinyvit}/classifier.pth",
+    "runs/seg": "{segmented}",
+    "hf-hub:OWNER/NAME": "{carded}",  # such a folder, as it is fetched
     "runs/seg/segmentor.pth": "{segmented}/segmentor.pth",
     "runs/det/detector.pth": "{detected}/detector.pth",
     "train2017": "{OBJECTS}/photos",
@@ -170,6 +172,10 @@ NOT_RUN = {  # start of a line -> what is checked in its place
     "python tools/bench_containers.py": "that the file exists: tests/benchmarks/test_containers.py runs it",
     "python tools/bench_distill.py": "that the file exists: tests/benchmarks/test_distill_step.py runs it",
 }
+NOT_RUN |= dict.fromkeys(
+    ("tinymim predict seg.onnx 0", "tinymim predict seg.onnx rtsp:", "tinymim predict seg.onnx udp:"),
+    "nothing: tests/export/runtime/test_streams.py serves streams; no camera is here",
+)
 INSTEAD = {
     "--size 512 512": "--size 64 64",
     "--box 120 80 64 48": "--box 30 30 12 12",
@@ -178,6 +184,7 @@ INSTEAD = {
 MENTIONS = (  # names of commands
     "tinymim analyse",
     "tinymim data",
+    "tinymim card",
     "tinymim detect",
     "tinymim track",
     "tinymim segment --test",

@@ -153,6 +153,8 @@ without files
     tinymim report {segmented} --out {here}/report.html
 without segmentor
     tinymim report {distilled} --out {here}/report.html
+carded
+    tinymim card {segmented} {exported} --out {here} --license apache-2.0
 side by side
     tinymim report {exported}/seg.onnx {int8}/int8.onnx --out {here}/compare.html
 demo

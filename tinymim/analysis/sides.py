@@ -20,7 +20,7 @@ from tinymim.data.photo_files import list_photos
 from tinymim.data.photos import Photos
 from tinymim.data.shards import file_bytes
 from tinymim.errors import ConfigError, DataError
-from tinymim.files import describe_files, sha256_file
+from tinymim.files import describe_files, input_name, sha256_file
 from tinymim.models import create_model, model_from_checkpoint, model_names
 from tinymim.models.backbone import backbone_names
 from tinymim.models.teachers import Teacher, load_teacher, renormalise, state_sha256, teacher_prefix
@@ -107,7 +107,7 @@ def open_model(
         learned = file.meta.get("relations")
         relations = (int(learned[0]), int(learned[1])) if learned else None
         sha = sha256_file(file.path)
-        found = Teacher(model.eval(), Path(source).name, mean, std, sha, relations, file.meta.get("trained_depth"))
+        found = Teacher(model.eval(), input_name(file.path), mean, std, sha, relations, file.meta.get("trained_depth"))
     side = img_size if grid is None or is_hierarchical(model) else grid * patch_size(model)
     return _whole_patches(Side(found, side), source)
 

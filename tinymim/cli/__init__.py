@@ -36,6 +36,7 @@ VERBS = {
     "predict": "segment a photo, a folder or a video with an .onnx file",
     "analyse": "similarity of blocks, attention and effective rank of one model or two",
     "report": "one HTML page for teacher, student, segmentor and .onnx files",
+    "card": "a run as a folder for the Hugging Face hub: model card, safetensors, .onnx files",
     "doctor": "replay the golden numbers and print versions and providers",
     "list": "list models, teachers, recipes, studies and segmentation configs",
     "completion": "print the script that completes commands and options in bash, zsh or tcsh",

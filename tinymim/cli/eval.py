@@ -2,8 +2,10 @@
 
 import argparse
 import shlex
+from pathlib import Path
 
 from tinymim.cli import spelled
+from tinymim.hub import is_hub
 
 SETS = ("imagenet_a", "imagenet_r", "imagenet_c")
 CLASSIFIER = (*SETS, "img_size", "squash", "num_heads", "batch_size", "workers", "device")
@@ -12,7 +14,7 @@ ENGINE = ("mode", "resize_to_file", "mean", "std", "runtime", "provider", "preci
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the verb."""
-    parser.add_argument("file", metavar="FILE", help="a segmentor .onnx, or a classifier .pth")
+    parser.add_argument("file", metavar="FILE", help="a segmentor .onnx; or a classifier .pth, or hf-hub:OWNER/NAME")
     parser.add_argument(
         "--data", metavar="FOLDER", help="labelled photos: ADE20K layout, or for a classifier one sub-folder per class"
     )
@@ -88,7 +90,7 @@ def engine_options(args: argparse.Namespace) -> dict[str, object]:
 
 def run(args: argparse.Namespace) -> int:
     """Score, print, write."""
-    if args.file.endswith((".pth", ".pt", ".safetensors")):
+    if args.file.endswith((".pth", ".pt", ".safetensors")) or is_hub(args.file) or Path(args.file).is_dir():
         return _run_classifier(args)
     from tinymim.errors import ConfigError
     from tinymim_export.runtime.miou import evaluate

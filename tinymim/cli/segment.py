@@ -13,6 +13,7 @@ from tinymim.cli._cfg_options import add_cfg_options
 from tinymim.compat import is_first_process
 from tinymim.errors import ConfigError
 from tinymim.files import config_file
+from tinymim.hub import is_hub
 
 LENGTH = ("epochs", "max_steps", "batch_size", "lr", "img_size")  # which a dry run shares
 RUN = ("student", "balance", "patience", "log", "resume", "overwrite", "amp", "strategy")
@@ -186,6 +187,13 @@ def train(args: argparse.Namespace) -> int:
     return 0
 
 
+def _beside(checkpoint: str) -> Path:
+    """An .onnx file's name for a checkpoint: beside it, or here for one of the hub."""
+    if is_hub(checkpoint):
+        return Path(checkpoint.partition("@")[0].rpartition("/")[2] + ".onnx")
+    return Path(checkpoint).with_suffix(".onnx")
+
+
 def test(args: argparse.Namespace) -> int:
     """Test, print the scores and what to type next."""
     from tinymim.seg import test_segmentor
@@ -212,7 +220,7 @@ def test(args: argparse.Namespace) -> int:
             result.to_json(args.json)
         if args.markdown:
             result.to_markdown(args.markdown)
-        file, onnx = (shlex.quote(str(path)) for path in (checkpoint, Path(checkpoint).with_suffix(".onnx")))
+        file, onnx = (shlex.quote(str(path)) for path in (checkpoint, _beside(checkpoint)))
         given = f" --config {shlex.quote(config)}" if config else ""
         print(f"next:    tinymim-export --onnx {onnx} --checkpoint {file}{given}")
     return 0

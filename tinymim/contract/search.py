@@ -108,7 +108,7 @@ def count(config: Config) -> tuple[int, int]:
 @functools.cache
 def _count(config: str) -> tuple[int, int]:
     with torch.device("meta"):
-        model = from_config(json.loads(config)).eval()
+        model = from_config(parse(config, dict[str, Any], "the model")).eval()
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             model.forward_map(torch.zeros(1, 3, *model.img_size))
     return sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2

@@ -20,6 +20,7 @@ from tinymim.errors import ConfigError
 from tinymim.files import describe_file, describe_files, write_json
 from tinymim.models.backbone import Layers, decay_groups
 from tinymim.models.registry import create_model_for
+from tinymim.models.weight_files import weights_file
 
 
 @dataclass
@@ -175,7 +176,7 @@ class DetectJob(Job):
         s = self.settings
         sets = (("data", s.data, self.train_set), ("val_data", s.val_data, self.held_out))
         return {
-            "student": describe_file(s.student) if s.student else None,
+            "student": describe_file(weights_file(s.student)) if s.student else None,
             "annotations": describe_file(self.train_set.file),
             "val_annotations": describe_file(self.held_out.file) if self.held_out else None,
             **{name: describe_files(folder, [i.path for i in of.items]) for name, folder, of in sets if folder and of},

@@ -10,7 +10,7 @@ from tinymim.models.checkpoints import save_torch
 from tinymim.models.described import fill_described
 from tinymim.models.stored import FIX, build_stored, check_meta
 from tinymim.models.vit import IMAGENET_MEAN, IMAGENET_STD
-from tinymim.models.weight_files import open_weights, weights_file
+from tinymim.models.weight_files import open_described
 
 NAME, BACKBONE = "Detector", "network.backbone.backbone."
 
@@ -50,10 +50,8 @@ def load_detector(path: str | os.PathLike[str]) -> tuple[Detector, dict[str, Any
     Raises:
         CheckpointError: no such file, damaged, no detector, or a description that its tensors do not fit.
     """
-    content, _ = open_weights(weights_file(path))
-    meta = content.get("meta") if isinstance(content, dict) else None
-    state = content.get("model") if isinstance(content, dict) else None
-    if not isinstance(meta, dict) or meta.get("name") != NAME or not isinstance(state, dict):
+    state, meta = open_described(path)
+    if meta.get("name") != NAME:
         raise CheckpointError(
             f"{path} holds no detector",
             "tinymim detect writes one as detector.pth",

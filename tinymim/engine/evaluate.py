@@ -149,4 +149,4 @@ def evaluate_classifier(
     if imagenet_c is not None:
         crop = create_transform(size, is_training=False, interpolation="bicubic", crop_pct=1.0)
         scores |= evaluate_folders(predict, c=imagenet_c, transform=crop, **shared)
-    return ClassifierScores(describe_file(checkpoint), size, scores)
+    return ClassifierScores(describe_file(found.path), size, scores)

@@ -27,6 +27,7 @@ from tinymim.models.checkpoints import read_checkpoint
 from tinymim.models.classifier import Classifier, save_classifier, start_from_classes
 from tinymim.models.registry import create_model_for
 from tinymim.models.teachers import LabelTeacher, load_label_teacher
+from tinymim.models.weight_files import weights_file
 
 
 @dataclass
@@ -194,7 +195,7 @@ class FinetuneJob(Job):
     def inputs(self) -> dict[str, Any]:
         s = self.settings
         return {
-            "student": describe_file(s.student) if s.student else None,
+            "student": describe_file(weights_file(s.student)) if s.student else None,
             "teacher": {"file": self.teacher.name, "sha256": self.teacher.sha256} if self.teacher else None,
             "data": describe_files(s.data, self.train.files, file_bytes),
             "val_data": describe_files(s.val_data, self.held_out.files, file_bytes)

@@ -25,6 +25,8 @@ from tinymim.engine.model import PretrainModel, parameter_groups
 from tinymim.engine.settings import DistillSettings, PretrainSettings
 from tinymim.errors import ConfigError, DataError
 from tinymim.files import describe_file, describe_files
+from tinymim.hub import is_hub
+from tinymim.models.weight_files import weights_file
 
 CALIBRATION = 32  # photos, spread over the list, that a teacher is quantised with
 FEW, SMALL_DATA = 20_000, "tinymim_tiny_small_data"  # photos up to which a dry run proposes the recipe
@@ -225,7 +227,9 @@ class PretrainJob(Job):
         return {
             **({} if stored is None else {"store": {"file": stored.source, "sha256": stored.sha256}}),
             "teacher": [{"file": t.name, "sha256": t.sha256} for t in self.teachers],
-            "init_from": describe_file(start) if start and Path(start).is_file() else None,
+            "init_from": describe_file(weights_file(start))
+            if start and (is_hub(start) or Path(start).exists())
+            else None,
             "data": describe_files(self.settings.data, self.files, file_bytes),
         }
 

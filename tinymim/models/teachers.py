@@ -4,7 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,13 @@ from torch import Tensor, nn
 
 from tinymim.compat import is_first_process
 from tinymim.errors import CheckpointError, ConfigError
-from tinymim.files import sha256_file
+from tinymim.files import input_name, sha256_file
+from tinymim.hub import go_offline_if_unreachable, is_hub
 from tinymim.models.backbone import TapByTap, qualified_name
 from tinymim.models.checkpoints import check_values, model_from_checkpoint, read_checkpoint
 from tinymim.models.classifier import load_classifier
 from tinymim.models.formats import Checkpoint, describe, rename
-from tinymim.models.timm_names import check_name, go_offline_if_unreachable
+from tinymim.models.timm_names import check_name, timm_architecture
 from tinymim.models.vit import IMAGENET_MEAN, IMAGENET_STD
 from tinymim.models.weight_files import weights_file
 from tinymim.progress import say
@@ -142,7 +143,7 @@ def load_teacher(
     """Build a teacher, frozen and in evaluation mode.
 
     Args:
-        name: ``timm/NAME``, e.g. ``timm/vit_large_patch16_224.mae``, or a checkpoint file.
+        name: ``timm/NAME``, e.g. ``timm/vit_large_patch16_224.mae``, a checkpoint file, or ``hf-hub:OWNER/NAME``.
         img_size: Side of its photos, pixels; positions are resized to it.
         weights: File to load into a timm model instead of downloading.
         num_heads: Heads per block, for checkpoint files that do not store it (``--teacher-heads``).
@@ -165,6 +166,13 @@ def load_teacher(
             f"{name} is a checkpoint file and has its own weights",
             "leave --teacher-weights out, or give --teacher timm/NAME",
         )
+    if is_hub(name) or Path(name).is_dir():
+        file = weights_file(name)
+        if architecture := timm_architecture(file):
+            name, sizes = f"timm/{architecture}", {"img_size": img_size, "grid": grid}
+            found = _timm_teacher(name, weights=file, num_heads=num_heads, pretrained=pretrained, **sizes)
+            return replace(found, name=input_name(file))
+        name = str(file)
     if not Path(name).exists():
         files = "give the student.pth of a run, a checkpoint, or e.g. --teacher timm/vit_base_patch16_224.mae"
         raise CheckpointError(
@@ -178,7 +186,7 @@ def load_teacher(
     learned = checkpoint.meta.get("relations")
     return Teacher(
         model.eval().requires_grad_(False),
-        Path(name).name,
+        input_name(name),
         mean,
         std,
         sha256_file(checkpoint.path),
@@ -314,7 +322,7 @@ def load_label_teacher(
     """A classifier of any of timm's architectures, or a file of ``tinymim finetune``, as DeiT's teacher.
 
     Args:
-        name: ``timm/NAME``, e.g. ``timm/regnety_160.deit_in1k``, or a ``classifier.pth``.
+        name: ``timm/NAME``, e.g. ``timm/regnety_160.deit_in1k``, a ``classifier.pth``, ``hf-hub:OWNER/NAME``.
         classes: Names of the photos' classes, in the order of their ids.
         index: Their positions among ImageNet's 1000 classes, if they all are such: a teacher of all 1000 can then teach
             them.

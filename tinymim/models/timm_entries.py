@@ -4,8 +4,10 @@ What is built is timm's own VisionTransformer, which computes the same from the 
 means what it means in timm. Only what that class lacks is built as our ViT, without timm's arguments.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
+import timm
 from timm.models import adapt_input_conv, build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
@@ -105,3 +107,23 @@ def tinymim_vit_base(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 def tinymim_vit_star_tiny(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """TinyMIM*-T: 12 heads, distillation token, 1280-wide last layer."""
     return _entry("tinymim_vit_star_tiny", pretrained, kwargs)
+
+
+def timm_form(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The name and arguments by which timm itself builds one of our backbones, without tinymim.
+
+    Args:
+        config: The backbone's constructor arguments, as our files hold them.
+
+    Raises:
+        ConfigError: timm's class lacks one of them.
+    """
+    given = {key: value for key, value in config.items() if value is not None}
+    name = str(given.pop("name", ""))
+    if timm.is_model(name) and name not in SIZES:
+        return name, given
+    if lacking := [key for key in OURS if given.get(key)]:
+        raise ConfigError("timm cannot build it", f"its VisionTransformer has no {lacking[0]}", "use tinymim")
+    sizes = {192: "vit_tiny_patch16_224", 384: "vit_small_patch16_224"}  # others are changed to fit
+    arguments = {key: given[key] for key in ARGUMENTS if key in given and key not in OURS}
+    return sizes.get(given["embed_dim"], "vit_base_patch16_224"), arguments

@@ -1,12 +1,14 @@
 """timm's models by name: a mistyped name or tag is an error of ours with the nearest names, before any download."""
 
 import difflib
-import os
-import socket
+from pathlib import Path
+from typing import Any
 
 import timm
 
-from tinymim.errors import ConfigError
+from tinymim.errors import CheckpointError, ConfigError, DataError
+from tinymim.hub import CONFIG, WEIGHTS
+from tinymim.schema import read_json
 
 
 def check_name(name: str, *, download: bool = False) -> None:
@@ -47,13 +49,22 @@ def check_name(name: str, *, download: bool = False) -> None:
         )
 
 
-def go_offline_if_unreachable() -> None:
-    """Spare the user the hub client's minute of retries when there is plainly no network (cached files still load)."""
-    if any(os.environ.get(k) for k in ("HF_ENDPOINT", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return
-    try:
-        socket.create_connection(("huggingface.co", 443), timeout=5).close()
-    except OSError:
-        from huggingface_hub import constants
+def timm_architecture(file: Path) -> str | None:
+    """The architecture of timm that the config.json beside a ``model.safetensors`` names; None where it is ours.
 
-        constants.HF_HUB_OFFLINE = True
+    Raises:
+        CheckpointError: the file is damaged.
+        ConfigError: timm has no such model.
+    """
+    config = file.with_name(CONFIG)
+    if file.name != WEIGHTS or not config.is_file():
+        return None
+    try:
+        found = read_json(config, dict[str, Any])
+    except DataError as error:
+        raise CheckpointError(error.what, error.why, error.fix) from None
+    name = found.get("architecture")
+    if "tinymim" in found or not isinstance(name, str):
+        return None
+    check_name(name)
+    return name

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from tinymim.errors import CheckpointError, DataError
+from tinymim.hub import fetch, is_hub
 from tinymim.schema import parse
 
 STAND_IN = "inert"  # the module that stand-ins say they are of
@@ -49,12 +50,16 @@ class Inert(dict):
 
 
 def weights_file(path: str | os.PathLike[str]) -> Path:
-    """The file itself; of a folder as Hugging Face writes it, the file of weights.
+    """The file of weights that a name stands for: wherever a checkpoint is wanted, a name goes through here.
+
+    Args:
+        path: The file; a folder as Hugging Face writes it; or ``hf-hub:OWNER/NAME[@REVISION]``, which is fetched.
 
     Raises:
-        CheckpointError: neither.
+        CheckpointError: there is none, or it cannot be fetched.
+        ConfigError: no name of the hub.
     """
-    path = Path(path)
+    path = fetch(str(path)) if is_hub(path) else Path(path)
     try:
         if path.is_file():
             return path
@@ -97,6 +102,23 @@ def open_weights(path: Path) -> tuple[Any, dict[str, Any]]:
         if any(start.startswith(m) if isinstance(m, bytes) else path.name.endswith(m) for m in marks):
             raise CheckpointError(f"{path} holds no weights that can be read", f"it is {what}", fix)
     return torch_load(path), {}
+
+
+def open_described(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and description of a file of ours, a .pth or a .safetensors; of any other both may be empty.
+
+    Args:
+        path: See :func:`weights_file`.
+
+    Raises:
+        CheckpointError: see :func:`weights_file` and :func:`open_weights`.
+    """
+    content, meta = open_weights(weights_file(path))
+    if not meta and isinstance(content, dict):  # not our .safetensors
+        found = content.get("meta")
+        meta = dict(found) if isinstance(found, dict) else {}
+        content = content.get("state_dict") or content.get("model")
+    return {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}, meta
 
 
 def _damaged(path: Path, error: Exception | str) -> CheckpointError:

@@ -31,6 +31,8 @@ from torch import Tensor
 from tinymim.data.folders import Layout
 from tinymim.distill.recipe_keys import Table
 from tinymim.errors import CheckpointError, ConfigError
+from tinymim.hub import is_hub
+from tinymim.models.weight_files import weights_file
 from tinymim.seg.config import say
 from tinymim.seg.known import TEACHER
 from tinymim.seg.segmentor import class_names, load_segmentor
@@ -191,6 +193,8 @@ def set_teacher(cfg: Config, checkpoint: str | Path | None) -> None:
     Raises:
         ConfigError: see :func:`teacher_settings`.
     """
+    if checkpoint is not None and (is_hub(checkpoint) or Path(checkpoint).is_dir()):
+        checkpoint = weights_file(checkpoint)
     if checkpoint is not None or cfg.get("teacher") is not None:
         cfg.teacher = teacher_settings(cfg.get("teacher") or {})
         cfg.teacher.checkpoint = cfg.teacher.checkpoint if checkpoint is None else str(checkpoint)

@@ -28,6 +28,7 @@ from tinymim.files import (
 )
 from tinymim.models import Backbone
 from tinymim.models.checkpoints import save_torch
+from tinymim.models.weight_files import weights_file
 from tinymim.progress import Progress
 from tinymim.records import read_env
 from tinymim.seg.config import config_text, say
@@ -79,8 +80,8 @@ class RunFolderHook(Hook):
         def describe() -> dict[str, Any]:
             pairs = [path for pair in data.pairs for path in pair] if hasattr(data, "layout") else None
             found = {
-                "student": describe_file(source) if source else None,
-                **({"teacher": describe_file(taught.checkpoint)} if taught else {}),
+                "student": describe_file(weights_file(source)) if source else None,
+                **({"teacher": describe_file(weights_file(taught.checkpoint))} if taught else {}),
                 "data": describe_files(data.layout.root, pairs) if pairs is not None else None,
                 "config_sha256": hashlib.sha256(_plain_text(runner.cfg).encode()).hexdigest(),
                 "processes": get_world_size(),

@@ -12,6 +12,7 @@ from tinymim import compat
 from tinymim.data.pseudo_labels import PseudoLabels, check_request, write_pseudo_labels
 from tinymim.errors import ConfigError
 from tinymim.files import sha256_file
+from tinymim.models.weight_files import weights_file
 from tinymim.seg.config import building
 from tinymim.seg.inference import PHOTOS, predict
 from tinymim.seg.segmentor import load_segmentor
@@ -52,9 +53,10 @@ class _Labeller:
     at_once = PHOTOS
 
     def __init__(self, checkpoint: str | Path, config: str | Path | None, device: str | None) -> None:
+        checkpoint = weights_file(checkpoint)
         model, cfg = load_segmentor(checkpoint, config)
         names: Any = model.dataset_meta
-        self.file, self.sha256 = Path(checkpoint), sha256_file(checkpoint)
+        self.file, self.sha256 = checkpoint, sha256_file(checkpoint)
         self.classes = names["classes"] or [f"class {i}" for i in range(int(model.num_classes))]  # type: ignore[arg-type]
         self.palette = names["palette"]
         steps = ((cfg.get("val_dataloader") or {}).get("dataset") or {}).get("pipeline")

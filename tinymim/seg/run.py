@@ -24,6 +24,7 @@ from tinymim.errors import CheckpointError, ConfigError, DataError
 from tinymim.files import sha256_file
 from tinymim.folders import OpenRun, open_run
 from tinymim.literals import read_literal_file
+from tinymim.models.weight_files import weights_file
 from tinymim.progress import Progress
 from tinymim.seg.checks import check_batch
 from tinymim.seg.config import (
@@ -121,8 +122,7 @@ def train_segmentor(
     set_balance(cfg, balance, layout)
     backends = check_backends(log)
     if student is not None:
-        if not Path(student).is_file():
-            raise CheckpointError(f"no checkpoint at {student}", "the file does not exist", "check --student")
+        student = weights_file(student)
         cfg.model.backbone.init_cfg = dict(type="Pretrained", checkpoint=str(student))
     take_shape(cfg, student, Path(work_dir) if resume else None)
     set_teacher(cfg, teacher_segmentor)
@@ -181,7 +181,7 @@ def test_segmentor(
 
     Args:
         config: File or name; None: the one stored in ``checkpoint``.
-        checkpoint: ``segmentor.pth`` or ``iter_N.pth``.
+        checkpoint: ``segmentor.pth``, ``iter_N.pth``, or a segmentor's folder or name on the hub.
         data_root: Labelled folder; default: the config's.
         tta: Average over sizes and mirror images (the config's ``tta_pipeline``).
         device: As in :func:`train_segmentor`.
@@ -192,6 +192,7 @@ def test_segmentor(
     Raises:
         TinyMIMError: anything the user can fix.
     """
+    checkpoint = weights_file(checkpoint)
     model, cfg = load_segmentor(checkpoint, config)
     merge_options(cfg, cfg_options)
     layout = set_data(cfg, data_root, ignore_label, reduce_zero_label, splits=("val",))

@@ -10,7 +10,7 @@ from mmseg.registry import MODELS
 from torch import nn
 
 from tinymim.errors import CheckpointError, ConfigError
-from tinymim.models.weight_files import torch_load
+from tinymim.models.weight_files import open_described
 from tinymim.seg.config import building, find_config, heads, model_outline, plain_batch_norm
 from tinymim.seg.stored import stored_config
 
@@ -21,18 +21,14 @@ def read_segmentor(checkpoint: str | Path) -> tuple[dict[str, Any], dict[str, An
     Raises:
         CheckpointError: no such file, or no segmentor.
     """
-    if not Path(checkpoint).is_file():
-        raise CheckpointError(f"no checkpoint at {checkpoint}", "the file does not exist", "check the path")
-    content = torch_load(Path(checkpoint))
-    state = content.get("state_dict") if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not any(key.startswith("decode_head.") for key in state):
+    state, meta = open_described(checkpoint)
+    if not any(key.startswith("decode_head.") for key in state):
         raise CheckpointError(
             f"{checkpoint} holds no segmentor",
-            "it has no state_dict with a decode_head (a student.pth is a backbone only)",
+            "it has no decode_head (a student.pth is a backbone only)",
             "give the segmentor.pth or checkpoints/iter_N.pth of a `tinymim segment` run",
         )
-    meta = content.get("meta")
-    return dict(state), dict(meta) if isinstance(meta, dict) else {}
+    return state, meta
 
 
 def load_segmentor(checkpoint: str | Path, config: str | Path | Config | None = None) -> tuple[nn.Module, Config]:

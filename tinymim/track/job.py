@@ -18,6 +18,7 @@ from tinymim.files import describe_file, describe_files, sha256_file
 from tinymim.models.formats import read_checkpoint
 from tinymim.models.registry import create_model_for
 from tinymim.models.stored import build_stored
+from tinymim.models.weight_files import weights_file
 from tinymim.track.method import TrackModel, TrackSchedule, parameter_groups
 from tinymim.track.network import Tracker, require_plain
 from tinymim.track.pairs import Pairs
@@ -69,7 +70,7 @@ class TrackJob(Job):
             )
         student = self.settings.student
         self.network = build_network(self.config, student)  # its errors come before the data is read
-        self.student_sha256 = None if student is None else sha256_file(student)
+        self.student_sha256 = None if student is None else sha256_file(weights_file(student))
 
     def read_data(self) -> int:
         s, config = self.settings, self.config
@@ -152,7 +153,11 @@ class TrackJob(Job):
             describe_files(folder, [path for each in found for path in each.frames]) if folder and found else None
             for folder, found in groups
         )
-        return {"student": describe_file(s.student) if s.student else None, "data": data, "val_data": val_data}
+        return {
+            "student": describe_file(weights_file(s.student)) if s.student else None,
+            "data": data,
+            "val_data": val_data,
+        }
 
     def save(self, network: nn.Module, path: Path, step: int) -> None:
         assert isinstance(network, Tracker)

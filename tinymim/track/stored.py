@@ -14,7 +14,7 @@ from tinymim.models.checkpoints import save_torch
 from tinymim.models.described import fill_described
 from tinymim.models.stored import FIX, build_stored, check_meta
 from tinymim.models.vit import IMAGENET_MEAN, IMAGENET_STD
-from tinymim.models.weight_files import open_weights, weights_file
+from tinymim.models.weight_files import open_described
 from tinymim.track.network import Tracker, hann_window, read_box
 
 NAME = "Tracker"
@@ -52,11 +52,8 @@ def read_tracker_meta(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], 
     Raises:
         CheckpointError: no such file, or damaged.
     """
-    content, _ = open_weights(weights_file(path))
-    meta = content.get("meta") if isinstance(content, dict) else None
-    if not isinstance(meta, dict) or meta.get("name") != NAME or not isinstance(content.get("model"), dict):
-        return None
-    return {key: value for key, value in content["model"].items() if isinstance(value, Tensor)}, dict(meta)
+    state, meta = open_described(path)
+    return (state, meta) if meta.get("name") == NAME else None
 
 
 def load_tracker(path: str | os.PathLike[str]) -> tuple[Tracker, dict[str, Any]]:

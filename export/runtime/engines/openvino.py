@@ -33,11 +33,16 @@ class OpenVINOEngine(Engine):
         self.compiled: dict[tuple[int, ...], Any] = {}
         self.requests: dict[tuple[int, ...], Any] = {}
         try:
-            model = _front_end().convert_partially(_front_end().load(str(path)))  # operators it lacks are named later
+            if path.suffix == ".xml":  # its own format, of tinymim-export --format openvino
+                model = self.core.read_model(str(path))
+            else:
+                model = _front_end().convert_partially(_front_end().load(str(path)))  # what it lacks is named later
         except Exception as error:  # OpenVINO raises several kinds
             raise not_onnx(path, error) from error
         properties = dict(model.get_rt_info()).get("framework", {})  # metadata_props of the file
         meta = decode({key: getattr(value, "value", value) for key, value in properties.items()}, path.name)
+        if path.suffix == ".xml":  # verified is what it was made of; it was compared with that when it was written
+            meta = {key: value for key, value in meta.items() if key not in ("verified", "parity")}
         self.describe(_ports(model.inputs), _ports(model.outputs), meta)
 
     @classmethod

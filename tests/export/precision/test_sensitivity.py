@@ -12,13 +12,13 @@ from tests.export.conftest import CLASSES
 from tests.export.photographs import write_labelled, write_photos
 from tinymim.errors import CheckFailed, ConfigError
 from tinymim_export import main
-from tinymim_export.cli import milliseconds
 from tinymim_export.precision.blocks import blocks_of
 from tinymim_export.precision.onnx_graph import Graph
 from tinymim_export.precision.quantize import FloatFile
 from tinymim_export.precision.sensitivity import quantize_within, sensitivity
 from tinymim_export.runtime.metadata import load_proto, proto_metadata, save_proto, write_metadata
 from tinymim_export.runtime.predictor import Predictor
+from tinymim_export.tune.targets import milliseconds
 
 SPOILED = "block 3"
 
