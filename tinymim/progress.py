@@ -35,8 +35,12 @@ if not LOG.handlers:
 
 
 def say(text: object) -> None:
-    """Log a message, which may be several lines; one that starts with "warning" is a warning."""
-    LOG.log(logging.WARNING if str(text).lstrip().startswith("warning") else logging.INFO, "%s", text)
+    """Log a message, which may be several lines; one that starts with "warning" is a warning.
+
+    Names of files that are no UTF-8 are written out.
+    """
+    words = str(text).encode("utf-8", "backslashreplace").decode("utf-8")
+    LOG.log(logging.WARNING if words.lstrip().startswith("warning") else logging.INFO, "%s", words)
 
 
 class Progress:

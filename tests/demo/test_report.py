@@ -112,14 +112,14 @@ def test_run_report_needs_numbers(tmp_path: Path) -> None:
 def test_a_report_of_odd_numbers(tmp_path: Path) -> None:
     """One step, NaN, infinities, constants, percent: a page all the same."""
     lines = [
-        {"step": 1, "loss": float("nan"), "a": 3.0},
-        {"step": 2, "loss": float("inf"), "a": 3.0},
+        {"step": 1, "loss": float("nan"), "a": 3.0, "still": 3.0},
+        {"step": 2, "loss": float("inf"), "a": 4.0, "still": 3.0},
         {"step": 2, "mIoU": 0.5, "constant_mIoU": 0.04, "flag": True},
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     page = check_self_contained(report.run_report(tmp_path))
     assert "50" in [word.strip() for word in page.words]
-    assert number_of(page, "svg") == 1  # only "a" has two numbers that can be drawn
+    assert number_of(page, "svg") == 1  # only "a" has two numbers that can be drawn and differ
 
 
 def test_read_metrics_leaves_out_what_is_no_curve(run_folder: Path) -> None:

@@ -101,12 +101,12 @@ def test_parts_that_timm_lacks_are_ours():
     ],
 )
 def test_names_and_tags_are_checked_without_a_network(name, said, monkeypatch):
-    from tinymim.models import timm_names
+    from tinymim import hub
 
     def never(*_, **__):
         raise AssertionError("the network was asked")
 
-    monkeypatch.setattr(timm_names.socket, "create_connection", never)
+    monkeypatch.setattr(hub.socket, "create_connection", never)
     for load in (lambda: load_teacher(f"timm/{name}"), lambda: load_label_teacher(f"timm/{name}", ["a", "b"])):
         with pytest.raises(ConfigError) as error:
             load()

@@ -102,7 +102,9 @@ def test_published_settings(name):
     assert backbone.num_heads == heads
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n.endswith(("11m", "21m")) else n for n in NAMES]
+)
 def test_configs_import_nothing_and_build_a_model_that_runs(name):
     texts = [FOLDER / f"{name}.py", *(FOLDER / "_base_").glob("*.py")]
     assert not any(line.startswith(("import ", "from ")) for path in texts for line in path.read_text().splitlines())

@@ -38,6 +38,7 @@ def test_trained_stored_and_scored(name, scenes, tmp_path):
     assert np.array_equal(plain.confusion, result.confusion)
 
 
+@pytest.mark.slow
 def test_resumed_pidnet_is_bit_identical(scenes, tmp_path):
     """Batch statistics, boundary maps and SGD's momentum survive a resume."""
     whole, halves = tmp_path / "whole", tmp_path / "halves"

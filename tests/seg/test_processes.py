@@ -49,7 +49,8 @@ def losses(folder):
     return [line["loss"] for line in lines if "loss" in line]
 
 
-@pytest.mark.parametrize("strategy", ["fsdp", pytest.param("ddp", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["fsdp", "ddp"])
 def test_losses_are_those_of_one_process(train, tmp_path, strategy):
     """Also what is saved: a segmentor, and a checkpoint from which one process goes on."""
     one = train(tmp_path / "one", 4)
