@@ -68,7 +68,7 @@ def test_the_tutorial_runs(tmp_path):
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     book = nbformat.read(ROOT / "examples/tutorial.ipynb", 4)
     nbclient.NotebookClient(book, timeout=900, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    assert "image/png" in book.cells[-2].outputs[-1]["data"]
+    assert "image/png" in book.cells[-3].outputs[-1]["data"]
     assert (tmp_path / "tutorial/segmentor/report.html").is_file()
 
 

@@ -198,7 +198,14 @@ AS_FOLDERS = {
     "data",
     "predictions",
     "pseudo",
-}  # the page by a browser, ...
+    "stored",
+    "part of a store",
+    "published",
+    "from published",
+    "carded",
+    "converted",
+    "split",
+}  # the page by a browser, a store by distill and cache, what is for the hub by hf-hub:, ...
 FOR_PEOPLE = {".html", ".md", ".svg", ".log", ".txt", ".jpg"}
 LAST = {  # results for other programs; report refuses them by their kind
     "compare.json": "tinymim.compare of bench, tinymim.difference of report",

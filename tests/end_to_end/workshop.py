@@ -153,6 +153,8 @@ without files
     tinymim report {segmented} --out {here}/report.html
 without segmentor
     tinymim report {distilled} --out {here}/report.html
+converted
+    tinymim-export --from {exported}/seg.onnx --format openvino --out {here}/seg.xml --photos {LABELLED}/images
 carded
     tinymim card {segmented} {exported} --out {here} --license apache-2.0
 side by side
