@@ -128,7 +128,8 @@ TINY = {  # verb -> options
     "cache --check": "--teacher {finetuned}/classifier.pth --workers 0 --device cpu",
     "cache STORE": "",
     "distill found": JOB,
-    "contract": "--from {distilled}/student.pth --params 38k --steps 1 --batch-size 8 --workers 0 --device cpu --dry-run",
+    "contract": "--from {distilled}/student.pth --params 38k --steps 1 --batch-size 8 --workers 0 --device cpu "
+    "--dry-run",
     "finetune": f"{JOB} --cfg-options {STUDENT}",
     "segment": f"--cfg-options {HEAD} {WINDOWS} {SMALL} {PLAIN}",
     "segment linear": f"--cfg-options {LINEAR} {WINDOWS} {SMALL}",

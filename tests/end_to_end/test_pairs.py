@@ -203,6 +203,7 @@ AS_FOLDERS = {
     "published",
     "from published",
     "carded",
+    "contracted",
     "converted",
     "split",
 }  # the page by a browser, a store by distill and cache, what is for the hub by hf-hub:, ...

@@ -78,8 +78,9 @@ def run(args: argparse.Namespace) -> int:
         **_engine_and_time(args),
     )
     _show(args, result)
-    files = shlex.join(args.files) + spelled(args, "provider", "threads", "size")
-    if not args.split and any(row.part == "segmentor" for row in result.rows):
+    files = shlex.join(args.files) + spelled(args, "runtime", "provider", "precision", "threads", "size")
+    whole = not args.split and all(file.endswith(".onnx") for file in args.files)  # others cannot be cut into parts
+    if whole and any(row.part == "segmentor" for row in result.rows):
         print(f"next: tinymim bench {files} --split")
     elif args.json:
         before = shlex.quote(args.json)
