@@ -8,17 +8,18 @@ import numpy as np
 from PIL import Image
 
 from tinymim.data.examine import Findings
+from tinymim.data.folders import SPLITS
 from tinymim.data.label_files import IGNORED
 from tinymim.data.pixels import UnreadablePhoto, open_photo
 from tinymim.errors import DataError
-from tinymim_export.report.figures import bars
+from tinymim_export.report.figures import bars, class_legend
 from tinymim_export.report.markup import Html, html, join
 from tinymim_export.report.page import Section, cards, commands, table, write_report
 from tinymim_export.report.plots import data_uri, meter, swatch
 
 PICTURES, WIDTH, CLASSES, SIZES = 10, 480, 60, 8
 OVER = 0.55  # of a class's colour over a photo
-NAMES = {"train": "training", "val": "validation", "all": "labelled"}
+NAMES = SPLITS | {"all": "labelled"}
 
 
 def data_page(found: Findings, path: Path, lines: Sequence[str]) -> Path:
@@ -113,11 +114,7 @@ def _pictures(found: Findings) -> tuple[Html, Html]:
             image = _under(image, ids_HW, found.layout.palette)
         name = os.path.relpath(photo, found.folder)
         cells.append(html('<div><img src="{}" alt="{}"><span>{}</span></div>', data_uri(image), name, name))
-    names = [
-        html("<span>{}{}</span>", swatch(row.colour), row.name) for i, row in enumerate(found.classes[:255]) if seen[i]
-    ]
-    more = html("<span>and {} more</span>", len(names) - CLASSES) if len(names) > CLASSES else html("")
-    key = html('<div class="legend">{}{}</div>', join(names[:CLASSES]), more) if names else html("")
+    key = class_legend([(row.colour, row.name) for i, row in enumerate(found.classes[:255]) if seen[i]], CLASSES)
     return html('<div class="overlays">{}</div>', join(cells)) if cells else html(""), key
 
 

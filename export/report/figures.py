@@ -149,4 +149,11 @@ def legend(*entries: tuple[Sequence[int], str]) -> Html:
     )
 
 
+def class_legend(classes: Sequence[tuple[Sequence[int], str]], most: int = 40) -> Html:
+    """Colours and names of classes, in one line; "and N more" where there are more than ``most``."""
+    more = html("<span>and {} more</span>", len(classes) - most) if len(classes) > most else ""
+    shown = join(html("<span>{}{}</span>", swatch(colour), name) for colour, name in classes[:most])
+    return html('<div class="legend">{}{}</div>', shown, more) if classes else html("")
+
+
 INTERVAL_NOTE = f"Small print: {100 * LEVEL:.0f} % intervals (bootstrap over photos, or over timed runs)."

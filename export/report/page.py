@@ -19,8 +19,9 @@ from tinymim.errors import DataError
 from tinymim.files import atomic_path, sha256_file
 from tinymim.records import read_env
 from tinymim.schema import read_lines
+from tinymim_export.report.figures import class_legend
 from tinymim_export.report.markup import Html, html, join
-from tinymim_export.report.plots import Series, chart, data_uri, mask_image, number, swatch
+from tinymim_export.report.plots import Series, chart, data_uri, mask_image, number
 from tinymim_export.report.segmentation_run import class_section, prediction_section
 from tinymim_export.report.style import STYLE
 from tinymim_export.report.training_health import NOTE, health_figures, is_health_metric, outlier_verdict
@@ -161,12 +162,9 @@ def gallery(
         trios.append(join(html("<div>{}</div>", cell) for cell in cells))
     if not trios:
         return html("")
-    names = [html("<span>{}{}</span>", swatch(palette[i]), name) for i, name in enumerate(classes[:256]) if seen[i]]
-    left_out = html("<span>and {} more</span>", len(names) - most_classes) if len(names) > most_classes else ""
     photos = join(html('<div class="trio">{}</div>', trio) for trio in trios)
-    return html(
-        '<div class="photos">{}</div><div class="legend">{}{}</div>', photos, join(names[:most_classes]), left_out
-    )
+    known = [(palette[i], name) for i, name in enumerate(classes[:256]) if seen[i]]
+    return html('<div class="photos">{}</div>{}', photos, class_legend(known, most_classes))
 
 
 def verdict(text: str, good: bool) -> Html:

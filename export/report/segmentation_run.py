@@ -8,14 +8,13 @@ import numpy as np
 from PIL import Image
 
 from tinymim import records
+from tinymim.data.label_files import IGNORED
 from tinymim.schema import read_json
-from tinymim_export.report.figures import WORSE, legend
+from tinymim_export.report.figures import WORSE, class_legend, difference_image, legend
 from tinymim_export.report.markup import Html, html, join
-from tinymim_export.report.plots import data_uri, meter, swatch
+from tinymim_export.report.plots import data_uri, meter
 
 SHOWN = 3  # validations on the page: the first, the best, the last
-CLASSES = 40  # of the legend
-FADED, GREY = 105 / 255, 150  # a photo behind the pixels that are wrong
 
 
 class Predictions(TypedDict):
@@ -59,33 +58,25 @@ def prediction_section(folder: Path, scores: Sequence[tuple[float, float]]) -> H
         made = {step: path for step in steps if (path := place / f"{number:02d}_{step:08d}.png").is_file()}
         if not made or not all(path.is_file() for path in files):
             continue
-        labels_HW, last_HW = (_ids(path) for path in (files[1], list(made.values())[-1]))
-        wrong_HW = (labels_HW != last_HW) & (labels_HW != 255)
-        share = 100 * wrong_HW.sum() / max((labels_HW != 255).sum(), 1)
+        labels_HW, last_HW = (_pixels(path) for path in (files[1], list(made.values())[-1]))
+        labelled_HW = labels_HW != IGNORED
+        share = 100 * ((labels_HW != last_HW) & labelled_HW).sum() / max(labelled_HW.sum(), 1)
+        last_seen_HW = np.where(labelled_HW, last_HW, IGNORED)
         seen[np.unique(labels_HW)] = seen[np.unique(last_HW)] = True
+        photo_HW3 = _pixels(files[0])
         shown = [(name, data_uri(files[0])), ("labels", data_uri(files[1]))]
         shown += [(f"step {step}: {100 * miou[step]:.1f} % mIoU", data_uri(path)) for step, path in made.items()]
-        shown.append((f"wrong: {share:.1f} %", data_uri(_wrong(files[0], wrong_HW))))
+        wrong_HW3 = difference_image(photo_HW3, labels_HW, last_seen_HW, labels_HW)
+        shown.append((f"wrong: {share:.1f} %", data_uri(wrong_HW3)))
         cells = [html('<div><span>{}</span><img src="{}" alt="{}"></div>', text, uri, text) for text, uri in shown]
         rows.append(html('<div class="course">{}</div>', join(cells)))
     if not rows:
         return html("")
-    colours = about["palette"]
-    names = [html("<span>{}{}</span>", swatch(colours[i]), c) for i, c in enumerate(about["classes"][:256]) if seen[i]]
-    more = html("<span>and {} more</span>", len(names) - CLASSES) if len(names) > CLASSES else ""
-    key = legend((WORSE, "wrong at the last of these steps"))
-    return html('{}<div class="legend">{}{}</div>{}', join(rows), join(names[:CLASSES]), more, key)
+    known = [(about["palette"][i], name) for i, name in enumerate(about["classes"][:256]) if seen[i]]
+    return html("{}{}{}", join(rows), class_legend(known), legend((WORSE, "wrong at the last of these steps")))
 
 
-def _ids(path: Path) -> np.ndarray:
+def _pixels(path: Path) -> np.ndarray:
+    """A photo, (H, W, 3), or the ids of a mask, (H, W)."""
     with Image.open(path) as image:
         return np.asarray(image)
-
-
-def _wrong(photo: Path, wrong_HW: np.ndarray) -> np.ndarray:
-    """The faded photo, red where the prediction is wrong."""
-    with Image.open(photo) as image:
-        grey_HW1 = np.asarray(image.convert("L").resize(wrong_HW.shape[::-1]), np.float32)[..., None]
-    out_HW3 = np.repeat(GREY + grey_HW1 * FADED, 3, axis=-1).astype(np.uint8)
-    out_HW3[wrong_HW] = WORSE
-    return out_HW3

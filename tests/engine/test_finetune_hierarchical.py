@@ -8,8 +8,10 @@ import torch
 
 import tinymim
 from tests.attack.kills import logged
+from tests.engine.power_cut import power_cut
 from tests.engine.processes import launch
 from tests.engine.test_hierarchical import SMALL as DISTILLED
+from tests.seg.test_contract import options as small_segmentor
 from tinymim.cli import main
 from tinymim.demo.scenes import write_scenes
 from tinymim.engine import finetune, load_recipe
@@ -119,18 +121,8 @@ def test_resume_is_exact_with_batch_norm(folders, tmp_path, monkeypatch, frozen)
         return finetune("tinyvit_5m_1k", **given)
 
     whole = run("whole")
-    step, taken = StepLoop.run_iter, []
-
-    def stop(self, *args, **kwargs):
-        taken.append(1)
-        if len(taken) == 4:
-            raise RuntimeError("power cut")
-        return step(self, *args, **kwargs)
-
-    monkeypatch.setattr(StepLoop, "run_iter", stop)
-    with pytest.raises(RuntimeError, match="power cut"):
+    with power_cut(monkeypatch, 4):
         run("cut")
-    monkeypatch.setattr(StepLoop, "run_iter", step)
     resumed = run("cut", resume=True)
     assert resumed.classifier.read_bytes() == whole.classifier.read_bytes()
     assert logged(resumed.metrics) == logged(whole.metrics)
@@ -195,19 +187,7 @@ def test_from_student_to_int8(name, folders, tmp_path, capsys):
     assert f"{student} is {name}, which is used, not tinymim_vit_tiny" in capsys.readouterr().out
     classifier = str(tmp_path / "tuned/classifier.pth")
     assert main(["eval", classifier, "--data", f"{folders}/val", "--workers", "0", *device]) == 0
-    changes = {
-        "train_cfg.max_iters": 2,
-        "train_cfg.val_interval": 2,
-        "train_dataloader.batch_size": 2,
-        "train_dataloader.num_workers": 0,
-        "val_dataloader.num_workers": 0,
-        "train_dataloader.dataset.pipeline.2.scale": (96, 96),
-        "train_dataloader.dataset.pipeline.3.crop_size": (64, 64),
-        "model.data_preprocessor.size": (64, 64),
-        "model.backbone.img_size": (64, 64),
-        "model.decode_head.channels": 16,
-        "model.auxiliary_head.channels": 16,
-    }
+    changes = small_segmentor()
     line = ["segment", config, "--data-root", str(data), "--student", classifier, *device]
     assert main([*line, "--work-dir", str(tmp_path / "seg"), "--cfg-options", *words(changes)]) == 0
     assert main([*line, "--dry-run", "--cfg-options", *words(changes)]) == 0

@@ -346,3 +346,9 @@ def test_a_run_at_1024_pixels_holds_no_relation(shared, teacher, tmp_path):
     rise = int((tmp_path / "said.txt").read_text("utf-8").split("rise ")[1].split()[0]) * 1024
     assert rise < 4 * 4 * 4097**2 * 4
     assert any("kl_qk/head_01" in line for line in logged(tmp_path / "run/metrics.jsonl"))
+
+
+def test_tensorboard_by_recipe_and_by_option_is_logged_once(classes, teacher, tmp_path):
+    chosen = dict(max_steps=3, cfg={"tensorboard": True})
+    run = distill(**options(classes, teacher, out=tmp_path / "run", **chosen), log=["tensorboard"])
+    assert [step for step, _ in scalars(run.out / "tensorboard")["loss"]] == [1, 2, 3]

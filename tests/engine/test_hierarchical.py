@@ -7,10 +7,10 @@ import torch
 
 import tinymim
 from tests.attack.kills import logged, write_data
+from tests.engine.power_cut import power_cut
 from tests.engine.processes import launch
 from tinymim.cli import main
 from tinymim.engine import distill, pretrain
-from tinymim.engine.loop import StepLoop
 from tinymim.errors import ConfigError
 from tinymim.models import ViT, read_checkpoint, save_student
 
@@ -86,18 +86,8 @@ def test_resume_is_exact(recipe, photos, teachers, tmp_path, monkeypatch):
         return distill(recipe, teacher=str(teachers[recipe]), **options(recipe, photos, tmp_path / folder), **more)
 
     whole = run("whole")
-    step, taken = StepLoop.run_iter, []
-
-    def stop(self, *args, **kwargs):
-        taken.append(1)
-        if len(taken) == 4:
-            raise RuntimeError("power cut")
-        return step(self, *args, **kwargs)
-
-    monkeypatch.setattr(StepLoop, "run_iter", stop)
-    with pytest.raises(RuntimeError, match="power cut"):
+    with power_cut(monkeypatch, 4):
         run("cut")
-    monkeypatch.setattr(StepLoop, "run_iter", step)
     resumed = run("cut", resume=True)
     assert resumed.student.read_bytes() == whole.student.read_bytes()
     assert logged(resumed.metrics) == logged(whole.metrics)

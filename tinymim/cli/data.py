@@ -105,6 +105,7 @@ def run(args: argparse.Namespace) -> int:
 def _look(args: argparse.Namespace) -> int:
     """Print what is in a folder and write the page; 1 if training would refuse it."""
     from tinymim.data.examine import examine
+    from tinymim.data.folders import SPLITS
     from tinymim.errors import ConfigError
     from tinymim.files import writable
     from tinymim_export.report.data_page import data_page
@@ -121,7 +122,7 @@ def _look(args: argparse.Namespace) -> int:
     print(writable(found.summary))
     splits = [*found.pairs]
     if found.classes:
-        heads = [{"train": "training", "val": "validation"}.get(split, "labelled") for split in splits]
+        heads = [SPLITS.get(split, "labelled") for split in splits]
         width = max(map(len, ["class", *(row.name for row in found.classes)]))
         print("  ".join([f"{'class':{width}}", *(f"{head + ' %':>12}  {'photos':>7}" for head in heads)]))
         for row in found.classes[:SHOWN]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from tinymim.cli import spelled
 from tinymim.cli._cfg_options import add_cfg_options
 from tinymim.compat import is_first_process
+from tinymim.engine.settings import LOG_HELP
 from tinymim.errors import ConfigError
 from tinymim.files import config_file
 from tinymim.hub import is_hub
@@ -87,7 +88,7 @@ def add_training_options(parser: argparse._ActionsContainer) -> None:
         "--log",
         nargs="+",
         metavar="NAME",
-        help="also log to tensorboard, wandb, mlflow, clearml, neptune, dvclive or aim",
+        help=LOG_HELP,
     )
     parser.add_argument("--resume", action="store_true", help="continue exactly where the run in --work-dir stopped")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --work-dir")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tinymim.models import model_from_checkpoint, save_student
-from tinymim.models.classifier import Classifier, fill_heads, save_classifier, stored_heads
+from tinymim.models.classifier import Classifier, from_heads, save_classifier, stored_heads
 from tinymim.models.formats import Checkpoint
 
 
@@ -22,11 +22,7 @@ def open_model(file: str | Path) -> tuple[Any, Sequence[str] | None]:
 def with_heads(model: Any, checkpoint: Checkpoint) -> Any:
     """A classifier of a backbone and the heads of its file; the backbone where the file has none."""
     heads = stored_heads(model, checkpoint)
-    if heads is None:
-        return model
-    classifier = Classifier(model, len(heads["head.fc.weight" if "head.fc.weight" in heads else "head.weight"]))
-    fill_heads(classifier, heads)
-    return classifier.eval()
+    return model if heads is None else from_heads(model, heads).eval()
 
 
 def save_model(model: Any, file: Path, classes: Sequence[str] | None, meta: dict[str, Any] | None = None) -> None:
@@ -38,9 +34,7 @@ def save_model(model: Any, file: Path, classes: Sequence[str] | None, meta: dict
         classes: Names of a classifier's classes, if they are known.
         meta: Added to what the file says of itself.
     """
-    if not isinstance(model, Classifier):
-        save_student(model, file, meta)
-    elif classes:
+    if isinstance(model, Classifier):
         save_classifier(model, file, classes, meta)
     else:
-        save_classifier(model, file, (), {**(meta or {}), "classes": None})
+        save_student(model, file, meta)

@@ -14,7 +14,7 @@ import numpy as np
 from tinymim.cores import cores
 from tinymim.data.dataset_json import read_meaning
 from tinymim.data.flat import find_flat
-from tinymim.data.folders import Layout, colours, read_layout
+from tinymim.data.folders import SPLITS, Layout, colours, read_layout
 from tinymim.data.formats import FORMATS, Sample
 from tinymim.data.label_files import IGNORED, check_sizes, count_ids, save_mask, wrong_size
 from tinymim.data.new_folder import check_new, new_folder
@@ -26,7 +26,6 @@ from tinymim.files import write_json
 from tinymim.progress import Progress
 
 SHARE = 0.2  # of validation photos, where a format tells none
-_FOLDERS = {"train": "training", "val": "validation"}
 _AT_ONCE = 64  # labels in memory
 
 
@@ -204,7 +203,7 @@ def _places(names: Sequence[str], splits: Sequence[str]) -> list[str]:
     places: list[str] = []
     taken = set[str]()
     for name, split in zip(names, splits, strict=True):
-        place = f"{_FOLDERS[split]}/{name}"
+        place = f"{SPLITS[split]}/{name}"
         while place.casefold() in taken:
             place += "_"
         taken.add(place.casefold())
@@ -239,7 +238,7 @@ def _read_back(part: Path, out: Path) -> None:
     try:
         with overheard():
             layout = read_layout(part)
-            for split in _FOLDERS:
+            for split in SPLITS:
                 layout.need(split)
     except DataError as error:
         what, why, fix = (text.replace(str(part), str(out)) for text in (error.what, error.why, error.fix))

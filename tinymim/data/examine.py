@@ -19,18 +19,16 @@ from PIL import Image
 from tinymim.cores import cores
 from tinymim.data.dataset_json import read_meaning
 from tinymim.data.flat import find_flat
-from tinymim.data.folders import Layout, check_labels, colours, give_meaning
+from tinymim.data.folders import SPLITS, Layout, check_labels, colours, give_meaning
 from tinymim.data.formats import FORMATS
 from tinymim.data.label_files import IGNORED, ColourIds, Pair, check_sizes, count_ids, match_labels
-from tinymim.data.photo_files import IMAGES, LABELS, overheard, photo_paths
+from tinymim.data.photo_files import FEW_PHOTOS, IMAGES, LABELS, overheard, photo_paths
 from tinymim.data.pixels import UnreadablePhoto, open_photo, photo_size
 from tinymim.errors import DataError, TinyMIMError
 from tinymim.progress import Progress
 
-SPLITS = {"train": "training", "val": "validation"}
 NO_CLASS = ("void", "unlabel", "unlabelled", "unlabeled", "ignore", "ignored", "unknown", "none", "no class")
 THUMB, ALIKE, FLAT = 16, 2.0, 6.0  # side; mean difference of the same scene, and least spread of a telling one, of 255
-FEW_PHOTOS = 20_000  # up to which the recipe for small data is proposed
 
 
 class ClassRow(NamedTuple):

@@ -34,7 +34,8 @@ from tinymim.data.label_files import (
 from tinymim.data.photo_files import IMAGES, LABELS, subfolders, tell
 from tinymim.errors import DataError
 
-__all__ = ["IGNORED", "Layout", "Pair", "read_layout"]
+__all__ = ["IGNORED", "SPLITS", "Layout", "Pair", "read_layout"]
+SPLITS = {"train": "training", "val": "validation"}  # of a layout, and their folders
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Layout:
             DataError: there are none, a label is not of its photo's size, or no pixel of the split counts.
         """
         pairs: list[Pair] = getattr(self, split)
-        folder = self.root / IMAGES / _SPLITS[split]
+        folder = self.root / IMAGES / SPLITS[split]
         if not pairs:
             raise DataError(
                 f"no photos in {folder}",
@@ -98,7 +99,7 @@ class Layout:
 
     def name(self, split: str, photo: Path) -> str:
         """A photo below its split's folder, without suffix: "0001" or "seq05/0001"."""
-        return photo.relative_to(self.root / IMAGES / _SPLITS[split]).with_suffix("").as_posix()
+        return photo.relative_to(self.root / IMAGES / SPLITS[split]).with_suffix("").as_posix()
 
     def match(self, name: str, classes: Sequence[str]) -> tuple[np.ndarray | None, str | None]:
         """Match a segmentor's classes with the folder's: by name where both have names, else by number.
@@ -183,7 +184,6 @@ class Layout:
         )
 
 
-_SPLITS = {"train": "training", "val": "validation"}
 _SOURCES = {
     "dataset.json": "dataset.json",
     "options": "the options, classes counted in the labels",
@@ -215,7 +215,7 @@ def read_layout(
             f"it must hold images/{{training,validation}} and annotations/{{training,validation}}{hint}",
             "give the folder that holds images/ and annotations/ (README: Your labelled photos)",
         )
-    pairs = {split: find_pairs(root / IMAGES / folder, root / LABELS / folder) for split, folder in _SPLITS.items()}
+    pairs = {split: find_pairs(root / IMAGES / folder, root / LABELS / folder) for split, folder in SPLITS.items()}
     train, val = pairs["train"], pairs["val"]
     if not train and not val:
         raise DataError(
@@ -354,7 +354,7 @@ def check_labels(layout: Layout) -> None:
         DataError: an id without class, or the labels are masks of 0 and 255, whose foreground would be ignored.
     """
     counted, ids = dict[str, frozenset[int]](), set[int]()
-    for split, folder in _SPLITS.items():
+    for split, folder in SPLITS.items():
         pairs = getattr(layout, split)
         for _, label in spread(pairs):
             layout.check_ids(label)

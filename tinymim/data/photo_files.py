@@ -20,6 +20,7 @@ from tinymim.progress import say
 SUFFIXES = (".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # in any case
 UNREAD = (".avif", ".dng", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".tar")  # left out, which is told
 IMAGES, LABELS = "images", "annotations"
+FEW_PHOTOS = 20_000  # up to which the recipe for small data is proposed
 
 
 def list_photos(

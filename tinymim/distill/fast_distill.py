@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import Tensor, nn
 
 from tinymim.compat import is_first_process
@@ -22,7 +21,14 @@ from tinymim.distill.recipe_keys import Key, Kind, Number
 from tinymim.distill.stored_logits import StoredLogits
 from tinymim.errors import ConfigError
 from tinymim.models.checkpoints import load_weights, read_checkpoint
-from tinymim.models.classifier import Classifier, fill_heads, save_classifier, stored_heads
+from tinymim.models.classifier import (
+    Classifier,
+    count_classes,
+    fill_heads,
+    imagenet_names,
+    save_classifier,
+    stored_heads,
+)
 from tinymim.models.logit_teacher import LogitTeacher, load_logit_teacher
 from tinymim.models.vit import IMAGENET_MEAN, IMAGENET_STD
 from tinymim.progress import say
@@ -187,14 +193,11 @@ class FastDistill(Method):
         checkpoint = read_checkpoint(file)
         load_weights(self.student, checkpoint)
         heads = stored_heads(self.student, checkpoint)
-        last = {key: value for key, value in (heads or {}).items() if key.endswith(("head.weight", "fc.weight"))}
-        if heads and all(len(rows) == self.network.num_classes for rows in last.values()):
+        if heads and count_classes(heads) == self.network.num_classes:
             fill_heads(self.network, heads)
         elif is_first_process():
             say(f"note: {file} has no head of {self.network.num_classes} classes: the student's starts new")
 
     def save(self, network: Any, path: Path, meta: dict[str, Any]) -> None:
         """Write the classifier, with the names of its classes: the teacher's, or those of timm's set of so many."""
-        subset = infer_imagenet_subset({"num_classes": network.num_classes})
-        names = self.class_names or (ImageNetInfo(subset).label_names() if subset else [])
-        save_classifier(network, path, names, meta if names else {**meta, "classes": None})
+        save_classifier(network, path, self.class_names or imagenet_names(network.num_classes), meta)

@@ -3,7 +3,6 @@
 They do not affect training: evaluation mode, no gradients, random state restored. Only the first process measures.
 """
 
-import importlib.util
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,7 +28,6 @@ from tinymim.analysis.probes import embed, knn_accuracy, linear_probe, trained_d
 from tinymim.analysis.similarity import is_hierarchical
 from tinymim.data.imagenet import ClassFolder, read_class_folder
 from tinymim.data.photos import Photos, collate
-from tinymim.engine.log_backends import TensorBoardHook
 from tinymim.engine.model import PretrainModel
 from tinymim.engine.parallel import gathered
 from tinymim.engine.run_folder import bare
@@ -90,7 +88,7 @@ def _draw(folder: ClassFolder, count: int, most: int) -> list[tuple[Path, int]]:
 
 
 def health_hooks(out: Path, config: Config, epoch: int, photos: list[Path], probe: Probe | None) -> list[Hook]:
-    """The hooks that a recipe enables: health metrics, TensorBoard.
+    """The hooks that a recipe enables for the health of its student.
 
     Args:
         out: Run folder.
@@ -112,11 +110,6 @@ def health_hooks(out: Path, config: Config, epoch: int, photos: list[Path], prob
             "watch_every is 0",
             "leave --probe-data or watch_every out",
         )
-    if config.tensorboard and is_main_process():
-        if importlib.util.find_spec("tensorboard") is None:
-            say("note: tensorboard is not installed, see metrics.jsonl; pip install 'tinymim[tensorboard]'")
-        else:
-            hooks.append(TensorBoardHook(out))
     return hooks
 
 

@@ -186,7 +186,8 @@ class Job(ABC):
             {"micro_batch": plan.micro_batch, "compiled": self.compiled, "by_rows": by_rows},
         )
         hooks = [StatisticsHook(self.model.learned), *self.hooks_before(optimizer), self.monitor]
-        hooks += [*self.hooks_after(), *log_hooks(self.backends, self.folder), saver]
+        logged = log_hooks(self.backends, self.folder, tensorboard=config.get("tensorboard", False))
+        hooks += [*self.hooks_after(), *logged, saver]
         on_first_process(
             lambda: open_folder(
                 self.opened,

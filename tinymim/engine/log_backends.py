@@ -13,6 +13,7 @@ from mmengine.registry import HOOKS, VISBACKENDS
 
 from tinymim.errors import ConfigError, did_you_mean
 from tinymim.literals import read_literal_file
+from tinymim.progress import say
 
 BACKENDS = {  # word of --log -> MMEngine's class; the word is the package's name, too
     "tensorboard": "",
@@ -44,15 +45,21 @@ def check_backends(names: Sequence[str] | None) -> list[str]:
     return list(dict.fromkeys(names or ()))
 
 
-def log_hooks(names: Sequence[str] | None, out: Path) -> list[Hook]:
+def log_hooks(names: Sequence[str], out: Path, *, tensorboard: bool = False) -> list[Hook]:
     """The hooks that log to these back ends; the first process has them.
 
     Args:
-        names: What :func:`check_backends` accepts.
+        names: What :func:`check_backends` returned.
         out: Run folder.
+        tensorboard: A recipe's wish for TensorBoard, too, if it is installed; without it there is a note.
     """
-    kinds = [TensorBoardHook(out) if name == "tensorboard" else BackendHook(out, name) for name in names or ()]
-    return list(kinds) if is_main_process() else []
+    if not is_main_process():
+        return []
+    if tensorboard and importlib.util.find_spec("tensorboard") is None:
+        say("note: tensorboard is not installed, see metrics.jsonl; pip install 'tinymim[tensorboard]'")
+    elif tensorboard:
+        names = list(dict.fromkeys(["tensorboard", *names]))
+    return [TensorBoardHook(out) if name == "tensorboard" else BackendHook(out, name) for name in names]
 
 
 class _CopyHook(Hook):

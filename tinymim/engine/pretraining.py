@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from tinymim.analysis.probes import trained_depth
-from tinymim.data.photo_files import photo_names
+from tinymim.data.photo_files import FEW_PHOTOS, photo_names
 from tinymim.data.photos import Photos, collate_readable, list_photos
 from tinymim.data.replay import Replay
 from tinymim.data.replayed import ReplayedPhotos
@@ -29,7 +29,7 @@ from tinymim.hub import is_hub
 from tinymim.models.weight_files import weights_file
 
 CALIBRATION = 32  # photos, spread over the list, that a teacher is quantised with
-FEW, SMALL_DATA = 20_000, "tinymim_tiny_small_data"  # photos up to which a dry run proposes the recipe
+SMALL_DATA = "tinymim_tiny_small_data"  # the recipe that a dry run on few photos proposes
 
 
 @dataclass
@@ -281,7 +281,7 @@ class DistillJob(PretrainJob):
 
     def check_plan(self) -> None:
         relations = self.config.method == "tinymim" and Path(self.recipe).stem != SMALL_DATA
-        if self.settings.dry_run and len(self.files) <= FEW and relations:
+        if self.settings.dry_run and len(self.files) <= FEW_PHOTOS and relations:
             self.arithmetic.notes.append(
                 f"{len(self.files)} photos are few: --recipe {SMALL_DATA} has settings chosen for such jobs on a CPU"
             )

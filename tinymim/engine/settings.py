@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
+LOG_HELP = "also log to tensorboard, wandb, mlflow, clearml, neptune, dvclive or aim"
+
 
 def option(help: str, *, recipe: str | None = None, default: Any = None, **argument: Any) -> Any:
     """A field of a settings class.
@@ -94,9 +96,7 @@ class Settings:
     strategy: str | None = option(
         "of several processes: ddp, or fsdp to shard weights and moments", recipe="strategy", choices=("ddp", "fsdp")
     )
-    log: Sequence[str] | None = option(
-        "also log to tensorboard, wandb, mlflow, clearml, neptune, dvclive or aim", nargs="+", metavar="NAME"
-    )
+    log: Sequence[str] | None = option(LOG_HELP, nargs="+", metavar="NAME")
     resume: bool = flag("continue exactly where the run in --out stopped")
     overwrite: bool = flag("replace the run in --out")
     dry_run: bool = flag("one step: memory and time, no files")

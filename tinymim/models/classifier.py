@@ -131,14 +131,14 @@ def _linear(width: int, num_classes: int) -> nn.Linear:
 
 
 def save_classifier(
-    model: Classifier, path: str | os.PathLike[str], classes: Sequence[str], meta: dict[str, Any] | None = None
+    model: Classifier, path: str | os.PathLike[str], classes: Sequence[str] | None, meta: dict[str, Any] | None = None
 ) -> None:
     """Write ``{"model": tensors under timm's names, "meta": plain dict}``; other commands read it as a student file.
 
     Args:
         model: The classifier.
         path: File to write, atomically.
-        classes: Names of the K classes.
+        classes: Names of the K classes; none, or None: unknown.
         meta: Added to name, constructor arguments, classes, mean, std and versions.
     """
     state = {k.removeprefix("backbone."): v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
@@ -148,7 +148,7 @@ def save_classifier(
             "meta": {
                 "name": "Classifier",
                 "config": model.backbone.config,
-                "classes": [*classes],
+                "classes": [*classes] if classes else None,
                 "mean": list(IMAGENET_MEAN),
                 "std": list(IMAGENET_STD),
                 "recipe": None,
@@ -184,8 +184,7 @@ def load_classifier(path: str | os.PathLike[str], *, num_heads: int | None = Non
             f"train one: tinymim finetune --student {path} --data TRAIN --val-data VAL "
             "(a segmentor.pth is scored by tinymim segment --test)",
         )
-    model = Classifier(backbone, len(heads[_last(heads)]))
-    fill_heads(model, heads)
+    model = from_heads(backbone, heads)
     if is_first_process():
         held = describe(checkpoint.state, backbone.config)
         say(f"loaded the classifier {path}: {held}, {model.num_classes} classes")
@@ -215,9 +214,26 @@ def stored_heads(backbone: Backbone, checkpoint: Checkpoint) -> State | None:
     return heads if "head.fc.weight" in heads and any(".norm." in f".{key}" for key in heads) else None
 
 
-def _last(heads: State) -> str:
-    """The rows of the classes among the tensors of a classifier's heads."""
-    return "head.fc.weight" if "head.fc.weight" in heads else "head.weight"
+def count_classes(heads: State) -> int:
+    """The number of classes that the tensors of a classifier's heads are of."""
+    return len(heads["head.fc.weight" if "head.fc.weight" in heads else "head.weight"])
+
+
+def from_heads(backbone: Backbone, heads: State) -> Classifier:
+    """The classifier of a backbone and the heads of its file, as :func:`stored_heads` returns them.
+
+    Raises:
+        CheckpointError: see :func:`fill_heads`.
+    """
+    model = Classifier(backbone, count_classes(heads))
+    fill_heads(model, heads)
+    return model
+
+
+def imagenet_names(count: int) -> list[str]:
+    """WordNet ids of the ImageNet set with so many classes, as timm lists them; empty if there is none."""
+    subset = infer_imagenet_subset({"num_classes": count})
+    return list(ImageNetInfo(subset).label_names()) if subset else []
 
 
 def fill_heads(model: Classifier, heads: State) -> None:
@@ -272,10 +288,9 @@ def start_from_classes(
             "the recipe starts from its rows (head=by_class)",
             "give a classifier as --student, or start with new rows: --cfg-options head=",
         )
-    count = len(heads[_last(heads)])
+    count = count_classes(heads)
     if rows is None:
-        subset = infer_imagenet_subset({"num_classes": count})
-        known = checkpoint.meta.get("classes") or (ImageNetInfo(subset).label_names() if subset else [])
+        known = checkpoint.meta.get("classes") or imagenet_names(count)
         places = {name: row for row, name in enumerate(known[:count])}
         rows = [places.get(name, -1) for name in classes]
     index = torch.tensor(rows)

@@ -94,7 +94,8 @@ def estimate_segmentor(
     set_teacher(cfg, teacher_segmentor)
     photos = set_pseudo(cfg, layout, pseudo)[1]
     options = length_options(cfg, photos, epochs=epochs, max_steps=max_steps, batch_size=batch_size, lr=lr)
-    merge_options(cfg, options)
+    if options:
+        merge_options(cfg, options)
     kind = set_device(cfg, device, amp=False)
     cfg.model.backbone.init_cfg = None
     check_batch(cfg, model_outline(cfg))

@@ -118,7 +118,10 @@ def train_segmentor(
     layout = set_data(cfg, data_root, ignore_label, reduce_zero_label)
     added, photos = set_pseudo(cfg, layout, pseudo)
     options = length_options(cfg, photos, epochs=epochs, max_steps=max_steps, batch_size=batch_size, lr=lr)
-    merge_options(cfg, options | ({} if patience is None else {"default_hooks.checkpoint.patience": patience}))
+    if patience is not None:
+        options["default_hooks.checkpoint.patience"] = patience
+    if options:  # else the config was checked above
+        merge_options(cfg, options)
     set_balance(cfg, balance, layout)
     backends = check_backends(log)
     if student is not None:
