@@ -27,13 +27,12 @@ from tinymim_export.report.page import (
     gallery,
     here,
     read_metrics,
-    swatch,
     table,
     verdict,
     where_to_run,
     write_report,
 )
-from tinymim_export.report.plots import Series, chart, mask_image, meter, stacked_bar
+from tinymim_export.report.plots import Series, chart, mask_image, meter, stacked_bar, swatch
 from tinymim_export.runtime.engines.base import provider_word
 
 SHOWN = 6  # validation photos on the page
