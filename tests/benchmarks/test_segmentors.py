@@ -102,6 +102,11 @@ def test_finished_stages_are_kept_and_another_budget_is_refused(compared, monkey
     assert tool.main([*arguments, "--stages", "train", "export", "score"]) == 0
     assert before == {path: path.stat().st_mtime_ns for path in out.glob("*/seed0/*.*")}
     assert "next: tinymim bench" in capsys.readouterr().out
+    elsewhere = [*arguments, "--stages", "train", "export", "score", "--results", str(out / "compare.json")]
+    elsewhere[elsewhere.index("--out") + 1] = str(out.parent / "elsewhere")  # another machine: no files, the numbers
+    assert tool.main(elsewhere) == 0
+    models = [json.loads((folder / "compare.json").read_text())["models"] for folder in (out, out.parent / "elsewhere")]
+    assert models[0] == models[1]
     arguments[arguments.index("--steps") + 1] = "3"
     assert tool.main(arguments) == 2
     assert "was trained with steps=2" in capsys.readouterr().err
@@ -148,7 +153,7 @@ ROWS = ["--rows", "camvid_segmentors"]
 
 
 def test_the_shipped_rows_are_configs_with_options_they_have(tmp_path):
-    words = ("relation", "feature", "class_token", "mae", "sixteen", "teacher")
+    words = ("relation", "mae", "relation_4", "feature_4", "class_token_4", "first", "teacher")
     (tmp_path / "student.pth").touch()
     args = parse(*ROWS, "--students", *(f"{word}={tmp_path / 'student.pth'}" for word in words), "--size", 0, 0)
     rows = tool.find_rows(args)
@@ -172,6 +177,8 @@ def test_the_shipped_rows_are_configs_with_options_they_have(tmp_path):
         (["--models", "vit_t_mae"], "add --students mae=student.pth"),
         (["--models", "vit_t_mae", "--students", "mae=nowhere.pth"], "add --students mae=student.pth"),
         (["--models", "segformer_b0", "--labels", "3"], "has 3 labelled training photos"),
+        (["--models", "segformer_b0", "--reference", "segformer"], "the rows are segformer_b0"),
+        (["--models", "segformer_b0", "--results", "nowhere.json"], "nowhere.json"),
     ],
 )
 def test_rows_that_cannot_be_run(words, said, tmp_path, capsys):

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tinymim.benchmarks.segmentors_table import FILE_STAGES, STAGES, write
+from tinymim.benchmarks.segmentors_table import FILE_STAGES, STAGES, unpack, write
 from tinymim.cli import run_command
 from tinymim.errors import CheckFailed, ConfigError, did_you_mean
 from tinymim.files import environment, sha256_file, write_json
@@ -59,6 +59,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=1, help="data-loading processes of each training")
     parser.add_argument("--seconds", type=float, default=10.0, help="time for each file's latency")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads of the timing; default every core")
+    parser.add_argument(
+        "--results", type=Path, default=None, metavar="FILE", help="compare.json of another machine: goes on from it"
+    )
+    parser.add_argument("--reference", default=None, metavar="ROW", help="the row of the differences; default the best")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=[s for s in STAGES if s != "tune"])
 
 
@@ -377,6 +381,13 @@ def pictures(args: argparse.Namespace) -> Path:
 def run(args: argparse.Namespace) -> int:
     """Run what is missing; rewrite compare.json and compare.md after every stage."""
     rows = find_rows(args)
+    if args.results is not None:
+        unpack(args.results, args.out)
+    known = sorted({*rows, *(path.parent.parent.name for path in args.out.glob("*/seed*/train.json"))})
+    if args.reference not in (None, *known):
+        raise ConfigError(
+            f"--reference {args.reference}", f"the rows are {', '.join(known)}", did_you_mean(args.reference, known)
+        )
     for seed in args.seeds:
         for name, row in rows.items():
             folder = run_folder(args, name, seed)
@@ -388,10 +399,10 @@ def run(args: argparse.Namespace) -> int:
                     print(f"--- {name}, seed {seed}: {stage}", flush=True)
                     numbers = run_stage(stage, row, folder, args, seed)
                     write_json(folder / f"{stage}.json", numbers)
-                    write(args.out)
+                    write(args.out, args.reference)
     if "measure" in args.stages:
         write_json(args.out / "measure.json", measure(args))
-    print(write(args.out))
+    print(write(args.out, args.reference))
     if "pictures" in args.stages:
         print(f"pictures: {pictures(args)}   # photos of the data set: mind its licence")
     print(f"next: tinymim bench {shlex.quote(str(args.out))}/*/seed{args.seeds[0]}/*.onnx --split")

@@ -4,17 +4,25 @@ import json
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 from tinymim.files import environment, write_json, write_text
+from tinymim.schema import read_json
 
 FILE_STAGES = ("export", "score", "tune")  # of the first seed only
 STAGES = ("train", *FILE_STAGES, "measure", "pictures")
 
 
-def write(out: Path) -> str:
+class Comparison(TypedDict):
+    """What is read of a compare.json: row -> seed -> stage -> its numbers."""
+
+    kind: Literal["tinymim.compare"]
+    models: dict[str, dict[str, dict[str, dict[str, Any]]]]
+
+
+def write(out: Path, reference: str | None = None) -> str:
     """Write compare.json and compare.md from the results so far; return the table."""
-    results = collect(out)
+    results = collect(out) | {"reference": reference}
     write_json(out / "compare.json", results)
     text = table(results)
     write_text(out / "compare.md", text)
@@ -30,6 +38,21 @@ def collect(out: Path) -> dict[str, Any]:
             seeds.setdefault(path.parent.name.removeprefix("seed"), {})[path.stem] = without_folders(path)
     timing = without_folders(out / "measure.json") if (out / "measure.json").is_file() else None
     return {"kind": "tinymim.compare", "models": models, "measure": timing, "environment": environment()}
+
+
+def unpack(path: Path, out: Path) -> None:
+    """Lay the stages of a compare.json where :func:`collect` finds them; what is in ``out`` already stays.
+
+    Raises:
+        ConfigError: no such file, or not the results of a comparison.
+    """
+    for name, seeds in read_json(path, Comparison)["models"].items():
+        for seed, stages in seeds.items():
+            for stage in STAGES:
+                target = out / Path(name).name / f"seed{int(seed)}" / f"{stage}.json"
+                if stage in stages and not target.is_file():
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    write_json(target, stages[stage])
 
 
 def without_folders(path: Path) -> dict[str, Any]:
@@ -63,7 +86,7 @@ def table(results: Mapping[str, Any]) -> str:
     if timing["rows"]:
         first = timing["rows"][0]
         text += [f"Timed in turns in one process: one image, {first['engine']}, {first['threads']} threads.", ""]
-    text += differences(scores, order)
+    text += differences(scores, [name for name in order if name == results.get("reference")] + order)
     machine = timing.get("environment", results["environment"])
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     return "\n".join([*text, f"{machine['cpu']}, {machine['cores']} cores; {versions}."]) + "\n"
@@ -126,17 +149,18 @@ def time_of(ms: Mapping[str, Any], sha256: str | None) -> str:
 
 
 def differences(scores: Mapping[str, Mapping[int, float]], order: list[str]) -> list[str]:
-    """The best row's lead over each other, paired by seed."""
+    """The first row's lead over each other, paired by seed."""
     from tinymim.study.table import compare
     from tinymim_export.tables import markdown_table
 
     lines = []
+    reference = order[0]
     for name in order[1:]:
-        found = compare(scores[order[0]], scores[name])
-        if found["p"] is not None:
+        found = compare(scores[reference], scores[name])
+        if name != reference and found["p"] is not None:
             lines.append(
                 [
-                    f"{order[0]} - {name}",
+                    f"{reference} - {name}",
                     f"{found['difference']:+.2f}",
                     f"{found['standard_error']:.2f}",
                     f"{found['p']:.4f}",
