@@ -49,6 +49,7 @@ def examples(tmp_path_factory):
         registry.update(content)
 
 
+@pytest.mark.slow
 def test_a_file_in_its_room_is_enough(tmp_path):
     """Each example, and a recipe of the method, dropped into a copy of the packages: found without another line."""
     shutil.copytree(ROOT / "tinymim", tmp_path / "tinymim")

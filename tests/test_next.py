@@ -36,7 +36,16 @@ STUDENTS = [  # name, arguments, recipe -> config
 ]
 
 
-@pytest.mark.parametrize(("name", "arguments", "recipe", "config"), STUDENTS)
+LARGE = ("_base", "_11m_", "_21m_")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "recipe", "config"),
+    [
+        pytest.param(*case, marks=[pytest.mark.slow] if any(size in case[0] for size in LARGE) else [])
+        for case in STUDENTS
+    ],
+)
 def test_the_config_takes_the_student(tmp_path, name, arguments, recipe, config):
     file = tmp_path / "a student.pth"
     save_student(create_model(name, img_size=64, **arguments), file, {"recipe": recipe})

@@ -128,6 +128,7 @@ def test_photos_losses_and_every_precision(tmp_path, capsys):
     assert len(distill_tables.read_results(tmp_path / "result.json")["rows"]) == 4
 
 
+@pytest.mark.slow
 def test_what_fails_is_a_row_and_not_the_end(photos, tmp_path):
     wrong = turns.Contender("ours fp32", contenders.ours, setup_of(tmp_path / "nothing"))
     assert "nothing" in wrong.failed

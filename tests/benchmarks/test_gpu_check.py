@@ -35,6 +35,7 @@ def test_parts_survive_the_failure_of_others(tmp_path, monkeypatch, capsys):
     assert gpu_check.run_part("golden", "cpu", True, tmp_path, "", 20)["why"] == "ended with 1"
 
 
+@pytest.mark.slow
 def test_a_bare_machine(tmp_path):
     """Started where our packages are not installed (-S), with ``--out`` relative to where it was typed."""
     tool = gpu_check.ROOT / "tools" / "gpu_check.py"

@@ -14,6 +14,7 @@ def small(tmp_path, monkeypatch):
     return ["--config", "upernet_tinymim_demo", "--size", "64", "--rounds", "1", "--out", str(tmp_path / "made")]
 
 
+@pytest.mark.slow
 def test_every_part(small, tmp_path, capsys):
     assert seg_step.main([*small, "--profile", "--parts", "train", "predict"]) == 0
     page = (tmp_path / "made.md").read_text()

@@ -43,6 +43,7 @@ def run(capsys, *words, code=0):
     return said.out if code == 0 else said.err
 
 
+@pytest.mark.slow
 def test_a_search_with_a_short_training(photos, start, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     words = ["--from", start, "--params", "60k", "--recipe", "mae_tiny", "--data", photos, "--val-data", photos, *JOB]

@@ -224,6 +224,7 @@ def test_safetensors_and_rebuild(tmp_path):
     assert checkpoint.meta["recipe"] == "x"
 
 
+@pytest.mark.slow
 def test_equal_weights_are_equal_files(tmp_path):
     """Whatever the file is called and whoever writes it: a hash of it tells weights apart, and nothing else."""
     torch.manual_seed(0)

@@ -11,6 +11,7 @@ from tinymim import compat
 from tinymim.errors import ConfigError
 
 
+@pytest.mark.slow
 def test_mmseg_models_import_with_mmcv_lite():
     """In a fresh process: the import order of a user's config."""
     code = (

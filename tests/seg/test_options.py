@@ -176,6 +176,7 @@ def test_a_last_validation_that_is_the_best_leaves_one_file(scenes, small, tmp_p
     assert set(json.loads((tmp_path / "run/env.json").read_text())["outputs"]) == {"segmentor.pth"}
 
 
+@pytest.mark.slow
 def test_balanced_logged_and_pictured(scenes, small, tmp_path):
     """A short run by options alone, its TensorBoard and its page."""
     from tinymim_export.report.page import run_report

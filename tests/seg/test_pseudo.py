@@ -103,6 +103,7 @@ def test_their_labels_become_ids_of_the_labelled_folder(scenes, pseudo):
     assert np.array_equal(own, layout.read_label(layout.train[3][1]))
 
 
+@pytest.mark.slow
 def test_a_run_with_both_says_it_and_resumes_exactly(scenes, pseudo, small, tmp_path, capsys):
     def go(folder, **more):
         options = {STEPS: 4, "train_cfg.val_interval": 4}

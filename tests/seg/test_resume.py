@@ -94,6 +94,7 @@ def test_other_data_classes_student_and_processes_are_refused(go, run, scenes, t
         go(run, resume=True)
 
 
+@pytest.mark.slow
 def test_a_longer_run_really_has_the_longer_schedule(go, run, capsys):
     """Its rates are those of a run that was to be as long from the start."""
     with pytest.raises(ConfigError, match=r"has done 4 steps, train_cfg.max_iters is 3"):

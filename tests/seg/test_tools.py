@@ -44,6 +44,7 @@ def test_train_then_test(scenes, small, tmp_path, capsys):
     assert json.loads(result.read_text())["mIoU"] == json.loads((folder / "result.json").read_text())["mIoU"]
 
 
+@pytest.mark.slow
 def test_the_verb_trains_and_tests_like_the_tools(scenes, small, tmp_path, capsys):
     """The same files, scores and next lines, whatever name was typed."""
     arguments = ["upernet_tinymim_demo", "--data-root", str(scenes)]

@@ -66,6 +66,7 @@ def test_fixed_masks_and_their_parts(name, tmp_path):
     assert all(row.ms > 0 for row in split.rows)
 
 
+@pytest.mark.slow
 def test_what_training_alone_needs_is_not_counted(tmp_path):
     """PIDNet's p and d heads; a list of auxiliary heads."""
     cfg = tiny("pidnet_s_camvid")
@@ -130,6 +131,7 @@ def head(kind, **options):
     return dict(type=kind, num_classes=7, loss_decode=LOSS, align_corners=False, norm_cfg=dict(type="BN"), **options)
 
 
+@pytest.mark.slow
 def test_a_backbone_of_one_size(tmp_path):
     cfg = own_config(backbone=dict(type="OneSize"), decode_head=head("FCNHead", in_channels=8, in_index=0, channels=8))
     checkpoint, config = plain_file(cfg, tmp_path / "iter_1.pth")
@@ -206,6 +208,7 @@ def with_head(path, text, **model):
     return plain_file(cfg, path)
 
 
+@pytest.mark.slow
 def test_levels_that_no_head_reads_are_not_computed(tmp_path):
     """An FCN on the stride-16 map: no transposed convolution, no block after the one it reads."""
     fcn = dict(_delete_=True, **head("FCNHead", in_channels=24, in_index=2, channels=8, num_convs=1))

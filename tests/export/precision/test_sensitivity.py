@@ -55,6 +55,7 @@ def source(case):
     return made
 
 
+@pytest.mark.slow
 def test_the_spoiled_block_is_found(case, source, tmp_path, capsys):
     file, data = case
     result = sensitivity(file, data, count=6, method="minmax", source=source)
@@ -74,6 +75,7 @@ def test_the_spoiled_block_is_found(case, source, tmp_path, capsys):
     assert "| block 3 | 4 |" in result.to_markdown()
 
 
+@pytest.mark.slow
 def test_exclusion_starts_with_the_worst_and_stops_at_the_budget(case, tmp_path, capsys):
     file, data = case
     made = quantize_within(file, tmp_path / "out.onnx", data=data, max_miou_drop=0.2, count=6, method="minmax")
@@ -83,6 +85,7 @@ def test_exclusion_starts_with_the_worst_and_stops_at_the_budget(case, tmp_path,
     assert "int8 without block 3" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_impossible_budget_is_refused_with_the_figures(case, tmp_path):
     file, data = case
     with pytest.raises(CheckFailed, match=r"no choice of blocks keeps int8 within -100 points.*\n.*lost without block"):
@@ -90,6 +93,7 @@ def test_an_impossible_budget_is_refused_with_the_figures(case, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_what_is_not_made_block_by_block(case):
     with pytest.raises(ConfigError, match="fp16 is not applied per block"):
         sensitivity(*case, precision="fp16")
@@ -98,6 +102,7 @@ def test_what_is_not_made_block_by_block(case):
 # the command ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_command_writes_a_precision_from_a_file_without_pytorch(case, tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()
@@ -131,6 +136,7 @@ def test_command_writes_a_precision_from_a_file_without_pytorch(case, tmp_path):
     assert main(["--verify-only", str(out), "--from", str(case[0])]) == 0
 
 
+@pytest.mark.slow
 def test_command_exports_and_quantises_in_one_go(files, tmp_path, capsys):
     out = tmp_path / "w.onnx"
     options = [
@@ -152,6 +158,7 @@ def test_command_exports_and_quantises_in_one_go(files, tmp_path, capsys):
     assert "next: tinymim bench" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_command_prints_sensitivity(case, tmp_path, capsys):
     argv = [
         "--from",

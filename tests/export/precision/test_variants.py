@@ -53,6 +53,7 @@ def test_attention_becomes_one_node_a_block(protos):
     assert "graph" not in proto_metadata(protos["fixed"]), "the input must not be touched"
 
 
+@pytest.mark.slow
 def test_attention_with_relative_bias_fixed_and_free_sizes(protos, star):
     fused = apply_variants(star, ["attention"])
     assert kinds(fused).count("MultiHeadAttention") == 2
@@ -65,6 +66,7 @@ def test_attention_with_relative_bias_fixed_and_free_sizes(protos, star):
         assert close(run(dynamic, images), run(protos["features"], images))
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(height=st.integers(20, 100), width=st.integers(20, 100), batch=st.integers(1, 2))
 def test_attention_in_a_dynamic_mask_file_at_any_size(protos, height, width, batch):
