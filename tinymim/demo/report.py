@@ -76,12 +76,11 @@ def next_commands(out: Path, data: str | None) -> list[tuple[str, str]]:
     return [
         (
             "Distil on your own photos",
-            f"tinymim distill --recipe tinymim_tiny_from_mae_base --data {photos} "
-            "--teacher timm/vit_base_patch16_224.mae --out runs/student",
+            f"tinymim distill --recipe tinymim_tiny_small_data --data {photos} --out runs/student",
         ),
         (
             "Train a segmentor on that student",
-            "tinymim segment upernet_tinymim_t_light "
+            "tinymim segment linear_tinymim_t_small_data "
             f"--data-root {folder} --student runs/student/student.pth --work-dir runs/segmentor",
         ),
         (
