@@ -28,7 +28,7 @@ PHOTOS = 4
 FP32 = Tolerance(0.99999, 0.999)  # of another runtime's float32
 REFUSED = {  # known formats that no file here can be written in, and why
     "coreml": "coremltools has read no ONNX since version 6, and what it writes runs on macOS only: nothing to compare",
-    "litert": "litert-torch 0.10 wants torch 2.14.1, another one than this; LiteRT itself reads no ONNX",
+    "litert": "litert-torch 0.10 wants torch below 2.15, this is newer; LiteRT itself reads no ONNX",
     "tensorrt": "an engine file fits one GPU only: run the .onnx by --runtime onnxruntime --provider tensorrt",
 }
 
