@@ -89,7 +89,7 @@ def _ranks(models: Mapping[str, Mapping[str, Any]]) -> Html:
 
 
 def _range(sizes: Sequence[int]) -> str:
-    """"8", or "4 to 8"."""
+    """ "8", or "4 to 8"."""
     return " to ".join(map(str, sorted({min(sizes), max(sizes)})))
 
 

@@ -46,6 +46,7 @@ WORDS = {
     "shards/": "{packed}",
     "PHOTOS": "{PHOTOS}",
     "FOLDER": "{LABELLED}",
+    "CONFIG.py": "{CONFIG}/own.py",
     "ADE20K": "{LABELLED}",
     "FLAT": "{FLAT}",
     "COCO": "{OBJECTS}",

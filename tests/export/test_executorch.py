@@ -42,7 +42,9 @@ def test_a_program_gives_what_the_onnx_file_gives(tmp_path, capsys):
     np.testing.assert_allclose(mine.engine.run(two), theirs.engine.run(two), atol=1e-3)
     assert mine.engine.placement()["ExecuTorch XNNPACK"]["XnnpackBackend"] > 0
     out = str(tmp_path / "mask.png")
-    assert cli.main(["predict", str(made), str(tmp_path / "photos/0.png"), "--runtime", "executorch", "--out", out]) == 0
+    assert (
+        cli.main(["predict", str(made), str(tmp_path / "photos/0.png"), "--runtime", "executorch", "--out", out]) == 0
+    )
     assert cli.main(["bench", str(made), "--runtime", "executorch", "--runs", "10"]) == 0
     with pytest.raises(ConfigError, match="another size"):
         mine.engine.run(two[:, :, :32])
