@@ -36,7 +36,7 @@ def own(tmp_path) -> Path:
 
 def test_loaders_loops_and_scores_become_ours(own, scenes):
     cfg = find_config(own)
-    with pytest.raises(ConfigError, match="ADE20KDataset|IoUMetric"):
+    with pytest.raises(ConfigError, match=r"ADE20KDataset|IoUMetric"):
         set_data(cfg, None, None, None)
     before = cfg.train_dataloader.dataset.pipeline
     layout = set_data(cfg, scenes, None, None)
