@@ -65,9 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--format",
         default=None,
         metavar="NAME",
-        help="openvino: write the file in this format, to --out; docs/formats.md",
+        help="openvino or executorch: write the file in this format, to --out; docs/formats.md",
     )
-    add("--out", default=None, metavar="FILE", help="for --format: FILE.xml of OpenVINO, with its FILE.bin")
+    add("--out", default=None, metavar="FILE", help="for --format: FILE.xml of OpenVINO, with its FILE.bin; FILE.pte")
     add = parser.add_argument_group("precision and graph").add_argument
     add("--precision", default=None, metavar="NAME", help=f"{', '.join(PRECISIONS)}; default: fp32")
     add(
@@ -358,10 +358,11 @@ def _reduce(args: argparse.Namespace, fp32: str) -> int:
 
 def _format(args: argparse.Namespace, fp32: str) -> int:
     """--format: the file, or one of another precision made of it, in another format."""
-    from tinymim_export.formats import convert, find_format
+    from tinymim_export.formats import Start, convert, find_format
 
     options = _calibration(args) | {"exclude": args.exclude_blocks or (), "photos": args.photos}
-    made = convert(fp32, args.out, format=args.format, precision=args.precision, **options)
+    start = Start(args.checkpoint, args.config, args.part, args.num_heads) if args.checkpoint else None
+    made = convert(fp32, args.out, format=args.format, precision=args.precision, start=start, **options)
     made.print()
     _write(args, made)
     print(f"next: tinymim bench {shlex.quote(args.out)} --runtime {find_format(args.format).runtime}")

@@ -95,3 +95,24 @@ def test_the_site_builds(tmp_path):
     words = ["mkdocs", "build", "--quiet", "--strict", "--site-dir", str(tmp_path / "site")]
     subprocess.run(words, cwd=ROOT, check=True, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"})
     assert (tmp_path / "site/start/tutorial/index.html").is_file()
+
+
+def test_the_table_of_expectations():
+    """31 rows, a verdict in each, footnotes and sources that exist, and commands whose verbs and options do."""
+    text = (ROOT / "docs/expectations.md").read_text("utf-8")
+    rows = [line.strip("|").split("|") for line in text.splitlines() if re.match(r"\| \d+ \|", line)]
+    assert [int(row[0]) for row in rows] == [*range(1, 32)]
+    assert {len(row) for row in rows} == {8}
+    assert all(re.match(r" (yes|part|no)\b", row[3]) for row in rows)
+    assert all(re.match(r" (yes|part|no|\?|-)", cell) for row in rows for cell in row[4:])
+    assert all(re.search(rf"\b{name}\b", text.split("Sources,")[1]) for name in re.findall(r"\b[ulmt]\d\b", text))
+    commands = re.findall(r"`((?:tinymim|torchrun)[^`]*)`", "\n".join(map("|".join, rows)))
+    commands += re.findall(r"```bash\n(.*)\n```", text)
+    assert len(commands) >= 20
+    known = whole_parser(file={})._subparsers._group_actions[0].choices
+    for command in commands:
+        verb, *words = command.split("tinymim ", 1)[-1].split()
+        if not command.startswith("tinymim-export"):
+            assert verb in VERBS, command
+            options = {o for a in known[verb]._actions for o in a.option_strings}
+            assert {word for word in words if word.startswith("--")} <= options, command

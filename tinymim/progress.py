@@ -85,7 +85,7 @@ class Progress:
         if step > self.first and self.total:
             parts.append(f"ETA {clock(spent / (step - self.first) * (self.total - step))}")
         if self.images:
-            parts.append(f"{self.images / spent:.0f} images/s")
+            parts.append(f"{self.images / spent:.{0 if self.images >= 10 * spent else 1}f} images/s")
             parts.append(f"data wait {100 * self.waited / spent:.0f}%")
         parts += [f"{name} {value:.4g}" for name, value in values.items()]
         self._write("  ".join(parts))

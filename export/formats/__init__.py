@@ -4,8 +4,17 @@
 """
 
 from tinymim.lazy import import_all
-from tinymim_export.formats.base import FORMATS, REFUSED, Format, FormatResult, convert, find_format, register_format
+from tinymim_export.formats.base import (
+    FORMATS,
+    REFUSED,
+    Format,
+    FormatResult,
+    Start,
+    convert,
+    find_format,
+    register_format,
+)
 
-__all__ = ["FORMATS", "REFUSED", "Format", "FormatResult", "convert", "find_format", "register_format"]
+__all__ = ["FORMATS", "REFUSED", "Format", "FormatResult", "Start", "convert", "find_format", "register_format"]
 
 import_all(__name__)

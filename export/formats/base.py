@@ -28,10 +28,19 @@ PHOTOS = 4
 FP32 = Tolerance(0.99999, 0.999)  # of another runtime's float32
 REFUSED = {  # known formats that no file here can be written in, and why
     "coreml": "coremltools has read no ONNX since version 6, and what it writes runs on macOS only: nothing to compare",
-    "executorch": "it lowers PyTorch modules, not .onnx files, and a .pte would carry none of the file's contract",
-    "litert": "litert-torch 0.10 wants torch 2.14.1, another one than this; LiteRT itself reads no ONNX",
+    "litert": "litert-torch 0.10 wants torch below 2.15, this is newer; LiteRT itself reads no ONNX",
     "tensorrt": "an engine file fits one GPU only: run the .onnx by --runtime onnxruntime --provider tensorrt",
 }
+
+
+@dataclass(frozen=True)
+class Start:
+    """What an .onnx file was exported from; see :func:`tinymim_export.graph.convert.export`."""
+
+    checkpoint: str | Path
+    config: str | Path | None = None
+    part: str | None = None
+    num_heads: int | None = None
 
 
 class Format(ABC):
@@ -53,13 +62,14 @@ class Format(ABC):
     runtime: ClassVar[str]
 
     @abstractmethod
-    def write(self, onnx: Path, out: Path, precision: str) -> list[Path]:
+    def write(self, onnx: Path, out: Path, precision: str, start: Start | None) -> list[Path]:
         """Convert a file.
 
         Args:
             onnx: What to convert.
             out: The file to write, in a folder of its own.
             precision: One of ``precisions``, or the file's own.
+            start: The checkpoint, where it is at hand.
 
         Returns:
             All that was written: ``out`` last, which the others belong to.
@@ -145,6 +155,7 @@ def convert(
     graph: Sequence[str] = (),
     photos: str | Path | None = None,
     seed: int = 0,
+    start: Start | None = None,
     **options: Any,
 ) -> FormatResult:
     """Convert an .onnx file; the new files appear only if they give what it gives.
@@ -158,6 +169,7 @@ def convert(
         graph: Graph variants that the .onnx file is given first.
         photos: Folder of real photos to compare on; None: noise, on which only the cosine counts.
         seed: Of the noise, and of the choice of calibration photos.
+        start: What the .onnx file was exported from; formats that are lowered from PyTorch need it.
         options: Calibration for INT8: those of :func:`tinymim_export.precision.quantize.quantize`.
 
     Raises:
@@ -175,11 +187,17 @@ def convert(
             first = "fp32" if precision is None or precision in kind.precisions else precision
             quantize(onnx, reduced, precision=first, graph=graph, photos=photos, seed=seed, **options)
             onnx, precision = reduced, precision if precision in kind.precisions else None
-        return _convert(kind, onnx, out, precision, photos, seed)
+        return _convert(kind, onnx, out, precision, photos, seed, start)
 
 
 def _convert(
-    kind: Format, onnx: Path, out: Path, precision: str | None, photos: str | Path | None, seed: int
+    kind: Format,
+    onnx: Path,
+    out: Path,
+    precision: str | None,
+    photos: str | Path | None,
+    seed: int,
+    start: Start | None,
 ) -> FormatResult:
     """:func:`convert` of a file as it is."""
     source = open_engine(onnx)
@@ -193,7 +211,7 @@ def _convert(
         )
     images = _images(source, photos, seed)
     with TemporaryDirectory() as folder:
-        made = kind.write(onnx, Path(folder) / out.name, precision)
+        made = kind.write(onnx, Path(folder) / out.name, precision, start)
         row = _compare(source, open_engine(made[-1], runtime=kind.runtime), images, precision, photos is not None)
         if not row.passed:
             raise CheckFailed(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tinymim.errors import ConfigError
 from tinymim.files import sha256_file
-from tinymim_export.formats.base import Format, register_format
+from tinymim_export.formats.base import Format, Start, register_format
 from tinymim_export.runtime.engines.openvino import OpenVINOEngine
 from tinymim_export.runtime.metadata import first_line
 
@@ -17,7 +17,7 @@ class OpenVINOFormat(Format):
     name, title, suffix = "openvino", "OpenVINO IR", ".xml"
     precisions, runtime = ("fp32", "fp16"), "openvino"
 
-    def write(self, onnx: Path, out: Path, precision: str) -> list[Path]:
+    def write(self, onnx: Path, out: Path, precision: str, start: Start | None) -> list[Path]:
         OpenVINOEngine.require("cpu", None)
         import openvino
 

@@ -66,7 +66,7 @@ def trace(
     model = copy.deepcopy(loaded.model)
     make_exportable(model)
     found = pieces(loaded, size)
-    wrapped = _wrap(model, loaded, output, found.unread)
+    wrapped = wrap(model, loaded, output, found.unread)
     if loaded.bgr:
         wrapped = SwapChannels(wrapped)
     sizes = {0: "batch", 2: "height", 3: "width"} if dynamic else {0: "batch"}
@@ -121,7 +121,18 @@ def to_onnx(
     return proto
 
 
-def _wrap(model: Any, loaded: TorchModel, output: str, unread: list[str]) -> nn.Module:
+def wrap(model: Any, loaded: TorchModel, output: str, unread: list[str]) -> nn.Module:
+    """The graph of a model: image -> named tensors.
+
+    Args:
+        model: A copy of the loaded one, made exportable.
+        loaded: What it is.
+        output: "logits" or "mask" (segmentors).
+        unread: See :class:`tinymim_export.graph.cost.Pieces`.
+
+    Raises:
+        ConfigError: another output, or more classes than a uint8 mask can hold.
+    """
     if loaded.part == "segmentor":
         if output not in ("logits", "mask"):
             raise ConfigError(

@@ -88,11 +88,16 @@ def _ranks(models: Mapping[str, Mapping[str, Any]]) -> Html:
     return chart("Effective rank", "block", lines)
 
 
+def _range(sizes: Sequence[int]) -> str:
+    """ "8", or "4 to 8"."""
+    return " to ".join(map(str, sorted({min(sizes), max(sizes)})))
+
+
 def _made(values: Mapping[str, Any]) -> str:
     machine, photos, sizes = values["environment"], values["photos"], values["batches"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     return (
-        f"{len(sizes)} batches of {min(sizes)} to {max(sizes)} photos; list of {photos['files']} names and sizes: "
+        f"batches of {_range(sizes)} photos; list of {photos['files']} names and sizes: "
         f"sha256 {photos['list_sha256']}. {machine['cpu']}, {machine['cores']} cores, {machine['platform']}; "
         f"{versions}."
     )

@@ -123,7 +123,7 @@ def curve_svg(series: Sequence[Series], *, xlabel: str = "step", label: str = ""
         text = f"{100 * y:.0f}%" if percent else tick_label(y, levels)
         out.append(html('<path class="grid" d="M{},{}H{}"/>', LEFT, py(y), WIDTH - RIGHT))
         out.append(html('<text x="{}" y="{}" text-anchor="end">{}</text>', LEFT - 8, py(y) + 4, text))
-    for x in ticks(x0, x1, 6):
+    for x in [x for x in ticks(x0, x1, 6) if x == round(x)]:  # steps
         out.append(html('<text x="{}" y="{}" text-anchor="middle">{:,.0f}</text>', px(x), HEIGHT - 18, x))
     out.append(html('<text x="{}" y="{}" text-anchor="end">{}</text>', WIDTH - RIGHT, HEIGHT - 3, xlabel))
     for i, (s, points) in enumerate(lines):

@@ -62,7 +62,8 @@ def prediction_section(folder: Path, scores: Sequence[tuple[float, float]]) -> H
         labelled_HW = labels_HW != IGNORED
         share = 100 * ((labels_HW != last_HW) & labelled_HW).sum() / max(labelled_HW.sum(), 1)
         last_seen_HW = np.where(labelled_HW, last_HW, IGNORED)
-        seen[np.unique(labels_HW)] = seen[np.unique(last_HW)] = True
+        for ids_HW in (labels_HW, *map(_pixels, made.values())):
+            seen[np.unique(ids_HW)] = True
         photo_HW3 = _pixels(files[0])
         shown = [(name, data_uri(files[0])), ("labels", data_uri(files[1]))]
         shown += [(f"step {step}: {100 * miou[step]:.1f} % mIoU", data_uri(path)) for step, path in made.items()]

@@ -143,7 +143,7 @@ pre {
 }
 summary { cursor: pointer; color: var(--soft); }
 footer { margin-top: 56px; padding-top: 14px; border-top: 1px solid var(--line);
-  color: var(--soft); font-size: .8rem; }
+  color: var(--soft); font-size: .8rem; overflow-wrap: anywhere; }
 @media (max-width: 520px) {
   main { padding: 24px 14px 48px; }
   .flow { gap: 18px; }

@@ -35,7 +35,7 @@ def targets() -> dict[str, tuple[Target, ...]]:
 
     The first provider of every runtime comes first, then the others: the first target of all is the baseline.
     """
-    pairs = [[(engine, provider) for provider in engine.providers] for engine in RUNTIMES.values()]
+    pairs = [[(engine, provider) for provider in engine.providers] for engine in RUNTIMES.values() if engine.takes_onnx]
     found: dict[str, tuple[Target, ...]] = {}
     for engine, provider in (pair for rank in zip_longest(*pairs) for pair in rank if pair is not None):
         place = engine_label(engine.runtime, provider.name, None)

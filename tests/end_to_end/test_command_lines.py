@@ -38,7 +38,9 @@ from tests.end_to_end.workshop import (
 )
 from tinymim.models import save_student
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+RECORDS = ("first_segmentor_timed.md",)  # what was typed on a day, in folders that are gone
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+PAGES += [page for page in sorted((ROOT / "docs").rglob("*.md")) if page.name not in RECORDS]
 STARTS = ("tinymim", "tinymim-export", "torchrun", "python", "pip", "pytest", "ruff", "mim")
 
 WORDS = {
@@ -46,6 +48,7 @@ WORDS = {
     "shards/": "{packed}",
     "PHOTOS": "{PHOTOS}",
     "FOLDER": "{LABELLED}",
+    "CONFIG.py": "{CONFIG}/own.py",
     "ADE20K": "{LABELLED}",
     "FLAT": "{FLAT}",
     "COCO": "{OBJECTS}",

@@ -307,12 +307,22 @@ def _study(shop: Workshop) -> None:
     )
 
 
+def _config(shop: Workshop) -> None:
+    """The config that the page for MMSegmentation shows, from scratch."""
+    text = re.search(r"```python\n(.*?)```", (ROOT / "docs/start/mmsegmentation.md").read_text("utf-8"), re.DOTALL)
+    assert text
+    (shop.root / "CONFIG").mkdir()
+    own = re.sub(r"init_cfg=dict\(.*?\)\),", "init_cfg=None),", text[1])
+    (shop.root / "CONFIG" / "own.py").write_text(own, "utf-8")
+
+
 INPUTS: dict[str, Callable[[Workshop], str | None]] = {
     "ORT": _ort,
     "PHOTOS": _photos,
     "LABELLED": _labelled,
     "CLASSES": _classes,
     "FLAT": _flat,
+    "CONFIG": _config,
     "OBJECTS": _objects,
     "STUDY": _study,
 }

@@ -93,9 +93,9 @@ def test_an_int8_file_stays_int8(onnx, photos, tmp_path):
 
 def test_other_values_leave_no_file(onnx, photos, tmp_path, monkeypatch):
     class Wrong(type(FORMATS["openvino"])):
-        def write(self, source, out, precision):
+        def write(self, source, out, precision, start):
             tiny.write_segmentor(source.with_name("other.onnx"), seed=3)
-            return super().write(source.with_name("other.onnx"), out, precision)
+            return super().write(source.with_name("other.onnx"), out, precision, start)
 
     monkeypatch.setitem(base.FORMATS, "openvino", Wrong())
     with pytest.raises(CheckFailed, match="does not give what"):
@@ -108,7 +108,8 @@ def test_what_is_refused(onnx, tmp_path, capsys):
         (["--format", "openvino"], "--format and --out belong together"),
         (["--format", "openvino", "--out", "x.onnx"], "is no name for OpenVINO IR"),
         (["--format", "openvino", "--out", "x.xml", "--onnx", "y.onnx"], "--format does one thing"),
-        (["--format", "nonsense", "--out", "x.xml"], "known: openvino"),
+        (["--format", "nonsense", "--out", "x.xml"], "known: executorch, openvino"),
+        (["--format", "executorch", "--out", "x.pte"], "cannot start at an .onnx file"),
         *((["--format", name, "--out", "x"], REFUSED[name][:40]) for name in REFUSED),
     ):
         assert cli.main(["--from", str(onnx), *words]) == 2, words

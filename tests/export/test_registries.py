@@ -23,7 +23,7 @@ from tinymim_export.tune.targets import targets
 
 ROOT = Path(__file__).parents[2]
 STATIC = ("int8", "int8-smooth", "int8-wide")
-BUILT_IN = ["onnxruntime", "openvino"], ["fp32", "fp16", *STATIC, "int8-dynamic", "int8-weights"]
+BUILT_IN = ["onnxruntime", "openvino", "executorch"], ["fp32", "fp16", *STATIC, "int8-dynamic", "int8-weights"]
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_a_name_is_registered_once(toys):
 @pytest.mark.parametrize("verb", ["bench", "eval", "predict"])
 def test_help_lists_what_is_registered(verb, toys, capsys):
     text = help_of(cli.main, [verb, "--help"], capsys)
-    assert "{onnxruntime,openvino,reference}" in text
+    assert "{onnxruntime,openvino,executorch,reference}" in text
     assert "{cpu,cuda,tensorrt,numpy}" in text
     assert "{f32,bf16,strict}" in text
 

@@ -78,7 +78,7 @@ def find_flat(folder: Path) -> Flat:
     if flat.pairs and alone:
         flat.problems.append(
             DataError(
-                f"{len(alone)} files in {folder} are alone, the first is {alone[0].name}",
+                f"{alone[0].name} in {folder} is alone" + (f" (and {len(alone) - 1} more files)" if alone[1:] else ""),
                 "a photo and its label have one name: NAME.jpg and NAME.png",
                 "add what is missing, or remove them",
             )

@@ -213,7 +213,9 @@ def read_layout(
         raise DataError(
             f"{root} is not a labelled folder" if root.is_dir() else f"there is no folder {root}",
             f"it must hold images/{{training,validation}} and annotations/{{training,validation}}{hint}",
-            "give the folder that holds images/ and annotations/ (README: Your labelled photos)",
+            f"tinymim data {shlex.quote(str(root))} tells how it becomes one"
+            if root.is_dir() and not inside
+            else "give the folder that holds images/ and annotations/ (README: Your labelled photos)",
         )
     pairs = {split: find_pairs(root / IMAGES / folder, root / LABELS / folder) for split, folder in SPLITS.items()}
     train, val = pairs["train"], pairs["val"]

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tinymim.engine.model import saved_bytes
+from tinymim.engine.scaling import on_gpus
 from tinymim.errors import ConfigError
 
-SUSTAINED = 40e12  # FLOP/s of the second estimate of hours: a third of a V100's peak in half precision
 PROBE = 2  # images of the passes that count memory: batch norm needs more than one
 
 
@@ -62,8 +62,7 @@ class TrainingCost:
             f"({self.bytes_per_image / 2**20:.1f} MiB per image); about {hours:.1f} hours on one {self.device} like "
             f"this ({1 / self.seconds_per_image:.2f} images/s without data loading and validation)\n"
             f"{self.flop_per_image / 1e9:.1f} GFLOP per image, forward and backward, teachers included: "
-            f"{flop / 1e18:.3g} EFLOP, {flop / SUSTAINED / 3600:.1f} hours at {SUSTAINED / 1e12:.0f} TFLOP/s (a third "
-            "of a V100's peak), divided by the number of GPUs"
+            f"{flop / 1e18:.3g} EFLOP; {on_gpus(flop)}"
         )
 
 

@@ -1,5 +1,6 @@
 """``pretrain`` and ``distill``, the jobs on photos without labels, and their result."""
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -282,6 +283,8 @@ class DistillJob(PretrainJob):
     def check_plan(self) -> None:
         relations = self.config.method == "tinymim" and Path(self.recipe).stem != SMALL_DATA
         if self.settings.dry_run and len(self.files) <= FEW_PHOTOS and relations:
+            data = shlex.quote(str(self.settings.data))
             self.arithmetic.notes.append(
-                f"{len(self.files)} photos are few: --recipe {SMALL_DATA} has settings chosen for such jobs on a CPU"
+                f"{len(self.files)} photos are few: --recipe {SMALL_DATA} has settings chosen for such jobs on a CPU; "
+                f"how long it takes: tinymim distill --recipe {SMALL_DATA} --data {data} --dry-run"
             )

@@ -109,6 +109,18 @@ def step_cost(
     return Step(compute, links, seen, sent)
 
 
+def on_gpus(flop: float) -> str:
+    """The time of a run on eight GPUs of each kind, by operations alone, in words.
+
+    Args:
+        flop: Of the whole run.
+    """
+    hours = [(m, flop / (m.gpus * m.flops * m.used) / 3600) for m in MACHINES]
+    told = ", ".join(f"{m.name} {h:.1f} h" if h >= 0.1 else f"{m.name} minutes" for m, h in hours)
+    peaks = ", ".join(f"{m.flops / 1e12:.0f}" for m in MACHINES)
+    return f"on paper, on {MACHINES[0].gpus} GPUs: {told} (assumed: {USED:.0%} of the peaks, {peaks} TFLOP/s)"
+
+
 def scaling_table(
     flop: float, backward: float, parameters: int, *, batch: int, steps: int, machines: Sequence[Machine] = MACHINES
 ) -> str:

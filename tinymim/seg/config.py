@@ -24,6 +24,7 @@ from tinymim.engine.recipe import split_added
 from tinymim.errors import ConfigError
 from tinymim.files import config_file
 from tinymim.literals import not_literal
+from tinymim.seg.adopt import adopt
 from tinymim.seg.dataset import pseudo_per_pass, read_pseudo
 
 MOST_WEIGHT = 100  # of a pseudo-labelled photo
@@ -174,9 +175,10 @@ def set_data(
     """Point the data loaders at a folder and give the heads its number of classes; return the layout.
 
     Raises:
-        ConfigError: the config does not use ``TinyMIMSegDataset``.
+        ConfigError: the config does not use ``TinyMIMSegDataset``, and no folder is given.
         DataError: the folder is wrong.
     """
+    adopt(cfg, data_root)
     needed = ("model", "train_cfg", "optim_wrapper") if "train" in splits else ("model",)
     if wrong := [key for key in needed if not isinstance(cfg.get(key), dict)]:
         raise ConfigError(f"the config has no {wrong[0]}", "a run needs it", "start from a config of mmseg_configs")

@@ -53,6 +53,7 @@ class Engine(ABC):
         compute_types: What it can compute in instead of the file's own number format, the default first. Empty: it
             computes in the precision of the file.
         packages: Distributions whose versions decide its speed.
+        takes_onnx: Whether it opens .onnx files; ``--tune`` tries it only then.
         path: The .onnx file.
         sha256: Of the file.
         meta: Its ``tinymim.*`` metadata; empty for files of others.
@@ -73,6 +74,7 @@ class Engine(ABC):
     providers: ClassVar[tuple[Provider, ...]]
     compute_types: ClassVar[tuple[str, ...]] = ()
     packages: ClassVar[tuple[str, ...]] = ()
+    takes_onnx: ClassVar[bool] = True
 
     def __init__(self, path: Path, provider: str, compute_type: str | None, threads: int) -> None:
         self.path, self.provider, self.compute_type, self.threads = path, provider, compute_type, threads
