@@ -40,7 +40,7 @@ def evidence(results: dict[str, Any]) -> Html:
         if not scores:
             continue
         spread = f" ± {statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
-        first = next((stages for stages in seeds.values() if "export" in stages), {})
+        first: dict[str, Any] = next((stages for stages in seeds.values() if "export" in stages), {})
         best = first.get("tune", {}).get("sha256", first.get("export", {}).get("sha256"))
         fast = f"{ms[best]:.1f}" if best in ms else ""
         lines.append(
