@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--segmentor",
         metavar="CONFIG",
-        help="in place of --from: a config of tinymim segment, or the file of a segmentor; the head is made smaller, too",
+        help="in place of --from: a config of tinymim segment, or a segmentor.pth: its head is made smaller, too",
     )
     parser.add_argument("--data-root", metavar="FOLDER", help="with --segmentor: labelled folder in ADE20K layout")
     parser.add_argument(

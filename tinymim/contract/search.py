@@ -12,8 +12,10 @@ import contextlib
 import json
 import math
 import multiprocessing
+import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -328,10 +330,14 @@ class Contraction:
         found = list(ready)  # latencies are measured while nothing else runs
         context = multiprocessing.get_context("spawn")
         threads = max(1, torch.get_num_threads() // self.parallel)
-        with ProcessPoolExecutor(self.parallel, context, torch.set_num_threads, (threads,)) as pool:
-            waiting = [(c, ms, why, None if why else pool.submit(evaluate, self.score, c)) for c, (ms, why) in found]
-            for candidate, ms, why, future in waiting:
-                yield _row(candidate, ms, why, *((None, why, 0.0) if future is None else future.result()))
+        with ProcessPoolExecutor(self.parallel, context, _start_worker, (threads,)) as pool:
+            try:
+                futures = [None if why else pool.submit(evaluate, self.score, c) for c, (_, why) in found]
+                for (candidate, (ms, why)), future in zip(found, futures, strict=True):
+                    yield _row(candidate, ms, why, *((None, why, 0.0) if future is None else future.result()))
+            except BaseException:
+                pool.shutdown(cancel_futures=True)  # those that have begun are stopped by the same Ctrl-C, or end
+                raise
 
     # the folder ------------------------------------------------------------------------------------------------------
 
@@ -387,6 +393,19 @@ class Contraction:
             },
         )
         return ContractResult(self.out, file, chosen, self.rows)
+
+
+def _start_worker(threads: int) -> None:
+    """Of a process that scores: its threads; it ends with the search, which else would find its run folder in use."""
+    torch.set_num_threads(threads)
+    search = multiprocessing.parent_process()
+    assert search is not None
+
+    def follow() -> None:
+        search.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def evaluate(score: Score, candidate: Candidate) -> tuple[float | None, str | None, float]:

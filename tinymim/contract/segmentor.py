@@ -53,8 +53,8 @@ class Segmentors:
         self.start, self.cfg = start.eval(), cfg
         own = cfg.model.backbone
         self.depth, self.taps = start.backbone.depth, start.backbone.out_indices
-        self.tied = tied(cfg)
-        self.config = {**written_out(start.backbone.inner), WIDTH: None if self.tied else cfg.model.decode_head.channels}
+        head = cfg.model.decode_head
+        self.config = {**written_out(start.backbone.inner), WIDTH: None if _tied(head) else head.channels}
         self.plain = kind_of(self.config) == "vit"
         self.least_depth = len(self.taps) if self.plain else 1
         own.init_cfg = cfg.model.init_cfg = None
@@ -68,7 +68,9 @@ class Segmentors:
     def factors(self, config: Config) -> list[Factor]:
         """The backbone's factors, and H."""
         found = [
-            factor._replace(shrink=functools.partial(self._deep_enough, factor.shrink)) if factor.name == "N" else factor
+            factor._replace(shrink=functools.partial(self._deep_enough, factor.shrink))
+            if factor.name == "N"
+            else factor
             for factor in backbones.factors(config)
         ]
         return found if config[WIDTH] is None else [*found, HEAD_WIDTH]
@@ -95,7 +97,7 @@ class Segmentors:
             if key != WIDTH and value != self.config[key]:
                 own[key] = value
         if self.plain:
-            own.out_indices = tuple(self._tap(i, config["depth"]) for i in range(len(self.taps)))
+            own.out_indices = self._read(config["depth"])
         given = {key: value for key, value in own.items() if key != "type"}
         with torch.device("meta"), building("backbone"):
             widths = TinyMIMBackbone(**given).out_channels
@@ -108,11 +110,14 @@ class Segmentors:
             cfg.model.decode_head.channels = config[WIDTH]
         return cfg
 
-    def _tap(self, level: int, depth: int) -> int:
-        """The block that feeds a level: at the same share of the depth, each level another."""
-        place = round((self.taps[level] + 1) * depth / self.depth) - 1
-        after = len(self.taps) - 1 - level  # levels that need a block behind it
-        return min(max(place, level), depth - 1 - after)
+    def _read(self, depth: int) -> tuple[int, ...]:
+        """The blocks that feed the levels: at the same share of the depth, each level another."""
+        blocks: list[int] = []
+        for level, tap in enumerate(self.taps):
+            least = blocks[-1] + 1 if blocks else 0
+            most = depth - len(self.taps) + level  # the levels after it need a block each
+            blocks.append(min(max(round((tap + 1) * depth / self.depth) - 1, least), most))
+        return tuple(blocks)
 
     def outline(self, config: Config) -> Any:
         """A segmentor without values."""
@@ -141,7 +146,7 @@ class Segmentors:
         """A smaller segmentor with the weights of a larger one; see :mod:`tinymim.contract.inherit`."""
         with torch.random.fork_rng(devices=[]):
             child = build(self.config_of(config))
-        fill(child, parent, self._layout(config, child), self._layout(parent_config, parent), kind_of(config))
+        fill(child, parent, self._layout(config), self._layout(parent_config), kind_of(config))
         child.cfg, child.dataset_meta = self.config_of(config), self.start.dataset_meta
         return child.eval()
 
@@ -211,13 +216,9 @@ class Segmentors:
     def _outside(self, model: Any) -> dict[str, Tensor]:
         """The tensors of a segmentor that its backbone alone does not have, under the names of :func:`fill`."""
         own = {f"backbone.{name}" for name in _bare(self.config)}
-        return {
-            name.removeprefix("backbone."): value
-            for name, value in model.state_dict().items()
-            if name not in own
-        }
+        return {name.removeprefix("backbone."): value for name, value in model.state_dict().items() if name not in own}
 
-    def _layout(self, config: Config, model: Any) -> Callable[[str, Tensor], tuple[Tensor, tuple[Any, ...]]]:
+    def _layout(self, config: Config) -> Callable[[str, Tensor], tuple[Tensor, tuple[Any, ...]]]:
         backbone, sizes = layout({"last_dim": None, **config}), self._sizes(config)
 
         def found(name: str, value: Tensor) -> tuple[Tensor, tuple[Any, ...]]:
@@ -225,7 +226,9 @@ class Segmentors:
                 return backbone(name, value)
             axes: list[Joined | None] = []
             for held in self._axes[name]:
-                parts = [(axis, sizes[axis] if axis else times) for axis, times in held for _ in range(times if axis else 1)]
+                parts = [
+                    (axis, sizes[axis] if axis else times) for axis, times in held for _ in range(times if axis else 1)
+                ]
                 axes.append(tuple(parts) if any(axis for axis, _ in parts) else None)
             return value, tuple(axes)
 
@@ -277,12 +280,8 @@ def check(cfg: SegConfig) -> None:
         )
 
 
-def tied(cfg: SegConfig) -> bool:
-    """Whether the head's width is that of what it reads."""
-    return _tied(cfg.model.decode_head)
-
-
 def _tied(head: Any) -> bool:
+    """Whether a head's width is that of what it reads."""
     return bool(head.type == "FCNHead" and head.get("num_convs", 2) == 0)
 
 
