@@ -25,6 +25,8 @@ MODELS = {
     "tinyvit": ("upernet_tinyvit_5m_light_camvid", TINYVIT, 32),
 }
 
+PLAIN = [name for name in MODELS if name != "tinyvit"]
+
 
 def made(name):
     """A small segmentor with drawn weights, as what is contracted."""
@@ -57,7 +59,7 @@ def scores(model):
         return model.encode_decode(images, [dict(ori_shape=SIZE, img_shape=SIZE, pad_shape=SIZE)])
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*PLAIN, pytest.param("tinyvit", marks=pytest.mark.slow)])
 def test_weights_are_inherited_and_every_factor_runs(name):
     kind = made(name)
     whole = scores(kind.start)
@@ -157,7 +159,9 @@ def test_a_search_ends_with_a_config_that_trains(labelled, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--segmentor", "upernet_tinymim_demo", "--macs", "1G"], "the start keeps 1 G"),
+        pytest.param(
+            ["--segmentor", "upernet_tinymim_demo", "--macs", "1G"], "the start keeps 1 G", marks=pytest.mark.slow
+        ),
         (["--segmentor", "upernet_tinymim_demo", "--from", "x.pth"], "--from with --segmentor"),
         (["--segmentor", "upernet_tinymim_demo", "--store", "s"], "--store with --segmentor"),
         (["--segmentor", "s.pth", "--weights", "x.pth"], "it has its own weights"),
