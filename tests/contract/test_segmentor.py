@@ -8,10 +8,11 @@ import torch
 from PIL import Image
 
 from tinymim.cli import main as tinymim
-from tinymim.contract.segmentor import WIDTH, Segmentors, build
+from tinymim.contract.segmentor import WIDTH, Segmentors
 from tinymim.errors import ConfigError
 from tinymim.models import model_from_checkpoint
 from tinymim.seg import load_segmentor
+from tinymim.seg.config import build_model as build
 from tinymim.seg.config import find_config, plain_batch_norm
 
 SIZE = (64, 96)

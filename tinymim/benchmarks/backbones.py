@@ -46,8 +46,10 @@ def files(name: str, args: argparse.Namespace) -> list[Path]:
     fp32, int8 = (args.out / f"{name}{end}.onnx" for end in ("", "-int8"))
     if not fp32.is_file():
         torch.manual_seed(0)
+        side = name.rpartition("_")[2]
+        size = {"img_size": int(side)} if side.isdecimal() else {}
         student = args.out / f"{name}.pth"
-        save_student(create_model(name).eval(), student)
+        save_student(create_model(name, **size).eval(), student)
         export(student, fp32, part="backbone")
     if args.data is None:
         return [fp32]

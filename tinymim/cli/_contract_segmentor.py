@@ -51,7 +51,6 @@ def open_segmentor(args: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
     """The segmentor to shrink, in evaluation mode; its whole config; and what names it in the search's settings."""
     import torch
 
-    from tinymim.contract.segmentor import build
     from tinymim.contract.segmentor import check as check_config
     from tinymim.data.folders import read_layout
     from tinymim.files import describe_file
@@ -59,6 +58,7 @@ def open_segmentor(args: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
     from tinymim.models.weight_files import open_described
     from tinymim.progress import say
     from tinymim.seg import load_segmentor
+    from tinymim.seg.config import build_model as build
     from tinymim.seg.config import config_text, find_config, heads, plain_batch_norm
     from tinymim.seg.shape import take_shape
 

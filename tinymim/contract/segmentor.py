@@ -28,6 +28,7 @@ from tinymim.models.backbone import from_config
 from tinymim.models.checkpoints import save_torch
 from tinymim.schema import parse
 from tinymim.seg import TinyMIMBackbone, load_segmentor
+from tinymim.seg.config import build_model as build
 from tinymim.seg.config import building, config_text, heads, plain_batch_norm
 
 HEAD, LEAST_HEAD = 16, 16  # channels of the decode head: step and smallest value
@@ -39,7 +40,7 @@ class Segmentors:
     """Segmentors of one config, made smaller.
 
     Args:
-        start: The segmentor with its weights, as :func:`tinymim.seg.load_segmentor` or :func:`build` gives it.
+        start: The segmentor with its weights, as :func:`tinymim.seg.load_segmentor` or :func:`tinymim.seg.config.build_model` gives it.
         cfg: Its config.
 
     Raises:
@@ -241,20 +242,6 @@ def _fewer_channels(config: Config) -> Config | None:
 
 
 HEAD_WIDTH = Factor("H", "width of the decode head", lambda config: config[WIDTH], _fewer_channels)
-
-
-def build(cfg: SegConfig) -> Any:
-    """The segmentor of a config.
-
-    Raises:
-        ConfigError: it does not build.
-    """
-    from mmengine.registry import init_default_scope
-    from mmseg.registry import MODELS
-
-    init_default_scope("mmseg")
-    with building("model"):
-        return MODELS.build(cfg.model)
 
 
 def check(cfg: SegConfig) -> None:
