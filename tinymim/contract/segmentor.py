@@ -40,7 +40,8 @@ class Segmentors:
     """Segmentors of one config, made smaller.
 
     Args:
-        start: The segmentor with its weights, as :func:`tinymim.seg.load_segmentor` or :func:`tinymim.seg.config.build_model` gives it.
+        start: The segmentor with its weights, as :func:`tinymim.seg.load_segmentor` or
+            :func:`tinymim.seg.config.build_model` gives it.
         cfg: Its config.
 
     Raises:
