@@ -79,7 +79,7 @@ ARROWS: dict[str, set[str]] = {
         "tinymim.models",
     },
     "tinymim.study": {"tinymim.engine", "tinymim.seg", "tinymim.data", "tinymim.models", "tinymim.recipes"},
-    "tinymim.contract": {"tinymim.distill", "tinymim.engine", "tinymim.models"},
+    "tinymim.contract": {"tinymim.distill", "tinymim.engine", "tinymim.models", "tinymim.seg"},
     "tinymim_mmseg_configs": set(),
     "tinymim_export.comparison": {"tinymim_export.tables"},
     "tinymim_export.tables": set(),

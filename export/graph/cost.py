@@ -111,6 +111,26 @@ def pieces(loaded: TorchModel, size: tuple[int, int]) -> Pieces:
     return Pieces({part: parts[part] for part in PARTS if part in parts}, unread, taps, levels)
 
 
+def totals(model: Any, size: tuple[int, int]) -> tuple[int, int]:
+    """Parameters and multiply-adds of a segmentor whose head reads every level, a hundred times faster than
+    :func:`pieces`, which also finds what is not read.
+
+    Args:
+        model: A segmentor; on PyTorch's meta device nothing is computed.
+        size: Height and width in pixels.
+    """
+    backbone, head = model.backbone, model.decode_head
+    never = {id(p) for part in backbone.parts_after(backbone.out_indices[-1]) for p in part.parameters()}
+    params = {id(p): p.numel() for part in (backbone, head) for p in part.parameters() if id(p) not in never}
+    image = torch.zeros(1, 3, *size, device=next(head.parameters()).device)
+    with (
+        torch.no_grad(),
+        FlopCounterMode(display=False, custom_mapping={torch.ops.aten.upsample_bilinear2d: _bilinear}) as counter,
+    ):
+        scores = head(backbone(image))
+    return sum(params.values()), counter.get_total_flops() // 2 + 4 * scores.shape[1] * math.prod(size)
+
+
 def narrower(model: Any, found: Pieces, size: tuple[int, int]) -> list[dict[str, Any]]:
     """Multiply-adds of the same segmentor with a narrower head, and with its own head on a narrower pyramid."""
     from mmseg.registry import MODELS

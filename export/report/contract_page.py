@@ -24,6 +24,7 @@ def write_contract(
     rows: Sequence[Mapping[str, Any]],
     next_lines: Iterable[tuple[str, str]],
     machine: dict[str, Any],
+    counted: str = "Without a classifier, as tinymim-export counts the file.",
 ) -> Path:
     """Write ``report.html`` of a search.
 
@@ -35,6 +36,7 @@ def write_contract(
         rows: All of them.
         next_lines: (what it does, the command).
         machine: What it ran on.
+        counted: What parameters and multiply-adds are of.
     """
     last, first = chosen[-1], chosen[0]
     lead = (
@@ -51,7 +53,7 @@ def write_contract(
         Section(
             "The model",
             [table(["argument", "start", "found"], _arguments(first["config"], last["config"]))],
-            "Without a classifier, as tinymim-export counts the file.",
+            counted,
         ),
         Section("Next", [commands(next_lines)]),
         Section("Machine", [environment_table(machine)]),

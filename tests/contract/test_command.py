@@ -1,6 +1,11 @@
 """``tinymim contract`` on photos: a short training scores, what it writes is used by other commands, refusals."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -74,6 +79,35 @@ def test_a_search_with_a_short_training(photos, start, tmp_path, capsys, monkeyp
     run(capsys, *words, "--out", out, *DECODER)
     changed = run(capsys, *words[:-6], *JOB[:1], "2", *JOB[2:], "--out", out, *DECODER, code=2)
     assert "holds another search" in changed
+
+
+@pytest.mark.slow
+def test_parallel_and_killed_is_the_search_of_one_process(photos, start, tmp_path):
+    """Two at a time, killed without warning within a step: the same candidates, scores and files in the same order."""
+    words = ["--from", start, "--params", "60k", "--recipe", "mae_tiny", "--data", photos, *JOB]
+
+    def begin(out, *more):
+        command = [sys.executable, "-m", "tinymim", "contract", *words, "--out", out, *more, *DECODER]
+        return subprocess.Popen([*map(str, command)], env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+    def lines(out):
+        file = out / "candidates.jsonl"
+        rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.is_file() else []
+        return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+    assert begin(tmp_path / "one").wait(600) == 0
+    out = tmp_path / "two"
+    stopped = begin(out, "--parallel", "2")
+    while not any((out / "candidates").glob("01-*/run/config.py")):  # some are being scored
+        assert stopped.poll() is None
+        time.sleep(0.02)
+    stopped.send_signal(signal.SIGKILL)
+    stopped.wait()
+    found = lines(out)
+    assert 1 <= len(found) < len(lines(tmp_path / "one"))
+    assert begin(out, "--parallel", "2").wait(600) == 0
+    assert lines(out) == lines(tmp_path / "one")
+    assert (out / "student.pth").read_bytes() == (tmp_path / "one/student.pth").read_bytes()
 
 
 @pytest.mark.slow

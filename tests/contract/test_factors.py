@@ -6,7 +6,7 @@ import torch
 from tinymim.contract.factors import factors, kind_of, smallest, written_out
 from tinymim.contract.inherit import inherit
 from tinymim.contract.limits import Limits, amount
-from tinymim.contract.search import count
+from tinymim.contract.weights import count
 from tinymim.errors import ConfigError
 from tinymim.models import ViT, create_model
 from tinymim.models.backbone import from_config

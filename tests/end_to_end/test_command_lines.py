@@ -133,6 +133,8 @@ TINY = {  # verb -> options
     "distill found": JOB,
     "contract": "--from {distilled}/student.pth --params 38k --steps 1 --batch-size 8 --workers 0 --device cpu "
     "--dry-run",
+    "contract --segmentor": "--segmentor {segmented}/segmentor.pth --steps 1 --batch-size 2 --workers 0 --device cpu "
+    "--size 64 64 --macs 4.5M --dry-run",
     "finetune": f"{JOB} --cfg-options {STUDENT}",
     "segment": f"--cfg-options {HEAD} {WINDOWS} {SMALL} {PLAIN}",
     "segment linear": f"--cfg-options {LINEAR} {WINDOWS} {SMALL}",
@@ -146,6 +148,7 @@ TINY = {  # verb -> options
     "segment tinyvit": f"--student {{tinyvit}}/classifier.pth --cfg-options {LEVELS} {WINDOWS} {SMALL}",
     "segment found": f"--cfg-options {FOUND} {WINDOWS} {SMALL}",
     "segment --test": "",
+    "segment config.py": "--max-steps 1",
     "analyse": "--img-size 32 --limit 8",
     "detect": f"{JOB.replace('--img-size 32', '--img-size 64')} --cfg-options {STUDENT} channels=8",
     "detect --test": "--device cpu",
@@ -235,7 +238,15 @@ def kind_of(words: list[str]) -> str:
         return "distill store"
     if verb == "cache" and not {"--teacher", "--check"} & {*words}:
         return "cache STORE"
-    option = {"cache": "--check", "segment": "--test", "detect": "--test", "bench": "--compare"}.get(verb)
+    if verb == "segment" and words[2].endswith("/config.py"):
+        return "segment config.py"
+    option = {
+        "cache": "--check",
+        "contract": "--segmentor",
+        "segment": "--test",
+        "detect": "--test",
+        "bench": "--compare",
+    }.get(verb)
     if option in words:
         return f"{verb} {option}"
     for family in ("hiera", "swin"):

@@ -204,6 +204,7 @@ AS_FOLDERS = {
     "from published",
     "carded",
     "contracted",
+    "shrunk",
     "converted",
     "split",
 }  # the page by a browser, a store by distill and cache, what is for the hub by hf-hub:, ...

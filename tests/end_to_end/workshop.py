@@ -111,6 +111,9 @@ contracted
 segmented
     tinymim segment upernet_tinymim_demo --data-root {LABELLED} --student {distilled}/student.pth --work-dir {here}
         --cfg-options HEAD
+shrunk
+    tinymim contract --segmentor {segmented}/segmentor.pth --data-root {LABELLED} --size 64 64 --macs 4.5M --steps 1
+        --batch-size 2 --workers 0 --device cpu --out {here}
 study
     tinymim study {STUDY} --data {CLASSES} --out {here}
 exported

@@ -26,9 +26,10 @@ from tinymim.engine import finetune, finetuning, load_recipe
 from tinymim.engine.classify import ClassifyModel, CosineHook
 from tinymim.engine.finetuning import build_classifier, eval_transform, train_transform
 from tinymim.errors import CheckpointError, ConfigError, DataError
-from tinymim.models import ViT, create_model, model_from_checkpoint, save_student, teachers
+from tinymim.files import sha256_file
+from tinymim.models import ViT, create_model, logit_teacher, model_from_checkpoint, save_student, teachers
 from tinymim.models.classifier import Classifier, load_classifier, save_classifier
-from tinymim.models.teachers import load_label_teacher
+from tinymim.models.logit_teacher import load_label_teacher, load_logit_teacher
 from tinymim.records import read_env
 
 SMALL = {"student_args": dict(depth=2, embed_dim=24, num_heads=2), "crop_scale": (0.5, 1.0)}
@@ -183,7 +184,7 @@ def test_star_distils_from_a_timm_teacher(folders, tmp_path):
     images = torch.randn(4, 3, 32, 32)
     own, taught = model.answers(images)
     assert torch.allclose(model(images), (own + taught) / 2)
-    taught_by = load_label_teacher("timm/resnet10t", [*CLASSES], img_size=32, weights=tmp_path / "resnet.pth")
+    taught_by = load_label_teacher("timm/resnet10t", [*CLASSES], weights=tmp_path / "resnet.pth")
     told = taught_by.model(taught_by.view(images))
     for kind, expected in (
         ("hard", -taught.log_softmax(1)[range(4), told.argmax(1)].mean()),
@@ -199,11 +200,28 @@ def test_star_distils_from_a_timm_teacher(folders, tmp_path):
 def test_a_classifier_of_ours_teaches_in_its_own_normalisation(folders, tmp_path):
     network = Classifier(ViT(img_size=32, embed_dim=24, depth=1, num_heads=2), 3)
     save_classifier(network, tmp_path / "c.pth", [*CLASSES])
-    taught = load_label_teacher(str(tmp_path / "c.pth"), [*CLASSES], img_size=48)
+    taught = load_label_teacher(str(tmp_path / "c.pth"), [*CLASSES])
     images = torch.randn(2, 3, 48, 48)
     assert taught.view(images).shape == (2, 3, 32, 32)
     result = finetune(**options(folders, out=tmp_path / "run", teacher=str(tmp_path / "c.pth"), epochs=1))
     assert "teacher" in records(result.out)[1]
+
+
+def test_one_loader_serves_labels_and_stores(tmp_path):
+    """Its values are checked; its sha256 are those that records of earlier runs hold: of the file, of the tensors."""
+    torch.manual_seed(0)
+    network = timm.create_model("resnet10t", num_classes=3).eval()
+    torch.save(network.state_dict(), tmp_path / "resnet.pth")
+    labels = load_label_teacher("timm/resnet10t", [*CLASSES], weights=tmp_path / "resnet.pth")
+    logits = load_logit_teacher("timm/resnet10t", weights=tmp_path / "resnet.pth")
+    assert (labels.sha256, logits.sha256) == (sha256_file(tmp_path / "resnet.pth"), teachers.state_sha256(network))
+    assert all(torch.equal(a, b) for a, b in zip(labels.model.parameters(), logits.model.parameters(), strict=True))
+    with pytest.raises(ConfigError, match="has 3 classes, the photos have 2"):
+        load_label_teacher("timm/resnet10t", ["a", "b"], weights=tmp_path / "resnet.pth")
+    network.fc.weight.data[0, 0] = float("nan")
+    torch.save(network.state_dict(), tmp_path / "resnet.pth")
+    with pytest.raises(CheckpointError, match=r"fc\.weight"):
+        load_label_teacher("timm/resnet10t", [*CLASSES], weights=tmp_path / "resnet.pth")
 
 
 def published(layout, tmp_path):
@@ -382,7 +400,7 @@ def test_the_classes_of_a_teacher_are_compared(folders, tmp_path, monkeypatch):
         finetune(**options(folders, out=tmp_path / "run", teacher=str(tmp_path / "c.pth")))
     assert "where it has 'red' they have 'green'" in str(error.value)
     whole = timm.create_model("resnet10t", num_classes=1000).eval()
-    monkeypatch.setattr(teachers, "_create_timm", lambda *args, **kwargs: whole)
+    monkeypatch.setattr(logit_teacher, "_create_timm", lambda *args, **kwargs: whole)
     found = load_label_teacher("timm/resnet10t", ["n01440764", "n01534433"], index=[0, 13])
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(found.model(images), whole(images)[:, [0, 13]])

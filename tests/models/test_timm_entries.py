@@ -7,7 +7,8 @@ import torch
 import tinymim
 from tinymim.errors import ConfigError
 from tinymim.models import save_student
-from tinymim.models.teachers import load_label_teacher, load_teacher
+from tinymim.models.logit_teacher import load_label_teacher
+from tinymim.models.teachers import load_teacher
 from tinymim.models.timm_names import check_name
 
 NAME, SMALL = "tinymim_vit_tiny", dict(depth=2, img_size=32)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tinymim.cli import _contract_segmentor as segmentors
 from tinymim.cli._cfg_options import add_cfg_options
 
 PRECISIONS = ("fp32", "bf16", "int8")
@@ -41,7 +42,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="a name (tinymim_vit_small, tiny_vit_21m_224) or the file of a student: what is made smaller",
     )
-    parser.add_argument("--weights", metavar="FILE", help="weights for a --from that is a name; default random")
+    parser.add_argument(
+        "--segmentor",
+        metavar="CONFIG",
+        help="in place of --from: a config of tinymim segment, or a segmentor.pth: its head is made smaller, too",
+    )
+    parser.add_argument("--data-root", metavar="FOLDER", help="with --segmentor: labelled folder in ADE20K layout")
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        metavar=("H", "W"),
+        help="with --segmentor: height and width of the photo that is counted and timed; default as exported",
+    )
+    parser.add_argument("--amp", action="store_true", help="with --segmentor: bfloat16 in the short training")
+    parser.add_argument("--weights", metavar="FILE", help="weights for a --from or --segmentor that is a name")
     parser.add_argument("--num-heads", type=int, metavar="N", help="heads per block, for a file that does not store it")
     parser.add_argument("--params", metavar="N", help="largest number of parameters, without a classifier: 5.4M")
     parser.add_argument("--macs", metavar="N", help="largest number of multiply-adds of one image: 1.3G")
@@ -89,8 +104,13 @@ def run(args: argparse.Namespace) -> int:
         None if args.latency is None else amount(args.latency, "--latency", time=True),
     )
     _check(args)
-    start, classes, source = _open_start(args)
-    score = _scorer(args, getattr(start, "backbone", start))
+    if args.segmentor is not None:
+        start, score, settings = segmentors.prepare(args)
+        classes = None
+    else:
+        start, classes, source = _open_start(args)
+        score = _scorer(args, getattr(start, "backbone", start))
+        settings = {"start": source, "score": score.described()}
     timed = {"runtime": args.runtime, "precision": args.precision, "threads": args.threads, "seconds": args.seconds}
     search = Contraction(
         start,
@@ -101,12 +121,13 @@ def run(args: argparse.Namespace) -> int:
         shrink=args.shrink,
         parallel=args.parallel,
         classes=classes,
-        settings={"start": source, "score": score.described(), **({} if limits.latency_ms is None else timed)},
+        settings={**settings, **({} if limits.latency_ms is None else timed)},
     )
     if args.dry_run:
         return _dry_run(args, search, score)
-    if args.data is None:
-        raise ConfigError("no photos", "candidates are scored by a short training", "add --data FOLDER")
+    if _photos(args) is None:
+        option = "--data" if args.segmentor is None else "--data-root"
+        raise ConfigError("no photos", "candidates are scored by a short training", f"add {option} FOLDER")
     try:
         result = search.run()
     except KeyboardInterrupt:
@@ -115,19 +136,29 @@ def run(args: argparse.Namespace) -> int:
     from tinymim.files import environment
     from tinymim_export.report.contract_page import write_contract
 
-    _write_recipe(args, score, result)
-    lines = _next_lines(args, score, result)
-    page = write_contract(result.out, score.name, limits, result.chosen, result.rows, lines, environment())
-    print(f"student: {result.student}\nreport:  {page}")
+    if args.segmentor is None:
+        _write_recipe(args, score, result)
+        lines = _next_lines(args, score, result)
+    else:
+        lines = segmentors.write(args, start, result)
+    counted = f"Counted: {search.kind.about}."
+    page = write_contract(result.out, score.name, limits, result.chosen, result.rows, lines, environment(), counted)
+    print(f"{result.student.stem}: {result.student}\nreport:  {page}")
     print("\n".join(f"next:    {line}" for _, line in lines))
     return 0
+
+
+def _photos(args: argparse.Namespace) -> str | None:
+    """The folder that candidates are trained on."""
+    return args.data if args.segmentor is None else args.data_root  # type: ignore[no-any-return]
 
 
 def _check(args: argparse.Namespace) -> None:
     """Refuse options that contradict each other."""
     from tinymim.errors import ConfigError
 
-    if args.start is None:
+    segmentors.check(args)
+    if args.start is None and args.segmentor is None:
         raise ConfigError("no model", "--from is missing", "e.g. --from tiny_vit_21m_224, or --from runs/t/student.pth")
     if args.steps < 1:
         raise ConfigError(f"--steps {args.steps}", "candidates are trained for so many steps", "e.g. --steps 100")
@@ -135,8 +166,9 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError(
             f"--precision bf16 on {args.runtime}", "only OpenVINO computes in bfloat16", "add --runtime openvino"
         )
-    if args.precision == "int8" and args.data is None:
-        raise ConfigError("--precision int8 without photos", "its ranges are measured on them", "add --data FOLDER")
+    if args.precision == "int8" and _photos(args) is None:
+        option = "--data" if args.segmentor is None else "--data-root"
+        raise ConfigError("--precision int8 without photos", "its ranges are measured on them", f"add {option} FOLDER")
     if args.store is not None and args.teacher is not None:
         raise ConfigError("--store and --teacher", "the store is the teacher", "leave one out")
 
@@ -210,12 +242,16 @@ def _latency(args: argparse.Namespace) -> Callable[[Path], float]:
         from tinymim_export.precision.quantize import quantize
 
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-            file = Path(folder) / "backbone.onnx"
-            export(student, file, part="backbone")
+            file = Path(folder) / "model.onnx"
+            if args.segmentor is None:
+                export(student, file, part="backbone")
+            else:
+                export(student, file, part="segmentor", size=args.size)
             if args.precision == "int8":
                 file = file.with_name("int8.onnx")
-                count = min(64, -(-len(list_photos(args.data)) // 2))  # the others compare the files
-                quantize(file.with_name("backbone.onnx"), file, precision="int8", calibration=args.data, count=count)
+                photos = str(_photos(args))
+                count = min(64, -(-len(list_photos(photos)) // 2))  # the others compare the files
+                quantize(file.with_name("model.onnx"), file, precision="int8", calibration=photos, count=count)
             compute_type = "bf16" if args.precision == "bf16" else None
             found = bench(
                 file, runtime=args.runtime, compute_type=compute_type, threads=args.threads, seconds=args.seconds
@@ -227,12 +263,10 @@ def _latency(args: argparse.Namespace) -> Callable[[Path], float]:
 
 def _dry_run(args: argparse.Namespace, search: Any, score: Any) -> int:
     """Print what a search would do and take."""
-    from tinymim.contract.factors import smallest
     from tinymim.contract.limits import in_words
-    from tinymim.contract.search import count
 
-    params, macs = count(search.config)
-    least = count(smallest(search.config))
+    params, macs = search.kind.count(search.config)
+    least = search.kind.count(search.kind.smallest(search.config))
     over = search.limits.over(params, macs)
     found = search.neighbours(search.first(), None, 1) if over else []
     steps = math.ceil(sum(over.values()) / (-math.log(1 - args.shrink) * max(len(over), 1)))
@@ -245,11 +279,11 @@ def _dry_run(args: argparse.Namespace, search: Any, score: Any) -> int:
         print(f"  {candidate.change:<18} {counts}")
     if search.limits.latency_ms is not None:
         print("a limit of latency is not in this plan: it may take more steps, and half a minute for each candidate")
-    if args.data is None:
-        print(f"about {steps} step(s), {len(found)} candidates in the first; add --data FOLDER for the minutes")
+    if _photos(args) is None:
+        print(f"about {steps} step(s), {len(found)} candidates in the first; add a folder of photos for the minutes")
         return 0
     with contextlib.redirect_stdout(io.StringIO()):
-        minutes = score.minutes(search.config)
+        minutes = score.minutes(search.config if args.segmentor is None else search.kind.cfg)
     print(
         f"about {steps} step(s) of up to {len(found)} candidates, each trained for {args.steps} steps: at most "
         f"{minutes:.1f} minutes a candidate, {minutes * (1 + steps * len(found)) / args.parallel:.0f} minutes in all, "

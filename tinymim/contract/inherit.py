@@ -21,6 +21,8 @@ from tinymim.models.backbone import from_config
 from tinymim.models.classifier import Classifier
 
 State = Mapping[str, Tensor]
+Joined = tuple[tuple[str | None, int], ...]  # axes one after the other in one dimension, and the size of each
+Layout = Callable[[str, Tensor], tuple[Tensor, tuple[Any, ...]]]  # see :func:`fill`
 FIRST = "first "  # of these axes the first entries are kept
 
 
@@ -156,28 +158,60 @@ def inherit(config: Config, parent: Any, parent_config: Config) -> Any:
         child: Any = from_config(config)
         if isinstance(parent, Classifier):
             child = Classifier(child, parent.num_classes)
-    kind = kind_of(config)
-    table = TINY_VIT if kind == "tiny_vit" else (*VIT, *(WIDE_HEADS if config["last_dim"] else HEADS))
-    inner = "backbone." if isinstance(parent, Classifier) else ""
-    target = {name.removeprefix(inner): value for name, value in child.state_dict().items()}
-    state = {name.removeprefix(inner): value for name, value in parent.state_dict().items()}
-    source = _without_blocks(state, target, PLACES[kind])
-    apart = {name: _apart(name, value, parent_config, table) for name, value in source.items()}
-    sizes: dict[str, int] = {}
-    for name, value in target.items():
-        shaped, axes = _apart(name, value, config, table)
-        sizes |= {axis: size for axis, size in zip(axes, shaped.shape, strict=False) if axis is not None}
-    kept = {axis: _largest(axis, size, apart.values()) for axis, size in sizes.items()}
-    with torch.no_grad():
-        for name, own in target.items():
-            value, axes = apart[name]
-            for dimension, axis in enumerate(axes):
-                value = value if axis is None else value.index_select(dimension, kept[axis])
-            own.copy_(value.reshape(own.shape))
+    fill(child, parent, layout(config), layout(parent_config), kind_of(config))
     return child.eval()
 
 
-def _apart(name: str, value: Tensor, config: Config, table: Sequence[Dimensions]) -> tuple[Tensor, tuple[Any, ...]]:
+def layout(config: Config) -> Layout:
+    """How the tensors of a backbone or classifier are told apart."""
+    own = TINY_VIT if kind_of(config) == "tiny_vit" else (*VIT, *(WIDE_HEADS if config["last_dim"] else HEADS))
+    return lambda name, value: apart(name, value, config, own)
+
+
+def fill(child: Any, parent: Any, own: Layout, theirs: Layout, kind: str) -> None:
+    """Give a smaller model the entries of a larger one that have the largest norm.
+
+    Args:
+        child: The smaller model, changed in place.
+        parent: The larger one.
+        own: Name of a tensor of the smaller model (without ``backbone.``), and the tensor -> it, its dimensions told
+            apart, and the axis of each: a name, None, or :data:`Joined`.
+        theirs: The same for the larger model.
+        kind: "vit" or "tiny_vit".
+    """
+    target = {name.removeprefix("backbone."): value for name, value in child.state_dict().items()}
+    state = {name.removeprefix("backbone."): value for name, value in parent.state_dict().items()}
+    source = {name: theirs(name, value) for name, value in _without_blocks(state, target, PLACES[kind]).items()}
+    sizes: dict[str, int] = {}
+    for name, value in target.items():
+        shaped, axes = own(name, value)
+        for axis, size in zip(axes, shaped.shape, strict=False):
+            sizes |= {each: count for each, count in _parts(axis, size) if each is not None}
+    kept = {axis: _largest(axis, size, source.values()) for axis, size in sizes.items()}
+    with torch.no_grad():
+        for name, tensor in target.items():
+            value, axes = source[name]
+            for dimension, axis in enumerate(axes):
+                if axis is not None:
+                    value = value.index_select(dimension, _index(axis, value.shape[dimension], kept))
+            tensor.copy_(value.reshape(tensor.shape))
+
+
+def _parts(axis: Any, size: int) -> Joined:
+    """The axes that lie one after the other in a dimension."""
+    return axis if isinstance(axis, tuple) else ((axis, size),)
+
+
+def _index(axis: Any, size: int, kept: Mapping[str, Tensor]) -> Tensor:
+    """The entries of a dimension that are kept."""
+    out, start = [], 0
+    for each, count in _parts(axis, size):
+        out.append(start + (torch.arange(count) if each is None else kept[each]))
+        start += count
+    return torch.cat(out)
+
+
+def apart(name: str, value: Tensor, config: Config, table: Sequence[Dimensions]) -> tuple[Tensor, tuple[Any, ...]]:
     """A tensor with its dimensions told apart, and their axes."""
     for row in table:
         if found := re.fullmatch(row.names, name):
@@ -191,14 +225,16 @@ def _largest(axis: str, count: int, tensors: Any) -> Tensor:
     """The ``count`` entries of an axis with the largest norm over weight matrices, in order."""
     total: Tensor | None = None
     for value, axes in tensors:
-        if axis in axes:
-            at = axes.index(axis)
-            if axis.startswith(FIRST):
-                return torch.arange(count)
-            if value.ndim > 1:
-                others = [i for i in range(value.ndim) if i != at]
-                norm = value.detach().double().square().sum(others)
-                total = norm if total is None else total + norm
+        for dimension, found in enumerate(axes):
+            parts, start = _parts(found, value.shape[dimension]), 0
+            for each, size in parts:
+                if each == axis and axis.startswith(FIRST):
+                    return torch.arange(count)
+                if each == axis and value.ndim > 1:
+                    own = value.detach().narrow(dimension, start, size).double()
+                    norm = own.square().sum([i for i in range(value.ndim) if i != dimension])
+                    total = norm if total is None else total + norm
+                start += size
     assert total is not None
     return total.argsort(descending=True, stable=True)[:count].sort().values
 

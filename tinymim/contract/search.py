@@ -9,12 +9,13 @@ parent. Everything is determined by the arguments, but for measured times.
 """
 
 import contextlib
-import functools
 import json
 import math
 import multiprocessing
+import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -23,20 +24,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-from tinymim.contract.factors import Config, Factor, factors, smallest, written_out
-from tinymim.contract.inherit import inherit
+from tinymim.contract.factors import Config, Factor
 from tinymim.contract.limits import Limits, in_words
 from tinymim.contract.records import Row, Search
-from tinymim.contract.weights import open_model, save_model
+from tinymim.contract.weights import Kind, Students
 from tinymim.engine.model import NonFiniteLoss
 from tinymim.errors import CheckFailed, CheckpointError, ConfigError
 from tinymim.files import environment, sha256_file, write_json, write_text
 from tinymim.folders import hold
 from tinymim.models import read_checkpoint
-from tinymim.models.backbone import from_config
-from tinymim.models.classifier import Classifier
 from tinymim.progress import Progress, say
 from tinymim.schema import parse, read_json
 
@@ -54,11 +51,13 @@ class Candidate:
         step: Of the search, from 1; 0: the start.
         factor: Name of the factor that is smaller than in its parent.
         change: e.g. ``D3 384 -> 320``.
-        config: Arguments of :func:`tinymim.models.backbone.from_config`.
+        config: Arguments of :func:`tinymim.models.backbone.from_config`; of a segmentor, see
+            :mod:`tinymim.contract.segmentor`.
         params: Parameters.
-        macs: Multiply-adds of one image of ``config["img_size"]``.
-        folder: Its own folder; ``student.pth`` in it holds its weights: those of its parent, cut, until a score that
-            trains replaces the file with the trained ones.
+        macs: Multiply-adds of one image.
+        folder: Its own folder.
+        file: Name of the file in it that holds its weights: those of its parent, cut, until a score that trains
+            replaces the file with the trained ones.
     """
 
     step: int
@@ -68,11 +67,12 @@ class Candidate:
     params: int
     macs: int
     folder: Path
+    file: str = Students.file
 
     @property
     def student(self) -> Path:
         """The file of its weights."""
-        return self.folder / "student.pth"
+        return self.folder / self.file
 
 
 class Score(Protocol):
@@ -98,27 +98,12 @@ class ContractResult:
     rows: list[Row]
 
 
-def count(config: Config) -> tuple[int, int]:
-    """Parameters and multiply-adds of one image, of the backbone without a classifier, as
-    :mod:`tinymim_export.graph.cost` counts them; nothing is computed.
-    """
-    return _count(json.dumps(config))
-
-
-@functools.cache
-def _count(config: str) -> tuple[int, int]:
-    with torch.device("meta"):
-        model = from_config(parse(config, dict[str, Any], "the model")).eval()
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model.forward_map(torch.zeros(1, 3, *model.img_size))
-    return sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2
-
-
 class Contraction:
     """A search.
 
     Args:
-        start: The model to shrink, with its weights, or a classifier on it; its ``img_size`` is counted at.
+        start: The model to shrink, with its weights, or a classifier on it; its ``img_size`` is counted at. Or any
+            other :class:`~tinymim.contract.weights.Kind`.
         limits: What it must come down to.
         out: Folder of the search; one that was stopped goes on.
         score: Candidate -> a number, higher is better.
@@ -149,10 +134,9 @@ class Contraction:
             raise ConfigError(f"--shrink {shrink}", "it is the share that a step takes off", "e.g. --shrink 0.2")
         if parallel < 1:
             raise ConfigError(f"--parallel {parallel}", "at least one candidate is scored at a time", "--parallel 1")
-        self.start, self.limits, self.out = start.eval(), limits, Path(out)
-        self.classes = classes
+        self.kind: Kind = Students(start, classes) if isinstance(start, torch.nn.Module) else start
+        self.limits, self.out, self.config = limits, Path(out), self.kind.config
         self.score, self.latency, self.shrink, self.parallel = score, latency, shrink, parallel
-        self.config = written_out(start.backbone if isinstance(start, Classifier) else start)
         self.settings = {"limits": asdict(limits), "shrink": shrink, "config": self.config, **(settings or {})}
         self._check_limits()
 
@@ -161,9 +145,9 @@ class Contraction:
             raise ConfigError(
                 "no limits", "nothing says how small the model must become", "e.g. --params 5.4M --macs 1.3G"
             )
-        if self.limits.latency_ms is None and not self.limits.over(*count(self.config)):
-            raise self._nothing_to_do(*count(self.config), None)
-        least = count(smallest(self.config))
+        if self.limits.latency_ms is None and not self.limits.over(*self.kind.count(self.config)):
+            raise self._nothing_to_do(*self.kind.count(self.config), None)
+        least = self.kind.count(self.kind.smallest(self.config))
         if self.limits.over(*least):
             raise ConfigError(
                 f"no model of this kind keeps {self.limits}",
@@ -175,7 +159,7 @@ class Contraction:
         took = "" if ms is None else f", {ms:.4g} ms"
         return ConfigError(
             f"the start keeps {self.limits}",
-            f"it has {in_words(params)} parameters, {in_words(macs)} multiply-adds{took} (without a classifier)",
+            f"it has {in_words(params)} parameters, {in_words(macs)} multiply-adds{took} ({self.kind.about})",
             "nothing to do: lower a limit, or start from a larger model",
         )
 
@@ -201,7 +185,7 @@ class Contraction:
         most: list[Candidate] = []
         while share > LEAST and len(most) < CHOICE:
             aim = max(0.0, sum(over.values()) - share)
-            tried = (self._shrunk(about, ms, factor, aim, step) for factor in factors(about["config"]))
+            tried = (self._shrunk(about, ms, factor, aim, step) for factor in self.kind.factors(about["config"]))
             found = [candidate for candidate in tried if candidate is not None]
             most = found if len(found) > len(most) else most
             share = min(share, sum(over.values())) / 2
@@ -216,17 +200,18 @@ class Contraction:
     def _shrunk(self, about: Any, ms: float | None, factor: Factor, aim: float, step: int) -> Candidate | None:
         config: Config | None = about["config"]
         while config is not None and (config := factor.shrink(config)) is not None:
-            params, macs = count(config)
+            params, macs = self.kind.count(config)
             guess = None if ms is None else ms * macs / about["macs"]
             if sum(self.limits.over(params, macs, guess).values()) <= aim + 1e-9:
                 change = f"{factor.name} {factor.value(about['config']):g} -> {factor.value(config):g}"
                 folder = self.out / "candidates" / f"{step:02d}-{factor.name}"
-                return Candidate(step, factor.name, change, config, params, macs, folder)
+                return Candidate(step, factor.name, change, config, params, macs, folder, self.kind.file)
         return None
 
     def first(self) -> Candidate:
         """The start as a candidate."""
-        return Candidate(0, "start", "start", self.config, *count(self.config), self.out / "candidates/00-start")
+        folder = self.out / "candidates/00-start"
+        return Candidate(0, "start", "start", self.config, *self.kind.count(self.config), folder, self.kind.file)
 
     # the search ------------------------------------------------------------------------------------------------------
 
@@ -276,7 +261,7 @@ class Contraction:
         known = {(row["step"], row["factor"]): row for row in self.rows}
         missing = [c for c in candidates if (c.step, c.factor) not in known]
         if missing:
-            network = self.start if parent is None else self._weights(parent)
+            network = self.kind.start if parent is None else self._weights(parent)
             progress = Progress(
                 f"step {missing[0].step}: candidate", len(candidates), start=len(candidates) - len(missing)
             )
@@ -290,20 +275,20 @@ class Contraction:
 
     def _weights(self, row: Row) -> Any:
         """The model of a chosen row."""
-        file = self._folder(row) / "student.pth"
+        file = self._folder(row) / self.kind.file
         if not file.is_file() or sha256_file(file) != row["sha256"]:
             raise CheckpointError(
                 f"{file} is not the file that was scored",
                 "it was removed or changed since: the next step takes its weights from it",
                 f"restore it, or remove {self.out} and search again",
             )
-        model, self.classes = open_model(file)
-        return model
+        return self.kind.open(file)
 
     def _prepare(self, candidate: Candidate, network: Any, parent: Row | None) -> tuple[float | None, str | None]:
         """Write a candidate's first weights, measure it; its latency, and why it is not worth a score."""
-        model = inherit(candidate.config, network, self.config if parent is None else parent["config"])
-        save_model(model, candidate.student, self.classes, {"contracted": candidate.change})
+        before = self.config if parent is None else parent["config"]
+        model = self.kind.inherit(candidate.config, network, before)
+        self.kind.save(model, candidate.student, {"contracted": candidate.change})
         if self.latency is None:
             return None, None
         try:
@@ -324,7 +309,8 @@ class Contraction:
         assert self.latency is not None
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "smallest.pth"
-            save_model(inherit(smallest(self.config), self.start, self.config), file, self.classes)
+            least = self.kind.smallest(self.config)
+            self.kind.save(self.kind.inherit(least, self.kind.start, self.config), file)
             try:
                 ms = self.latency(file)
             except (CheckFailed, ConfigError):  # too small for INT8, say; if it is not that, the start says so next
@@ -344,10 +330,14 @@ class Contraction:
         found = list(ready)  # latencies are measured while nothing else runs
         context = multiprocessing.get_context("spawn")
         threads = max(1, torch.get_num_threads() // self.parallel)
-        with ProcessPoolExecutor(self.parallel, context, torch.set_num_threads, (threads,)) as pool:
-            waiting = [(c, ms, why, None if why else pool.submit(evaluate, self.score, c)) for c, (ms, why) in found]
-            for candidate, ms, why, future in waiting:
-                yield _row(candidate, ms, why, *((None, why, 0.0) if future is None else future.result()))
+        with ProcessPoolExecutor(self.parallel, context, _start_worker, (threads,)) as pool:
+            try:
+                futures = [None if why else pool.submit(evaluate, self.score, c) for c, (_, why) in found]
+                for (candidate, (ms, why)), future in zip(found, futures, strict=True):
+                    yield _row(candidate, ms, why, *((None, why, 0.0) if future is None else future.result()))
+            except BaseException:
+                pool.shutdown(cancel_futures=True)  # those that have begun are stopped by the same Ctrl-C, or end
+                raise
 
     # the folder ------------------------------------------------------------------------------------------------------
 
@@ -386,11 +376,11 @@ class Contraction:
         )
 
     def _finish(self, chosen: list[Row]) -> ContractResult:
-        file = self.out / "student.pth"
-        meta = read_checkpoint(self._folder(chosen[-1]) / "student.pth").meta
+        file = self.out / self.kind.file
+        meta = read_checkpoint(self._folder(chosen[-1]) / self.kind.file).meta
         kept = {key: meta[key] for key in KEPT if key in meta}
         kept["contracted"] = [row["change"] for row in chosen[1:]]
-        save_model(self._weights(chosen[-1]), file, self.classes, kept)
+        self.kind.save(self._weights(chosen[-1]), file, kept)
         write_json(
             self.out / RESULT,
             {
@@ -403,6 +393,19 @@ class Contraction:
             },
         )
         return ContractResult(self.out, file, chosen, self.rows)
+
+
+def _start_worker(threads: int) -> None:
+    """Of a process that scores: its threads; it ends with the search, which else would find its run folder in use."""
+    torch.set_num_threads(threads)
+    search = multiprocessing.parent_process()
+    assert search is not None
+
+    def follow() -> None:
+        search.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def evaluate(score: Score, candidate: Candidate) -> tuple[float | None, str | None, float]:

@@ -22,7 +22,7 @@ from tinymim.distill.recipe_keys import Choice, Key, Kind, Number
 from tinymim.engine.model import Trainable
 from tinymim.engine.run_folder import bare
 from tinymim.models.classifier import Classifier
-from tinymim.models.teachers import LabelTeacher
+from tinymim.models.logit_teacher import LabelTeacher
 
 
 @register_method("finetune", verb="finetune", title="fine-tune", base="_finetune.py")

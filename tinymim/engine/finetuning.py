@@ -25,8 +25,8 @@ from tinymim.errors import ConfigError
 from tinymim.files import describe_file, describe_files, write_json
 from tinymim.models.checkpoints import read_checkpoint
 from tinymim.models.classifier import Classifier, save_classifier, start_from_classes
+from tinymim.models.logit_teacher import LabelTeacher, load_label_teacher
 from tinymim.models.registry import create_model_for
-from tinymim.models.teachers import LabelTeacher, load_label_teacher
 from tinymim.models.weight_files import weights_file
 
 
@@ -293,7 +293,6 @@ def _teacher(config: Config, network: Classifier, photos: ClassFolder, *, pretra
             config.teacher,
             photos.classes,
             index=photos.index,
-            img_size=config.img_size,
             weights=config.teacher_weights,
             pretrained=pretrained,
         )

@@ -1,13 +1,17 @@
-"""A classifier whose predictions are the targets: any timm model with a head, or a classifier file of ours.
+"""Classifiers that teach by their predictions: any timm model with a head, or a classifier file of ours.
+
+One is opened in one way (official files are converted, their values are checked) and used in two: with its own classes
+for a store (:class:`LogitTeacher`, known by the sha256 of its tensors), and with those of labelled photos for
+fine-tuning (:class:`LabelTeacher`, known by that of its file). Records of runs hold these two.
 
 Legend: B = photos, S = side of the views, T = side the model sees, C = classes.
 """
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -15,12 +19,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinymim.errors import CheckpointError, ConfigError
+from tinymim.files import sha256_file
 from tinymim.models.checkpoints import check_values, read_checkpoint
 from tinymim.models.classifier import load_classifier
 from tinymim.models.formats import describe
-from tinymim.models.teachers import _create_timm, state_sha256
+from tinymim.models.teachers import _create_timm, renormalise, state_sha256
 from tinymim.models.timm_names import check_name
 from tinymim.models.vit import IMAGENET_MEAN, IMAGENET_STD
+from tinymim.models.weight_files import weights_file
+
+NORMALISATION = (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD))
 
 
 @dataclass
@@ -73,23 +81,101 @@ def load_logit_teacher(
         ConfigError: unknown timm model, one without a classifier, or weights for a file.
         CheckpointError: the weights are missing, cannot be downloaded, or do not fit.
     """
-    class_names = None
-    if name.startswith("timm/"):
-        check_name(name, download=pretrained and weights is None)
-        model: Any = _create_timm(name, weights, pretrained)
-        if model.num_classes < 1:
-            raise ConfigError(
-                f"{name} has no classifier",
-                "its weights were trained without labels",
-                "choose one that was fine-tuned: its tag ends in _in1k or _in22k (tinymim list teachers)",
-            )
-        if weights is not None:
-            model = _load(name, model, weights)
-        cfg = model.pretrained_cfg
-        size = int(cfg.get("input_size", (3, 224, 224))[-1])
-        mean, std = tuple(cfg.get("mean") or IMAGENET_MEAN), tuple(cfg.get("std") or IMAGENET_STD)
-        classes = int(model.num_classes)
-    else:
+    found = _open(name, weights, pretrained)
+    if not name.startswith("timm/"):
+        name = os.path.basename(name)
+    model = found.model.eval().requires_grad_(False)
+    about = (found.mean, found.std, found.size, found.classes, state_sha256(model), found.class_names)
+    return LogitTeacher(model, name, *about)
+
+
+@dataclass
+class LabelTeacher:
+    """A frozen classifier that teaches fine-tuning.
+
+    Attributes:
+        model: The network; its outputs are in the order of the photos' classes.
+        view: Prepares photos (B, 3, H, W) that are normalised as ImageNet's.
+        name: As it was given.
+        sha256: Of its file; None where timm downloaded it.
+    """
+
+    model: nn.Module
+    view: Callable[[Tensor], Tensor]
+    name: str
+    sha256: str | None
+
+
+def load_label_teacher(
+    name: str,
+    classes: Sequence[str],
+    *,
+    index: Sequence[int] | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    pretrained: bool = True,
+) -> LabelTeacher:
+    """A classifier of any of timm's architectures, or a file of ``tinymim finetune``, as DeiT's teacher.
+
+    Args:
+        name: ``timm/NAME``, e.g. ``timm/regnety_160.deit_in1k``, a ``classifier.pth``, ``hf-hub:OWNER/NAME``.
+        classes: Names of the photos' classes, in the order of their ids.
+        index: Their positions among ImageNet's 1000 classes, if they all are such: a teacher of all 1000 can then teach
+            them.
+        weights: File to load into a timm model instead of downloading; it defines the number of classes.
+        pretrained: False keeps random weights (``--dry-run`` only).
+
+    Raises:
+        ConfigError: unknown timm model, one without a classifier, weights for a file, or different classes.
+        CheckpointError: the weights are missing, cannot be downloaded, or do not fit.
+    """
+    opened = _open(name, weights, pretrained, len(classes))
+    model, found, known = opened.model, opened.classes, opened.class_names
+    own = found == len(classes) and (weights is not None or not pretrained)
+    if known is None and not own and found == 1000 and index is not None:
+        model = nn.Sequential(model, _Columns(index))
+    elif found != len(classes) or (known is None and not own and found == 1000):
+        raise ConfigError(
+            f"the teacher {name} has {found} classes, the photos have {len(classes)}"
+            + (" that are not named as ImageNet's" if found == 1000 else ""),
+            "its predictions would mean something else",
+            "use a teacher trained on these classes; for ImageNet's, sub-folders are named by wnid (n01440764)",
+        )
+    elif known is not None and (other := [(a, b) for a, b in zip(known, classes, strict=True) if a != b]):
+        raise ConfigError(
+            f"the classes of the teacher {name} are not those of the photos",
+            f"where it has {other[0][0]!r} they have {other[0][1]!r}: its predictions would mean something else",
+            "use a teacher trained on these classes",
+        )
+    view = renormalise(opened.mean, opened.std, opened.size)
+    return LabelTeacher(model.eval().requires_grad_(False), view, name, opened.file_sha256)
+
+
+class _Columns(nn.Module):
+    """Selects outputs of a classifier, in the order of the photos' classes."""
+
+    def __init__(self, index: Sequence[int]) -> None:
+        super().__init__()
+        self.index = list(index)
+
+    def forward(self, logits_BK: Tensor) -> Tensor:
+        return logits_BK[:, self.index]
+
+
+class _Opened(NamedTuple):
+    """A classifier as it was opened; ``file_sha256``: None where timm downloaded it."""
+
+    model: Any
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    size: int
+    classes: int
+    class_names: Sequence[str] | None
+    file_sha256: str | None
+
+
+def _open(name: str, weights: str | os.PathLike[str] | None, pretrained: bool, wanted: int | None = None) -> _Opened:
+    """A classifier with its weights; ``wanted``: classes of one that keeps random weights, default timm's."""
+    if not name.startswith("timm/"):
         if weights is not None:
             raise ConfigError(
                 "--teacher-weights needs a timm teacher",
@@ -97,12 +183,25 @@ def load_logit_teacher(
                 "leave --teacher-weights out, or give --teacher timm/NAME",
             )
         model, file = load_classifier(name)
-        mean = tuple(file.meta.get("mean") or IMAGENET_MEAN)
-        std = tuple(file.meta.get("std") or IMAGENET_STD)
-        size, classes, name = int(model.backbone.img_size[0]), int(model.num_classes), os.path.basename(name)
-        class_names = file.meta.get("classes")
-    model = model.eval().requires_grad_(False)
-    return LogitTeacher(model, name, mean, std, size, classes, state_sha256(model), class_names)
+        mean, std = (tuple(file.meta.get(key) or default) for key, default in NORMALISATION)
+        size, classes, names = int(model.backbone.img_size[0]), int(model.num_classes), file.meta.get("classes")
+        return _Opened(model, mean, std, size, classes, names, sha256_file(file.path))
+    check_name(name, download=pretrained and weights is None)
+    random = weights is None and not pretrained and wanted is not None
+    network: Any = _create_timm(name, weights, pretrained, **({"num_classes": wanted} if random else {}))
+    if network.num_classes < 1:
+        raise ConfigError(
+            f"{name} has no classifier",
+            "its weights were trained without labels",
+            "choose one that was fine-tuned: its tag ends in _in1k or _in22k (tinymim list teachers)",
+        )
+    sha = None
+    if weights is not None:
+        network, sha = _load(name, network, weights), sha256_file(weights_file(weights))
+    cfg = network.pretrained_cfg
+    size = int((cfg.get("input_size") or (3, 224, 224))[-1])
+    mean, std = (tuple(cfg.get(key) or default) for key, default in NORMALISATION)
+    return _Opened(network, mean, std, size, int(network.num_classes), None, sha)
 
 
 def _load(name: str, model: Any, weights: str | os.PathLike[str]) -> Any:

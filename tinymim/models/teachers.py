@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from tinymim.files import input_name, sha256_file
 from tinymim.hub import go_offline_if_unreachable, is_hub
 from tinymim.models.backbone import TapByTap, qualified_name
 from tinymim.models.checkpoints import check_values, model_from_checkpoint, read_checkpoint
-from tinymim.models.classifier import load_classifier
 from tinymim.models.formats import Checkpoint, describe, rename
 from tinymim.models.timm_names import check_name, timm_architecture
 from tinymim.models.vit import IMAGENET_MEAN, IMAGENET_STD
@@ -298,94 +297,6 @@ def _create_timm(name: str, weights: str | os.PathLike[str] | None, pretrained: 
             f"{type(error).__name__}: {str(error).splitlines()[0][:140]}",
             f"fetch {file} from {where} on a machine with internet, copy it here, and add --teacher-weights {file}",
         ) from error
-
-
-@dataclass
-class LabelTeacher:
-    """A frozen classifier that teaches fine-tuning, and ``view``, which prepares its photos."""
-
-    model: nn.Module
-    view: Callable[[Tensor], Tensor]
-    name: str
-    sha256: str | None
-
-
-def load_label_teacher(
-    name: str,
-    classes: Sequence[str],
-    *,
-    index: Sequence[int] | None = None,
-    img_size: int = 224,
-    weights: str | os.PathLike[str] | None = None,
-    pretrained: bool = True,
-) -> LabelTeacher:
-    """A classifier of any of timm's architectures, or a file of ``tinymim finetune``, as DeiT's teacher.
-
-    Args:
-        name: ``timm/NAME``, e.g. ``timm/regnety_160.deit_in1k``, a ``classifier.pth``, ``hf-hub:OWNER/NAME``.
-        classes: Names of the photos' classes, in the order of their ids.
-        index: Their positions among ImageNet's 1000 classes, if they all are such: a teacher of all 1000 can then teach
-            them.
-        img_size: Side of the training photos, pixels; for a timm teacher they are resized to its own size.
-        weights: File to load into a timm model instead of downloading.
-        pretrained: False keeps random weights (``--dry-run`` only).
-
-    Raises:
-        ConfigError: unknown timm model, or different classes.
-        CheckpointError: the weights are missing, cannot be downloaded, or do not fit.
-    """
-    size, mean, std = img_size, IMAGENET_MEAN, IMAGENET_STD
-    known: Sequence[str] | None = None
-    if name.startswith("timm/"):
-        check_name(name, download=pretrained and weights is None)
-        own = weights is not None or not pretrained
-        model = _create_timm(name, weights, pretrained, **(dict(num_classes=len(classes)) if own else {}))
-        cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-        size = int((cfg.get("input_size") or (3, size, size))[-1])
-        mean, std = tuple(cfg.get("mean") or mean), tuple(cfg.get("std") or std)
-        found, sha = int(model.num_classes), None  # type: ignore[arg-type]
-        if weights is not None:
-            try:
-                model.load_state_dict(read_checkpoint(weights).state)
-            except RuntimeError as error:
-                raise CheckpointError(
-                    f"{weights} does not fit {name} with {len(classes)} classes",
-                    str(error).splitlines()[-1].strip(),
-                    "give the weights of this model, trained on these classes",
-                ) from None
-            sha = sha256_file(weights_file(weights))
-    else:
-        own = False
-        classifier, file = load_classifier(name)
-        model, found, sha, known = classifier, classifier.num_classes, sha256_file(file.path), file.meta.get("classes")
-        size = int(classifier.backbone.img_size[0])
-    if known is None and not own and found == 1000 and index is not None:
-        model = nn.Sequential(model, _Columns(index))
-    elif found != len(classes) or (known is None and not own and found == 1000):
-        raise ConfigError(
-            f"the teacher {name} has {found} classes, the photos have {len(classes)}"
-            + (" that are not named as ImageNet's" if found == 1000 else ""),
-            "its predictions would mean something else",
-            "use a teacher trained on these classes; for ImageNet's, sub-folders are named by wnid (n01440764)",
-        )
-    elif known is not None and (other := [(a, b) for a, b in zip(known, classes, strict=True) if a != b]):
-        raise ConfigError(
-            f"the classes of the teacher {name} are not those of the photos",
-            f"where it has {other[0][0]!r} they have {other[0][1]!r}: its predictions would mean something else",
-            "use a teacher trained on these classes",
-        )
-    return LabelTeacher(model.eval().requires_grad_(False), renormalise(mean, std, size), name, sha)
-
-
-class _Columns(nn.Module):
-    """Selects outputs of a classifier, in the order of the photos' classes."""
-
-    def __init__(self, index: Sequence[int]) -> None:
-        super().__init__()
-        self.index = list(index)
-
-    def forward(self, logits_BK: Tensor) -> Tensor:
-        return logits_BK[:, self.index]
 
 
 def renormalise(mean: tuple[float, ...], std: tuple[float, ...], size: int) -> Callable[[Tensor], Tensor]:

@@ -118,6 +118,17 @@ def building(what: str) -> Iterator[None]:
         raise ConfigError(f"cannot build the {what} of the config", str(error)[:400], "correct the config") from error
 
 
+def build_model(cfg: Config) -> Any:
+    """The segmentor of a config.
+
+    Raises:
+        ConfigError: it does not build.
+    """
+    init_default_scope("mmseg")
+    with building("model"):
+        return MODELS.build(cfg.model)
+
+
 def model_outline(cfg: Config) -> nn.Module | None:
     """The model of a config without weights (on the meta device), in milliseconds and without memory.
 

@@ -281,6 +281,8 @@ def _plain_text(cfg: Any) -> str:
     """The config as segmentor.pth stores it, without paths of weights."""
     plain = copy.deepcopy(cfg)
     plain.model.backbone.init_cfg = None
+    if plain.model.get("init_cfg"):
+        plain.model.init_cfg = None
     plain.load_from, plain.resume = None, False
     if plain.get("teacher"):
         plain.teacher.checkpoint = None
