@@ -323,9 +323,11 @@ def _again(args: argparse.Namespace) -> str:
     names = ["recipe", "teacher", "teacher_weights", "data", "topk", "epochs", "targets", "form", "teacher_heads"]
     default = argparse.ArgumentParser()
     add_arguments(default)
-    changed = (*VIEWS, "seed", "batch_size", "workers", "device", "amp", "chunk", "cfg_options")
+    changed = (*VIEWS, "seed", "batch_size", "workers", "device", "amp", "chunk")
     names += [name for name in changed if getattr(args, name) != default.get_default(name)]
-    return f"tinymim cache{spelled(args, *names)} --out {shlex.quote(args.out)}"
+    words = [shlex.quote(f"{key}={str(value).replace(' ', '')}") for key, value in (args.cfg_options or {}).items()]
+    options = f" --cfg-options {' '.join(words)}" if words else ""
+    return f"tinymim cache{spelled(args, *names)} --out {shlex.quote(args.out)}{options}"
 
 
 def _distill(args: argparse.Namespace, header: Mapping[str, Any]) -> str:
