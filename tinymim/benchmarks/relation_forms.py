@@ -60,7 +60,9 @@ def gradient(
         losses = {p: relation_kl(relation_logits(own[p[0]], own[p[1]], heads), scores[p]) for p in scores}
     loss = sum(losses.values(), torch.zeros(()))
     loss.backward()
-    return float(loss), torch.cat([p.grad.double().flatten() for p in student.parameters() if p.grad is not None])
+    return float(loss.detach()), torch.cat(
+        [p.grad.double().flatten() for p in student.parameters() if p.grad is not None]
+    )
 
 
 def load(args: argparse.Namespace, size: int) -> tuple[Any, Tensor, Tensor, dict[str, Any]]:

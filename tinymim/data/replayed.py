@@ -46,8 +46,8 @@ class ReplayedPhotos(Dataset[dict[str, Any]]):
 
     The key of an item is ``(epoch, index)``, the item ``{"image": (3, S, S) uint8, "seed": whole number, "skipped":
     files}``, with ``jitter`` also ``"student_image"`` or ``"jitter"``, plus the targets; :meth:`collate` makes a batch
-    and mixes. A photo that is unreadable, or was when the targets were stored, is replaced by the next one, and is
-    is in ``skipped``.
+    and mixes. A photo that is unreadable, or was when the targets were stored, is replaced by the next one, and its
+    path is in ``skipped``.
     """
 
     def __init__(

@@ -112,19 +112,19 @@ class RelationTargets:
                 "give the store's own teacher",
             )
 
-    def verdict(self, found: Mapping[str, Tensor], *, max_differing: float, **_: float) -> tuple[dict[str, float], str]:
-        """Numbers of a check, and what is wrong (empty: nothing).
+    def verdict(self, found: Mapping[str, Tensor], **limits: float) -> tuple[dict[str, float], str]:
+        """Numbers of a check, ``failed`` among them, and a line of words.
 
         Args:
             found: See :meth:`differences`, of R records.
-            max_differing: Most that the stored targets may be further away than new ones would be, as a share of them.
+            limits: ``max_differing``: how much further away than new targets the stored ones may be, as a share.
         """
         stored, now = (float(found[name].mean()) for name in ("stored", "now"))
         worst = float((found["stored"] - found["now"]).max())
         numbers = {"distance": stored, "expected": now, "worst": worst}
         unit = "nats" if self.header["softmax"] else "of smooth L1"
         words = f"{stored:.2g} {unit} from its relations, {now:.2g} is what {self.header['form']} costs"
-        bad = stored > now * (1 + max_differing) + 1e-6 or worst > 10 * now + 1e-6
+        bad = stored > now * (1 + limits["max_differing"]) + 1e-6 or worst > 10 * now + 1e-6
         return numbers | {"failed": float(bad)}, words
 
 

@@ -146,10 +146,9 @@ class SparseLogits:
                 f"{source} is of other classes", f"K is {header.get('topk')}", "give the store's own teacher"
             )
 
-    def verdict(
-        self, found: Mapping[str, Tensor], *, max_dp: float, max_differing: float, **_: float
-    ) -> tuple[dict[str, float], str]:
-        """See :class:`Asked`."""
+    def verdict(self, found: Mapping[str, Tensor], **limits: float) -> tuple[dict[str, float], str]:
+        """See :class:`Asked`; limits: ``max_dp`` and ``max_differing``."""
+        max_dp, max_differing = limits["max_dp"], limits["max_differing"]
         numbers = {
             "max_dp": float(found["max_dp"].max()),
             "mean_dp": float(found["mean_dp"].mean()),
