@@ -11,9 +11,6 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from tinymim.cli import run_command
 from tinymim.errors import ConfigError
 from tinymim.files import write_json, write_text
@@ -36,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", default="docs/store_relation_forms", help="result without its ending")
 
 
-def rows_of(scores_BHTT: Tensor, kept: int) -> Tensor:
+def rows_of(scores_BHTT: Any, kept: int) -> Any:
     """Scores of which each row keeps its largest probabilities (8 bits of the root), the rest spread evenly."""
     p = scores_BHTT.softmax(-1)
     values, indices = p.topk(kept, -1)
@@ -46,9 +43,11 @@ def rows_of(scores_BHTT: Tensor, kept: int) -> Tensor:
 
 
 def gradient(
-    student: Any, images: Tensor, taps: Mapping[str, Tensor], heads: int, scores: Mapping[str, Tensor] | None = None
-) -> tuple[float, Tensor]:
+    student: Any, images: Any, taps: Mapping[str, Any], heads: int, scores: Mapping[str, Any] | None = None
+) -> tuple[float, Any]:
     """Loss qk + vv, and the gradient of all weights (float64); with ``scores`` (B, H, T, T) in place of taps."""
+    import torch
+
     from tinymim.distill.relations import relation_kl, relation_logits, relation_losses
     from tinymim.distill.taps import QKV, qkv_at
 
@@ -65,8 +64,10 @@ def gradient(
     )
 
 
-def load(args: argparse.Namespace, size: int) -> tuple[Any, Tensor, Tensor, dict[str, Any]]:
+def load(args: argparse.Namespace, size: int) -> tuple[Any, Any, Any, dict[str, Any]]:
     """The method of a recipe with the teacher, the photos as student and teacher see them, and the students."""
+    import torch
+
     from tinymim.data.photo_files import list_photos
     from tinymim.data.replay import Replay
     from tinymim.distill.method import renormalisation
@@ -96,6 +97,8 @@ def load(args: argparse.Namespace, size: int) -> tuple[Any, Tensor, Tensor, dict
 
 def measure(args: argparse.Namespace, size: int) -> list[dict[str, Any]]:
     """The rows of one size."""
+    import torch
+
     from tinymim.distill.compact import plan_entries
     from tinymim.distill.relations import relation_kl, relation_logits
 
@@ -107,9 +110,7 @@ def measure(args: argparse.Namespace, size: int) -> list[dict[str, Any]]:
     tokens, width = taps["q"].shape[1:]
     whole = {name: gradient(student, images, taps, heads) for name, student in students.items()}
 
-    def row(
-        name: str, size_of: int, given: Mapping[str, Tensor], scores: Mapping[str, Tensor] | None
-    ) -> dict[str, Any]:
+    def row(name: str, size_of: int, given: Mapping[str, Any], scores: Mapping[str, Any] | None) -> dict[str, Any]:
         out: dict[str, Any] = {"form": name, "bytes": size_of, "size": size, "tokens": tokens, "width": width}
         kept = scores or {p: relation_logits(given[p[0]], given[p[1]], heads) for p in ("qk", "vv")}
         for pair, logits in kept.items():

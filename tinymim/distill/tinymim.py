@@ -97,8 +97,8 @@ class TinyMIM(Method):
         if live:
             check_teacher(teacher)
         self.source: Any = LiveTeacher(teacher, align=align, drop_path=teacher_drop_path) if live else teacher
-        words = [targets] if isinstance(targets, str) else targets
-        self.targets = [parse_target(word, self.source.depth, student.depth, target_block) for word in words]
+        depths, words = (self.source.depth, student.depth), [targets] if isinstance(targets, str) else targets
+        self.targets = [parse_target(word, *depths, target_block) for word in words]
         if not self.targets:
             raise ConfigError("no targets", "nothing would be learned", "e.g. targets=('qk+vv',)")
         self.target_block = self.targets[0].teacher_block
@@ -234,10 +234,8 @@ class TinyMIM(Method):
         taught = self.source.read(teacher_images, read_from(targets, "teacher"), grid, keep_BV=keep, extra=extra)
         prefix = int(has_class_token(self.student)), int(self.source.class_token)
         for target in targets:
-            s = {
-                name: pair_tokens(learned[target.student_block][name], self.student, bool(prefix[0]))
-                for name in target.taps
-            }
+            own = learned[target.student_block]
+            s = {name: pair_tokens(own[name], self.student, bool(prefix[0])) for name in target.taps}
             t = {name: taught[target.teacher_block][name] for name in target.taps}
             if target.patches:
                 s = self._shared_tokens(s, "student", prefix[0], order_BN)
