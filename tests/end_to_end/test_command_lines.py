@@ -88,6 +88,7 @@ WORDS = {
     "pseudo=0.5": "{pseudo}=0.5",
     "store/": "{stored}",
     "STORE": "{stored}",
+    "relations/": "{relations}",
     "logits/": "{published}",
     "best.tune/": "{tuned}/best.tune",
     "STUDENT": "{distilled}/student.pth",
@@ -129,7 +130,10 @@ TINY = {  # verb -> options
     "distill store": f"--student tinymim_vit_tiny {JOB} --cfg-options {STUDENT}",
     "cache": f"--teacher {{finetuned}}/classifier.pth {CACHE} --topk 2",
     "cache --check": "--teacher {finetuned}/classifier.pth --workers 0 --device cpu",
+    "cache relations": f"--teacher {{pretrained}}/student.pth {CACHE} --form int8 --cfg-options {STUDENT} "
+    "target_block=2",
     "cache STORE": "",
+    "distill relations": f"--teacher {{pretrained}}/student.pth {JOB} --cfg-options {STUDENT} target_block=2",
     "distill found": JOB,
     "contract": "--from {distilled}/student.pth --params 38k --steps 1 --batch-size 8 --workers 0 --device cpu "
     "--dry-run",
@@ -178,6 +182,7 @@ NOT_RUN = {  # start of a line -> what is checked in its place
     "python tests/compare_commits.py": "that the file exists",
     "python tools/bench_containers.py": "that the file exists: tests/benchmarks/test_containers.py runs it",
     "python tools/bench_methods.py": "that the file exists: tests/benchmarks/test_method_step.py runs it",
+    "python tools/bench_relation_forms.py": "that the file exists: tests/benchmarks/test_relation_forms.py runs it",
     "python tools/bench_distill.py": "that the file exists: tests/benchmarks/test_distill_step.py runs it",
 }
 NOT_RUN |= dict.fromkeys(
@@ -234,6 +239,8 @@ def kind_of(words: list[str]) -> str:
         return "distill --chain"
     if verb == "distill" and any("mae_tiny_from" in word and "tinymim" not in word for word in words):
         return "distill dmae"
+    if verb in ("cache", "distill") and "tinymim_tiny_small_data" in words and {"cache", "--store"} & {*words}:
+        return f"{verb} relations"
     if verb == "distill" and "--store" in words:
         return "distill store"
     if verb == "cache" and not {"--teacher", "--check"} & {*words}:
@@ -286,7 +293,7 @@ def tiny(shop: Workshop, line: str) -> list[str]:
 
 def reads_store(words: list[str]) -> bool:
     """Whether the --out of a line is a store that is there."""
-    return words[1] == "cache" and ("--check" in words or not {"--teacher", "--from-official"} & {*words})
+    return words[1] == "cache" and ("--check" in words or not {"--teacher", "--recipe", "--from-official"} & {*words})
 
 
 def instead(line: str) -> bool:

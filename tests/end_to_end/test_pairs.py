@@ -200,6 +200,7 @@ AS_FOLDERS = {
     "pseudo",
     "stored",
     "part of a store",
+    "relations",
     "published",
     "from published",
     "carded",

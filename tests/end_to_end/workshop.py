@@ -102,6 +102,12 @@ from published
 from store
     tinymim distill --recipe tinyvit_5m_from_store --store {stored} --data {PHOTOS} --student tinymim_vit_tiny --out
         {here} JOB --cfg-options STUDENT
+relations
+    tinymim cache --recipe tinymim_tiny_small_data --teacher {pretrained}/student.pth --data {PHOTOS} --out {here} CACHE
+        --form int8 --cfg-options STUDENT target_block=2
+from relations
+    tinymim distill --recipe tinymim_tiny_small_data --store {relations} --teacher {pretrained}/student.pth --data
+        {PHOTOS} --out {here} JOB --cfg-options STUDENT target_block=2
 tinyvit
     tinymim finetune --recipe tinyvit_5m_1k --data {CLASSES}/train --val-data {CLASSES}/val --out {here} UNITS
         --cfg-options TINYVIT

@@ -23,6 +23,7 @@ from tinymim.data.replay import Replay, pairs, view_seed
 from tinymim.errors import ConfigError
 from tinymim.models.logit_teacher import load_logit_teacher
 from tinymim.store import caching
+from tinymim.store.job import SparseLogits
 from tinymim.store.targets import TargetStore
 from tinymim.store.writer import TargetWriter
 
@@ -230,7 +231,7 @@ def test_a_plan_writes_nothing(setting, tmp_path, monkeypatch, capsys):
 
 def test_the_arithmetic_is_that_of_the_paper():
     """TinyViT's README: 481 GB for ImageNet-22k, K 100; 16 GB for ImageNet-1k, K 10 (in GiB both)."""
-    for photos, epochs, topk, gib in ((*caching.IMAGENET_22K, 100, 480.8), (1_281_167, 300, 10, 15.75)):
+    for photos, epochs, topk, gib in ((*SparseLogits.compare[1:], 100, 480.8), (1_281_167, 300, 10, 15.75)):
         assert photos * epochs * (4 + 4 * topk) / 2**30 == pytest.approx(gib, rel=2e-3)
 
 

@@ -1,4 +1,4 @@
-"""A step of every method on ViT-T in turns: MAE, D-MAE with and without its map of heads, D2-MAE, TinyMIM, fast
+"""A step of every method on ViT-T in turns: MAE, D-MAE with and without its map of heads, D2-MAE, TinyMIM and fast
 distillation beside the teacher and from a store.
 
 Each is the command's own job in a process of its own; teachers have random weights, one batch is used again and again.
@@ -17,7 +17,9 @@ from tinymim.cli import run_command
 from tinymim.errors import ConfigError
 from tinymim.files import write_json, write_text
 
+SMALL_DATA = "tinymim_tiny_small_data"
 FAST: dict[str, Any] = {"student": "tinymim_vit_tiny", "student_args": {"num_heads": 12}}
+LARGE: dict[str, Any] = {"teacher": "timm/vit_large_patch16_224.mae", "target_block": 18, "align": None}
 VIEWS, TOPK, CLASSES = 512, 100, 1000  # of the store that is made: a step uses up one view of each photo
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> recipe and what it changes; all: 12 heads, as MAE-Lite
     "MAE": ("mae_lite_tiny", {}),
@@ -25,6 +27,10 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> recipe and what it
     "D-MAE, heads as they are": ("dmae_tiny_from_mae_base", {"head_map": False}),
     "D2-MAE": ("d2mae_tiny_from_mae_base", {}),
     "TinyMIM, relations": ("tinymim_tiny_from_mae_base", {"student_args": {"num_heads": 12}, "color_jitter": None}),
+    "TinyMIM, DINOv2 ViT-S": (SMALL_DATA, {}),
+    "TinyMIM, DINOv2 ViT-S, from a store": (SMALL_DATA, {"store": True}),
+    "TinyMIM, ViT-L": (SMALL_DATA, LARGE),
+    "TinyMIM, ViT-L, from a store": (SMALL_DATA, {**LARGE, "store": True}),
     "fast distillation": ("tinyvit_5m_from_store", {**FAST, "teacher": "timm/vit_base_patch16_224"}),
     "fast distillation, from a store": ("tinyvit_5m_from_store", FAST),
 }
@@ -76,10 +82,14 @@ def step(setup: MethodSetup, pipe: Any) -> None:
     settings: Any = PretrainSettings if masked_only else DistillSettings
     kind: Any = type("Measured", (InTurns, PretrainJob if masked_only else DistillJob), {})
     with tempfile.TemporaryDirectory() as folder:
-        stored = setup.recipe.endswith("from_store") and "teacher" not in setup.changes
-        if stored:
+        logits = setup.recipe.endswith("from_store") and "teacher" not in setup.changes
+        own = dict(setup.changes)
+        stored = own.pop("store", False) or logits
+        if logits:
             write_store(Path(folder) / "store", setup.photos, setup.size)
-        changes = {"precision": setup.precision, "micro_batch": setup.batch, "watch_every": 0, **setup.changes}
+        elif stored:
+            write_relations(Path(folder) / "store", setup, own)
+        changes = {"precision": setup.precision, "micro_batch": setup.batch, "watch_every": 0, **own}
         job = kind(
             setup.recipe,
             settings(
@@ -87,7 +97,7 @@ def step(setup: MethodSetup, pipe: Any) -> None:
                 out=Path(folder) / "run",
                 img_size=setup.size,
                 batch_size=setup.batch,
-                epochs=VIEWS if stored else 1e6,
+                epochs=VIEWS if logits else 1e6,
                 **({"store": Path(folder) / "store"} if stored else {}),
                 save_every=10**9,
                 workers=0,
@@ -117,6 +127,28 @@ def write_store(out: Path, photos: str, size: int) -> None:
         record: dict[str, np.ndarray] = {"seed": np.arange(len(keys), dtype=np.int32), "indices": indices}
         for chunk in writer.work():
             writer.write(chunk, record | {"values": np.full(shape, 1 / (2 * TOPK), np.float16)})
+
+
+def write_relations(out: Path, setup: MethodSetup, changes: dict[str, Any]) -> None:
+    """A store of the relations of a teacher with random weights, in the default form, one view of each photo."""
+    from tinymim.distill.compact import DEFAULT
+    from tinymim.distill.relation_targets import relation_targets
+    from tinymim.engine import load_recipe
+    from tinymim.engine.build import build_method
+    from tinymim.store.caching import cache_targets
+    from tinymim.store.job import open_job
+
+    config = load_recipe(setup.recipe, {**changes, "img_size": setup.size})
+    views = {"img_size": setup.size, "scale": config.crop_scale}
+    job = open_job(
+        lambda: relation_targets(build_method(config, pretrained=False)[0], setup.size, DEFAULT),
+        data=setup.photos,
+        augmentation=views,
+        batch_size=8,
+        workers=0,
+        device=setup.device,
+    )
+    cache_targets(out, job, setup.photos, epochs=1)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -188,8 +220,8 @@ def markdown(results: dict[str, Any]) -> str:
         numbers = [f"{row['ms']:.0f}", f"{row['images_per_s']:.1f}", ratio, f"{row['peak_mib']:.0f}"]
         lines.append([row["name"], *numbers])
     about = (
-        f"ViT-T (12 heads), {results['size']} pixels, batch {results['batch']}, {results['precision']}; teacher ViT-B, "
-        f"from a store {4 + 4 * TOPK} bytes a view; "
+        f"ViT-T (12 heads but in the rows of {SMALL_DATA}), {results['size']} pixels, batch {results['batch']}, "
+        f"{results['precision']}; teacher ViT-B where none is named, logits from a store {4 + 4 * TOPK} bytes a view; "
         f"{results['rounds']} rounds in turns; {results['device']}, {results['threads']} threads, PyTorch "
         f"{results['environment']['versions']['torch']}; commit {results['commit']}.\n"
     )

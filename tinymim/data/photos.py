@@ -36,6 +36,7 @@ __all__ = [
     "open_near",
     "random_crop",
     "read_photo",
+    "student_copy",
     "to_tensor",
 ]
 
@@ -65,6 +66,19 @@ def color_jitter(image: Image.Image, changes: Sequence[tuple[str, float]]) -> Im
     for change, factor in changes:
         image = getattr(ImageEnhance, change)(image).enhance(factor)
     return image
+
+
+def student_copy(
+    image: Image.Image | Tensor, changes: Sequence[tuple[str, float]], *, later: bool
+) -> dict[str, Tensor]:
+    """The student's copy of a view with changed colours, ``student_image``; with ``later`` what it is made by on the
+    device, ``jitter`` (3, 2).
+    """
+    if later:
+        return {"jitter": torch.tensor([(CHANGES.index(change), factor) for change, factor in changes])}
+    if isinstance(image, Tensor):
+        image = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+    return {"student_image": to_tensor(color_jitter(image, changes))}
 
 
 def center_box(size: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -161,11 +175,7 @@ class Photos(Dataset[dict[str, Any]]):
         (image, rng), at, skipped = open_near(self.photos, index, lambda path: self._view(path, epoch, index))
         sample: dict[str, Any] = {"image": to_tensor(image), "skipped": skipped}
         if self.jitter is not None and self.train:
-            changes = draw_jitter(self.jitter, rng)
-            if self.jitter_later:
-                sample["jitter"] = torch.tensor([(CHANGES.index(change), factor) for change, factor in changes])
-            else:
-                sample["student_image"] = to_tensor(color_jitter(image, changes))
+            sample |= student_copy(image, draw_jitter(self.jitter, rng), later=self.jitter_later)
         elif self.jitter is not None:
             sample["student_image"] = sample["image"]
         if self.extra is not None:

@@ -3,6 +3,7 @@
 Legend: B = batch, S = side of a view.
 """
 
+import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,7 +12,8 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tinymim.data.photos import collate, open_near
+from tinymim.data.jitter import draw_jitter
+from tinymim.data.photos import collate, open_near, student_copy
 from tinymim.data.pixels import UnreadablePhoto
 from tinymim.data.replay import Replay, pairs, view_seed
 from tinymim.errors import DataError
@@ -38,11 +40,14 @@ class ReplayedPhotos(Dataset[dict[str, Any]]):
         keys: File -> its key, the path below the data folder.
         replay: The augmentation.
         stored: Seeds and targets; None: the seeds of :func:`tinymim.data.replay.view_seed`, and no targets.
-        seed: Of the run: the order of the photos, and without ``stored`` the views.
+        seed: Of the run: the order of the photos, the jitter, and without ``stored`` the views.
+        jitter: Strength of a colour jitter on the student's copy, which the targets know nothing of; None: one view.
+        jitter_later: See :class:`tinymim.data.photos.Photos`.
 
     The key of an item is ``(epoch, index)``, the item ``{"image": (3, S, S) uint8, "seed": whole number, "skipped":
-    files}`` plus the targets; :meth:`collate` makes a batch of them and mixes. A photo that is unreadable, or was when
-    the targets were stored, is replaced by the next one, and its path is in ``skipped``.
+    files}``, with ``jitter`` also ``"student_image"`` or ``"jitter"``, plus the targets; :meth:`collate` makes a batch
+    and mixes. A photo that is unreadable, or was when the targets were stored, is replaced by the next one, and its
+    path is in ``skipped``.
     """
 
     def __init__(
@@ -53,7 +58,10 @@ class ReplayedPhotos(Dataset[dict[str, Any]]):
         stored: Targets | None = None,
         *,
         seed: int = 0,
+        jitter: float | None = None,
+        jitter_later: bool = False,
     ) -> None:
+        self.jitter, self.jitter_later = jitter, jitter_later
         self.photos, self.keys, self.replay, self.stored, self.seed = list(photos), keys, replay, stored, seed
         names = [keys[photo].encode("utf-8", "surrogateescape") for photo in self.photos] if replay.mixes else []
         self._sorted = np.array(sorted(range(len(names)), key=names.__getitem__), int)  # pairs are of sorted keys
@@ -79,9 +87,14 @@ class ReplayedPhotos(Dataset[dict[str, Any]]):
         if found is None:
             return None
         try:
-            return {"image": self.replay.view(path, found[0]), "seed": found[0], **found[1]}
+            view = self.replay.view(path, found[0])
         except UnreadablePhoto:
             return None
+        own: dict[str, Tensor] = {}
+        if self.jitter is not None:
+            rng = random.Random(f"{self.seed}/{epoch}/{name}")
+            own = student_copy(view, draw_jitter(self.jitter, rng), later=self.jitter_later)
+        return {"image": view, **own, "seed": found[0], **found[1]}
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         """A batch: views (B, 3, S, S), neighbours 2i and 2i + 1 mixed, and targets (B, ...)."""

@@ -165,11 +165,6 @@ class FastDistill(Method):
             self.live_model.eval()
         return self
 
-    def example(self, photo: Path | None) -> Mapping[str, Tensor]:
-        if self.live is not None:
-            return {}
-        return {"values": torch.full((self.topk,), 1 / self.topk), "indices": torch.arange(self.topk)}
-
     def losses(self, *views: Tensor, extra: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Losses of one batch.
 

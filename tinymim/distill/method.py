@@ -111,9 +111,11 @@ class Method(nn.Module):
         calibrates: Whether :meth:`calibrate` needs to be called.
         augmentation: Arguments of :class:`tinymim.data.replay.Replay`: the training views are made by it, from seeds.
             None: the run's own random crops and colour jitter.
+        recoloured: With ``augmentation``, whether the student's copy has a colour jitter of its own: the targets are
+            those of the plain view.
         stored: With ``augmentation``, the seeds and targets of photos (:class:`tinymim.data.replayed.Targets`); its
-            ``check(keys, epochs)`` refuses photos that it does not have. The targets arrive as ``extra`` of
-            :meth:`losses`. None: seeds that follow from the run's.
+            ``check(keys, epochs)`` refuses photos that it does not have, ``example()`` is for measuring. The targets
+            arrive as ``extra`` of :meth:`losses`. None: seeds that follow from the run's.
         per_photo: Called by the data workers for each photo; returns tensors that the method needs besides the pixels
             (e.g. targets from a store). They arrive, stacked, as ``extra`` of :meth:`losses`. None: no extra tensors.
     """
@@ -129,6 +131,7 @@ class Method(nn.Module):
     per_photo: PerPhoto | None = None
     calibrates = False
     augmentation: Mapping[str, Any] | None = None
+    recoloured = False
     stored: Any = None
 
     @classmethod
@@ -180,6 +183,9 @@ class Method(nn.Module):
         Args:
             photo: One of the photos, or None.
         """
+        if self.stored is not None:
+            given: Mapping[str, Tensor] = self.stored.example()
+            return given
         return {} if self.per_photo is None or photo is None else self.per_photo(photo, 0)
 
     @property
@@ -210,8 +216,9 @@ class Method(nn.Module):
 
     @property
     def normalisations(self) -> list[Normalisation]:
-        """The normalisation of each view: the student's, then each teacher's."""
-        return [(IMAGENET_MEAN, IMAGENET_STD), *((teacher.mean, teacher.std) for teacher in self.teachers)]
+        """The normalisation of each view: the student's, then each live teacher's."""
+        live = [teacher for teacher in self.teachers if isinstance(teacher, Teacher)]
+        return [(IMAGENET_MEAN, IMAGENET_STD), *((teacher.mean, teacher.std) for teacher in live)]
 
     def relation_pairs(self, views: Sequence[Tensor]) -> Iterator[tuple[str, Any, Tensor]]:
         """For metrics per relation head: (prefix of the loss names, method of one teacher, that teacher's images)."""

@@ -4,27 +4,19 @@ Legend: K = classes whose probabilities are kept.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tinymim.errors import ConfigError, DataError
+from tinymim.distill.stored import StoredTargets, is_file
+from tinymim.errors import DataError
 from tinymim.models.logit_teacher import load_logit_teacher
-from tinymim.store.layout import encode_keys, sorted_keys
-from tinymim.store.targets import NoTargets, TargetStore
+from tinymim.store.targets import TargetStore
 
 
-class StoredTeacher(NamedTuple):
-    """Who gave the targets of a store."""
-
-    name: str
-    sha256: str | None
-
-
-class StoredLogits:
+class StoredLogits(StoredTargets):
     """Sparse logits of a store, for :class:`tinymim.data.replayed.ReplayedPhotos`.
 
     Args:
@@ -34,22 +26,18 @@ class StoredLogits:
         DataError: a store of other targets.
     """
 
+    kind, needs, remedy = "logits", ("topk", "classes"), "tinymim cache --topk K"
+
     def __init__(self, store: TargetStore) -> None:
+        super().__init__(store)
         header = store.header
-        missing = [name for name in ("topk", "classes", "augmentation") if not header.get(name)]
-        names = header.get("class_names", [])
-        missing += ["the names of its classes"] if names and len(names) != header.get("classes") else []
-        if header["kind"] != "logits" or missing:
+        self.topk, self.classes, self.class_names = header["topk"], header["classes"], header.get("class_names", [])
+        if self.class_names and len(self.class_names) != self.classes:
             raise DataError(
-                f"{store.place.url} holds no logits of known views",
-                f"its targets are {header['kind']!r}" + (f", without {', '.join(missing)}" if missing else ""),
-                "give what tinymim cache --topk K wrote",
+                f"{self.source} holds no logits of known classes",
+                f"it names {len(self.class_names)} of {self.classes} classes",
+                f"give what {self.remedy} wrote",
             )
-        self.store, self.source, self.sha256 = store, str(store.place.url), store.layout.identity
-        self.seed, self.topk, self.classes = header["seed"], header["topk"], header["classes"]
-        self.class_names = names
-        self.augmentation: dict[str, Any] = header["augmentation"]
-        self.teacher = StoredTeacher(**header.get("teacher", {"name": "unknown", "sha256": None}))
 
     def check_recipe(self, recipe: Any) -> None:
         """Refuse a recipe that names another teacher, K or number of classes; a file is compared by its tensors.
@@ -57,31 +45,21 @@ class StoredLogits:
         Raises:
             ConfigError: it does.
         """
-        teacher, sha256 = self.teacher
-        if recipe.teacher and Path(recipe.teacher).is_file():
+        teacher, sha256, _ = self.teacher
+        if is_file(recipe.teacher):
             same = load_logit_teacher(recipe.teacher).sha256 == sha256
             teacher = recipe.teacher if same else f"{teacher} (sha256 {str(sha256)[:12]})"
-        for name, wanted, found, fix in (
+        self.refuse_others(
             ("the teacher", recipe.teacher, teacher, "leave --teacher out"),
             ("topk", recipe.topk, self.topk, f"--cfg-options topk={self.topk}"),
             ("classes", recipe.classes, self.classes, f"--cfg-options classes={self.classes}"),
-        ):
-            if wanted is not None and wanted != found:
-                raise ConfigError(
-                    f"{self.source} was made with {name} {found}",
-                    f"the recipe has {wanted}",
-                    f"give another --store, or {fix}",
-                )
+        )
 
     def check(self, keys: Sequence[str], epochs: int) -> None:
-        """Refuse a run whose photos or epochs are not in the store.
-
-        Args:
-            keys: Of all photos of the run.
-            epochs: That it goes through.
+        """Refuse a run whose photos or epochs are not in the store; see :meth:`StoredTargets.check`.
 
         Raises:
-            DataError: some are missing; or, where views are mixed, the store has further photos.
+            DataError: some are missing.
         """
         own = self.store.layout.epochs
         if epochs > own:
@@ -90,18 +68,11 @@ class StoredLogits:
                 "every epoch has views of its own",
                 f"use --epochs {own}, or write more: tinymim cache --epochs {epochs} with the options of the store",
             )
-        if encode_keys(sorted_keys(keys))[1] == self.store.header["keys_sha256"]:
-            return
-        missing = [key for key in keys if key not in self.store]
-        if missing or self.augmentation.get("mixup") or self.augmentation.get("cutmix"):
-            what = f"{len(missing)} of {len(keys)} photos, e.g. {missing[0]}, are not" if missing else "not all are"
-            raise DataError(
-                f"the photos are others than those of {self.source}",
-                f"{what} in it, which has {len(self.store.keys)}, the first is {self.store.keys[0]}"
-                if missing
-                else f"it mixes its {len(self.store.keys)} photos in pairs, and --data has {len(keys)} of them",
-                "give the --data that the store was made of, or cache these photos: tinymim cache --data FOLDER",
-            )
+        super().check(keys, epochs)
+
+    def example(self) -> dict[str, Tensor]:
+        """Targets as of a photo, for measuring memory and time."""
+        return {"values": torch.full((self.topk,), 1 / self.topk), "indices": torch.arange(self.topk)}
 
     def __call__(self, key: str, epoch: int) -> tuple[int, dict[str, Tensor]] | None:
         """Seed of a view, and ``values`` (K,) and ``indices`` (K,); None: the photo was damaged.
@@ -109,9 +80,8 @@ class StoredLogits:
         Raises:
             DataError: a damaged record.
         """
-        try:
-            record = self.store[key, epoch]
-        except NoTargets:
+        record = self.record(key, epoch)
+        if record is None:
             return None
         values, indices = record["values"].astype(np.float32), record["indices"].astype(np.int64)
         if not ((values >= 0) & (values <= 1)).all() or indices.min() < 0 or indices.max() >= self.classes:

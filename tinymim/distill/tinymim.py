@@ -16,6 +16,7 @@ from tinymim.distill.method import Method, register_method
 from tinymim.distill.recipe_keys import Choice, Key, Kind, Number
 from tinymim.distill.several import SeveralTeachers
 from tinymim.distill.sources import LiveTeacher, TargetSource
+from tinymim.distill.stored_relations import StoredRelations
 from tinymim.distill.taps import read
 from tinymim.distill.targets import Relation, Target, parse_target, read_from
 from tinymim.distill.teachers import TEACHER_KEYS, each_teacher, load_for_recipe
@@ -48,8 +49,7 @@ class TinyMIM(Method):
         reconstruct: Add MAE's loss on the masked pixels; keywords of :class:`tinymim.models.mae.MAE` for its decoder,
             and its ``weight``. Needs a masked student.
         teacher_drop_path: Constant stochastic-depth rate of the teacher's blocks (table 13); 0: none.
-        teacher_precision: "auto": the run's; "int8": 8-bit products before the blocks that are read
-            (:mod:`tinymim.distill.int8_frozen`).
+        teacher_precision: "auto": the run's; "int8": 8-bit products (:mod:`tinymim.distill.int8_frozen`).
         align: For patch grids that differ, see :class:`~tinymim.distill.sources.LiveTeacher`.
 
     Raises:
@@ -59,6 +59,7 @@ class TinyMIM(Method):
 
     keys: ClassVar[Mapping[str, Key]] = {
         **TEACHER_KEYS,
+        "store": Kind(example="FOLDER"),  # what tinymim cache --recipe wrote: the teacher is not built
         # several at once: dicts of teacher and weight; teacher_weights .. align override the recipe's
         "teachers": Kind([], types=(list, tuple), items=dict, words="a list of dicts", example="[]"),
         "chain": Kind(""),  # e.g. mae_large:base:small:tiny; hop by hop, every student is the next teacher
@@ -96,8 +97,8 @@ class TinyMIM(Method):
         if live:
             check_teacher(teacher)
         self.source: Any = LiveTeacher(teacher, align=align, drop_path=teacher_drop_path) if live else teacher
-        words = [targets] if isinstance(targets, str) else targets
-        self.targets = [parse_target(word, self.source.depth, student.depth, target_block) for word in words]
+        depths, words = (self.source.depth, student.depth), [targets] if isinstance(targets, str) else targets
+        self.targets = [parse_target(word, *depths, target_block) for word in words]
         if not self.targets:
             raise ConfigError("no targets", "nothing would be learned", "e.g. targets=('qk+vv',)")
         self.target_block = self.targets[0].teacher_block
@@ -124,19 +125,19 @@ class TinyMIM(Method):
         """One method for each teacher of the recipe; several are combined (:class:`SeveralTeachers`)."""
         entries = each_teacher(recipe)
         methods = [cls._with_teacher(recipe, entry, student, pretrained, not i) for i, entry in enumerate(entries)]
-        if len(methods) == 1:
-            return methods[0]
-        return SeveralTeachers(methods, [entry.get("weight", 1.0) for entry in entries])
+        weights = [entry.get("weight", 1.0) for entry in entries]
+        return methods[0] if len(methods) == 1 else SeveralTeachers(methods, weights)
 
     @classmethod
     def _with_teacher(
         cls, recipe: Any, entry: dict[str, Any], student: Any, pretrained: bool, first: bool
     ) -> "TinyMIM":
-        reading = load_for_recipe(recipe, entry, student, pretrained=pretrained)
+        stored = StoredRelations.open(recipe, entry, student) if recipe.store else None
+        reading = stored.reading(entry) if stored else load_for_recipe(recipe, entry, student, pretrained=pretrained)
         decoder = dict(decoder_arguments(recipe), weight=recipe.reconstruct)
         method = cls(
             student,
-            reading.teacher.model,
+            stored or reading.teacher.model,
             targets=entry["targets"],
             target_block=reading.block,
             relation_heads=entry["relation_heads"] or reading.heads,
@@ -150,6 +151,8 @@ class TinyMIM(Method):
             align=entry["align"],
         )
         method.teachers = [reading.teacher]
+        if stored:
+            stored.attach(method, recipe)
         reading.check(method.targets)
         reading.describe(method, heads_from_recipe=bool(entry["relation_heads"]))
         return method
@@ -162,12 +165,10 @@ class TinyMIM(Method):
         return nn.ModuleDict({"network": self.mae or self.student, "maps": self.maps})
 
     def prepare(self, dtype: torch.dtype) -> None:
-        """See :meth:`tinymim.distill.sources.LiveTeacher.prepare`."""
         if isinstance(self.source, LiveTeacher):
             self.source.prepare(dtype)
 
     def calibrate(self, dtype: torch.dtype, *views: Tensor) -> None:
-        """See :meth:`tinymim.distill.sources.LiveTeacher.calibrate`."""
         grid = patch_grid(self.student, (views[0].shape[2], views[0].shape[3]))
         self.source.calibrate(views[-1], read_from(self.targets, "teacher"), grid, dtype)
 
@@ -187,8 +188,8 @@ class TinyMIM(Method):
             extra: The stacked tensors of :attr:`per_photo`.
 
         Returns:
-            A differentiable scalar for each relation or feature (``qk``, ``vv``; with several pairs of blocks
-            ``qk@18:12``), ``pixel`` with ``reconstruct``, and their weighted sum ``loss``.
+            A scalar for each relation or feature (``qk``, ``vv``; with several pairs of blocks ``qk@18:12``), ``pixel``
+            with ``reconstruct``, and their weighted sum ``loss``.
         """
         order_BN = self.order(views[0])
         learned = read(self.student, views[0], self.student_taps(), self.visible(order_BN, "student"))
@@ -212,8 +213,7 @@ class TinyMIM(Method):
                 losses[self.loss_name(target, name)] = loss
                 total = target.weight * loss if total is None else total + target.weight * loss
         assert total is not None
-        if self.mae is not None:
-            assert order_BN is not None
+        if self.mae is not None and order_BN is not None:
             tokens = self.student.norm(learned[self.student.depth]["output"])
             losses["pixel"] = self.mae.pixel_loss(student_images, tokens, order_BN)
             total = total + self.reconstruct_weight * losses["pixel"]
@@ -234,10 +234,8 @@ class TinyMIM(Method):
         taught = self.source.read(teacher_images, read_from(targets, "teacher"), grid, keep_BV=keep, extra=extra)
         prefix = int(has_class_token(self.student)), int(self.source.class_token)
         for target in targets:
-            s = {
-                name: pair_tokens(learned[target.student_block][name], self.student, bool(prefix[0]))
-                for name in target.taps
-            }
+            own = learned[target.student_block]
+            s = {name: pair_tokens(own[name], self.student, bool(prefix[0])) for name in target.taps}
             t = {name: taught[target.teacher_block][name] for name in target.taps}
             if target.patches:
                 s = self._shared_tokens(s, "student", prefix[0], order_BN)
@@ -282,7 +280,8 @@ class TinyMIM(Method):
         return f"{name}@{target.teacher_block}:{target.student_block}"
 
     def relation_pairs(self, views: Sequence[Tensor]) -> Iterator[tuple[str, Any, Tensor]]:
-        yield "", self, views[-1]
+        if self.stored is None:  # the photos that are looked at have no stored targets
+            yield "", self, views[-1]
 
     def learned_relations(self) -> tuple[int, int] | None:
         """The student's deepest block whose relations were learned, and their heads; used when it is a teacher."""

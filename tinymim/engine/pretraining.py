@@ -151,7 +151,7 @@ class PretrainJob(Job):
                 "write a store with tinymim cache",
             )
         self.replay = replay = Replay(**augmentation)
-        if self.config.color_jitter:
+        if self.config.color_jitter and not self.method.recoloured:
             raise ConfigError(
                 f"color_jitter={self.config.color_jitter} for views that are made from seeds",
                 "teacher and student see the same pixels",
@@ -187,7 +187,15 @@ class PretrainJob(Job):
         """Views of the training photos, or central crops of the held-out ones or of those given."""
         if train and self.method.augmentation is not None:
             stored = self.method.stored
-            return ReplayedPhotos(self.files, self.keys, self.replay, stored, seed=self.config.seed)
+            return ReplayedPhotos(
+                self.files,
+                self.keys,
+                self.replay,
+                stored,
+                seed=self.config.seed,
+                jitter=self.config.color_jitter if self.method.recoloured else None,
+                jitter_later=self.place != "cpu",
+            )
         return Photos(
             files or (self.files if train else self.held_out),
             img_size=self.config.img_size,

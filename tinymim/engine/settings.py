@@ -145,7 +145,7 @@ class DistillSettings(PretrainSettings):
         teacher_weights: File for a timm teacher; for several teachers one each, "-" for none.
         targets: Words of :mod:`tinymim.distill.targets`.
         teacher_heads: Heads per block, for a teacher file that does not store it.
-        store: What ``tinymim cache`` wrote, instead of a teacher (fast distillation).
+        store: What ``tinymim cache`` wrote, instead of a teacher (fast distillation, TinyMIM).
     """
 
     default_recipe = "tinymim_tiny_from_mae_base"
@@ -171,7 +171,7 @@ class DistillSettings(PretrainSettings):
         "heads per block, for a teacher file that does not store it", recipe="teacher_heads", type=int
     )
     store: str | Path | None = option(
-        "targets that tinymim cache wrote, instead of a teacher (recipes tinyvit_*)", metavar="FOLDER"
+        "targets that tinymim cache wrote, instead of a teacher (recipes tinyvit_* and tinymim_*)", metavar="FOLDER"
     )
 
     def overrides(self) -> dict[str, Any]:

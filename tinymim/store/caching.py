@@ -1,4 +1,4 @@
-"""``tinymim cache``: a teacher looks once at every photo in every epoch, and its largest probabilities are kept."""
+"""``tinymim cache``: a teacher looks once at every photo in every epoch, and what students need of it is kept."""
 
 import os
 import time
@@ -12,12 +12,11 @@ import numpy as np
 from tinymim.errors import ConfigError
 from tinymim.progress import Progress, clock, say
 from tinymim.store.job import UNREADABLE, Item, Job, about
-from tinymim.store.layout import HEADER, Chunk, Layout, check_same, logits_arrays, sorted_keys
+from tinymim.store.layout import HEADER, Chunk, Layout, check_same
 from tinymim.store.places import open_place
-from tinymim.store.targets import missing_chunks, read_header
+from tinymim.store.targets import missing_chunks, owns, read_header
 from tinymim.store.writer import TargetWriter, make_header
 
-IMAGENET_22K = (14_197_122, 90)  # photos; epochs of TinyViT's distillation
 TIMED = 8.0  # seconds a plan takes to time the teacher, about
 
 
@@ -27,38 +26,47 @@ class Plan:
 
     Attributes:
         records: In all.
+        epoch_bytes: Bytes of the records of an epoch.
         record_bytes: Bytes of one.
         keys_bytes: Bytes of the index.
         missing: Records not written yet.
         free: Bytes that the disk has left; None: unknown.
         rate: Photos per second of this machine; None: not timed.
-        words: The first lines to print.
+        words: The first line to print.
+        compare: Name, photos and epochs of a large job.
+        absent: The chunks that are not written yet.
     """
 
     records: int
+    epoch_bytes: int
     record_bytes: int
     keys_bytes: int
     missing: int
     free: int | None
     rate: float | None
     words: str
+    compare: tuple[str, int, int]
+    absent: list[Chunk]
 
     def print(self) -> None:
-        """GiB, hours, and the same for ImageNet-22k."""
+        """GiB, hours, and the same for a large job."""
         print(self.words)
         size = self.records * self.record_bytes + self.keys_bytes
         room = "" if self.free is None else f"; free: {_size(self.free)}"
-        print(f"size:    {_size(size)}: {self.record_bytes} bytes a view, {_size(self.keys_bytes)} of keys{room}")
+        print(
+            f"size:    {_size(size)}: {self.record_bytes:,} bytes a view, {_size(self.epoch_bytes)} an epoch, "
+            f"{_size(self.keys_bytes)} of keys{room}"
+        )
         if self.missing < self.records:
             print(
                 f"there:   {self.records - self.missing:,} records; {_size(self.missing * self.record_bytes)} to write"
             )
         if self.rate:
             print(f"speed:   {self.rate:.1f} images/s here: {_hours(self.missing / self.rate)} for what is missing")
-        photos, epochs = IMAGENET_22K
+        name, photos, epochs = self.compare
         hours = f", {_hours(photos * epochs / self.rate)} on one such machine" if self.rate else ""
         print(
-            f"compare: ImageNet-22k ({photos:,} photos, {epochs} epochs) at this K: "
+            f"compare: {name} ({photos:,} photos, {epochs} epochs) like this: "
             f"{_size(photos * epochs * self.record_bytes)}{hours}",
             flush=True,
         )
@@ -74,7 +82,7 @@ class Plan:
             raise ConfigError(
                 f"the disk of {out} is too small",
                 f"{_size(needed)} are to be written, {_size(self.free)} are free",
-                "choose another --out, or a smaller --topk or --epochs",
+                "choose another --out, or a smaller --topk, --form or --epochs",
             )
 
 
@@ -98,11 +106,10 @@ def make_plan(
     """
     place = open_place(out)
     found = read_header(place) if place.exists(HEADER) else None
-    encoded = sorted_keys(job.keys)
     header = make_header(
-        encoded,
-        logits_arrays(job.topk),
-        kind="logits",
+        job.encoded,
+        job.asked.arrays,
+        kind=job.asked.kind,
         epochs=epochs,
         seed=job.seed,
         pairs=job.replay.mixes,
@@ -112,16 +119,18 @@ def make_plan(
     if found:
         check_same(found, header, place.url)
     layout = Layout(header, "the plan")
-    missing = sum(len(each.rows) for each in missing_chunks(place, layout))
+    absent = missing_chunks(place, layout)
     return Plan(
         records=len(job.keys) * epochs,
+        epoch_bytes=len(job.keys) * layout.record_bytes,
         record_bytes=layout.record_bytes,
-        keys_bytes=sum(map(len, encoded)) + 8 * len(encoded),
-        missing=missing,
+        keys_bytes=sum(map(len, job.encoded)) + 8 * len(job.encoded),
+        missing=sum(len(each.rows) for each in absent),
         free=place.free(),
         rate=_rate(job) if timed else None,
-        words=f"store:   {place.url}: {len(job.keys):,} photos x {epochs} epochs, the {job.topk} most probable of "
-        f"{job.teacher.classes:,} classes of {job.teacher.name}",
+        words=f"store:   {place.url}: {len(job.keys):,} photos x {epochs} epochs, {job.asked.words}",
+        compare=job.asked.compare,
+        absent=absent,
     )
 
 
@@ -168,11 +177,13 @@ def cache_targets(
         ConfigError: the store is another one, or the disk is too small.
         TinyMIMError: the disk is full; what is written stays.
     """
-    make_plan(job, out, data, epochs=epochs, chunk=chunk, timed=False).check_room(os.fspath(out))
+    plan = make_plan(job, out, data, epochs=epochs, chunk=chunk, timed=False)
+    plan.check_room(os.fspath(out))
     with TargetWriter(
         out,
-        job.keys,
-        arrays=logits_arrays(job.topk),
+        job.encoded,
+        kind=job.asked.kind,
+        arrays=job.asked.arrays,
         epochs=epochs,
         seed=job.seed,
         pairs=job.replay.mixes,
@@ -180,14 +191,18 @@ def cache_targets(
         about=about(job, data),
     ) as writer:
         layout = writer.layout
-        mine = sum(len(each.rows) for each in missing_chunks(writer.place, layout, part))
+        whole = layout.epochs > epochs  # the store has more than were planned
+        absent = (
+            missing_chunks(writer.place, layout, part) if whole else [c for c in plan.absent if owns(layout, c, part)]
+        )
+        mine = sum(len(each.rows) for each in absent)
         total = len(job.keys) * layout.epochs
         progress, done = Progress("cache", total, start=total - mine), total - mine
         damaged = set[str]()
         queue: deque[tuple[Chunk, list[Item]]] = deque()
 
         def batches() -> Iterator[list[Item]]:
-            for each in writer.work(part):
+            for each in writer.work(part, absent):
                 rows = [(each.epoch, int(position)) for position in layout.photos_of(each)]
                 for at in range(0, len(rows), job.batch_size):
                     queue.append((each, rows[at : at + job.batch_size]))

@@ -21,6 +21,31 @@ class StoredTeacher(TypedDict):
     sha256: str | None
 
 
+class StoredEntry(TypedDict):
+    """A tap, or the pair of a relation, of a block."""
+
+    block: Annotated[int, Limits(1, 2**10)]
+    taps: Annotated[list[str], Limits(1, 2)]
+    form: str
+    tokens: Annotated[int, Limits(1, 2**20)]
+
+
+class RelationHeader(TypedDict):
+    """What a store of kind "relations" holds, and of which teacher."""
+
+    targets: list[str]
+    block: Annotated[int, Limits(1, 2**10)]
+    form: str
+    entries: Annotated[list[StoredEntry], Limits(1, 64)]
+    heads: Annotated[int, Limits(1, 2**16)]
+    width: Annotated[int, Limits(1, 2**20)]
+    depth: Annotated[int, Limits(1, 2**10)]
+    class_token: bool
+    grid: Annotated[list[Pixels], Limits(2, 2)]
+    align: str | None
+    softmax: bool
+
+
 class TargetHeader(TypedDict, total=False):
     """store.json of a target store."""
 
@@ -38,6 +63,7 @@ class TargetHeader(TypedDict, total=False):
     topk: Count
     classes: Count
     class_names: list[str]
+    relations: RelationHeader
     augmentation: dict[str, Any]
     precision: str
     data: dict[str, Any]

@@ -320,13 +320,19 @@ class Keys(Sequence[str]):
         return at if at < len(self) and self._bytes(at) == wanted else None
 
 
-def sorted_keys(keys: Iterable[str]) -> list[bytes]:
-    """Keys in the order of a store.
+class SortedKeys(list[bytes]):
+    """Keys as :func:`sorted_keys` gives them."""
+
+
+def sorted_keys(keys: Iterable[str] | SortedKeys) -> SortedKeys:
+    """Keys in the order of a store; those that were sorted here stay as they are.
 
     Raises:
         DataError: a key twice, or none.
     """
-    found = sorted(key.encode("utf-8", "surrogateescape") for key in keys)
+    if isinstance(keys, SortedKeys):
+        return keys
+    found = SortedKeys(sorted(key.encode("utf-8", "surrogateescape") for key in keys))
     twice = next((a for a, b in itertools.pairwise(found) if a == b), None)
     if twice is not None or not found:
         what = "no photos" if twice is None else f"the key {twice.decode('utf-8', 'replace')!r} occurs twice"

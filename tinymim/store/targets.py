@@ -163,10 +163,14 @@ def missing_chunks(place: Place, layout: Layout, part: tuple[int, int] | None = 
         there = {*place.names(folder_of(epoch))}
         for number in range(layout.chunks):
             chunk = layout.at(epoch, number)
-            own = part is None or (epoch * layout.chunks + number) % part[1] == part[0]
-            if own and chunk.name.rpartition("/")[2] not in there:
+            if owns(layout, chunk, part) and chunk.name.rpartition("/")[2] not in there:
                 found.append(chunk)
     return found
+
+
+def owns(layout: Layout, chunk: Chunk, part: tuple[int, int] | None) -> bool:
+    """Whether a chunk belongs to a part (number from 0, of how many); None: all do."""
+    return part is None or (chunk.epoch * layout.chunks + chunk.number) % part[1] == part[0]
 
 
 def read_header(place: Place) -> TargetHeader:

@@ -22,6 +22,7 @@ from tinymim.store.layout import (
     Array,
     Chunk,
     Layout,
+    SortedKeys,
     check_same,
     encode_keys,
     sorted_keys,
@@ -66,7 +67,7 @@ class TargetWriter:
 
     Args:
         url: The folder, or a URL for fsspec.
-        keys: The photos: paths below the data folder, with ``/``; sorted here.
+        keys: The photos: paths below the data folder, with ``/``; sorted here, or by ``sorted_keys``.
         arrays: What a record holds.
         epochs: More than the store has: they are added.
         kind: What the targets are, e.g. "logits".
@@ -84,7 +85,7 @@ class TargetWriter:
     def __init__(
         self,
         url: str | os.PathLike[str],
-        keys: Iterable[str],
+        keys: Iterable[str] | SortedKeys,
         *,
         arrays: Sequence[Array],
         epochs: int,
@@ -145,16 +146,17 @@ class TargetWriter:
                     own.release()
         self.place.clean()
 
-    def work(self, part: tuple[int, int] | None = None) -> Iterator[Chunk]:
+    def work(self, part: tuple[int, int] | None = None, absent: Iterable[Chunk] | None = None) -> Iterator[Chunk]:
         """Chunks to write, each claimed until :meth:`write`; those that other processes have or write are left out.
 
         Args:
             part: Number (from 0) and count of the static parts; None: whatever is free.
+            absent: The chunks of the part that were not there, if that is known; None: they are looked for.
 
         Raises:
             NoLocks: the place has no claims, and no part was given.
         """
-        for chunk in missing_chunks(self.place, self.layout, part):
+        for chunk in missing_chunks(self.place, self.layout, part) if absent is None else absent:
             try:
                 claim = self.place.claim(f"{chunk.epoch:05d}-{chunk.number:06d}")
             except NoLocks:
