@@ -462,8 +462,33 @@ def test_photos_and_labels_in_two_folders(tmp_path):
     assert {photo.parent.name for photo, _ in [*layout.train, *layout.val]} == {"seq"}
 
 
+def test_ids_that_do_not_count_stay_told_after_a_split(tmp_path, capsys):
+    source, out = flat(tmp_path / "in"), tmp_path / "out"
+    line = ["data", str(source), "--split", "0.3", "--ignore-label", "1", "--out", str(out)]
+    assert cli.main(line) == 0
+    about = json.loads((out / "dataset.json").read_text("utf-8"))
+    assert about["ignore"] == [1]
+    assert read_layout(out).ignore == read_layout(source_layout(out), ignore_label=[1]).ignore
+    assert read_layout(out).classes == tuple(about["classes"])
+    again = ["data", str(out), "--split", "0.3", "--ignore-label", "1", "--out", str(tmp_path / "again")]
+    capsys.readouterr()
+    assert cli.main(again) == 2
+    assert not (tmp_path / "again").exists()
+
+
+def source_layout(folder):
+    """The same folder without its dataset.json."""
+    shutil.copytree(folder, folder.with_name("bare"))
+    (folder.with_name("bare") / "dataset.json").unlink()
+    return folder.with_name("bare")
+
+
 def test_what_cannot_be_split_is_told(tmp_path):
     source = flat(tmp_path / "in", 3)
+    (source / "dataset.json").write_text(json.dumps({"classes": NAMES}), "utf-8")
+    with pytest.raises(ConfigError, match="--ignore-label and"):
+        split_folder(source, tmp_path / "out", ignore=[1])
+    (source / "dataset.json").unlink()
     with pytest.raises(ConfigError, match="between 0 and 1"):
         split_folder(source, tmp_path / "out", share=1.0)
     with pytest.raises(ConfigError, match="is inside"):
@@ -536,7 +561,7 @@ def test_the_command_writes_and_says_what_comes_next(tmp_path, capsys, monkeypat
         (["in", "--seed", "3"], "--seed without --split or --from"),
         (["in", "--split", "0.2", "--out", "new", "--unlabelled", "ignore"], "--unlabelled without --from"),
         (["in", "--split", "0", "--out", "new"], "between 0 and 1"),
-        (["in", "--split", "0.2", "--out", "new", "--ignore-label", "3"], "--split and --ignore-label 3"),
+        (["in", "--from", "voc", "--out", "new", "--ignore-label", "3"], "--from and --ignore-label 3"),
         (["in", "--pack", "in", "--out", "new"], "--pack and other work"),
         (["gone"], "no folder at gone"),
         (["in", "--page", "in.txt"], "it is a page in HTML"),

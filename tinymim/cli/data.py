@@ -93,7 +93,8 @@ def run(args: argparse.Namespace) -> int:
     if (writes is None) != (args.out is None):
         missing = "--split, --from or --pack" if writes is None else "--out"
         raise ConfigError("nothing to do", f"{missing} is missing", f"add {missing}")
-    if writes and (other := spelled(args, "page", "ignore_label", "reduce_zero_label")):
+    options = ["page", "reduce_zero_label", *(["ignore_label"] if writes != "--split" else [])]
+    if writes and (other := spelled(args, *options)):
         raise ConfigError(
             f"{writes} and{other}", "the new folder is looked at by the next command", f"leave{other} out"
         )
@@ -156,7 +157,9 @@ def _convert(args: argparse.Namespace) -> int:
 
     seed = args.seed or 0
     if args.format is None:
-        done = split_folder(args.folder, args.out, share=args.split, seed=seed, copy=args.copy)
+        done = split_folder(
+            args.folder, args.out, share=args.split, seed=seed, ignore=args.ignore_label or (), copy=args.copy
+        )
     else:
         done = convert(
             args.folder,

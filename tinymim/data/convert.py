@@ -45,7 +45,13 @@ class Converted:
 
 
 def split_folder(
-    folder: str | Path, out: str | Path, *, share: float = SHARE, seed: int = 0, copy: bool = False
+    folder: str | Path,
+    out: str | Path,
+    *,
+    share: float = SHARE,
+    seed: int = 0,
+    ignore: Sequence[int] = (),
+    copy: bool = False,
 ) -> Converted:
     """Write the photos of a folder and their label files as training and validation photos; labels stay as they are.
 
@@ -54,10 +60,12 @@ def split_folder(
         out: A new folder.
         share: Of validation photos.
         seed: Of the choice.
+        ignore: Ids besides 255 that do not count: written as ``dataset.json``, with names for the others to edit.
         copy: Copy photos; else they are hard links where the file system has them. Labels are always copied.
 
     Raises:
-        ConfigError: ``out`` is there already or lies in ``folder``; ``share`` is not between 0 and 1.
+        ConfigError: ``out`` is there already or lies in ``folder``; ``share`` is not between 0 and 1; ``ignore``
+            beside a ``dataset.json``.
         DataError: no labels; photos without one; labels that training refuses.
         TinyMIMError: the disk is full, or ``out`` cannot be written.
     """
@@ -74,6 +82,12 @@ def split_folder(
     if any(pair.split == "val" for pair in flat.pairs):
         raise DataError(f"{folder} is split already", "it has a folder of validation photos", f"tinymim data {folder}")
     about = folder / "dataset.json"
+    if ignore and about.is_file():
+        raise ConfigError(
+            f"--ignore-label and {about}",
+            "the file says what is ignored",
+            f'put the ids into its "ignore": {[*ignore]}',
+        )
     colour_ids = read_meaning(about).colour_ids if about.is_file() else ()
     progress, classes = Progress("labels", len(flat.pairs)), []
     for i, (_, _, photo, label) in enumerate(flat.pairs, 1):
@@ -87,7 +101,7 @@ def split_folder(
             "255 is always ignored: one class would be left",
             f"tinymim data {shlex.quote(str(folder))} --from rgb-masks --out {shlex.quote(str(out))}",
         )
-    chosen, notes = choose_validation([each - {IGNORED} for each in classes], share, seed), []
+    chosen, notes = choose_validation([each - {IGNORED, *ignore} for each in classes], share, seed), []
     if frames := frames_of_videos([pair.name for pair in flat.pairs]):
         notes.append(
             f"{frames} of {len(flat.pairs)} names are numbered in a row: if they are frames of videos, near-identical "
@@ -101,6 +115,10 @@ def split_folder(
             shutil.copyfile(label, _made(part / LABELS / f"{place}.png"))
         if about.is_file():
             shutil.copyfile(about, part / about.name)
+        elif ignore:
+            read = read_layout(part, ignore_label=[*ignore])
+            named = {"classes": [*read.classes], "palette": [[*colour] for colour in read.palette]}
+            write_json(part / about.name, named | {"ignore": [*ignore]})
         _read_back(part, out)
     return Converted(read_layout(out), notes, linked)
 
