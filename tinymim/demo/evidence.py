@@ -30,6 +30,18 @@ def comparison() -> dict[str, Any]:
     return dict(parse(text, dict[str, Any], "tinymim/demo/compare_camvid.json"))
 
 
+def evidence_note(results: dict[str, Any]) -> str:
+    """What was compared, on which machine."""
+    trained = next(stages["train"] for seeds in results["models"].values() for stages in seeds.values())
+    machine = (results["measure"] or results)["environment"]
+    height, width = trained["crop"]
+    return (
+        f"Not made by this demo: CamVid, 367 labelled photos, {trained['steps']} steps of {trained['batch_size']} "
+        f"crops of {height}x{width} for every row, {machine['cpu']}; mean and standard deviation over the seeds. Every "
+        "number is in docs/compare_camvid.md."
+    )
+
+
 def evidence(results: dict[str, Any]) -> Html:
     """The rows of :data:`TITLES` that were measured, best mean first, with the milliseconds of their best files."""
     ms = {row["sha256"]: row["p50_ms"] for row in (results["measure"] or {"rows": []})["rows"]}

@@ -13,6 +13,7 @@ from PIL import Image
 from tinymim.confusion import class_counts, confusion_matrix, mean_iou
 from tinymim.data.folders import IGNORED, read_layout
 from tinymim.data.pixels import open_photo
+from tinymim.demo.evidence import comparison, evidence, evidence_note
 from tinymim.progress import clock
 from tinymim_export.report.markup import Html, html
 from tinymim_export.report.page import (
@@ -115,7 +116,11 @@ def write_demo_report(out: Path, record: dict[str, Any]) -> Path:
         out / "report.html",
         "tinymim demo",
         lead,
-        Section("In numbers", [_headline(record), *(verdict(text, good) for text, good in record["checks"].items())]),
+        Section("What a distilled student wins", [evidence(shown := comparison())], evidence_note(shown)),
+        Section(
+            "This demo in numbers",
+            [_headline(record), *(verdict(text, good) for text, good in record["checks"].items())],
+        ),
         Section("What happened", [_pipeline(stages)]),
         Section(
             "What it sees",
