@@ -13,10 +13,10 @@ from tinymim_export.report.markup import Html
 from tinymim_export.report.page import table
 
 TITLES = {  # row of tinymim/benchmarks/camvid_segmentors.py -> what it is, what it knows before its first label
-    "dinov2_s": ("DINOv2 ViT-S/14, the teacher itself", "142 million photos"),
-    "vit_t_relation": ("ViT-T distilled from it by token relations", "the teacher's outputs on 7,357 photos"),
-    "vit_t_mae": ("ViT-T after MAE", "the same 7,357 photos"),
-    "vit_t_scratch": ("ViT-T", "nothing"),
+    "dinov2_s": ("DINOv2 ViT-S/14", "142 million photos"),
+    "vit_t_relation": ("ViT-T, distilled", "outputs of DINOv2 ViT-S/14 on 7,357 photos"),
+    "vit_t_mae": ("ViT-T, after MAE", "the same 7,357 photos"),
+    "vit_t_scratch": ("ViT-T, from scratch", "nothing"),
     "segformer_b0": ("SegFormer-B0", "nothing"),
     "efficientvit_b1": ("EfficientViT-B1", "nothing"),
     "pidnet_s": ("PIDNet-S", "nothing"),
@@ -56,7 +56,7 @@ def evidence(results: dict[str, Any]) -> Html:
         best = first.get("tune", {}).get("sha256", first.get("export", {}).get("sha256"))
         fast = f"{ms[best]:.1f}" if best in ms else ""
         lines.append(
-            (statistics.fmean(scores), [title, knows, f"{statistics.fmean(scores):.1f}{spread}", len(scores), fast])
+            (statistics.fmean(scores), [title, f"{statistics.fmean(scores):.1f}{spread}", fast, len(scores), knows])
         )
     lines.sort(key=lambda line: -line[0])
-    return table(("segmentor", "knows before", "mIoU %", "seeds", "best file, ms"), [cells for _, cells in lines])
+    return table(("segmentor", "mIoU %", "ms, best file", "seeds", "knows before"), [cells for _, cells in lines])
