@@ -9,8 +9,9 @@ from PIL import Image
 from tests.export.foreign import SMALL
 from tinymim.benchmarks import segmentors as tool
 from tinymim.benchmarks.segmentors_pictures import SIDE, THUMB
+from tinymim.benchmarks.segmentors_table import unpack
 from tinymim.demo.scenes import write_scenes
-from tinymim.errors import ConfigError
+from tinymim.errors import ConfigError, DataError
 from tinymim.files import sha256_file
 
 OURS = {
@@ -120,6 +121,15 @@ def test_pictures_show_the_labels_and_every_file(compared):
         label = np.asarray(sheet)[THUMB[1] : 2 * THUMB[1], SIDE : SIDE + THUMB[0]]
     palette = {tuple(colour) for colour in json.loads((out.parent / "scenes" / "dataset.json").read_text())["palette"]}
     assert {tuple(map(int, colour)) for colour in np.unique(label.reshape(-1, 3), axis=0)} <= palette | {(0, 0, 0)}
+
+
+@pytest.mark.parametrize(("row", "seed"), [("..", "0"), ("", "0"), ("a/b", "0"), ("a", "x")])
+def test_rows_of_a_file_stay_in_the_folder(row, seed, tmp_path):
+    results = {"kind": "tinymim.compare", "models": {row: {seed: {"train": {"miou": 0.5}}}}}
+    (tmp_path / "compare.json").write_text(json.dumps(results))
+    with pytest.raises(DataError, match="names a row or seed"):
+        unpack(tmp_path / "compare.json", tmp_path / "out")
+    assert [*tmp_path.iterdir()] == [tmp_path / "compare.json"]
 
 
 def test_nothing_to_measure(tmp_path, capsys):

@@ -117,6 +117,11 @@ def test_constant_tokens_and_few_tokens_are_kept():
     torch.testing.assert_close(scores, relation_logits(taps["v"], taps["v"], H), rtol=2e-3, atol=0.05)
 
 
+def test_a_whole_form_has_no_components():
+    (entry,) = plan_entries([parse_target("output", 3, 2)], "fp16", tokens=T, width=D, heads=H, centred=True)
+    assert entry.parts == []
+
+
 @pytest.mark.parametrize("form", ["4x3", "3x4", "8", "int2", "", "0x8", "4x8+", "8x8+3x2"])
 def test_other_forms_are_refused(form):
     with pytest.raises(ConfigError, match="components x bits"):
@@ -275,6 +280,7 @@ def test_check_finds_changed_targets(setting, tmp_path, capsys):
         (["--teacher", "timm/vit_base_patch16_224.mae"], "", "the teacher timm/test_vit"),
         (["--val-data", "PHOTOS"], "", "the store holds none of held-out photos"),
         (["--teacher", "timm/test_vit", "timm/test_vit2"], "", "several teachers"),
+        (["--teacher-weights", "nowhere.pth"], "", "nowhere.pth"),
     ],
 )
 def test_other_runs_are_refused(more, options, message, setting, tmp_path, capsys):

@@ -1,11 +1,13 @@
 """The table of ``tools/compare_segmentors.py``: scores over seeds, paired differences, and each row's best file."""
 
 import json
+import re
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
+from tinymim.errors import DataError
 from tinymim.files import environment, write_json, write_text
 from tinymim.schema import read_json
 
@@ -44,12 +46,21 @@ def unpack(path: Path, out: Path) -> None:
     """Lay the stages of a compare.json where :func:`collect` finds them; what is in ``out`` already stays.
 
     Raises:
-        ConfigError: no such file, or not the results of a comparison.
+        DataError: no such file, or not the results of a comparison.
     """
-    for name, seeds in read_json(path, Comparison)["models"].items():
+    models = read_json(path, Comparison)["models"]
+    wrong = [name for name in models if not re.fullmatch(r"\w[\w.-]*", name)]
+    wrong += [seed for seeds in models.values() for seed in seeds if not re.fullmatch("[0-9]{1,10}", seed)]
+    if wrong:
+        raise DataError(
+            f"{path} names a row or seed {wrong[0][:80]!r}",
+            "rows are plain names, seeds whole numbers: they become folders",
+            "give a compare.json of tools/compare_segmentors.py",
+        )
+    for name, seeds in models.items():
         for seed, stages in seeds.items():
             for stage in STAGES:
-                target = out / Path(name).name / f"seed{int(seed)}" / f"{stage}.json"
+                target = out / name / f"seed{int(seed)}" / f"{stage}.json"
                 if stage in stages and not target.is_file():
                     target.parent.mkdir(parents=True, exist_ok=True)
                     write_json(target, stages[stage])
@@ -86,7 +97,7 @@ def table(results: Mapping[str, Any]) -> str:
     if timing["rows"]:
         first = timing["rows"][0]
         text += [f"Timed in turns in one process: one image, {first['engine']}, {first['threads']} threads.", ""]
-    text += differences(scores, [name for name in order if name == results.get("reference")] + order)
+    text += differences(scores, sorted(order, key=lambda name: name != results.get("reference")))
     machine = timing.get("environment", results["environment"])
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     return "\n".join([*text, f"{machine['cpu']}, {machine['cores']} cores; {versions}."]) + "\n"
@@ -154,13 +165,12 @@ def differences(scores: Mapping[str, Mapping[int, float]], order: list[str]) -> 
     from tinymim_export.tables import markdown_table
 
     lines = []
-    reference = order[0]
     for name in order[1:]:
-        found = compare(scores[reference], scores[name])
-        if name != reference and found["p"] is not None:
+        found = compare(scores[order[0]], scores[name])
+        if found["p"] is not None:
             lines.append(
                 [
-                    f"{reference} - {name}",
+                    f"{order[0]} - {name}",
                     f"{found['difference']:+.2f}",
                     f"{found['standard_error']:.2f}",
                     f"{found['p']:.4f}",

@@ -86,8 +86,10 @@ def open_segmentor(args: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
     torch.manual_seed(args.seed)
     model = build(cfg)
     logging.disable(logging.INFO)  # MMEngine tells of every tensor
-    model.init_weights()
-    logging.disable(logging.NOTSET)
+    try:
+        model.init_weights()
+    finally:
+        logging.disable(logging.NOTSET)
     model.cfg = cfg
     model.dataset_meta = {
         "classes": layout and [*layout.classes],
@@ -118,9 +120,11 @@ def prepare(args: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
 
     model, cfg, source = open_segmentor(args)
     kind = Segmentors(model, cfg)
-    with tempfile.TemporaryDirectory() as folder:
-        kind.save(model, Path(folder) / "start.pth")
-        args.size = tuple(args.size or load_torch_model(Path(folder) / "start.pth").size)
+    if args.size is None:
+        with tempfile.TemporaryDirectory() as folder:
+            kind.save(model, Path(folder) / "start.pth")
+            args.size = load_torch_model(Path(folder) / "start.pth").size
+    args.size = tuple(args.size)
     kind.count_with(counter(kind.start, args.size))
     settings = {name: getattr(args, name) for name in ("data_root", "batch_size", "lr", "device")}
     options = {**(args.cfg_options or {}), "randomness.seed": args.seed}

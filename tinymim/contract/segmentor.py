@@ -123,8 +123,7 @@ class Segmentors:
 
     def outline(self, config: Config) -> Any:
         """A segmentor without values."""
-        with torch.device("meta"):
-            return build(self.config_of(config)).eval()
+        return _outline(self.config_of(config))
 
     def count_with(self, count: Count) -> None:
         """Set how segmentors are counted (this room does not know how they are exported).
@@ -140,16 +139,17 @@ class Segmentors:
         assert self._count is not None
         key = json.dumps(config)
         if key not in self._cache:
-            model = self.outline(config)
-            self._cache[key] = self._count(model, self.config_of(config))
+            cfg = self.config_of(config)
+            self._cache[key] = self._count(_outline(cfg), cfg)
         return self._cache[key]
 
     def inherit(self, config: Config, parent: Any, parent_config: Config) -> Any:
         """A smaller segmentor with the weights of a larger one; see :mod:`tinymim.contract.inherit`."""
+        cfg = self.config_of(config)
         with torch.random.fork_rng(devices=[]):
-            child = build(self.config_of(config))
+            child = build(cfg)
         fill(child, parent, self._layout(config), self._layout(parent_config), kind_of(config))
-        child.cfg, child.dataset_meta = self.config_of(config), self.start.dataset_meta
+        child.cfg, child.dataset_meta = cfg, self.start.dataset_meta
         return child.eval()
 
     def open(self, file: Path) -> Any:
@@ -174,11 +174,10 @@ class Segmentors:
 
     def _probe(self) -> dict[str, list[tuple[tuple[str | None, int], ...]]]:
         """Name of a tensor outside the backbone -> for each dimension how often it holds each axis, and the rest."""
-        first = self._outside(self.outline(self.config))
-        wider = {axis: self._outside(self.outline(config)) for axis, config in self._wider(self.config).items()}
-        sizes, grown = self._sizes(self.config), {}
-        for axis, config in self._wider(self.config).items():
-            grown[axis] = self._sizes(config)[axis] - sizes[axis]
+        first, others = self._outside(self.outline(self.config)), self._wider(self.config)
+        wider = {axis: self._outside(self.outline(config)) for axis, config in others.items()}
+        sizes = self._sizes(self.config)
+        grown = {axis: self._sizes(config)[axis] - sizes[axis] for axis, config in others.items()}
         found: dict[str, list[tuple[tuple[str | None, int], ...]]] = {}
         for name, value in first.items():
             found[name] = []
@@ -271,6 +270,12 @@ def check(cfg: SegConfig) -> None:
 def _tied(head: Any) -> bool:
     """Whether a head's width is that of what it reads."""
     return bool(head.type == "FCNHead" and head.get("num_convs", 2) == 0)
+
+
+def _outline(cfg: SegConfig) -> Any:
+    """The segmentor of a config, without values."""
+    with torch.device("meta"):
+        return build(cfg).eval()
 
 
 @functools.cache

@@ -53,7 +53,8 @@ class Entry:
     def parts(self) -> list[tuple[int, int]]:
         """Components and bits of each, for every head: (C, 8) of int8; empty for fp16."""
         channels = self.width // self.heads
-        return {"fp16": [], "int8": [(channels, 8)], "int4": [(channels, 4)]}.get(self.form) or parse_form(self.form)
+        whole: dict[str, list[tuple[int, int]]] = {"fp16": [], "int8": [(channels, 8)], "int4": [(channels, 4)]}
+        return whole[self.form] if self.form in whole else parse_form(self.form)
 
     def arrays(self) -> list[Array]:
         """What a record holds of it."""
@@ -242,6 +243,11 @@ def plan_entries(
             if tap in whole
         ]
     return out
+
+
+def arrays_of(entries: Iterable[Entry]) -> list[Array]:
+    """What a record holds: the seed of the view, and the arrays of the entries."""
+    return [Array("seed", "int32"), *(array for entry in entries for array in entry.arrays())]
 
 
 def entries_of(header: Mapping[str, Any]) -> list[Entry]:

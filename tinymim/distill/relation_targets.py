@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinymim.distill.compact import Entry, entries_of, plan_entries
+from tinymim.distill.compact import Entry, arrays_of, entries_of, plan_entries
 from tinymim.distill.relations import relation_logits, relation_smooth_l1
 from tinymim.distill.sources import LiveTeacher
 from tinymim.distill.targets import QKV
@@ -40,10 +40,7 @@ class RelationTargets:
         self.teacher, self.source, self.entries, self.header = teacher, source, [*entries], header
         self.name, self.sha256 = teacher.name, str(teacher.sha256)
         self.grid: tuple[int, int] = tuple(header["grid"])
-        self.arrays: Sequence[Array] = [
-            Array("seed", "int32"),
-            *(array for entry in entries for array in entry.arrays()),
-        ]
+        self.arrays: Sequence[Array] = arrays_of(entries)
         self.about: Mapping[str, Any] = {"relations": dict(header)}
         self.words = f"{', '.join(header['targets'])} of {self.name} in {header['heads']} heads, {header['form']}"
         self.wanted: dict[int, tuple[str, ...]] = {}
@@ -70,9 +67,22 @@ class RelationTargets:
         return dict(taps)
 
     def record(self, views_B3SS: Tensor) -> dict[str, Tensor]:
-        """Arrays of a batch of uint8 views: name -> (B, ...)."""
-        taps = self.read(views_B3SS)
-        return {name: value for entry in self.entries for name, value in entry.encode(taps[entry.block]).items()}
+        """Arrays of a batch of uint8 views: name -> (B, ...).
+
+        Raises:
+            CheckFailed: NaN or infinities, of the teacher or of what is kept in half precision.
+        """
+        return self._encode(self.read(views_B3SS))
+
+    def _encode(self, taps: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        kept = {name: value for entry in self.entries for name, value in entry.encode(taps[entry.block]).items()}
+        if not all(bool(value.isfinite().all()) for value in kept.values()):
+            raise CheckFailed(
+                f"{self.name} gives numbers beyond half precision",
+                f"the form {self.header['form']} keeps numbers up to 65,504",
+                "choose another block or other --targets",
+            )
+        return kept
 
     def differences(self, views_B3SS: Tensor, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """How far the stored targets, and those that would be stored now, are from what the teacher says: (B,) each.
@@ -80,9 +90,8 @@ class RelationTargets:
         Of relations nats (without softmax the smooth L1 distance of scores), of features the relative distance.
         """
         taps = self.read(views_B3SS)
-        now = {name: value for entry in self.entries for name, value in entry.encode(taps[entry.block]).items()}
         out = {}
-        for name, arrays in (("stored", stored), ("now", now)):
+        for name, arrays in (("stored", stored), ("now", self._encode(taps))):
             each = [self._distance(entry, taps[entry.block], entry.decode(arrays)) for entry in self.entries]
             out[name] = torch.stack(each).amax(0)
         return out

@@ -7,10 +7,11 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from tinymim.distill.compact import entries_of
+from tinymim.distill.compact import arrays_of, entries_of
 from tinymim.distill.sources import Wanted
 from tinymim.distill.stored import StoredTargets, is_file
 from tinymim.distill.targets import Target, parse_target
@@ -18,8 +19,8 @@ from tinymim.distill.teachers import Reading
 from tinymim.errors import ConfigError, DataError
 from tinymim.files import sha256_file
 from tinymim.models.tokens import patch_grid
+from tinymim.models.weight_files import weights_file
 from tinymim.progress import say
-from tinymim.store.layout import Array
 from tinymim.store.targets import TargetStore
 
 
@@ -42,8 +43,7 @@ class StoredRelations(StoredTargets):
         self.width, self.depth, self.heads = self.header["width"], self.header["depth"], self.header["heads"]
         self.class_token, self.align = self.header["class_token"], self.header["align"]
         self.entries = entries_of(self.header)
-        arrays = [Array("seed", "int32"), *(array for entry in self.entries for array in entry.arrays())]
-        if arrays != store.layout.arrays:
+        if arrays_of(self.entries) != store.layout.arrays:
             raise DataError(
                 f"{self.source} does not hold what its header says",
                 f"its arrays are {', '.join(array.name for array in store.layout.arrays)[:120]}",
@@ -96,7 +96,10 @@ class StoredRelations(StoredTargets):
         if is_file(name):  # known by its content
             same = sha256_file(name) == self.teacher.sha256
             found = name if same else f"{found} (sha256 {str(self.teacher.sha256)[:12]})"
-        own, sha256 = str(self.teacher.sha256)[:12], None if weights is None else sha256_file(weights)[:12]
+        own, sha256 = (
+            str(self.teacher.sha256)[:12],
+            None if weights is None else sha256_file(weights_file(weights))[:12],
+        )
         grid = [*patch_grid(student, (recipe.img_size, recipe.img_size))]
         masked = None if recipe.mask in (None, "student") else recipe.mask
         self.refuse_others(
@@ -150,9 +153,8 @@ class StoredRelations(StoredTargets):
 
     def example(self) -> dict[str, Tensor]:
         """Arrays as of a photo, for measuring memory and time."""
-        kinds = {"uint8": torch.uint8, "float16": torch.float16}
         arrays = [array for entry in self.entries for array in entry.arrays()]
-        return {array.name: torch.zeros(array.shape, dtype=kinds[array.dtype]) for array in arrays}
+        return {array.name: torch.from_numpy(np.zeros(array.shape, array.dtype)) for array in arrays}
 
     def read(
         self,

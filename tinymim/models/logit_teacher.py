@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import timm
@@ -147,7 +148,8 @@ def load_label_teacher(
             "use a teacher trained on these classes",
         )
     view = renormalise(opened.mean, opened.std, opened.size)
-    return LabelTeacher(model.eval().requires_grad_(False), view, name, opened.file_sha256)
+    sha256 = None if opened.file is None else sha256_file(opened.file)
+    return LabelTeacher(model.eval().requires_grad_(False), view, name, sha256)
 
 
 class _Columns(nn.Module):
@@ -162,7 +164,7 @@ class _Columns(nn.Module):
 
 
 class _Opened(NamedTuple):
-    """A classifier as it was opened; ``file_sha256``: None where timm downloaded it."""
+    """A classifier as it was opened; ``file``: None where timm downloaded it."""
 
     model: Any
     mean: tuple[float, ...]
@@ -170,7 +172,7 @@ class _Opened(NamedTuple):
     size: int
     classes: int
     class_names: Sequence[str] | None
-    file_sha256: str | None
+    file: Path | None
 
 
 def _open(name: str, weights: str | os.PathLike[str] | None, pretrained: bool, wanted: int | None = None) -> _Opened:
@@ -185,7 +187,7 @@ def _open(name: str, weights: str | os.PathLike[str] | None, pretrained: bool, w
         model, file = load_classifier(name)
         mean, std = (tuple(file.meta.get(key) or default) for key, default in NORMALISATION)
         size, classes, names = int(model.backbone.img_size[0]), int(model.num_classes), file.meta.get("classes")
-        return _Opened(model, mean, std, size, classes, names, sha256_file(file.path))
+        return _Opened(model, mean, std, size, classes, names, Path(file.path))
     check_name(name, download=pretrained and weights is None)
     random = weights is None and not pretrained and wanted is not None
     network: Any = _create_timm(name, weights, pretrained, **({"num_classes": wanted} if random else {}))
@@ -195,13 +197,14 @@ def _open(name: str, weights: str | os.PathLike[str] | None, pretrained: bool, w
             "its weights were trained without labels",
             "choose one that was fine-tuned: its tag ends in _in1k or _in22k (tinymim list teachers)",
         )
-    sha = None
     if weights is not None:
-        network, sha = _load(name, network, weights), sha256_file(weights_file(weights))
+        network = _load(name, network, weights)
     cfg = network.pretrained_cfg
     size = int((cfg.get("input_size") or (3, 224, 224))[-1])
     mean, std = (tuple(cfg.get(key) or default) for key, default in NORMALISATION)
-    return _Opened(network, mean, std, size, int(network.num_classes), None, sha)
+    return _Opened(
+        network, mean, std, size, int(network.num_classes), None, None if weights is None else weights_file(weights)
+    )
 
 
 def _load(name: str, model: Any, weights: str | os.PathLike[str]) -> Any:

@@ -60,6 +60,8 @@ class ExecuTorchEngine(Engine):
             raise DataError(f"cannot read {path}", first_line(error), FIX) from error
         told = parse(str(about), About, path.name, fix=FIX)
         names = told["outputs"] or [f"output{i}" for i in range(len(outputs))]
+        if len(names) != len(outputs):
+            raise DataError(f"cannot read {path}", f"it names {len(names)} of {len(outputs)} outputs", FIX)
         self.describe(
             [Port("image", DTYPES.get(each.dtype(), "other"), tuple(each.sizes())) for each in inputs],
             [
