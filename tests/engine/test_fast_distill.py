@@ -11,9 +11,9 @@ from tests.engine.processes import launch
 from tests.export.photographs import photograph
 from tinymim.cli import main
 from tinymim.distill import TargetStore
-from tinymim.engine import distill, evaluate_classifier, finetune, load_recipe
+from tinymim.engine import distill, evaluate_classifier, finetune, load_recipe, pretrain
 from tinymim.engine.recipe import FOLDER
-from tinymim.errors import ConfigError, TinyMIMError
+from tinymim.errors import ConfigError, DataError, TinyMIMError
 from tinymim.models import ViT, create_model, load_weights
 from tinymim.models.classifier import Classifier, load_classifier, save_classifier
 
@@ -220,9 +220,11 @@ def test_refused_before_anything_is_written(made, store, more, words, tmp_path):
 
 
 def test_a_store_for_a_recipe_of_another_method(made):
-    with pytest.raises(ConfigError, match="unknown key 'store' in a tinymim recipe") as found:
+    with pytest.raises(DataError, match="holds no relations") as found:
         distill(data=made / "photos", store=made / "store")
-    assert "tinyvit_5m_from_store" in found.value.why
+    assert "--recipe tinyvit_5m_from_store" in found.value.fix
+    with pytest.raises(ConfigError, match="unknown key 'store' in a mae recipe"):
+        pretrain(data=made / "photos", store=made / "store")
 
 
 def test_packed_photos_are_the_same_photos(made, stored, tmp_path):

@@ -8,6 +8,8 @@ from tinymim.errors import ConfigError, DataError
 from tinymim.store.layout import encode_keys, sorted_keys
 from tinymim.store.targets import NoTargets, TargetStore
 
+READERS = {"logits": "tinyvit_5m_from_store", "relations": "tinymim_tiny_small_data"}  # kind -> a recipe
+
 
 class StoredTeacher(NamedTuple):
     """Who gave the targets of a store."""
@@ -35,10 +37,11 @@ class StoredTargets:
         header = store.header
         missing = [name for name in (*self.needs, "augmentation") if not header.get(name)]
         if header["kind"] != self.kind or missing:
+            reader = READERS.get(header["kind"]) if header["kind"] != self.kind else None
             raise DataError(
                 f"{store.place.url} holds no {self.kind} of known views",
                 f"its targets are {header['kind']!r}" + (f", without {', '.join(missing)}" if missing else ""),
-                f"give what {self.remedy} wrote",
+                f"give what {self.remedy} wrote" + (f", or --recipe {reader}, which reads it" if reader else ""),
             )
         self.store, self.source, self.sha256 = store, str(store.place.url), store.layout.identity
         self.seed = header["seed"]
