@@ -11,7 +11,7 @@ from tests.engine.processes import launch
 from tests.export.photographs import photograph
 from tinymim.cli import main
 from tinymim.distill import TargetStore
-from tinymim.engine import distill, evaluate_classifier, finetune, load_recipe, pretrain
+from tinymim.engine import distill, evaluate_classifier, finetune, load_recipe
 from tinymim.engine.recipe import FOLDER
 from tinymim.errors import ConfigError, DataError, TinyMIMError
 from tinymim.models import ViT, create_model, load_weights
@@ -223,8 +223,8 @@ def test_a_store_for_a_recipe_of_another_method(made):
     with pytest.raises(DataError, match="holds no relations") as found:
         distill(data=made / "photos", store=made / "store")
     assert "--recipe tinyvit_5m_from_store" in found.value.fix
-    with pytest.raises(ConfigError, match="unknown key 'store' in a mae recipe"):
-        pretrain(data=made / "photos", store=made / "store")
+    with pytest.raises(ConfigError, match="unknown key 'store' in a dmae recipe"):
+        distill(recipe="dmae_tiny_from_mae_base", data=made / "photos", store=made / "store")
 
 
 def test_packed_photos_are_the_same_photos(made, stored, tmp_path):
