@@ -246,6 +246,8 @@ def test_a_plan_writes_nothing_and_check_says_the_tolerance(setting, tmp_path, c
     assert "--teacher timm/test_vit" in line
     assert "--cfg-options target_block=3 student_args.depth=2" in plan
     assert "target_block=3" in line
+    named = check.replace("--teacher-weights ", "--recipe tinymim_tiny_small_data --cfg-options teacher_weights=")
+    assert main(named.split()) == 0  # a word of the recipe
     other = write_teacher(tmp_path / "other.safetensors", 1)
     assert main(check.replace(str(setting.weights), str(other)).split()) == 2
     assert "targets of another teacher" in capsys.readouterr().err

@@ -163,15 +163,15 @@ def _check(args: argparse.Namespace) -> int:
     if header["kind"] == "relations":
         from tinymim.distill.relation_targets import stored_targets
 
-        relations = header["relations"]
+        relations, of = header["relations"], _recipe(args) if args.recipe else args
 
         def asked() -> Any:
             return stored_targets(
                 relations,
                 name,
-                weights=args.teacher_weights,
+                weights=of.teacher_weights,
                 img_size=views["img_size"],
-                teacher_heads=args.teacher_heads,
+                teacher_heads=of.teacher_heads,
             )
     else:
 
@@ -265,7 +265,6 @@ def _relations_job(args: argparse.Namespace) -> tuple[Any, int]:
     """The job of a recipe's teacher, and the epochs: those of the recipe if none are given."""
     from tinymim.distill.compact import DEFAULT
     from tinymim.distill.relation_targets import relation_targets
-    from tinymim.engine import load_recipe
     from tinymim.engine.build import build_method
     from tinymim.errors import ConfigError
     from tinymim.store.job import open_job
@@ -274,9 +273,7 @@ def _relations_job(args: argparse.Namespace) -> tuple[Any, int]:
         if getattr(args, name) is not None:
             what = f"--{name.replace('_', '-')} and --recipe"
             raise ConfigError(what, "a recipe's teacher sees crops and flips, and has no classes", "leave it out")
-    names = ("teacher", "teacher_weights", "teacher_heads", "targets", "img_size", "epochs")
-    changes = {name: getattr(args, name) for name in names} | {"crop_scale": args.scale and [*args.scale]}
-    config = load_recipe(args.recipe, {**(args.cfg_options or {}), **_given(changes)}, "distill")
+    config = _recipe(args)
     if config.get("store"):
         raise ConfigError("a recipe with a store", "a store is made of a live teacher", "leave store out")
 
@@ -286,6 +283,15 @@ def _relations_job(args: argparse.Namespace) -> tuple[Any, int]:
 
     views = {"img_size": config.img_size, "scale": config.crop_scale, **_given({"flip": args.flip})}
     return open_job(asked, augmentation=views, **_work(args)), int(config.epochs)
+
+
+def _recipe(args: argparse.Namespace) -> Any:
+    """The recipe that the options name, changed by the others."""
+    from tinymim.engine import load_recipe
+
+    names = ("teacher", "teacher_weights", "teacher_heads", "targets", "img_size", "epochs")
+    changes = {name: getattr(args, name) for name in names} | {"crop_scale": args.scale and [*args.scale]}
+    return load_recipe(args.recipe, {**(args.cfg_options or {}), **_given(changes)}, "distill")
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:
