@@ -57,17 +57,23 @@ section { margin-top: 44px; }
   content: "\\2192"; position: absolute; right: -21px; top: 50%; transform: translateY(-50%); font-size: 1.05rem;
 }
 
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 14px; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 420px), 1fr)); gap: 14px; }
 .charts + .charts, pre + .charts { margin-top: 14px; }
-figure { margin: 0; padding: 14px 16px 8px; }
+figure { margin: 0; padding: 14px 16px 8px; container-type: inline-size; }
 figcaption { font-weight: 600; }
-svg { display: block; width: 100%; height: auto; }
+svg { display: block; width: 100%; height: auto; overflow: visible; }
 svg text { font-size: 12px; fill: var(--soft); font-variant-numeric: tabular-nums; }
 svg .grid { stroke: var(--grid); fill: none; }
 svg .line { fill: none; stroke-width: 2.2; stroke-linejoin: round; }
 svg .raw { fill: none; stroke-width: 1; opacity: .28; }
-svg.scatter { min-width: 640px; }
+svg.scatter { min-width: 740px; }
 svg.scatter text { font-size: 12.5px; }
+svg.cells { min-width: 500px; }
+@container (max-width: 480px) { svg.curves text { font-size: 14px; } }
+@container (max-width: 400px) {
+  svg.curves text { font-size: 17px; }
+  svg.curves text.unit { transform: translateY(5px); }
+}
 svg .front { stroke: var(--soft); stroke-width: 1.4; stroke-dasharray: 5 4; fill: none; }
 svg .whisker { stroke-width: 1.3; fill: none; opacity: .75; }
 svg .ring { stroke: var(--ink); stroke-width: 1.8; fill: none; }
