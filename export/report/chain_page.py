@@ -61,11 +61,12 @@ def chain_report(folder: str | Path) -> Path:
     head = ["hop", "teacher", "relations learned at", "steps", "first loss", "last loss", "minutes"]
     models = [Path(hop["teacher"]).name for hop in chain["hops"][:1]]  # a report may travel, a home folder should not
     models += [hop["student"].removeprefix("tinymim_vit_") for hop in chain["hops"]]
+    arrow = " \u2192 "
     last = f"{here(folder, folder)}/{chain['hops'][-1]['run']}/student.pth" if chain["hops"] else "student.pth"
     return write_report(
         folder / "report.html",
         folder.name,
-        f"Chain of {len(chain['hops'])} distillations: {' \u2192 '.join(models)}.",
+        f"Chain of {len(chain['hops'])} distillations: {arrow.join(models)}.",
         Section(
             "Hops",
             [table(head, rows)],

@@ -31,7 +31,7 @@ section { margin-top: 44px; }
 .lead { color: var(--soft); max-width: 70ch; margin: 0 0 24px; }
 .note { color: var(--soft); max-width: 78ch; margin: 0 0 16px; font-size: .94rem; }
 .verdict { overflow-wrap: anywhere; border-left: 4px solid var(--good); padding: 1px 0 1px 12px; margin: 10px 0 0; }
-.cards + .verdict { margin-top: 18px; }
+.cards + .verdict, .verdict + .cards { margin-top: 18px; }
 .verdict.bad { border-color: var(--bad); }
 .verdict.remark { border-color: var(--c4); }
 
@@ -96,6 +96,7 @@ th, td { padding: 8px 14px; text-align: right; white-space: nowrap; border-botto
 th { color: var(--soft); font-weight: 500; font-size: .8rem; }
 th:first-child, td:first-child { text-align: left; }
 tr:last-child td { border-bottom: 0; }
+ul.note { overflow-wrap: anywhere; padding-left: 20px; }
 td code { font-size: .78rem; white-space: normal; overflow-wrap: anywhere; }
 .ok { color: var(--good); }
 .fail { color: var(--bad); }
