@@ -349,7 +349,8 @@ def _page(values: Mapping[str, Any], path: Path) -> Path:
         figure = html('<figure style="margin-bottom:14px"><div class="wide">{}</div></figure>', dots(values, score))
         sections.append(Section(_heading(score), [figure, table(head, rows)], legend))
         if pairs := _order(values, score):
-            sections.append(Section(f"The paper's order: {score}", [table(pairs[0], pairs[1:])], _count(values, score)))
+            order = table(pairs[0], pairs[1:], "why")
+            sections.append(Section(f"The paper's order: {score}", [order], _count(values, score)))
     rule = html('<p class="note">{}</p>', _rule(values)) if values["pairs"] else ""
     lines = [line.removeprefix("- ") for line in _made(values).splitlines()]
     listed = html('<ul class="note">{}</ul>', join(html("<li>{}</li>", line) for line in lines))
