@@ -133,14 +133,19 @@ def write_text(path: str | Path, text: str) -> None:
         part.write_text(text, "utf-8", "backslashreplace")  # names of files may be no UTF-8
 
 
+def own_configs() -> list[Path]:
+    """The folders of mmseg_configs, as installed."""
+    spec = importlib.util.find_spec("tinymim_mmseg_configs")
+    return [Path(p) for p in (spec.submodule_search_locations or ())] if spec is not None else []
+
+
 def config_file(name: str | os.PathLike[str]) -> Path:
     """The file of an MMSegmentation config: a path, or the name of one of mmseg_configs ("upernet_tinymim_b").
 
     Raises:
         ConfigError: no such file.
     """
-    spec = importlib.util.find_spec("tinymim_mmseg_configs")
-    folders = [Path(p) for p in (spec.submodule_search_locations or ())] if spec is not None else []
+    folders = own_configs()
     path = Path(name)
     for found in (path, *(folder / f"{path.name.removesuffix('.py')}.py" for folder in folders)):
         if found.is_file():

@@ -8,7 +8,17 @@ from tinymim.errors import DataError
 from tinymim.records import Chain
 from tinymim.schema import read_json
 from tinymim_export.report.markup import html
-from tinymim_export.report.page import Section, charts, commands, here, read_metrics, run_report, table, write_report
+from tinymim_export.report.page import (
+    Section,
+    charts,
+    commands,
+    here,
+    read_metrics,
+    run_report,
+    table,
+    where_to_run,
+    write_report,
+)
 from tinymim_export.report.plots import Series, chart, number
 
 
@@ -49,11 +59,14 @@ def chain_report(folder: str | Path) -> Path:
             ]
         )
     head = ["hop", "teacher", "relations learned at", "steps", "first loss", "last loss", "minutes"]
+    models = [Path(hop["teacher"]).name for hop in chain["hops"][:1]]  # a report may travel, a home folder should not
+    models += [hop["student"].removeprefix("tinymim_vit_") for hop in chain["hops"]]
+    arrow = " \u2192 "
     last = f"{here(folder, folder)}/{chain['hops'][-1]['run']}/student.pth" if chain["hops"] else "student.pth"
     return write_report(
         folder / "report.html",
         folder.name,
-        f"Chain of {len(chain['hops'])} distillations: {chain['chain']}.",
+        f"Chain of {len(chain['hops'])} distillations: {arrow.join(models)}.",
         Section(
             "Hops",
             [table(head, rows)],
@@ -77,5 +90,6 @@ def chain_report(folder: str | Path) -> Path:
                     ]
                 )
             ],
+            where_to_run(folder),
         ),
     )

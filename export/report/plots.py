@@ -117,15 +117,15 @@ def curve_svg(series: Sequence[Series], *, xlabel: str = "step", label: str = ""
     def path(points: list[tuple[float, float]]) -> str:
         return "M" + "L".join(f"{px(x)},{py(y)}" for x, y in points)
 
-    out = [html('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">', WIDTH, HEIGHT, label)]
+    out = [html('<svg class="curves" viewBox="0 0 {} {}" role="img" aria-label="{}">', WIDTH, HEIGHT, label)]
     levels = [10.0**e for e in ticks(y0, y1, 4)] if log else ticks(y0, y1)
     for y in levels:
-        text = f"{100 * y:.0f}%" if percent else tick_label(y, levels)
+        text = f"{tick_label(100 * y, [100 * v for v in levels])}%" if percent else tick_label(y, levels)
         out.append(html('<path class="grid" d="M{},{}H{}"/>', LEFT, py(y), WIDTH - RIGHT))
         out.append(html('<text x="{}" y="{}" text-anchor="end">{}</text>', LEFT - 8, py(y) + 4, text))
     for x in [x for x in ticks(x0, x1, 6) if x == round(x)]:  # steps
         out.append(html('<text x="{}" y="{}" text-anchor="middle">{:,.0f}</text>', px(x), HEIGHT - 18, x))
-    out.append(html('<text x="{}" y="{}" text-anchor="end">{}</text>', WIDTH - RIGHT, HEIGHT - 3, xlabel))
+    out.append(html('<text class="unit" x="{}" y="{}" text-anchor="end">{}</text>', WIDTH - RIGHT, HEIGHT - 3, xlabel))
     for i, (s, points) in enumerate(lines):
         if s.dots:
             out.append(html('<path class="line" style="stroke:var(--c{})" d="{}"/>', i % 8, path(points)))

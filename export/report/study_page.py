@@ -349,10 +349,13 @@ def _page(values: Mapping[str, Any], path: Path) -> Path:
         figure = html('<figure style="margin-bottom:14px"><div class="wide">{}</div></figure>', dots(values, score))
         sections.append(Section(_heading(score), [figure, table(head, rows)], legend))
         if pairs := _order(values, score):
-            sections.append(Section(f"The paper's order: {score}", [table(pairs[0], pairs[1:])], _count(values, score)))
+            order = table(pairs[0], pairs[1:], "why")
+            sections.append(Section(f"The paper's order: {score}", [order], _count(values, score)))
     rule = html('<p class="note">{}</p>', _rule(values)) if values["pairs"] else ""
-    made = [rule, commands([("", values["command"])]), html("<pre>{}</pre>", _made(values))]
-    files = [table(("file", "sha256"), values["files"].items())]
+    lines = [line.removeprefix("- ") for line in _made(values).splitlines()]
+    listed = html('<ul class="note">{}</ul>', join(html("<li>{}</li>", line) for line in lines))
+    made = [rule, commands([("", values["command"])]), listed]
+    files = [table(("file", "sha256"), [(name, html("<code>{}</code>", sha)) for name, sha in values["files"].items()])]
     return write_report(
         path,
         values["title"],

@@ -31,7 +31,7 @@ section { margin-top: 44px; }
 .lead { color: var(--soft); max-width: 70ch; margin: 0 0 24px; }
 .note { color: var(--soft); max-width: 78ch; margin: 0 0 16px; font-size: .94rem; }
 .verdict { overflow-wrap: anywhere; border-left: 4px solid var(--good); padding: 1px 0 1px 12px; margin: 10px 0 0; }
-.cards + .verdict { margin-top: 18px; }
+.cards + .verdict, .verdict + .cards { margin-top: 18px; }
 .verdict.bad { border-color: var(--bad); }
 .verdict.remark { border-color: var(--c4); }
 
@@ -57,17 +57,23 @@ section { margin-top: 44px; }
   content: "\\2192"; position: absolute; right: -21px; top: 50%; transform: translateY(-50%); font-size: 1.05rem;
 }
 
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 14px; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 420px), 1fr)); gap: 14px; }
 .charts + .charts, pre + .charts { margin-top: 14px; }
-figure { margin: 0; padding: 14px 16px 8px; }
+figure { margin: 0; padding: 14px 16px 8px; container-type: inline-size; }
 figcaption { font-weight: 600; }
-svg { display: block; width: 100%; height: auto; }
+svg { display: block; width: 100%; height: auto; overflow: visible; }
 svg text { font-size: 12px; fill: var(--soft); font-variant-numeric: tabular-nums; }
 svg .grid { stroke: var(--grid); fill: none; }
 svg .line { fill: none; stroke-width: 2.2; stroke-linejoin: round; }
 svg .raw { fill: none; stroke-width: 1; opacity: .28; }
-svg.scatter { min-width: 640px; }
+svg.scatter { min-width: 740px; }
 svg.scatter text { font-size: 12.5px; }
+svg.cells { min-width: 500px; }
+@container (max-width: 480px) { svg.curves text { font-size: 14px; } }
+@container (max-width: 400px) {
+  svg.curves text { font-size: 17px; }
+  svg.curves text.unit { transform: translateY(5px); }
+}
 svg .front { stroke: var(--soft); stroke-width: 1.4; stroke-dasharray: 5 4; fill: none; }
 svg .whisker { stroke-width: 1.3; fill: none; opacity: .75; }
 svg .ring { stroke: var(--ink); stroke-width: 1.8; fill: none; }
@@ -90,6 +96,7 @@ th, td { padding: 8px 14px; text-align: right; white-space: nowrap; border-botto
 th { color: var(--soft); font-weight: 500; font-size: .8rem; }
 th:first-child, td:first-child { text-align: left; }
 tr:last-child td { border-bottom: 0; }
+ul.note { overflow-wrap: anywhere; padding-left: 20px; }
 td code { font-size: .78rem; white-space: normal; overflow-wrap: anywhere; }
 .ok { color: var(--good); }
 .fail { color: var(--bad); }

@@ -84,7 +84,7 @@ def heat_map(
         cell: (row, column) -> (strength of the colour 0 to 1, or above 1 for red; text inside; tooltip).
     """
     wide, high = (WIDTH - LEFT - RIGHT) / len(columns), TOP + ROW * len(rows) + 22
-    out = [html('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">', WIDTH, high, title)]
+    out = [html('<svg class="cells" viewBox="0 0 {} {}" role="img" aria-label="{}">', WIDTH, high, title)]
     for i, row in enumerate(rows):
         y = TOP + ROW * i
         out.append(html('<text x="{}" y="{}" text-anchor="end">{}</text>', LEFT - 8, y + 16, row))
@@ -115,7 +115,7 @@ def heat_map(
                 '<text x="{:.1f}" y="{}" text-anchor="middle">{}</text>', LEFT + wide * (j + 0.5) - 1, high - 8, column
             )
         )
-    return html("<figure><figcaption>{}</figcaption>{}</svg></figure>", title, join(out))
+    return html('<figure><figcaption>{}</figcaption><div class="wide">{}</svg></div></figure>', title, join(out))
 
 
 def _kl(relation: str, metrics: Curves) -> Html:

@@ -226,7 +226,7 @@ def write_tune_report(result: TuneResult, path: Path) -> Path:
         Section("Reasons", why, "Green: promoted."),
         Section(
             "Where the time goes",
-            [table(("file", "runtime", "nodes", "unfused Q/DQ pairs", "top operators"), slow)],
+            [table(("file", "runtime", "nodes", "unfused Q/DQ pairs", "top operators"), slow, "why")],
             f"This processor has: {can}.",
         ),
         Section("Left out", [table(("what", "why"), result.left_out)] if result.left_out else []),

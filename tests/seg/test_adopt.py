@@ -52,6 +52,17 @@ def test_loaders_loops_and_scores_become_ours(own, scenes):
     assert cfg.pretty_text == text
 
 
+def test_another_number_of_classes_is_said(own, scenes, capsys):
+    cfg = find_config(own)
+    cfg.model.decode_head.num_classes, cfg.model.auxiliary_head.num_classes = 21, 150
+    set_data(cfg, scenes, None, None)
+    count = cfg.model.decode_head.num_classes
+    assert f"heads get the {count} classes of {scenes}, in place of num_classes=150 and 21" in capsys.readouterr().out
+    set_data(cfg, scenes, None, None)
+    set_data(find_config("upernet_tinymim_b"), scenes, None, None)  # 150: ours, of any folder
+    assert "num_classes" not in capsys.readouterr().out
+
+
 def test_a_dataset_without_pipeline_is_refused(own, scenes):
     cfg = find_config(own)
     cfg.train_dataloader.dataset = dict(type="ConcatDataset", datasets=[])

@@ -22,7 +22,7 @@ from tinymim.engine.parallel import ShardedModel, check_strategy
 from tinymim.engine.python_file import load_python
 from tinymim.engine.recipe import split_added
 from tinymim.errors import ConfigError
-from tinymim.files import config_file
+from tinymim.files import config_file, own_configs
 from tinymim.literals import not_literal
 from tinymim.seg.adopt import adopt
 from tinymim.seg.dataset import pseudo_per_pass, read_pseudo
@@ -238,8 +238,13 @@ def set_data(
     )
     for split in splits:
         layout.need(split)
+    count = len(layout.classes)
+    others = sorted({str(head.num_classes) for head in heads(cfg) if head.get("num_classes") not in (None, count)})
+    ours = cfg.filename and Path(cfg.filename).resolve().parent in map(Path.resolve, own_configs())
+    if others and not ours:
+        say(f"note: the heads get the {count} classes of {layout.root}, in place of num_classes={' and '.join(others)}")
     for head in heads(cfg):
-        head.num_classes = len(layout.classes)
+        head.num_classes = count
     return layout
 
 
