@@ -51,7 +51,7 @@ def evidence(results: dict[str, Any]) -> Html:
         scores = [100 * stages["train"]["miou"] for stages in seeds.values() if "train" in stages]
         if not scores:
             continue
-        spread = f" ± {statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
+        spread = f" \N{PLUS-MINUS SIGN} {statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
         first: dict[str, Any] = next((stages for stages in seeds.values() if "export" in stages), {})
         best = first.get("tune", {}).get("sha256", first.get("export", {}).get("sha256"))
         fast = f"{ms[best]:.1f}" if best in ms else ""
