@@ -67,8 +67,9 @@ def unpack(path: Path, out: Path) -> None:
 
 
 def without_folders(path: Path) -> dict[str, Any]:
-    """A stage's numbers; file names without their folder."""
+    """A stage's numbers, not those of each photo; file names without their folder."""
     numbers = json.loads(path.read_text("utf-8-sig"))
+    numbers.pop("photos", None)
     for row in (numbers, *numbers.get("rows", [])):
         if "file" in row:
             row["file"] = Path(row["file"]).name
