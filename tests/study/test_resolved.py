@@ -69,10 +69,10 @@ def test_where_a_value_is_written_does_not_count():
 
 def test_a_key_that_comes_later_changes_nothing_where_it_keeps_what_was_done(shipped, monkeypatch):
     before = named()
-    edit(shipped / "_base.py", "tensorboard = False", "tensorboard = False\nstore = None")
+    edit(shipped / "_base.py", "tensorboard = False", "tensorboard = False\nlater = None")
     assert named() == before
-    assert named(cfg_options={"store": "x"}) != before
-    edit(shipped / "_base.py", "store = None", "store = None\nhead_map = True")
+    assert named(cfg_options={"later": "x"}) != before
+    edit(shipped / "_base.py", "later = None", "later = None\nhead_map = True")
     assert named() != before
     monkeypatch.setitem(verbs.ADDED, "head_map", True)
     assert named() == before
