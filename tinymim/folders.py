@@ -113,18 +113,27 @@ def remove_dead_parts(folder: str | os.PathLike[str], *, deep: bool = False) -> 
         folder: Folder to look into.
         deep: Also look into the folders below it.
     """
-    for part in Path(folder).glob("**/.*.part" if deep else ".*.part"):
-        match = re.fullmatch(r"\..+?\.(\d+)(?:\.([A-Za-z0-9-]+))?\.part", part.name)
-        if match is None or part.is_symlink():
-            continue
-        with contextlib.suppress(OSError):
-            written = part.stat().st_mtime
-            if match[2] not in (None, HOST):
-                dead = time.time() - written > DAY
-            else:
-                dead = int(match[1]) == os.getpid() or written < _started(int(match[1]))
-            if dead:
-                part.unlink()
+    for here, below, names in os.walk(folder):  # a folder that another process removes meanwhile is passed over
+        if not deep:
+            below.clear()
+        for name in names:
+            match = re.fullmatch(r"\..+?\.(\d+)(?:\.([A-Za-z0-9-]+))?\.part", name)
+            if match is not None:
+                _remove_if_dead(Path(here, name), int(match[1]), match[2])
+
+
+def _remove_if_dead(part: Path, process: int, host: str | None) -> None:
+    """Remove a temporary file unless the process that writes it may live."""
+    if part.is_symlink():
+        return
+    with contextlib.suppress(OSError):
+        written = part.stat().st_mtime
+        if host not in (None, HOST):
+            dead = time.time() - written > DAY
+        else:
+            dead = process == os.getpid() or written < _started(process)
+        if dead:
+            part.unlink()
 
 
 def _started(pid: int) -> float:
