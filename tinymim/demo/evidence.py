@@ -8,6 +8,7 @@ import statistics
 from importlib import resources
 from typing import Any
 
+from tinymim.benchmarks.segmentors_table import time_of
 from tinymim.schema import parse
 from tinymim_export.report.markup import Html
 from tinymim_export.report.page import table
@@ -44,19 +45,17 @@ def evidence_note(results: dict[str, Any]) -> str:
 
 def evidence(results: dict[str, Any]) -> Html:
     """The rows of :data:`TITLES` that were measured, best mean first, with the milliseconds of their best files."""
-    ms = {row["sha256"]: row["p50_ms"] for row in (results["measure"] or {"rows": []})["rows"]}
+    ms = {row["sha256"]: row for row in (results["measure"] or {"rows": []})["rows"]}
     lines = []
     for name, (title, knows) in TITLES.items():
         seeds = results["models"].get(name, {})
         scores = [100 * stages["train"]["miou"] for stages in seeds.values() if "train" in stages]
         if not scores:
             continue
+        average = statistics.fmean(scores)
         spread = f" \N{PLUS-MINUS SIGN} {statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
         first: dict[str, Any] = next((stages for stages in seeds.values() if "export" in stages), {})
         best = first.get("tune", {}).get("sha256", first.get("export", {}).get("sha256"))
-        fast = f"{ms[best]:.1f}" if best in ms else ""
-        lines.append(
-            (statistics.fmean(scores), [title, f"{statistics.fmean(scores):.1f}{spread}", fast, len(scores), knows])
-        )
+        lines.append((average, [title, f"{average:.1f}{spread}", time_of(ms, best), len(scores), knows]))
     lines.sort(key=lambda line: -line[0])
     return table(("segmentor", "mIoU %", "ms, best file", "seeds", "knows before"), [cells for _, cells in lines])
