@@ -137,8 +137,8 @@ TINY = {  # verb -> options
     "distill found": JOB,
     "contract": "--from {distilled}/student.pth --params 38k --steps 1 --batch-size 8 --workers 0 --device cpu "
     "--dry-run",
-    "contract --segmentor": "--segmentor {segmented}/segmentor.pth --steps 1 --batch-size 2 --workers 0 --device cpu "
-    "--size 64 64 --macs 4.5M --dry-run",
+    "contract --segmentor": "--weights {tinyvit}/classifier.pth --steps 1 --batch-size 2 --workers 0 --device cpu "
+    "--size 64 64 --macs 5M --dry-run",
     "finetune": f"{JOB} --cfg-options {STUDENT}",
     "segment": f"--cfg-options {HEAD} {WINDOWS} {SMALL} {PLAIN}",
     "segment linear": f"--cfg-options {LINEAR} {WINDOWS} {SMALL}",
