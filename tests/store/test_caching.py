@@ -1,5 +1,6 @@
 """``tinymim cache`` on real photos and a small timm classifier: targets, processes, kills, plan, check, errors."""
 
+import json
 import os
 import random
 import shutil
@@ -256,6 +257,15 @@ def test_check_finds_other_targets(setting, tmp_path, capsys):
     store.place.write(chunk.name, store.layout.encode(chunk, arrays))  # with a checksum that fits
     cache(setting, out, "--check", code=1)
     assert "largest |dp| 0.05" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", [{"kind": "features"}, {"kind": "relations"}, {"topk": None}, {"teacher": None}])
+def test_a_store_of_another_kind_is_not_checked(change, setting, tmp_path, capsys):
+    out = cache(setting, tmp_path / "s")
+    header = json.loads((out / "store.json").read_text()) | change
+    (out / "store.json").write_text(json.dumps({name: value for name, value in header.items() if value is not None}))
+    assert main(["cache", "--out", str(out), "--check", "--data", str(setting.photos)]) == 2
+    assert "cannot be replayed" in capsys.readouterr().err
 
 
 def test_a_damaged_photo_has_no_targets(setting, tmp_path, capsys):

@@ -157,6 +157,14 @@ def _check(args: argparse.Namespace) -> int:
             f"its views were made by {views.get('kind', 'another augmentation')}, which is not ours",
             "it can still be read and converted (--to-official)",
         )
+    needed = {"logits": "topk", "relations": "relations"}.get(header["kind"], "a known kind")
+    missing = {needed, *([] if args.teacher else ["teacher"])} - {*header}
+    if missing:
+        raise ConfigError(
+            f"{args.out} cannot be replayed",
+            f"its targets are {header['kind']!r}, and its header has no {' and no '.join(sorted(missing))}",
+            "check the store that tinymim cache wrote",
+        )
     if args.sample < 2:
         raise ConfigError(f"--sample {args.sample}", "two records are the least", "e.g. --sample 256")
     name = args.teacher or header["teacher"]["name"]
