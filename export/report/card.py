@@ -61,6 +61,7 @@ class Card:
         onnx: Its .onnx files.
         licence: Word of the hub; None: not known.
         datasets: Names on the hub.
+        segment: The command that gives a student its head.
         left_out: .onnx files of other checkpoints.
     """
 
@@ -73,6 +74,7 @@ class Card:
     onnx: Sequence[File] = ()
     licence: str | None = None
     datasets: Sequence[str] = ()
+    segment: str | None = None
     left_out: list[str] = field(default_factory=list)
 
     def markdown(self) -> str:
@@ -180,7 +182,7 @@ class Card:
             ]
             lines += ["```", ""]
         commands = {
-            "student": [f"tinymim segment upernet_tinymim_t_light --data-root FOLDER --student {own}"],
+            "student": [self.segment or f"tinymim segment CONFIG --data-root FOLDER --student {own}"],
             "teacher": [f"tinymim distill --teacher {own} --data PHOTOS"],
             "classifier": [f"tinymim eval {own} --data FOLDER"],
             "segmentor": [f"tinymim segment --test {own} --data-root FOLDER"],

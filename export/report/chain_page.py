@@ -10,11 +10,13 @@ from tinymim.schema import read_json
 from tinymim_export.report.markup import html
 from tinymim_export.report.page import (
     Section,
+    SegmentLine,
     charts,
     commands,
     here,
     read_metrics,
     run_report,
+    segment_any,
     table,
     where_to_run,
     write_report,
@@ -22,11 +24,12 @@ from tinymim_export.report.page import (
 from tinymim_export.report.plots import Series, chart, number
 
 
-def chain_report(folder: str | Path) -> Path:
+def chain_report(folder: str | Path, *, segment: SegmentLine = segment_any) -> Path:
     """Write ``report.html`` of a chain, and the report of every hop.
 
     Args:
         folder: Folder with ``chain.json``.
+        segment: See :func:`~tinymim_export.report.page.run_report`.
 
     Raises:
         DataError: it holds no chain.
@@ -38,7 +41,7 @@ def chain_report(folder: str | Path) -> Path:
     rows, curves = [], []
     for i, hop in enumerate(chain["hops"], 1):
         metrics = read_metrics(folder / hop["run"] / "metrics.jsonl")
-        run_report(folder / hop["run"])
+        run_report(folder / hop["run"], segment=segment)
         losses = metrics.get("loss") or [(0.0, math.nan)]
         curves.append(Series(f"{i} {hop['student'].removeprefix('tinymim_vit_')}", losses))
         grouping = (
@@ -62,7 +65,8 @@ def chain_report(folder: str | Path) -> Path:
     models = [Path(hop["teacher"]).name for hop in chain["hops"][:1]]  # a report may travel, a home folder should not
     models += [hop["student"].removeprefix("tinymim_vit_") for hop in chain["hops"]]
     arrow = " \u2192 "
-    last = f"{here(folder, folder)}/{chain['hops'][-1]['run']}/student.pth" if chain["hops"] else "student.pth"
+    end = f"{chain['hops'][-1]['run'] if chain['hops'] else '.'}/student.pth"
+    last = f"{here(folder, folder)}/{end}"
     return write_report(
         folder / "report.html",
         folder.name,
@@ -82,11 +86,7 @@ def chain_report(folder: str | Path) -> Path:
                             "Fine-tune the last student",
                             f"tinymim finetune --student {last} --data TRAIN --val-data VAL",
                         ),
-                        (
-                            "Train a segmentor on it",
-                            "tinymim segment upernet_tinymim_t_light "
-                            f"--data-root FOLDER --student {last} --work-dir runs/seg",
-                        ),
+                        ("Train a segmentor on it", segment(folder / end, last)),
                     ]
                 )
             ],

@@ -34,8 +34,9 @@ def write_lineage_page(lineage: Lineage, out: Path, *, title: str, photos: str =
     """
     rows = lineage.rows()
     onnx = [file for file in lineage.files if file.role == "onnx"]
+    files = _count(onnx, "deployable file") if onnx else _count(lineage.files, "file")
     lead = (
-        f"{_count(onnx, 'deployable file')} with everything known about where they come from, what they lose and how "
+        f"{files} with everything known about where they come from, what they lose and how "
         "fast they are. Files are identified by sha256; what was not recorded is shown as not given."
     )
     return write_report(

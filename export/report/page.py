@@ -8,7 +8,7 @@ import math
 import os
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -265,12 +265,26 @@ def where_to_run(report_folder: str | Path) -> str:
     return f"To be typed in {'the folder of this report' if outside else 'the folder the run was started in'}."
 
 
-def run_report(run_folder: str | Path, *, next_commands: Iterable[tuple[str, str]] = ()) -> Path:
+SegmentLine = Callable[[Path, str], str]  # file of a student, the word that stands for it -> the command
+
+
+def segment_any(file: Path, shown: str) -> str:
+    """The command that gives a student its head, where its size is not known."""
+    return f"tinymim segment CONFIG --data-root FOLDER --student {shown} --work-dir runs/seg"
+
+
+def run_report(
+    run_folder: str | Path,
+    *,
+    next_commands: Iterable[tuple[str, str]] = (),
+    segment: SegmentLine = segment_any,
+) -> Path:
     """Write ``report.html`` into a run folder from its config.py, env.json and metrics.jsonl.
 
     Args:
         run_folder: Folder of a finished (or interrupted) job.
         next_commands: (what it does, command); None given: derived from the files in the folder.
+        segment: Says the command that gives a student its segmentation head.
 
     Raises:
         DataError: the folder holds no metrics.jsonl.
@@ -313,7 +327,7 @@ def run_report(run_folder: str | Path, *, next_commands: Iterable[tuple[str, str
         Section(
             "Training health", [outlier_verdict(metrics), *(charts(*row) for row in health_figures(metrics))], NOTE
         ),
-        Section("Next", [commands(next_commands or _next_commands(folder))], where_to_run(folder)),
+        Section("Next", [commands(next_commands or _next_commands(folder, segment))], where_to_run(folder)),
         Section("Files", [files_table(folder, left)]),
         Section(
             "Settings",
@@ -324,7 +338,7 @@ def run_report(run_folder: str | Path, *, next_commands: Iterable[tuple[str, str
     )
 
 
-def _next_commands(folder: Path) -> list[tuple[str, str]]:
+def _next_commands(folder: Path, segment: SegmentLine) -> list[tuple[str, str]]:
     """Commands that make sense with the files of a run folder."""
     at = here(folder, folder)
     if (folder / "segmentor.pth").is_file():
@@ -339,11 +353,7 @@ def _next_commands(folder: Path) -> list[tuple[str, str]]:
     if (folder / "classifier.pth").is_file():
         return [
             ("Score it again, or on ImageNet-A, -R, -C", f"tinymim eval {at}/classifier.pth --data VAL"),
-            (
-                "Train a segmentor on it",
-                "tinymim segment upernet_tinymim_t_light "
-                f"--data-root FOLDER --work-dir runs/seg --student {at}/classifier.pth",
-            ),
+            ("Train a segmentor on it", segment(folder / "classifier.pth", f"{at}/classifier.pth")),
         ]
     if (folder / "tracker.pth").is_file():
         return [
@@ -361,11 +371,7 @@ def _next_commands(folder: Path) -> list[tuple[str, str]]:
         ]
     if (folder / "student.pth").is_file():
         return [
-            (
-                "Train a segmentor on it",
-                "tinymim segment upernet_tinymim_t_light "
-                f"--data-root FOLDER --work-dir runs/seg --student {at}/student.pth",
-            ),
+            ("Train a segmentor on it", segment(folder / "student.pth", f"{at}/student.pth")),
             (
                 "Use it as the teacher of a smaller student",
                 f"tinymim distill --data PHOTOS --teacher {at}/student.pth --out runs/distilled",

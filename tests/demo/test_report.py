@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tinymim.cli._next import segment_line
 from tinymim.errors import DataError
 from tinymim.files import environment, write_json
+from tinymim.models import create_model, save_student
 from tinymim_export.report import page as report
 from tinymim_export.report import plots
 
@@ -102,6 +104,16 @@ def test_run_report_takes_the_next_commands_it_is_given(run_folder: Path) -> Non
     text = report.run_report(run_folder, next_commands=[("Do <this>", "tinymim x --y <z>")]).read_text()
     assert "Do &lt;this&gt;" in text
     assert "tinymim x --y &lt;z&gt;" in text
+
+
+def test_run_report_names_the_config_of_the_student(run_folder: Path) -> None:
+    """As ``tinymim distill`` has it written."""
+    save_student(
+        create_model("tinymim_vit_tiny", img_size=64), run_folder / "student.pth", {"recipe": "tinymim_tiny_small_data"}
+    )
+    text = report.run_report(run_folder, segment=segment_line).read_text()
+    assert "tinymim segment linear_tinymim_t_small_data --data-root FOLDER --student " in text
+    assert str(run_folder.parent) not in text
 
 
 def test_run_report_needs_numbers(tmp_path: Path) -> None:

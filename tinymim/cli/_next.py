@@ -20,12 +20,12 @@ FAMILIES = {  # start of timm's names -> name that its config has, config, recip
 HEADS = {192: 3, 384: 6, 768: 12}  # of the configs
 
 
-def segment_line(file: str | Path, work_dir: str = "runs/seg") -> str:
+def segment_line(file: str | Path, shown: str | None = None) -> str:
     """``tinymim segment`` with the config of a student's size.
 
     Args:
         file: A student or classifier that a command of ours wrote.
-        work_dir: Folder of the training.
+        shown: The word that stands for the file; None: its path.
     """
     from tinymim.models.checkpoints import read_checkpoint
 
@@ -54,7 +54,8 @@ def segment_line(file: str | Path, work_dir: str = "runs/seg") -> str:
         changes = {f"backbone.{each}": config[each] for each in shape}
         changes |= {"backbone.out_indices": f"[{depth - 1}]"}
         changes |= {"decode_head.in_channels": key, "decode_head.channels": key}
-    line = f"tinymim segment {name} --data-root FOLDER --student {shlex.quote(str(file))} --work-dir {work_dir}"
+    shown = shown or shlex.quote(str(file))
+    line = f"tinymim segment {name} --data-root FOLDER --student {shown} --work-dir runs/seg"
     options = " ".join(f"model.{option}={_word(value)}" for option, value in changes.items())
     return line + (f" --cfg-options {options}" if options else "")
 

@@ -64,7 +64,7 @@ def run_verb(
     if is_first_process():
         from tinymim_export.report.page import run_report
 
-        page = (report or run_report)(result.out)
+        page = (report or run_report)(result.out, segment=segment_line)
         file = getattr(result, "student", None) or result.classifier
         if getattr(result, "top1", None) is not None:
             print(f"top-1:   {100 * result.top1:.2f} %  (top-5 {100 * result.top5:.2f} %, {result.photos} photos)")

@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the folder, say what is in it, push it if asked to."""
+    from tinymim.cli._next import segment_line
     from tinymim.files import atomic_folder, sha256_file, write_json
     from tinymim_export.report.artifacts import read_paths, weights_file
     from tinymim_export.report.card import Card, belonging
@@ -63,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
     for key in ("config", "cfg"):  # a segmentor's: its text may travel, a home folder should not
         if isinstance(meta.get(key), str):
             meta[key] = hide_paths(meta[key])
+    name = args.push.partition("/")[2] if args.push else out.resolve().name
+    next_line = segment_line(source, f"hf-hub:OWNER/{name}") if file.role == "student" else None
     with atomic_folder(out, replace=args.overwrite) as part:
         _write_weights(source, part / WEIGHTS, meta)
         config, why = _timm_form(part, meta, file.role)
@@ -70,9 +73,8 @@ def run(args: argparse.Namespace) -> int:
             write_json(part / CONFIG, {"tinymim": meta})
         for one in onnx:
             shutil.copyfile(str(one.path), part / Path(str(one.path)).name)
-        name = args.push.partition("/")[2] if args.push else out.resolve().name
-        sha = sha256_file(part / WEIGHTS)
-        card = Card(name, file, lineage, meta, sha, config.get("architecture"), onnx, args.license, args.datasets)
+        sha, timm = sha256_file(part / WEIGHTS), config.get("architecture")
+        card = Card(name, file, lineage, meta, sha, timm, onnx, args.license, args.datasets, next_line)
         (part / "README.md").write_text(card.markdown(), "utf-8", "backslashreplace")
     print(f"{out}: README.md, {CONFIG}, {', '.join([WEIGHTS, *(Path(str(one.path)).name for one in onnx)])}")
     loaded = f"timm.create_model({'local-dir:' + str(out)!r}, pretrained=True)"
@@ -85,8 +87,6 @@ def run(args: argparse.Namespace) -> int:
         print(f"pushed:  {push(out, args.push)}")
     words = shlex.quote(str(out))
     if file.role == "student":
-        from tinymim.cli._next import segment_line
-
         print(f"next:    {segment_line(out)}")
     else:
         print(f"next:    {NEXT[file.role].format(words)}")

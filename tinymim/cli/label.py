@@ -54,5 +54,6 @@ def run(args: argparse.Namespace) -> int:
         )
     result.print()
     out = shlex.quote(args.out)
-    print(f"next:    tinymim segment upernet_tinymim_t_light --data-root FOLDER --pseudo {out} --work-dir runs/pseudo")
+    config = "linear_tinymim_t_small_data"
+    print(f"next:    tinymim segment {config} --data-root FOLDER --pseudo {out} --work-dir runs/pseudo")
     return 0

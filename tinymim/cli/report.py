@@ -73,6 +73,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"next: tinymim detect --test {made['detector']} --data OBJECTS --annotations OBJECTS.json")
     elif "segmentor" in made:
         print(f"next: tinymim-export --onnx seg.onnx --checkpoint {made['segmentor']}   # then report again")
-    elif "student" in made:
-        print(f"next: tinymim segment upernet_tinymim_t_light --data-root {data} --student {made['student']}")
+    elif student := next((file.path for file in result.lineage.files if file.role == "student" and file.path), None):
+        from tinymim.cli._next import segment_line
+
+        print(f"next: {segment_line(student).replace('FOLDER', data, 1)}")
     return 0

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tinymim.cli._next import segment_line
 from tinymim.data.folders import read_layout
 from tinymim.data.photo_files import list_photos
 from tinymim.demo.record import DemoFile
@@ -372,7 +373,7 @@ def _finish(out: Path, record: DemoRecord) -> DemoResult:
     record.value["checks"] = checks
     record.save()
     for name in ("teacher", "student", "segmentor"):
-        run_report(out / name)
+        run_report(out / name, segment=segment_line)
     report = write_demo_report(out, record.value)
     result = DemoResult(
         out=str(out),
