@@ -180,6 +180,13 @@ def test_the_shipped_rows_are_configs_with_options_they_have(tmp_path):
     assert (frozen.frozen, frozen.img_size) == (True, (518, 518))
 
 
+def test_own_rows(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text('rows = {"a": dict(config="segformer_b0_camvid")}')
+    monkeypatch.chdir(tmp_path)
+    for file in (tmp_path / "mine.py", "mine.py"):
+        assert tool.find_rows(parse("--rows", file)) == {"a": {"config": "segformer_b0_camvid"}}
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -80,7 +80,7 @@ def find_rows(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
         }
     from tinymim.engine.python_file import load_python
 
-    named = Path(__file__).with_name(f"{args.rows}.py")
+    named = Path(__file__).parent / f"{args.rows}.py"
     rows = load_python(named if named.is_file() else args.rows).to_dict().get("rows") or {}
     students = dict(word.partition("=")[::2] for word in args.students)
     chosen: dict[str, dict[str, Any]] = {}
