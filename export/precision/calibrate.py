@@ -230,7 +230,8 @@ class Histogram:
         tail = (1 - PERCENTILE / 100) / 2
         low = edges[np.searchsorted(share, tail, "right") - 1]
         high = edges[np.searchsorted(share, 1 - tail, "left")]
-        return max(float(low), self.low), min(float(high), self.high)
+        low, high = np.clip([low, high], self.low, self.high)  # a value next to an edge is counted on either side
+        return float(low), float(high)
 
     def _least_divergence(self) -> tuple[float, float]:
         """The clipped range whose 256 levels lose the least information (Kullback-Leibler, as TensorRT calibrates)."""
@@ -239,6 +240,7 @@ class Histogram:
         for keep in np.linspace(0.2, 1.0, 81):
             low = self.low * keep if self.low < 0 else self.low  # towards zero, and never out of what was seen
             high = self.high * keep if self.high > 0 else self.high
+            low, high = min(low, self.high), max(high, self.low)
             first, last = np.searchsorted(edges, low, "right") - 1, np.searchsorted(edges, high, "left")
             inside = self.counts[first:last].astype(np.float64)
             if inside.sum() == 0:
