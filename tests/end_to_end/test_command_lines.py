@@ -265,7 +265,8 @@ def kind_of(words: list[str]) -> str:
         plain = "track" if words[2].startswith("--") else "track FILE"
         return next((f"track {word}" for word in ("--test", "--generate") if word in words), plain)
     if verb == "segment" and words[2].startswith("linear"):
-        return "segment linear"
+        own = any(word.startswith("model.backbone.embed_dim=") for word in words)  # its own shape is kept
+        return "segment found" if own else "segment linear"
     return "eval classifier" if verb == "eval" and "classifier.pth" in words[2] else verb
 
 
