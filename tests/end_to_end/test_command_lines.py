@@ -389,7 +389,11 @@ def printed(shop: Workshop, folder: Path) -> Iterator[tuple[str, str]]:
         yield from ((m[0], m[1]) for m in NEXT.finditer(shop.said(name)))
     for page in sorted(folder.rglob("*.html")):
         found = [html.unescape(text) for text in SHOWN.findall(page.read_text(encoding="utf-8"))]
-        yield from (("", line) for line in found if "..." not in line)  # "...": the command that made a file, paths cut
+        here = (
+            f" {shlex.quote(str(page.parent))}/"  # a page of another folder: "to be typed in the folder of this report"
+        )
+        lines = [line.replace(" ./", here) for line in found if "..." not in line]  # "...": what made a file, paths cut
+        yield from (("", line) for line in lines)
 
 
 @pytest.mark.slow
