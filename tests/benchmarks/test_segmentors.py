@@ -95,6 +95,18 @@ def test_the_table_joins_training_export_score_and_timing(compared):
 
 
 @pytest.mark.slow
+def test_the_best_file_is_found_and_timed(compared):
+    out, arguments = compared
+    ours = [word for word in arguments if not word.endswith("deeplabv3plus_r18_camvid.py")]
+    assert tool.main([*ours, "--stages", "tune", "measure"]) == 0
+    results = json.loads((out / "compare.json").read_text())
+    stages = results["models"]["upernet_tinymim_t_64_camvid"]["0"]
+    timed = {row["sha256"] for row in results["measure"]["rows"]}
+    assert {stages["export"]["sha256"], stages["tune"]["sha256"]} <= timed
+    assert stages["tune"]["winner"] is None or stages["tune"]["winner"]["drop"] <= 0.5
+
+
+@pytest.mark.slow
 def test_finished_stages_are_kept_and_another_budget_is_refused(compared, monkeypatch, capsys):
     out, arguments = compared
     before = {path: path.stat().st_mtime_ns for path in out.glob("*/seed0/*.*")}

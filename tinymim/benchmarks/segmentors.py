@@ -336,7 +336,7 @@ def tune(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
             onnx_of(folder),
             best,
             data=args.data_root,
-            runtimes=["cpu"],
+            runtimes=["onnxruntime"],
             min_speedup=1.0,
             seconds=args.seconds / 2,
             threads=args.threads,
