@@ -240,10 +240,9 @@ class Histogram:
         for keep in np.linspace(0.2, 1.0, 81):
             low = self.low * keep if self.low < 0 else self.low  # towards zero, and never out of what was seen
             high = self.high * keep if self.high > 0 else self.high
-            low, high = min(low, self.high), max(high, self.low)
             first, last = np.searchsorted(edges, low, "right") - 1, np.searchsorted(edges, high, "left")
             inside = self.counts[first:last].astype(np.float64)
-            if inside.sum() == 0:
+            if len(inside) < 2 or inside.sum() == 0:  # one bin loses nothing, whatever is left out
                 continue
             wanted = inside.copy()
             wanted[0] += self.counts[:first].sum()

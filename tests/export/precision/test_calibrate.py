@@ -172,6 +172,14 @@ def test_ranges_lie_inside_what_was_seen(batches):
         assert min(low, 0) <= high <= everything.max()
 
 
+@pytest.mark.parametrize("values", [(5, 9), (3, 4), (0.1, 1), (-9, -5)])
+def test_values_of_one_sign_keep_their_range(values):
+    histogram = Histogram()
+    histogram.add(np.random.default_rng(0).uniform(*values, 20_000).astype(np.float32))
+    for method in ("percentile", "entropy"):
+        np.testing.assert_allclose(histogram.range(method), values, atol=0.01)
+
+
 def test_percentile_is_numpys_and_forgets_outliers():
     values = np.random.default_rng(0).standard_normal(90_000).astype(np.float32)
     histogram = Histogram()
