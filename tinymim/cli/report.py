@@ -57,7 +57,8 @@ def run(args: argparse.Namespace) -> int:
         if not any(s.sha256 == f.sha256 for f in result.lineage.files if f.path == p for s in result.lineage.scores)
     ]
     data = shlex.quote(args.data or "FOLDER")
-    made = {file.role: shlex.quote(file.path) for file in result.lineage.files if file.path}
+    weights = {file.role: file.path for file in result.lineage.files if file.path}
+    made = {role: shlex.quote(path) for role, path in weights.items()}
     if any(file.output == "box" for file in result.lineage.files if file.path in loose):
         print(f"next: tinymim track --test {shlex.quote(loose[0])} --data SEQUENCES --baseline")
     elif unscored:
@@ -73,8 +74,9 @@ def run(args: argparse.Namespace) -> int:
         print(f"next: tinymim detect --test {made['detector']} --data OBJECTS --annotations OBJECTS.json")
     elif "segmentor" in made:
         print(f"next: tinymim-export --onnx seg.onnx --checkpoint {made['segmentor']}   # then report again")
-    elif student := next((file.path for file in result.lineage.files if file.role == "student" and file.path), None):
+    elif "student" in weights:
         from tinymim.cli._next import segment_line
 
-        print(f"next: {segment_line(student).replace('FOLDER', data, 1)}")
+        line = segment_line(weights["student"])
+        print(f"next: {line.replace('FOLDER', data, 1)}")
     return 0
