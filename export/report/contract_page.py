@@ -25,6 +25,7 @@ def write_contract(
     next_lines: Iterable[tuple[str, str]],
     machine: dict[str, Any],
     counted: str = "Without a classifier, as tinymim-export counts the file.",
+    factors: Mapping[str, str] | None = None,
 ) -> Path:
     """Write ``report.html`` of a search.
 
@@ -37,6 +38,7 @@ def write_contract(
         next_lines: (what it does, the command).
         machine: What it ran on.
         counted: What parameters and multiply-adds are of.
+        factors: Letter of a change -> what it changes, in words.
     """
     last, first = chosen[-1], chosen[0]
     lead = (
@@ -49,7 +51,9 @@ def write_contract(
         folder.name,
         lead,
         Section("Score against cost", _figures(score, chosen, rows), _note(score)),
-        Section("Chosen in each step", [table(*_steps(score, chosen, rows), kind="numbers")]),
+        Section(
+            "Chosen in each step", [table(*_steps(score, chosen, rows), kind="numbers")], _legend(rows, factors or {})
+        ),
         Section(
             "The model",
             [table(["argument", "start", "found"], _arguments(first["config"], last["config"]))],
@@ -65,6 +69,13 @@ def _note(score: str) -> str:
         f"Score: {score} after a short training, higher is better. Within a step all candidates had the same training; "
         "a later step has had more of it, as its weights are taken from the step before. Ringed: chosen."
     )
+
+
+def _legend(rows: Sequence[Mapping[str, Any]], factors: Mapping[str, str]) -> str:
+    """What the letters of the changes mean."""
+    used = {row["factor"] for row in rows}
+    said = "; ".join(f"{letter}: {about}" for letter, about in factors.items() if letter in used)
+    return f"{said}." if said else ""
 
 
 def _figures(score: str, chosen: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> list[Html]:

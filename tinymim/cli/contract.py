@@ -142,7 +142,10 @@ def run(args: argparse.Namespace) -> int:
     else:
         lines = segmentors.write(args, start, result)
     counted = f"Counted: {search.kind.about}."
-    page = write_contract(result.out, score.name, limits, result.chosen, result.rows, lines, environment(), counted)
+    letters = {factor.name: factor.about for factor in search.kind.factors(search.config)}
+    page = write_contract(
+        result.out, score.name, limits, result.chosen, result.rows, lines, environment(), counted, letters
+    )
     print(f"{result.student.stem}: {result.student}\nreport:  {page}")
     print("\n".join(f"next:    {line}" for _, line in lines))
     return 0
