@@ -174,7 +174,7 @@ def differences(scores: Mapping[str, Mapping[int, float]], order: list[str]) -> 
                     f"{order[0]} - {name}",
                     f"{found['difference']:+.2f}",
                     f"{found['standard_error']:.2f}",
-                    f"{found['p']:.4f}",
+                    f"{found['p']:.4f}" if found["p"] >= 1e-4 else "< 0.0001",
                 ]
             )
     if not lines:
