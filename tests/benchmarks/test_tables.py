@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tinymim.benchmarks import camvid, deployment, distill_tables, headline, segmentors_table
+from tinymim.benchmarks import camvid, deployment, distill_tables, headline, segmentors_table, transferred_page
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT / "tools"))
     [
         (segmentors_table, "compare"),
         (segmentors_table, "../tinymim/demo/compare_camvid"),
+        (segmentors_table, "compare_camvid_labels37"),
         (deployment, "deployment"),
         (camvid, "study_camvid"),
         (distill_tables, "bench_distill_amd_epyc"),
@@ -27,6 +28,11 @@ def test_the_committed_table_is_written_from_the_committed_numbers(module, name)
     docs = ROOT / "docs"
     page = docs / f"{Path(name).name}.md"
     assert module.table(json.loads((docs / f"{name}.json").read_text())) == page.read_text()
+
+
+def test_the_committed_page_of_what_was_transferred_is_written_from_its_numbers():
+    page = ROOT / "docs/transferred/transferred.md"
+    assert transferred_page.markdown(json.loads(page.with_suffix(".json").read_text())) == page.read_text()
 
 
 @pytest.mark.parametrize(
