@@ -1,5 +1,6 @@
 """A config of MMSegmentation that names one of its datasets reads the folder of --data-root."""
 
+import copy
 import re
 from pathlib import Path
 
@@ -61,6 +62,17 @@ def test_another_number_of_classes_is_said(own, scenes, capsys):
     set_data(cfg, scenes, None, None)
     set_data(find_config("upernet_tinymim_b"), scenes, None, None)  # 150: ours, of any folder
     assert "num_classes" not in capsys.readouterr().out
+
+
+def test_only_a_test_set_of_mmsegmentation(own, scenes, capsys):
+    cfg, foreign = find_config("upernet_tinymim_t_light"), find_config(own)
+    cfg.test_dataloader, cfg.test_evaluator = foreign.test_dataloader, foreign.test_evaluator
+    kept = {key: copy.deepcopy(cfg[key]) for key in ("train_cfg", "default_hooks", "val_evaluator", "train_dataloader")}
+    adopt(cfg, scenes)
+    assert cfg.test_dataloader.dataset.type == "TinyMIMSegDataset"
+    assert cfg.test_evaluator.type == "SegMetric"
+    assert {key: cfg[key] for key in kept} == kept
+    assert "in place of ADE20KDataset;" in capsys.readouterr().out
 
 
 def test_a_dataset_without_pipeline_is_refused(own, scenes):

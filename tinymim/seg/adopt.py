@@ -53,7 +53,17 @@ def adopt(cfg: Config, data_root: str | Path | None) -> None:
         loader.persistent_workers = loader.num_workers > 0
     if "tta_pipeline" in cfg:
         cfg.tta_pipeline = _readers(cfg.tta_pipeline)
-    cfg.val_evaluator = cfg.test_evaluator = dict(type="SegMetric")
+    for name in ("val", "test"):
+        if kinds[f"{name}_dataloader"] != OURS:
+            cfg[f"{name}_evaluator"] = dict(type="SegMetric")
+    if kinds["train_dataloader"] != OURS:
+        _train_as_ours(cfg)
+    foreign = dict.fromkeys(kind or "no named dataset" for kind in kinds.values() if kind != OURS)
+    say(f"note: {data_root} is read in place of {', '.join(foreign)}; labels as dataset.json or the options say")
+
+
+def _train_as_ours(cfg: Config) -> None:
+    """Loop, checkpoints, log and seed of a training that resumes exactly."""
     steps = int((cfg.get("train_cfg") or {}).get("val_interval", 1000))
     cfg.merge_from_dict({"train_cfg.type": "ResumableTrainLoop"})
     checkpoint = dict(type="RunFolderHook", interval=steps, keep=2, log_interval=10)
@@ -62,7 +72,6 @@ def adopt(cfg: Config, data_root: str | Path | None) -> None:
     cfg.setdefault("randomness", dict(seed=0))
     for key in ("visualizer", "vis_backends", "log_processor"):
         cfg.pop(key, None)
-    say(f"note: {data_root} is read in place of {kinds['train_dataloader']}; labels as dataset.json or the options say")
 
 
 def _dataset(cfg: Config, name: str) -> Any:
