@@ -135,11 +135,11 @@ def labelled(tmp_path):
 def test_a_search_ends_with_a_config_that_trains(labelled, tmp_path, capsys):
     out = tmp_path / "out"
     words = ["contract", "--segmentor", "upernet_tinymim_demo", "--data-root", labelled, "--size", "64", "64"]
-    words += ["--macs", "80M", "--shrink", "0.5", "--latency", "1s", "--seconds", "0.1", "--precision", "int8"]
+    words += ["--macs", "80M", "--latency", "1s", "--seconds", "0.1", "--precision", "int8"]
     words += ["--steps", "1", "--batch-size", "2", "--workers", "0", "--device", "cpu"]
     assert tinymim([*map(str, words), "--dry-run"]) == 0
-    assert "H 64 -> " in capsys.readouterr().out
-    assert tinymim([*map(str, words), "--out", str(out)]) == 0
+    assert "H 64 -> 48" in capsys.readouterr().out
+    assert tinymim([*map(str, words), "--shrink", "0.5", "--out", str(out)]) == 0
     said = capsys.readouterr().out
     rows = [json.loads(line) for line in (out / "candidates.jsonl").read_text("utf-8").splitlines()]
     chosen = json.loads((out / "result.json").read_text("utf-8"))["chosen"][-1]
@@ -151,7 +151,7 @@ def test_a_search_ends_with_a_config_that_trains(labelled, tmp_path, capsys):
     assert model_from_checkpoint(out / "segmentor.pth", say=False)[0].config["depth"] == chosen["config"]["depth"]
     page = (out / "report.html").read_text("utf-8")
     assert "mIoU" in page
-    assert "H: " in page  # what the letters of the changes mean
+    assert "H: width of the decode head" in page  # what the letters of the changes mean
     train = next(line.split("next:    tinymim ")[1] for line in said.splitlines() if "tinymim segment" in line)
     more = ["--max-steps", "1", "--device", "cpu", "--lr", "1e-30", "--cfg-options", "train_dataloader.num_workers=0"]
     assert tinymim([*train.split(), *more, "val_dataloader.num_workers=0", "train_dataloader.batch_size=2"]) == 0

@@ -53,9 +53,7 @@ def adopt(cfg: Config, data_root: str | Path | None) -> None:
         loader.persistent_workers = loader.num_workers > 0
     if "tta_pipeline" in cfg:
         cfg.tta_pipeline = _readers(cfg.tta_pipeline)
-    for name in ("val", "test"):
-        if kinds[f"{name}_dataloader"] != OURS:
-            cfg[f"{name}_evaluator"] = dict(type="SegMetric")
+    cfg.val_evaluator = cfg.test_evaluator = dict(type="SegMetric")
     if kinds["train_dataloader"] != OURS:
         _train_as_ours(cfg)
     foreign = dict.fromkeys(kind or "no named dataset" for kind in kinds.values() if kind != OURS)
